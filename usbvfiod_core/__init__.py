@@ -1,0 +1,1 @@
+"""The core of usbvfiod: a vfio-user server with an xHCI controller whose devices come from plugins."""

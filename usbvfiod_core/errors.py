@@ -1,0 +1,50 @@
+"""The errors of usbvfiod, by whose fault they are.
+
+A guest's fault is never an exception outside the controller: it becomes a completion code or USBSTS.HSE/HCE.
+A device's fault is a `TransferStatus`. What is left, and raised, is here. Every message is one line that says
+what is wrong and, where there is one, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class UsbvfiodError(Exception):
+    """Base of every error that usbvfiod raises on purpose; the command line prints it on one line."""
+
+
+class ConfigError(UsbvfiodError):
+    """Something the user wrote (option, device specification, configuration file) is wrong."""
+
+
+class PluginError(UsbvfiodError):
+    """A plugin could not be loaded, or broke the contract of a hook."""
+
+
+class DeviceError(UsbvfiodError):
+    """A backend cannot list or open a device; the message names the device and the reason."""
+
+
+class ClientError(UsbvfiodError):
+    """A vfio-user client's message that is refused.
+
+    `errno` goes into the error reply. `fatal` says that the stream cannot be trusted any more
+    and the connection is closed.
+    """
+
+    def __init__(self, errno: int, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.fatal = fatal
+
+
+class GuestMemoryError(UsbvfiodError):
+    """A guest physical range that the device may not access: not mapped, read-only, or not shared by the client.
+
+    Raised by `GuestMemory` only. The controller answers with USBSTS.HSE or a TRB Error; it never leaves it.
+    """
+
+    def __init__(self, address: int, length: int, reason: str) -> None:
+        super().__init__(f"guest memory {address:#x}+{length:#x}: {reason}")
+        self.address = address
+        self.length = length
+        self.reason = reason

@@ -1,0 +1,300 @@
+"""Guest memory: the regions that a client has mapped for DMA, and bounds checks for every access to them.
+
+Nothing else in the project checks a guest address, and nothing else touches guest memory but through what is handed
+out here. A file is mapped once as a whole and regions are slices of it, because clients unmap and map the same
+file dozens of times while a firmware boots (notes: QEMU's PAM regions).
+
+A memoryview that was handed out keeps its pages mapped after `unmap`; `mmap.close` is never called. Whoever keeps
+views across messages compares `generation` and resolves them anew when it has changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from bisect import bisect_right
+
+from .errors import ClientError, GuestMemoryError
+
+PAGE_SIZE = 4096
+MAX_REGIONS = 65535
+ADDRESS_LIMIT = 1 << 64
+
+_F_GET_SEALS = 1034
+_F_SEAL_SHRINK = 0x0002
+
+
+class _Backing:
+    """A file mapped as a whole, shared by the regions that lie in it."""
+
+    __slots__ = ("key", "map", "regions", "sealed", "view", "writable")
+
+    def __init__(self, fd: int, key: tuple[int, int], size: int) -> None:
+        self.key = key
+        try:
+            self.map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self.writable = True
+        except PermissionError:
+            self.map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+            self.writable = False
+        self.view = memoryview(self.map)
+        self.regions = 0
+        # A file that can shrink under a mapping kills its reader with SIGBUS; see GuestMemory.check.
+        try:
+            self.sealed = bool(fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK)
+        except OSError:
+            self.sealed = False
+
+
+class Region:
+    """One mapped range of guest physical addresses, `start` up to but not including `end`.
+
+    `view` is None where the client shared no file for it; `reason` then says why it cannot be accessed.
+    """
+
+    __slots__ = ("backing", "end", "offset", "readable", "reason", "start", "view", "writable")
+
+    def __init__(self, start: int, size: int, readable: bool, writable: bool) -> None:
+        self.start = start
+        self.end = start + size
+        self.readable = readable
+        self.writable = writable
+        self.view: memoryview | None = None
+        self.reason = "the client shares no file for this memory (QEMU: share=on, Cloud Hypervisor: shared=on)"
+        self.backing: _Backing | None = None
+        self.offset = 0
+
+
+class GuestMemory:
+    """The guest's memory as far as the client has mapped it. Addresses are guest physical (the client's IOVA).
+
+    `generation` changes with every change of the map.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._starts: list[int] = []
+        self._regions: list[Region] = []
+        self._backings: dict[tuple[int, int], _Backing] = {}
+        self._unsealed = False
+        self._last = Region(0, 0, False, False)
+
+    # -- the client's side: DMA_MAP and DMA_UNMAP ---------------------------------------------------------
+
+    def map(
+        self,
+        address: int,
+        size: int,
+        fd: int | None = None,
+        offset: int = 0,
+        *,
+        readable: bool = True,
+        writable: bool = True,
+    ) -> None:
+        """Map `size` bytes at `address`, backed by `fd` from `offset` on; the caller keeps and may close `fd`.
+
+        The same mapping again is no error. Raises ClientError: EINVAL for a malformed range or an unsuitable file,
+        EEXIST for an overlap, ENOSPC above MAX_REGIONS, EACCES for a writable map of a read-only file.
+        """
+        if size <= 0 or address < 0 or address + size > ADDRESS_LIMIT:
+            raise ClientError(errno.EINVAL, f"DMA map {address:#x}+{size:#x} is not a range of 64-bit addresses")
+        if (address | size | offset) % PAGE_SIZE:
+            raise ClientError(errno.EINVAL, f"DMA map {address:#x}+{size:#x}@{offset:#x} is not page-aligned")
+        if offset < 0 or offset + size >= 1 << 63:
+            raise ClientError(errno.EINVAL, f"DMA map offset {offset:#x} is out of range")
+        region = Region(address, size, readable, writable)
+        backing = None
+        if fd is not None:
+            backing = self._backing(fd, offset + size)
+            if writable and not backing.writable:
+                raise ClientError(errno.EACCES, "DMA map asks for write access to a read-only file")
+            region.backing, region.offset = backing, offset
+        index = bisect_right(self._starts, address)
+        for near in self._regions[max(index - 1, 0) : index + 1]:
+            if near.start < region.end and region.start < near.end:
+                if self._same(near, region):
+                    return
+                raise ClientError(
+                    errno.EEXIST, f"DMA map {address:#x}+{size:#x} overlaps {near.start:#x}-{near.end:#x}"
+                )
+        if len(self._regions) >= MAX_REGIONS:
+            raise ClientError(errno.ENOSPC, f"more than {MAX_REGIONS} DMA maps")
+        if backing is not None:
+            backing.regions += 1
+            self._backings[backing.key] = backing
+            region.view = backing.view[offset : offset + size]
+            self._unsealed |= not backing.sealed
+        self._starts.insert(index, address)
+        self._regions.insert(index, region)
+        self.generation += 1
+
+    def map_buffer(self, address: int, buffer: bytearray | memoryview | mmap.mmap, *, writable: bool = True) -> None:
+        """Map a buffer of this process; for tests and in-process drivers. No alignment is asked for."""
+        view = memoryview(buffer).cast("B")
+        region = Region(address, len(view), True, writable)
+        region.view = view
+        index = bisect_right(self._starts, address)
+        self._starts.insert(index, address)
+        self._regions.insert(index, region)
+        self.generation += 1
+
+    def unmap(self, address: int, size: int) -> int:
+        """Forget every mapping that lies wholly in the range; return how many did.
+
+        Nothing mapped there is no error: QEMU's virtual IOMMU unmaps ranges that never were. The caller has
+        made sure that no transfer uses the range. Raises ClientError(EINVAL) for a range that would cut a mapping
+        in two, or is no range.
+        """
+        end = address + size
+        if size <= 0 or address < 0 or end > ADDRESS_LIMIT:
+            raise ClientError(errno.EINVAL, f"DMA unmap {address:#x}+{size:#x} is not a range of 64-bit addresses")
+        keep, gone = [], []
+        for region in self._regions:
+            if region.start >= end or region.end <= address:
+                keep.append(region)
+            elif address <= region.start and region.end <= end:
+                gone.append(region)
+            else:
+                raise ClientError(
+                    errno.EINVAL,
+                    f"DMA unmap {address:#x}+{size:#x} cuts the mapping {region.start:#x}-{region.end:#x}",
+                )
+        if gone:
+            self._replace(keep, gone)
+        return len(gone)
+
+    def unmap_all(self) -> None:
+        """Forget every mapping: DMA_UNMAP with the ALL flag, or the client went away."""
+        self._replace([], self._regions)
+
+    def settle(self) -> None:
+        """Drop files that no region uses any more. Called when a burst of messages has been drained."""
+        for key in [key for key, backing in self._backings.items() if not backing.regions]:
+            del self._backings[key]
+        self._unsealed = any(not backing.sealed for backing in self._backings.values())
+
+    def check(self) -> None:
+        """Take away the regions of files that have shrunk. Called before guest memory is used for a batch of work.
+
+        A client that truncates a file between this check and the access still kills this process (SIGBUS), and with
+        it only its own VM's USB; VMMs pass memory that is sealed against shrinking, and then this costs nothing.
+        """
+        if not self._unsealed:
+            return
+        for backing in list(self._backings.values()):
+            if not backing.sealed and backing.map.size() < len(backing.view):
+                self._truncated(backing)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The mapped regions in order of address."""
+        return tuple(self._regions)
+
+    # -- the controller's side -------------------------------------------------------------------------------
+
+    def window(self, address: int, length: int, *, write: bool = True) -> memoryview:
+        """A view of `length` bytes that lie in one region. Raises GuestMemoryError."""
+        last = self._last
+        end = address + length
+        if last.start <= address and end <= last.end:
+            region = last
+        else:
+            region = self._find(address, length)
+            if end > region.end:
+                raise GuestMemoryError(address, length, "crosses the end of a mapping")
+        view = region.view
+        if view is None or (write and not region.writable) or not region.readable:
+            raise GuestMemoryError(address, length, self._refusal(region, write))
+        start = region.start
+        return view[address - start : end - start]
+
+    def windows(self, address: int, length: int, *, write: bool) -> list[memoryview]:
+        """Views that together are `length` bytes, split where regions meet. Raises GuestMemoryError."""
+        last = self._last
+        if last.start <= address and address + length <= last.end:
+            return [self.window(address, length, write=write)]
+        views = []
+        while length > 0:
+            region = self._find(address, length)
+            part = min(length, region.end - address)
+            views.append(self.window(address, part, write=write))
+            address += part
+            length -= part
+        return views
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy `length` bytes out. Raises GuestMemoryError."""
+        return b"".join(self.windows(address, length, write=False))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` in. Raises GuestMemoryError, and then has written nothing."""
+        done = 0
+        for view in self.windows(address, len(data), write=True):
+            view[:] = data[done : done + len(view)]
+            done += len(view)
+
+    # -- own ---------------------------------------------------------------------------------------------------
+
+    def _find(self, address: int, length: int) -> Region:
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0:
+            region = self._regions[index]
+            if address < region.end:
+                self._last = region
+                return region
+        raise GuestMemoryError(address, length, "not mapped")
+
+    @staticmethod
+    def _refusal(region: Region, write: bool) -> str:
+        if region.view is None:
+            return region.reason
+        return "read-only" if write and not region.writable else "write-only"
+
+    @staticmethod
+    def _same(old: Region, new: Region) -> bool:
+        return (
+            (old.start, old.end, old.readable, old.writable, old.offset)
+            == (new.start, new.end, new.readable, new.writable, new.offset)
+        ) and old.backing is new.backing
+
+    def _backing(self, fd: int, needed: int) -> _Backing:
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            raise ClientError(error.errno or errno.EBADF, f"DMA map: {error.strerror}") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ClientError(errno.EINVAL, "DMA map: the file descriptor is not a memfd or regular file")
+        if status.st_size < needed:
+            raise ClientError(
+                errno.EINVAL, f"DMA map: the file is {status.st_size:#x} bytes, the map needs {needed:#x}"
+            )
+        key = (status.st_dev, status.st_ino)
+        known = self._backings.get(key)
+        if known is not None and len(known.view) >= needed:
+            return known
+        try:
+            return _Backing(fd, key, status.st_size)
+        except (OSError, ValueError, OverflowError) as error:
+            code = getattr(error, "errno", None) or errno.EINVAL
+            raise ClientError(code, f"DMA map: the file cannot be mapped: {error}") from None
+
+    def _replace(self, keep: list[Region], gone: list[Region]) -> None:
+        for region in gone:
+            if region.backing is not None:
+                region.backing.regions -= 1
+        self._regions = keep
+        self._starts = [region.start for region in keep]
+        self._last = Region(0, 0, False, False)
+        self.generation += 1
+
+    def _truncated(self, backing: _Backing) -> None:
+        backing.sealed = True  # said once; nothing of it can be reached any more
+        for region in self._regions:
+            if region.backing is backing:
+                region.view = None
+                region.reason = "the client has truncated the file of this memory"
+        self._backings.pop(backing.key, None)
+        self.generation += 1

@@ -1,0 +1,1 @@
+"""The vocabulary of USB: speeds, requests, descriptors, transfers, and the `Device` contract."""

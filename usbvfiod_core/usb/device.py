@@ -1,0 +1,94 @@
+"""The contract between the controller and a USB device, real or virtual."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from .speed import Speed
+from .transfer import Transfer
+
+T = TypeVar("T")
+
+
+class Timer(Protocol):
+    """What `Loop.call_later` gives back."""
+
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a device may ask of the loop. asyncio's event loop has all but `run_blocking`.
+
+    Everything is called on the loop's thread, but `call_soon_threadsafe`, which is the one door for other threads.
+    """
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> object: ...
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object: ...
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer: ...
+    def add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> None: ...
+    def remove_reader(self, fd: int) -> object: ...
+    def add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> None: ...
+    def remove_writer(self, fd: int) -> object: ...
+
+    def run_blocking(self, call: Callable[[], T], then: Callable[[T | BaseException], object]) -> None:
+        """Run `call` in a thread; give its result, or the exception it raised, to `then` on the loop's thread."""
+        ...
+
+
+class DeviceEvents(Protocol):
+    """What a device tells the core on its own account; given to it by `Device.attach`."""
+
+    def disconnected(self) -> None:
+        """The device is gone: the port disconnects. Transfers in flight must still be completed."""
+        ...
+
+    def remote_wakeup(self) -> None:
+        """The device signals resume while its port is suspended (USB 2.0 7.1.7.7); ignored otherwise."""
+        ...
+
+
+class Device(ABC):
+    """A USB device as the controller sees it. All methods are called on the loop's thread and must not block.
+
+    Life: `attach` once, when the device is plugged into a port; `submit`, `cancel` and `reset` any number of times;
+    `close` once. A device may be wrapped (quirks, interceptors): a wrapper is a Device that calls another one.
+    """
+
+    speed: Speed
+    """Decides the port (USB 2 or USB 3) and what the guest is told."""
+    name: str
+    """For people: manufacturer and product, say."""
+    max_streams: int = 0
+    """Bulk streams per endpoint that `submit` supports (USB 3.2 8.12.1.4); 0 for none."""
+
+    @abstractmethod
+    def attach(self, events: DeviceEvents) -> None:
+        """The device is plugged in; keep `events` to tell of disconnection and remote wake-up."""
+
+    @abstractmethod
+    def submit(self, transfer: Transfer) -> None:
+        """Start a transfer. Transfers of one endpoint (and stream) are executed in the order they are submitted.
+
+        Completes by `transfer.complete`, inside this call or later. Every failure is a status; nothing is raised.
+        Requests that change the device (SET_CONFIGURATION, SET_INTERFACE, CLEAR_FEATURE) come here as
+        control transfers; SET_ADDRESS never does.
+        """
+
+    @abstractmethod
+    def cancel(self, transfer: Transfer) -> None:
+        """End a transfer in flight soon: it is still completed by `transfer.complete`, with CANCELLED and what had
+        been moved, or with its real result if it won the race. After that its windows are not touched any more."""
+
+    @abstractmethod
+    def reset(self, done: Callable[[], object]) -> None:
+        """The driver resets the port (USB 2.0 7.1.7.5): back to the default state, halts cleared, not configured.
+
+        No transfer is in flight. `done` is called when the device can be addressed, inside this call or later;
+        a device that does not survive it also calls `events.disconnected()`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """The device is unplugged from the port and never used again: give everything back."""
