@@ -1,0 +1,224 @@
+"""The guest's root file system: an initramfs of busybox, a few tools and the modules that USB needs.
+
+It is made from the Debian tree without root (the archive is written here, device nodes are only entries in it) and kept
+beside the tree under a name that covers everything it is made of, so a change to `guest_init.sh` costs a second. It is
+not compressed, and neither are the modules in it: an emulated processor unpacks slowly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.vm import tree as debian
+
+INIT = Path(__file__).with_name("guest_init.sh")
+BUSYBOX = "usr/bin/busybox"
+
+# Loaded in this order at boot, with what they depend on. usbtest comes before the drivers of real classes have a say
+# about a vendor specific device; what binds to which device is the kernel's decision as on any system.
+MODULES = (
+    "xhci_pci",
+    "usb_storage",
+    "uas",
+    "sd_mod",
+    "sg",
+    "usbhid",
+    "hid_generic",
+    "evdev",
+    "usbtest",
+    "crc32c_generic",  # ext4 asks for it by its algorithm's name
+    "ext4",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+)
+
+# Beside busybox's applets. Perl is the way to an ioctl (usbtest, usbfs) and to exact timing.
+PROGRAMS = (
+    "usr/bin/lsusb",
+    "usr/bin/dd",  # busybox's does not say how long it took; a script must give this one's path to get it
+    "usr/bin/perl",
+    "usr/bin/evtest",
+    "usr/sbin/mkfs.ext4",
+    "usr/sbin/e2fsck",
+    "usr/sbin/debugfs",
+    "usr/bin/sg_inq",
+    "usr/bin/sg_luns",
+    "usr/bin/sg_modes",
+    "usr/bin/sg_raw",
+    "usr/bin/sg_readcap",
+    "usr/bin/sg_requests",
+    "usr/bin/sg_sync",
+    "usr/bin/sg_turs",
+    "usr/bin/sg_unmap",
+    "usr/bin/sg_vpd",
+    "usr/bin/sg_write_same",
+)
+CONFIGURATION = ("etc/mke2fs.conf",)
+HWDB_SOURCES = ("20-usb-classes.hwdb", "20-usb-vendor-model.hwdb")  # the names lsusb prints
+
+
+def ensure(tree: Path) -> Path:
+    """Return the initramfs for this tree and the present `guest_init.sh`, making it first if it is missing.
+
+    Takes about two seconds, needs no root but a cache directory that can be written to. Raises `tree.VmError`.
+    """
+    image = tree.parent / f"initramfs-{_fingerprint(tree)}.cpio"
+    if image.exists():
+        return image
+    try:
+        with debian.build_lock(tree.parent):
+            if image.exists():
+                return image
+            with tempfile.NamedTemporaryFile(dir=tree.parent, suffix=".cpio.building", delete=False) as output:
+                try:
+                    output.write(archive(contents(tree)))
+                    os.chmod(output.name, 0o644)
+                    os.rename(output.name, image)
+                except BaseException:
+                    os.unlink(output.name)
+                    raise
+            for old in tree.parent.glob("initramfs-*.cpio"):
+                if old != image:
+                    old.unlink()
+    except PermissionError as error:
+        raise debian.VmError(
+            f"cannot write the guest's initramfs: {error}; run `make vm` as the cache's owner"
+        ) from None
+    return image
+
+
+def _fingerprint(tree: Path) -> str:
+    digest = hashlib.sha256((tree / debian.STAMP).read_bytes())
+    digest.update(INIT.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    digest.update(json.dumps(str(tree)).encode())
+    return digest.hexdigest()[:12]
+
+
+# An entry: path without leading slash, mode with the file type, contents (or a link's target), device number.
+Entry = tuple[str, int, bytes, tuple[int, int]]
+
+
+def archive(entries: list[Entry]) -> bytes:
+    """A cpio archive in the "newc" form the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format)."""
+    parts: list[bytes] = []
+    for inode, (name, mode, data, (major, minor)) in enumerate([*entries, ("TRAILER!!!", 0, b"", (0, 0))], start=1):
+        encoded = name.encode() + b"\0"
+        links = 2 if stat.S_ISDIR(mode) else 1
+        fields = (inode, mode, 0, 0, links, 0, len(data), 0, 0, major, minor, len(encoded), 0)
+        header = b"070701" + b"".join(b"%08X" % field for field in fields)
+        parts += [header + encoded, bytes(-(len(header) + len(encoded)) % 4), data, bytes(-len(data) % 4)]
+    return b"".join(parts)
+
+
+def contents(tree: Path) -> list[Entry]:
+    """Everything in the guest's root file system, directories before what is in them."""
+    files: dict[str, Entry] = {}
+
+    def add(path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+        parent = str(Path(path).parent)
+        if parent != "." and parent not in files:
+            add(parent, stat.S_IFDIR | 0o755)
+        files[path] = (path, mode, data, device)
+
+    for directory in ("proc", "sys", "dev", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64"):
+        add(directory, stat.S_IFDIR | 0o755)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        add(name, stat.S_IFLNK | 0o777, f"usr/{name}".encode())
+    add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))  # the kernel opens it for init, before devtmpfs is there
+    add("init", stat.S_IFREG | 0o755, INIT.read_bytes())
+    add(BUSYBOX, stat.S_IFREG | 0o755, (tree / BUSYBOX).read_bytes())
+    for path in PROGRAMS:
+        add(path, stat.S_IFREG | 0o755, (tree / path).read_bytes())
+        for soname, library in _libraries(tree, path):
+            add(soname, stat.S_IFREG | 0o755, library.read_bytes())
+    for path in CONFIGURATION:
+        add(path, stat.S_IFREG | 0o644, (tree / path).read_bytes())
+    add("etc/udev/hwdb.bin", stat.S_IFREG | 0o444, _hardware_names(tree))
+    applets = subprocess.run([tree / BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    for applet in applets:
+        link = f"usr/bin/{applet}"
+        if link not in files and f"usr/sbin/{applet}" not in files:
+            add(link, stat.S_IFLNK | 0o777, b"busybox")
+    load = []
+    for module in _modules(tree):
+        path = f"usr/lib/modules/{module.name.removesuffix('.xz')}"
+        add(path, stat.S_IFREG | 0o644, _unpacked(module))
+        load.append(f"/{path}\n")
+    add("usr/lib/modules/load", stat.S_IFREG | 0o644, "".join(load).encode())
+    return list(files.values())
+
+
+def _hardware_names(tree: Path) -> bytes:
+    """The part of udev's hardware database that lsusb looks into; the whole one is five times as large."""
+    with tempfile.TemporaryDirectory() as root:
+        sources = Path(root) / "etc/udev/hwdb.d"
+        sources.mkdir(parents=True)
+        for name in HWDB_SOURCES:
+            shutil.copyfile(tree / "usr/lib/udev/hwdb.d" / name, sources / name)
+        command = [*debian.program_argv(tree, "usr/bin/systemd-hwdb"), f"--root={root}", "update"]
+        subprocess.run(command, check=True)
+        return (Path(root) / "etc/udev/hwdb.bin").read_bytes()
+
+
+def _unpacked(module: Path) -> bytes:
+    return lzma.decompress(module.read_bytes()) if module.suffix == ".xz" else module.read_bytes()
+
+
+def _libraries(tree: Path, program: str) -> Iterator[tuple[str, Path]]:
+    """What a program is linked with: (path in the guest, file), the dynamic linker included."""
+    loader, *arguments = debian.program_argv(tree, program)
+    listing = subprocess.run([loader, "--list", *arguments], capture_output=True, text=True)
+    if listing.returncode != 0 or "not found" in listing.stdout:
+        raise debian.VmError(f"the tree misses a library of {program}: {(listing.stderr or listing.stdout).strip()}")
+    for name, path in re.findall(r"^\s*(\S+) => (\S+) \(", listing.stdout, re.MULTILINE):
+        if name.startswith("/"):
+            yield name.lstrip("/").replace("lib64/", "usr/lib64/", 1), Path(path)
+        else:
+            yield f"{debian.LIBRARIES}/{name}", Path(path)
+
+
+def _modules(tree: Path) -> list[Path]:
+    """The files of MODULES and of what they need, in an order in which each can be loaded."""
+    directory = tree / "usr/lib/modules" / debian.kernel(tree)[1]
+    needs: dict[str, list[str]] = {}
+    files: dict[str, Path] = {}
+    for line in (directory / "modules.dep").read_text().splitlines():
+        path, _, dependencies = line.partition(":")
+        files[_module_name(path)] = directory / path
+        needs[_module_name(path)] = [_module_name(dependency) for dependency in dependencies.split()]
+    # A soft dependency is one the symbols do not show, such as ext4's on a checksum driver.
+    for line in (directory / "modules.softdep").read_text().splitlines():
+        match = re.match(r"softdep (\S+) pre: (.*?)(?: post:|$)", line)
+        if match and _module_name(match[1]) in needs:
+            needs[_module_name(match[1])] += [_module_name(name) for name in match[2].split()]
+    builtin = {_module_name(line) for line in (directory / "modules.builtin").read_text().splitlines()}
+    ordered: dict[str, Path] = {}
+
+    def visit(name: str) -> None:
+        if name in ordered or name in builtin or name not in files:
+            return
+        for needed in needs[name]:
+            visit(needed)
+        ordered[name] = files[name]
+
+    for name in MODULES:
+        if name not in files and name not in builtin:
+            raise debian.VmError(f"the guest's kernel has no module {name}")
+        visit(name)
+    return list(ordered.values())
+
+
+def _module_name(path: str) -> str:
+    return Path(path).name.split(".ko")[0].replace("-", "_")
