@@ -361,8 +361,8 @@ COMPLETION_CODES = _names("CC_")
 """Completion code -> name, for logs and errors."""
 
 _TRB_BITS = {name for name in globals() if name.endswith(("_SHIFT", "_MASK"))} | {
-    *("TRB_SIZE TRB_CYCLE TRB_TC TRB_ENT TRB_ISP TRB_ED TRB_NS TRB_CH TRB_IOC TRB_IDT").split(),
-    *("TRB_BEI TRB_BSR TRB_DC TRB_TSP TRB_DIR TRB_SP TRB_SIA").split(),
+    *["TRB_SIZE", "TRB_CYCLE", "TRB_TC", "TRB_ENT", "TRB_ISP", "TRB_ED", "TRB_NS", "TRB_CH", "TRB_IOC", "TRB_IDT"],
+    *["TRB_BEI", "TRB_BSR", "TRB_DC", "TRB_TSP", "TRB_DIR", "TRB_SP", "TRB_SIA"],
 }
 TRB_TYPES = _names("TRB_", *_TRB_BITS)
 """TRB type -> name, for logs and errors."""

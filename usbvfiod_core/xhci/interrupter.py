@@ -1,0 +1,186 @@
+"""One interrupter: its register set, its event ring, and when it interrupts (4.17, 5.5.2).
+
+Register writes only note what has to be done; `flush` does it, once for a batch of events, at the end of
+`Controller.run`. Then: an event without BEI sets IPE; IPE with EHB clear, and the moderation interval over, sets IP
+and EHB and USBSTS.EINT; IP with IMAN.IE and USBCMD.INTE sends the message, which clears IP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns
+
+from ..memory import GuestMemory
+from ..usb.device import Loop, Timer
+from . import registers as reg
+from . import spec
+from .event_ring import ERST_MAX, EventRing
+
+IMOD_UNIT_NS = 250
+
+_USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
+_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+
+
+class Interrupter:
+    """Interrupter `index` (0-based). `post` adds an event; `dirty` is told that `flush` is wanted.
+
+    `interrupt(index)` sends the MSI-X message.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        registers: reg.RegisterFile,
+        memory: GuestMemory,
+        loop: Loop,
+        interrupt: Callable[[int], None],
+        dirty: Callable[[Interrupter], None],
+    ) -> None:
+        self.index = index
+        self.ring = EventRing(memory)
+        self.queued = False
+        """Whether it waits for its `flush`; kept by the controller."""
+        self._registers = registers
+        self._dwords = registers.dwords
+        self._loop = loop
+        self._interrupt = interrupt
+        self._dirty = dirty
+        self._base = base = reg.interrupter_base(index)
+        self._iman = base + spec.IMAN >> 2
+        self._imod = base + spec.IMOD >> 2
+        self._erstsz = base + spec.ERSTSZ >> 2
+        self._erstba = base + spec.ERSTBA >> 2
+        self._erdp = base + spec.ERDP >> 2
+        self._timer: Timer | None = None
+        writers = registers.writers
+        writers[base + spec.IMAN] = self.write_iman
+        writers[base + spec.ERSTBA + 4] = self.write_erstba_hi
+        writers[base + spec.ERDP] = self.write_erdp_lo
+        writers[base + spec.ERDP + 4] = self.write_erdp_hi
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget ring and pending interrupts; the registers are reset by their table."""
+        self.ring.reset()
+        self._pending = False  # IPE
+        self._new_table = False
+        self._moved = False
+        self._not_before = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether events can be sent here: a ring is set up, or about to be."""
+        return self.ring.ready or self._new_table
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the event ring is full; nothing new is fetched meanwhile (4.9.4)."""
+        return bool(self.ring.held)
+
+    def post(self, parameter: int, status: int, control: int, *, block_interrupt: bool = False) -> None:
+        """Add an event, whose `control` comes without its cycle bit. Raises GuestMemoryError."""
+        if self._new_table:
+            self._set_up()
+        self.ring.publish(parameter, status, control)
+        if not block_interrupt:
+            self._pending = True
+            if not self.queued:
+                self._dirty(self)
+
+    def run_started(self) -> None:
+        """USBCMD.RS was set: a driver that wrote only the low half of ERSTBA has meant it (5.5.2.3.2)."""
+        if not self.ring.ready and self._dwords[self._erstsz] and self._dwords[self._erstba]:
+            self._new_table = True
+            self._dirty(self)
+
+    def flush(self) -> None:
+        """Do what register writes have asked for, and interrupt if it is due. Raises GuestMemoryError."""
+        ring = self.ring
+        if self._new_table:
+            self._set_up()
+        if self._moved:
+            self._moved = False
+            ring.move_dequeue(self._pointer(self._erdp) & ~0xF)
+            if ring.held:
+                ring.release()
+                self._pending = True
+        if not self._pending or self._dwords[self._erdp] & spec.ERDP_EHB:
+            return
+        if ring.empty:
+            self._pending = False
+            return
+        interval = (self._dwords[self._imod] & 0xFFFF) * IMOD_UNIT_NS
+        if interval:
+            now = monotonic_ns()
+            if now < self._not_before:
+                if self._timer is None:
+                    self._timer = self._loop.call_later((self._not_before - now) / 1e9, self._interval_over)
+                return
+            self._not_before = now + interval
+        self._pending = False
+        self._dwords[self._iman] |= spec.IMAN_IP
+        self._dwords[self._erdp] |= spec.ERDP_EHB
+        self._dwords[_USBSTS] |= spec.USBSTS_EINT
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Send the message if IP is set and allowed; called when IP, IE or USBCMD.INTE becomes set."""
+        iman = self._dwords[self._iman]
+        if iman & (spec.IMAN_IP | spec.IMAN_IE) == spec.IMAN_IP | spec.IMAN_IE and (
+            self._dwords[_USBCMD] & spec.USBCMD_INTE
+        ):
+            self._dwords[self._iman] = iman & ~spec.IMAN_IP
+            self._interrupt(self.index)
+
+    # -- registers -----------------------------------------------------------------------------------------------
+
+    def write_iman(self, value: int) -> None:
+        self._registers.store_masked(self._base + spec.IMAN, value)
+        self.deliver()
+
+    def write_erstba_hi(self, value: int) -> None:
+        self._dwords[self._erstba + 1] = value
+        if self._dwords[self._erstsz]:
+            self._new_table = True
+            self._dirty(self)
+        else:
+            self.ring.reset()  # ERSTSZ 0 disables the ring of a secondary interrupter (5.5.2.3.1)
+
+    def write_erdp_lo(self, value: int) -> None:
+        # The driver hands the handler-busy bit and the pointer over in one store; both count from here on.
+        old = self._dwords[self._erdp]
+        self._dwords[self._erdp] = value & ~spec.ERDP_EHB | old & ~value & spec.ERDP_EHB
+        self._moved = True
+        if old & value & spec.ERDP_EHB:
+            self._pending = True  # flush drops it again if the driver has taken all events
+        if not self.queued:
+            self._dirty(self)
+
+    def write_erdp_hi(self, value: int) -> None:
+        if value != self._dwords[self._erdp + 1]:
+            self._dwords[self._erdp + 1] = value
+            self._moved = True
+            if not self.queued:
+                self._dirty(self)
+
+    # -- own ---------------------------------------------------------------------------------------------------
+
+    def _pointer(self, index: int) -> int:
+        return self._dwords[index] | self._dwords[index + 1] << 32
+
+    def _set_up(self) -> None:
+        self._new_table = False
+        count = min(self._dwords[self._erstsz] & spec.ERSTSZ_MASK, ERST_MAX)
+        self.ring.set_up(self._pointer(self._erstba) & ~0x3F, count)
+        # SeaBIOS and FreeBSD write ERDP before ERSTBA.
+        self.ring.move_dequeue(self._pointer(self._erdp) & ~0xF)
+        self.ring.release()
+
+    def _interval_over(self) -> None:
+        self._timer = None
+        if not self.queued:
+            self._dirty(self)

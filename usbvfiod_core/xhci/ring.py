@@ -1,0 +1,103 @@
+"""Rings of Transfer Request Blocks as the controller consumes them (4.9).
+
+Some facts about a ring that a guest writes while we read it. A TRB is valid once its cycle bit is ours, and the
+driver writes the dword with that bit last. So the control dword is read first, on its own, and the other three only
+when it is ours; x86 keeps both sides' order. A struct.unpack of all 16 bytes reads the control dword last and sees
+stale TRBs.
+"""
+
+from __future__ import annotations
+
+from ..memory import GuestMemory
+from . import spec
+
+LINK_LIMIT = 32
+"""Link TRBs that may follow one another; a ring of nothing but Link TRBs is a loop."""
+
+_PAGE = 0x1000
+_LINK = spec.TRB_LINK << spec.TRB_TYPE_SHIFT
+_TYPE_MASK = spec.TRB_TYPE_MASK
+
+
+class RingLoopError(Exception):
+    """More than LINK_LIMIT Link TRBs in a row: the guest's fault, answered with a TRB Error."""
+
+
+class Trb:
+    """One TRB as it was read: its guest physical `address` and the raw words (6.4)."""
+
+    __slots__ = ("address", "control", "parameter", "status")
+
+    def __init__(self, address: int, parameter: int, status: int, control: int) -> None:
+        self.address = address
+        self.parameter = parameter
+        self.status = status
+        self.control = control
+
+    @property
+    def type(self) -> int:
+        return (self.control & _TYPE_MASK) >> spec.TRB_TYPE_SHIFT
+
+    def __repr__(self) -> str:
+        name = spec.TRB_TYPES.get(self.type, f"type {self.type}")
+        return f"<{name} TRB at {self.address:#x}: {self.parameter:#x} {self.status:#x} {self.control:#x}>"
+
+
+class ConsumerRing:
+    """A position in a ring: `address` of the next TRB and the `cycle` bit that makes it ours (CCS).
+
+    `read` walks the position over Link TRBs and past the TRB that it returns. To look ahead, save `address` and
+    `cycle` and put them back.
+    """
+
+    __slots__ = ("_dwords", "_generation", "_memory", "_page", "_qwords", "address", "cycle", "link_ioc")
+
+    def __init__(self, memory: GuestMemory, address: int, cycle: int) -> None:
+        self._memory = memory
+        self.address = address
+        self.cycle = cycle
+        self.link_ioc: list[Trb] = []
+        """Link TRBs with IOC that `read` has followed since somebody emptied the list."""
+        self._page = -1
+        self._generation = -1
+        self._dwords = self._qwords = memoryview(b"")
+
+    def move(self, address: int, cycle: int) -> None:
+        """Go to another position."""
+        self.address = address
+        self.cycle = cycle
+        self.link_ioc.clear()
+
+    def read(self) -> Trb | None:
+        """The TRB at the position, which moves past it; None where the driver has not written one yet (4.9.2).
+
+        Raises GuestMemoryError when the ring lies outside guest memory, RingLoopError for a loop of Link TRBs.
+        """
+        address = self.address
+        for _ in range(LINK_LIMIT):
+            page = address & ~0xFFF
+            if page != self._page or self._generation != self._memory.generation:
+                self._look_at(page)
+            index = (address & 0xFFF) >> 2
+            control = self._dwords[index + 3]
+            if control & 1 != self.cycle:
+                self.address = address
+                return None
+            if control & _TYPE_MASK != _LINK:
+                self.address = address + 16
+                return Trb(address, self._qwords[index >> 1], self._dwords[index + 2], control)
+            if control & spec.TRB_IOC:
+                self.link_ioc.append(Trb(address, self._qwords[index >> 1], self._dwords[index + 2], control))
+            address = self._qwords[index >> 1] & ~0xF
+            if control & spec.TRB_TC:
+                self.cycle ^= 1
+        raise RingLoopError(f"more than {LINK_LIMIT} Link TRBs in a row at {self.address:#x}")
+
+    def _look_at(self, page: int) -> None:
+        memory = self._memory
+        self._page = -1
+        view = memory.window(page, _PAGE, write=False)
+        self._dwords = view.cast("I")
+        self._qwords = view.cast("Q")
+        self._page = page
+        self._generation = memory.generation

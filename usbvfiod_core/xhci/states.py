@@ -1,0 +1,84 @@
+"""The two state machines of the xHC as tables: slots (4.5.3) and endpoints (4.8.3).
+
+A pair that is not in its table is not allowed in that state: the command completes with a Context State Error, a
+doorbell is ignored.
+"""
+
+from __future__ import annotations
+
+from .spec import (
+    EP_DISABLED,
+    EP_ERROR,
+    EP_HALTED,
+    EP_RUNNING,
+    EP_STOPPED,
+    SLOT_ADDRESSED,
+    SLOT_CONFIGURED,
+    SLOT_DEFAULT,
+    SLOT_DISABLED,
+    SLOT_ENABLED,
+)
+
+# What happens to a slot.
+ENABLE = "Enable Slot"
+DISABLE = "Disable Slot"
+ADDRESS = "Address Device"
+ADDRESS_BSR = "Address Device, BSR=1"
+CONFIGURE = "Configure Endpoint"
+DECONFIGURE = "Configure Endpoint, DC=1"
+EVALUATE = "Evaluate Context"
+RESET_DEVICE = "Reset Device"
+
+SLOT: dict[tuple[int, str], int] = {
+    (SLOT_DISABLED, ENABLE): SLOT_ENABLED,
+    (SLOT_ENABLED, DISABLE): SLOT_DISABLED,
+    (SLOT_DEFAULT, DISABLE): SLOT_DISABLED,
+    (SLOT_ADDRESSED, DISABLE): SLOT_DISABLED,
+    (SLOT_CONFIGURED, DISABLE): SLOT_DISABLED,
+    (SLOT_ENABLED, ADDRESS_BSR): SLOT_DEFAULT,
+    (SLOT_ENABLED, ADDRESS): SLOT_ADDRESSED,
+    (SLOT_DEFAULT, ADDRESS): SLOT_ADDRESSED,
+    (SLOT_ADDRESSED, CONFIGURE): SLOT_CONFIGURED,
+    (SLOT_CONFIGURED, CONFIGURE): SLOT_CONFIGURED,
+    (SLOT_ADDRESSED, DECONFIGURE): SLOT_ADDRESSED,
+    (SLOT_CONFIGURED, DECONFIGURE): SLOT_ADDRESSED,
+    (SLOT_DEFAULT, EVALUATE): SLOT_DEFAULT,
+    (SLOT_ADDRESSED, EVALUATE): SLOT_ADDRESSED,
+    (SLOT_CONFIGURED, EVALUATE): SLOT_CONFIGURED,
+    (SLOT_ADDRESSED, RESET_DEVICE): SLOT_DEFAULT,
+    (SLOT_CONFIGURED, RESET_DEVICE): SLOT_DEFAULT,
+}
+
+# What happens to an endpoint.
+DOORBELL = "doorbell"
+HALT = "halt"
+TRB_FAULT = "TRB error"
+STOP = "Stop Endpoint"
+RESET = "Reset Endpoint"
+SET_DEQUEUE = "Set TR Dequeue Pointer"
+
+ENDPOINT: dict[tuple[int, str], int] = {
+    (EP_RUNNING, DOORBELL): EP_RUNNING,
+    (EP_STOPPED, DOORBELL): EP_RUNNING,
+    (EP_RUNNING, HALT): EP_HALTED,
+    (EP_RUNNING, TRB_FAULT): EP_ERROR,
+    (EP_RUNNING, STOP): EP_STOPPED,
+    (EP_HALTED, RESET): EP_STOPPED,
+    (EP_STOPPED, SET_DEQUEUE): EP_STOPPED,
+    (EP_ERROR, SET_DEQUEUE): EP_STOPPED,
+}
+
+SLOT_STATES = {
+    SLOT_DISABLED: "Disabled",
+    SLOT_ENABLED: "Enabled",
+    SLOT_DEFAULT: "Default",
+    SLOT_ADDRESSED: "Addressed",
+    SLOT_CONFIGURED: "Configured",
+}
+ENDPOINT_STATES = {
+    EP_DISABLED: "Disabled",
+    EP_RUNNING: "Running",
+    EP_HALTED: "Halted",
+    EP_STOPPED: "Stopped",
+    EP_ERROR: "Error",
+}

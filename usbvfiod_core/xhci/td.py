@@ -1,0 +1,290 @@
+"""Transfer Descriptors: from the TRBs of a ring to one transfer, and from its result to events (3.2.8, 4.10, 4.11).
+
+A TD is collected only when the driver has written all of it. Its buffers become windows of guest memory; nothing is
+copied. When it has ended, `report` walks it once more and says which events it owes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..memory import GuestMemory
+from ..usb.requests import SetupPacket
+from ..usb.transfer import Transfer
+from . import spec
+from .ring import ConsumerRing, Trb
+
+TRB_LIMIT = 4096
+"""TRBs in one TD; more is no driver but a guest that wants to keep us busy."""
+
+_TYPE = spec.TRB_TYPE_MASK
+_NORMAL = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT
+_SETUP = spec.TRB_SETUP_STAGE << spec.TRB_TYPE_SHIFT
+_DATA = spec.TRB_DATA_STAGE << spec.TRB_TYPE_SHIFT
+_STATUS = spec.TRB_STATUS_STAGE << spec.TRB_TYPE_SHIFT
+_EVENT_DATA = spec.TRB_EVENT_DATA << spec.TRB_TYPE_SHIFT
+_NO_OP = spec.TRB_NO_OP << spec.TRB_TYPE_SHIFT
+_CH = spec.TRB_CH
+_IOC = spec.TRB_IOC
+_ISP = spec.TRB_ISP
+_IDT = spec.TRB_IDT
+_LENGTH = spec.TRB_LENGTH_MASK
+_SUCCESS = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
+_SHORT = spec.CC_SHORT_PACKET << spec.EVENT_CODE_SHIFT
+
+Emit = Callable[[int, int, int, int, int], None]
+"""`emit(parameter, status, event data flag, status dword of the TRB, its control dword)`: see `Endpoint.emit`."""
+
+
+class TdFault(Exception):
+    """A TRB that does not belong where it is: the endpoint stops with a TRB Error at `trb` (4.10.2.5)."""
+
+    def __init__(self, trb: Trb, reason: str) -> None:
+        super().__init__(f"{reason}: {trb!r}")
+        self.trb = trb
+
+
+class Td:
+    """The TRBs of one TD (for a control endpoint: of its three stages) and the transfer made of them.
+
+    `cycle` is the cycle bit at its first TRB. `done` bytes were moved before an earlier stop and are not moved again.
+    `setup` and `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op).
+    """
+
+    __slots__ = ("cycle", "done", "ended", "is_in", "length", "links", "setup", "transfer", "trbs", "windows")
+
+    def __init__(self, trbs: list[Trb], cycle: int, is_in: bool) -> None:
+        self.trbs = trbs
+        self.cycle = cycle
+        self.is_in = is_in
+        self.length = 0
+        self.done = 0
+        self.setup: SetupPacket | None = None
+        self.windows: list[memoryview] | None = None
+        self.transfer: Transfer | None = None
+        self.ended = False
+        self.links: list[Trb] = []
+
+    @property
+    def actual(self) -> int:
+        """Bytes moved since the start of the TD."""
+        return self.done + (self.transfer.actual if self.transfer is not None else 0)
+
+    def skip(self, done: int) -> None:
+        """Leave out the first `done` bytes, which were moved before the endpoint was stopped in mid-TD (4.6.9)."""
+        self.done = done
+        rest = []
+        for window in self.windows or ():
+            if done < len(window):
+                rest.append(window[done:])
+            done = max(done - len(window), 0)
+        self.windows = rest
+
+
+def collect(ring: ConsumerRing, memory: GuestMemory, *, is_in: bool, control: bool) -> Td | None:
+    """Take the next whole TD off the ring; None, and the ring as it was, if the driver has not written one yet.
+
+    For a control endpoint that is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op.
+    Raises TdFault, RingLoopError, GuestMemoryError; the ring then stands at the TD's first TRB.
+    """
+    first = ring.read()
+    if first is None:
+        return None
+    address, cycle = first.address, ring.cycle
+    links = ring.link_ioc.copy() if ring.link_ioc else []
+    td = Td([first], cycle, is_in)
+    complete = False
+    try:
+        if control and first.control & _TYPE != _NO_OP:
+            complete = _collect_control(td, ring, memory)
+        else:
+            complete = _collect_chain(td.trbs, ring)
+            if complete:
+                _map_normal(td, memory)
+    finally:
+        if complete:
+            if ring.link_ioc:
+                td.links = ring.link_ioc.copy()
+                ring.link_ioc.clear()
+        else:
+            ring.address, ring.cycle = address, cycle
+            ring.link_ioc[:] = links
+    return td if complete else None
+
+
+def _collect_chain(trbs: list[Trb], ring: ConsumerRing) -> bool:
+    """Append what is chained to the last of `trbs`; whether the chain is complete."""
+    trb: Trb | None = trbs[-1]
+    while trb is not None and trb.control & _CH:
+        if len(trbs) >= TRB_LIMIT:
+            raise TdFault(trb, f"more than {TRB_LIMIT} TRBs in one TD")
+        trb = ring.read()
+        if trb is not None:
+            trbs.append(trb)
+    return trb is not None
+
+
+def _map_normal(td: Td, memory: GuestMemory) -> None:
+    """Check the TRBs of a bulk or interrupt TD and map their buffers; a TD without a Normal TRB moves nothing."""
+    trbs = td.trbs
+    first = trbs[0]
+    if len(trbs) == 1 and first.control & (_TYPE | _IDT) == _NORMAL:
+        length = first.status & _LENGTH
+        td.length = length
+        last = memory.windows(first.parameter, length, write=td.is_in) if length else []
+        td.windows = last
+        return
+    for trb in trbs:
+        if trb.control & _TYPE not in (_NORMAL, _EVENT_DATA, _NO_OP):
+            raise TdFault(trb, "not a TRB for this endpoint")
+    _map_data(td, [trb for trb in trbs if trb.control & _TYPE == _NORMAL], memory)
+
+
+def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
+    """Windows for the data TRBs in order, neighbours in guest memory joined."""
+    if not data:
+        return
+    windows: list[memoryview] = []
+    start = length = total = 0
+    for trb in data:
+        size = trb.status & _LENGTH
+        total += size
+        if trb.control & _IDT:
+            if td.is_in or size > spec.IMMEDIATE_DATA_MAX:
+                raise TdFault(trb, "immediate data that is IN or longer than 8 bytes")
+            if length:
+                windows += memory.windows(start, length, write=td.is_in)
+                length = 0
+            windows.append(memoryview(trb.parameter.to_bytes(8, "little"))[:size])
+        elif size:
+            if trb.parameter == start + length and length:
+                length += size
+            else:
+                if length:
+                    windows += memory.windows(start, length, write=td.is_in)
+                start, length = trb.parameter, size
+    if length:
+        windows += memory.windows(start, length, write=td.is_in)
+    if total > spec.TD_LENGTH_MAX:
+        raise TdFault(data[0], "a TD of 16 MiB or more")
+    td.length = total
+    td.windows = windows
+
+
+def _collect_control(td: Td, ring: ConsumerRing, memory: GuestMemory) -> bool:
+    """The stages of a control transfer (4.11.2.2); whether the driver has written them all."""
+    trbs = td.trbs
+    setup = trbs[0]
+    if setup.control & _TYPE != _SETUP:
+        raise TdFault(setup, "a control transfer starts with a Setup Stage TRB")
+    if not setup.control & _IDT or setup.status & _LENGTH != 8:
+        raise TdFault(setup, "a Setup Stage TRB holds eight bytes of immediate data")
+    td.setup = SetupPacket.unpack(setup.parameter.to_bytes(8, "little"))
+    td.is_in = td.setup.is_in
+    data: list[Trb] = []
+    while True:
+        trb = ring.read()
+        if trb is None:
+            return False
+        stage = len(trbs)
+        trbs.append(trb)
+        kind = trb.control & _TYPE
+        if kind == _DATA:
+            if data or bool(trb.control & spec.TRB_DIR) != td.is_in:
+                raise TdFault(trb, "a second Data Stage, or one against the direction of the request")
+        elif kind == _EVENT_DATA and trb.control & _CH == 0:
+            continue  # Event Data that stands alone between the stages
+        elif kind != _STATUS:
+            raise TdFault(trb, "not a TRB for this stage of a control transfer")
+        if not _collect_chain(trbs, ring):
+            return False
+        for later in trbs[stage + 1 :]:
+            if later.control & _TYPE not in ((_NORMAL, _EVENT_DATA, _NO_OP) if kind == _DATA else (_EVENT_DATA,)):
+                raise TdFault(later, "not a TRB for this stage of a control transfer")
+        if kind == _STATUS:
+            break
+        data = [each for each in trbs[stage:] if each.control & _TYPE in (_DATA, _NORMAL)]
+    td.windows = []
+    _map_data(td, data, memory)
+    if td.length > td.setup.length:
+        _shorten(td, td.setup.length)
+    return True
+
+
+def _shorten(td: Td, length: int) -> None:
+    """Drop buffer space beyond wLength: no device sends or takes more in a data stage."""
+    windows, left = [], length
+    for window in td.windows or ():
+        if left:
+            windows.append(window[:left])
+            left -= len(windows[-1])
+    td.windows = windows
+    td.length = length
+
+
+# -- the way back ---------------------------------------------------------------------------------------------
+
+
+def current(td: Td) -> tuple[Trb, int]:
+    """The TRB at which a TD stands that has not moved all its bytes, and how many bytes of that TRB are missing.
+
+    That is the failing TRB of an error and the TRB of a Stopped event (4.6.9, 4.10.2). For a control transfer whose
+    data stage is complete it is the Status Stage TRB.
+    """
+    left = td.actual
+    at = td.trbs[0]
+    for trb in td.trbs:
+        kind = trb.control & _TYPE
+        if kind in (_NORMAL, _DATA):
+            at = trb
+            size = trb.status & _LENGTH
+            if left < size:
+                return trb, size - left
+            left -= size
+        elif kind == _STATUS:
+            return trb, 0
+    return at, 0
+
+
+def report(td: Td, emit: Emit) -> None:
+    """Emit the events of a TD that has ended without an error (4.10.1).
+
+    One event for each TRB with IOC, or at the TRB where a short packet ended the data if it has ISP, and one for
+    each Event Data TRB with the length since the last one (EDTLA, 4.11.5.2). After a short packet was reported only
+    Event Data still speaks.
+    """
+    trbs = td.trbs
+    left = td.actual
+    if len(trbs) == 1:
+        trb = trbs[0]
+        control = trb.control
+        if control & _TYPE == _NORMAL:
+            residue = (trb.status & _LENGTH) - left
+            if control & _IOC or (residue and control & _ISP):
+                emit(trb.address, residue | (_SHORT if residue else _SUCCESS), 0, trb.status, control)
+            return
+    transferred = 0
+    short = reported = False
+    for trb in trbs:
+        control = trb.control
+        kind = control & _TYPE
+        if kind in (_NORMAL, _DATA):
+            size = trb.status & _LENGTH
+            moved = min(size, left)
+            left -= moved
+            transferred += moved
+            newly_short = moved < size and not short
+            short |= moved < size
+            if not reported and (control & _IOC or (newly_short and control & _ISP)):
+                emit(trb.address, size - moved | (_SHORT if short else _SUCCESS), 0, trb.status, control)
+                reported = short
+        elif kind == _EVENT_DATA:
+            if control & _IOC:
+                status = transferred & spec.EVENT_LENGTH_MASK | (_SHORT if short else _SUCCESS)
+                emit(trb.parameter, status, spec.TRB_ED, trb.status, control)
+            transferred = 0
+        else:  # Setup Stage, Status Stage, No Op
+            if kind == _STATUS:
+                short = False
+            if control & _IOC:
+                emit(trb.address, _SUCCESS, 0, trb.status, control)

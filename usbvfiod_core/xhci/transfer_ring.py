@@ -1,0 +1,69 @@
+"""One transfer ring: where it is fetched, what is in flight, and where it goes on after a stop (4.6.9, 4.9).
+
+The fetch position and the retired position are two different things: TDs between them are in flight. The retired
+position, which is what the driver sees in its contexts, is the first TRB of the oldest TD in flight, or the fetch
+position when there is none.
+
+An endpoint has one transfer ring.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..memory import GuestMemory
+from .ring import ConsumerRing
+from .td import Td, collect
+
+
+class TransferRing:
+    """`inflight` holds the TDs between the retired and the fetch position, oldest first."""
+
+    __slots__ = ("_memory", "_resume", "fetch", "inflight")
+
+    def __init__(self, memory: GuestMemory, address: int, cycle: int) -> None:
+        self._memory = memory
+        self.fetch = ConsumerRing(memory, address, cycle)
+        self.inflight: deque[Td] = deque()
+        self._resume: tuple[int, int, int] | None = None
+
+    @property
+    def dequeue(self) -> int:
+        """The retired position as a TR Dequeue Pointer field: address and DCS (6.2.3)."""
+        if self.inflight:
+            head = self.inflight[0]
+            return head.trbs[0].address | head.cycle
+        return self.fetch.address | self.fetch.cycle
+
+    def move(self, address: int, cycle: int) -> None:
+        """Set TR Dequeue Pointer (4.6.10): go to another position and forget a half-done TD. Nothing is in flight."""
+        self.fetch.move(address, cycle)
+        self._resume = None
+
+    def next(self, *, is_in: bool, control: bool) -> Td | None:
+        """Fetch the next whole TD, without what an earlier stop has already moved; raises as `collect`."""
+        td = collect(self.fetch, self._memory, is_in=is_in, control=control)
+        if td is not None and self._resume is not None:
+            address, length, done = self._resume
+            self._resume = None
+            # The driver may have turned the TD into No Ops meanwhile; then it is another TD.
+            if td.trbs[0].address == address and td.length == length and td.windows is not None:
+                td.skip(done)
+        return td
+
+    def rewind(self, *, keep_progress: bool) -> None:
+        """Give back what is in flight: the fetch position becomes the retired one. No transfer is in flight any more.
+
+        With `keep_progress` the bytes that the oldest TD has moved are not moved again when it is fetched anew.
+        """
+        if not self.inflight:
+            return
+        head = self.inflight[0]
+        self.fetch.move(head.trbs[0].address, head.cycle)
+        done = head.actual
+        self._resume = (head.trbs[0].address, head.length, done) if keep_progress and 0 < done < head.length else None
+        self.inflight.clear()
+
+    def forget_progress(self) -> None:
+        """Fetch a half-done TD from its start after all (Reset Endpoint without TSP)."""
+        self._resume = None
