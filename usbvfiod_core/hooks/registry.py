@@ -1,0 +1,264 @@
+"""Finding plugins and calling their hooks. The only file that imports pluggy.
+
+Each plugin is loaded on its own: one that fails to import, asks for another version of the hooks, misspells one or
+breaks its signature is kept in `Registry.plugins` with the reason and has no part in anything. Hooks are called one
+implementation at a time, so that an exception costs its plugin and nobody else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from ..errors import PluginError
+from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Device
+from . import specs
+from .requirement import satisfies
+
+if TYPE_CHECKING:
+    import click
+
+log = logging.getLogger(__name__)
+
+GROUP = "usbvfiod"
+"""The entry-point group, the prefix of every hook, and the name under which pluggy keeps its marks."""
+
+OBSERVER_FAILURES = 3
+
+hookimpl = pluggy.HookimplMarker(GROUP)
+"""Marks a function as the implementation of a hook of the same name."""
+
+_hookspec = pluggy.HookspecMarker(GROUP)
+_BACKEND_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+
+
+@dataclass(slots=True)
+class Plugin:
+    """What is known of one plugin. `error` says why it takes no part; it is empty for one that does."""
+
+    name: str
+    module: str = ""
+    distribution: str = ""
+    version: str = ""
+    origin: str = ""
+    requires: str = ""
+    hooks: tuple[str, ...] = ()
+    seconds: float = 0.0
+    error: str = ""
+
+
+def hook_signatures() -> dict[str, inspect.Signature]:
+    """Every hook by name, with its signature."""
+    return {name: inspect.signature(function) for name, function in _specifications()}
+
+
+class Registry:
+    """The plugins of one process. `discover` finds the installed ones; `register` takes one directly."""
+
+    def __init__(self) -> None:
+        self.plugins: list[Plugin] = []
+        self._manager = pluggy.PluginManager(GROUP)
+        for _, function in _specifications():
+            _hookspec(function)
+        self._manager.add_hookspecs(specs)
+        self._observer_failures: dict[str, int] = {}
+
+    # -- who takes part ---------------------------------------------------------------------------------------
+
+    def discover(self) -> None:
+        """Load every plugin whose entry point is installed. Raises nothing for a plugin's fault."""
+        # pluggy calls the implementation that was registered last first.
+        found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name, reverse=True)
+        loaded = [self._load(entry) for entry in found]
+        self.plugins.extend(reversed(loaded))
+
+    def register(self, module: object, name: str) -> Plugin:
+        """Take `module` (anything with marked functions) as a plugin; its record tells whether that worked."""
+        plugin = Plugin(name, module=getattr(module, "__name__", type(module).__name__))
+        self._admit_plugin(plugin, module)
+        self.plugins.append(plugin)
+        return plugin
+
+    @property
+    def failures(self) -> list[Plugin]:
+        """The plugins that take no part, in alphabetical order."""
+        return [plugin for plugin in self.plugins if plugin.error]
+
+    # -- the hooks ----------------------------------------------------------------------------------------------
+
+    def backends(self) -> dict[str, Backend]:
+        """Ask every plugin for its backends; by name."""
+        backends: dict[str, Backend] = {}
+        for plugin_name, call in self._implementations("usbvfiod_register_backends"):
+
+            def register(backend: Backend) -> None:
+                name = getattr(backend, "name", None)
+                if not isinstance(backend, Backend):
+                    raise PluginError(f"{backend!r} is no usbvfiod_core.Backend")
+                if not isinstance(name, str) or not _BACKEND_NAME.fullmatch(name):
+                    raise PluginError(f"a backend's name is of letters, digits and dashes, not {name!r}")
+                if name in backends:
+                    raise PluginError(f"there already is a backend {name!r}")
+                backends[name] = backend
+
+            try:
+                call(register=register)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_register_backends", error)
+        return backends
+
+    def refusal(self, info: DeviceInfo, options: Mapping[str, str]) -> str | None:
+        """Why `info` may not be attached, with the name of the plugin that says so; None if it may."""
+        for plugin_name, call in self._implementations("usbvfiod_admit_device"):
+            try:
+                reason = call(info=info, options=options)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_admit_device", error)
+                return f"plugin {plugin_name} failed: {_one_line(error)}"
+            if reason is None:
+                continue
+            if isinstance(reason, str):
+                return f"{reason} (plugin {plugin_name})"
+            return f"plugin {plugin_name} answered {reason!r} instead of None or a reason"
+        return None
+
+    def wrap(self, device: Device, info: DeviceInfo, options: Mapping[str, str]) -> Device:
+        """`device`, inside whatever the plugins put around it. Raises PluginError, and has then closed the device."""
+        for plugin_name, call in self._implementations("usbvfiod_wrap_device"):
+            try:
+                wrapper = call(device=device, info=info, options=options)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_wrap_device", error)
+                device.close()
+                raise PluginError(f"plugin {plugin_name} cannot wrap the device: {_one_line(error)}") from error
+            if wrapper is None:
+                continue
+            if not isinstance(wrapper, Device):
+                device.close()
+                raise PluginError(f"plugin {plugin_name} wrapped the device in {wrapper!r}, which is no Device")
+            device = wrapper
+        return device
+
+    def observe(self, info: DeviceInfo, port_id: int, event: str) -> None:
+        """Tell the observers that `info` was "plugged" into or "unplugged" from a port. Raises nothing."""
+        for plugin_name, call in self._implementations("usbvfiod_observe_attachments"):
+            failures = self._observer_failures.get(plugin_name, 0)
+            if failures >= OBSERVER_FAILURES:
+                continue
+            try:
+                call(info=info, port_id=port_id, event=event)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_observe_attachments", error)
+                self._observer_failures[plugin_name] = failures + 1
+                if failures + 1 == OBSERVER_FAILURES:
+                    log.error("plugin %s failed %d times and observes no more", plugin_name, OBSERVER_FAILURES)
+            else:
+                self._observer_failures.pop(plugin_name, None)
+
+    def add_commands(self, group: click.Group) -> None:
+        """Let the plugins add their commands to `group`; a name that it has already is not replaced."""
+        from click import Group  # a server that embeds the registry needs no command line
+
+        for plugin_name, call in self._implementations("usbvfiod_register_commands"):
+            own = Group(name=plugin_name)
+            try:
+                call(group=own)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_register_commands", error)
+                continue
+            for name, command in own.commands.items():
+                if name in group.commands:
+                    log.error("plugin %s: there already is a command %r", plugin_name, name)
+                else:
+                    group.add_command(command, name)
+
+    # -- own ----------------------------------------------------------------------------------------------------
+
+    def _implementations(self, hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """The implementations of `hook` in the order they are called, each with its plugin's name."""
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            yield implementation.plugin_name, _taking(implementation.function, implementation.argnames)
+
+    def _load(self, entry: EntryPoint) -> Plugin:
+        plugin = Plugin(entry.name, module=entry.value)
+        if entry.dist is not None:
+            plugin.distribution, plugin.version = entry.dist.name, entry.dist.version
+        started = time.perf_counter()
+        try:
+            module = entry.load()
+        except (Exception, SystemExit) as error:
+            log.debug("plugin %s", entry.name, exc_info=True)
+            plugin.error = f"cannot be imported: {_one_line(error)}"
+        else:
+            plugin.origin = getattr(module, "__file__", "") or ""
+            self._admit_plugin(plugin, module)
+        plugin.seconds = time.perf_counter() - started
+        return plugin
+
+    def _admit_plugin(self, plugin: Plugin, module: object) -> None:
+        """Register `module` with pluggy, or say in `plugin.error` why not."""
+        requires = getattr(module, "usbvfiod_requires", "")
+        plugin.requires = requires if isinstance(requires, str) else repr(requires)
+        try:
+            if not satisfies(specs.PLUGIN_API, plugin.requires):
+                raise PluginError(f"needs plugin API {plugin.requires}, this usbvfiod has {specs.PLUGIN_API}")
+            if self._manager.has_plugin(plugin.name):
+                raise PluginError("another plugin has the same name")
+            plugin.hooks = self._check(module)
+            self._manager.register(module, plugin.name)
+        except (PluginError, pluggy.PluginValidationError) as error:
+            plugin.error = _one_line(error)
+            if self._manager.get_plugin(plugin.name) is module:
+                self._manager.unregister(module)
+
+    def _check(self, module: object) -> tuple[str, ...]:
+        """The hooks that `module` implements. Raises PluginError for a misspelt or unmarked one, a wrapper, or none."""
+        known = dict(_specifications())
+        marked = []
+        for name in dir(module):
+            options = self._manager.parse_hookimpl_opts(module, name)
+            if options is None:
+                if name in known and getattr(module, name) is not known[name]:
+                    raise PluginError(f"{name} is not marked with @usbvfiod_core.hookimpl")
+                continue
+            hook = options["specname"] or name
+            if options["wrapper"] or options["hookwrapper"]:
+                raise PluginError(f"{hook} is a hook wrapper, which usbvfiod does not call")
+            if hook not in known and not options["optionalhook"]:
+                near = get_close_matches(hook, known, 1)
+                raise PluginError(f"there is no hook {hook}" + (f"; {near[0]} is meant?" if near else ""))
+            marked.append(hook)
+        if not marked:
+            raise PluginError("implements no hook")
+        return tuple(sorted(marked))
+
+    @staticmethod
+    def _blame(plugin_name: str, hook: str, error: Exception) -> None:
+        log.error("plugin %s: %s failed: %s", plugin_name, hook, _one_line(error))
+        log.debug("plugin %s", plugin_name, exc_info=error)
+
+
+def _specifications() -> Iterable[tuple[str, Callable[..., object]]]:
+    return [(name, value) for name, value in vars(specs).items() if name.startswith(f"{GROUP}_")]
+
+
+def _taking(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """`function`, called with only those keyword arguments that are in `names`."""
+    return lambda **arguments: function(*[arguments[name] for name in names])
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, PluginError | pluggy.PluginValidationError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
