@@ -1,0 +1,100 @@
+"""Device specifications and the server's configuration: what is taken, and what each mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usbvfiod_core import ConfigError
+from usbvfiod_core.daemon.config import Config, DeviceSpec, check_backend, parse_device
+
+BACKENDS = ("virtual", "usbfs", "libusb")
+
+
+@pytest.mark.parametrize(
+    ("text", "backend", "address", "options", "port"),
+    [
+        ("virtual:keyboard", "virtual", "keyboard", {}, None),
+        ("virtual:flash?image=/a/b.img", "virtual", "flash", {"image": "/a/b.img"}, None),
+        ("virtual:flash?port=9&image=x", "virtual", "flash", {"image": "x"}, 9),
+        ("virtual:flash?image=a=b?c", "virtual", "flash", {"image": "a=b?c"}, None),
+        ("virtual:flash?image=a%26b%20c%25+d", "virtual", "flash", {"image": "a&b c%+d"}, None),
+        ("virtual:flash?image=", "virtual", "flash", {"image": ""}, None),
+        ("usbfs:/dev/bus/usb/002/003", "usbfs", "/dev/bus/usb/002/003", {}, None),
+        ("usbfs:1d6b:0002:SER:1", "usbfs", "1d6b:0002:SER:1", {}, None),
+        ("1d6b:0002", "libusb", "1d6b:0002", {}, None),
+        ("dead:beef:S1", "libusb", "dead:beef:S1", {}, None),
+        ("2-1.4?port=3", "libusb", "2-1.4", {}, 3),
+        ("/dev/bus/usb/002/003", "libusb", "/dev/bus/usb/002/003", {}, None),
+    ],
+)
+def test_specifications(text: str, backend: str, address: str, options: dict[str, str], port: int | None) -> None:
+    assert parse_device(text, BACKENDS, "libusb") == DeviceSpec(text, backend, address, options, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("virtul:flash", "there is no backend 'virtul'; 'virtual' is meant?"),
+        ("xyz:flash", "there is no backend 'xyz' (there are: libusb, usbfs, virtual)"),
+        ("1d6b:0002", "names no backend; write BACKEND:1d6b:0002 or give --backend"),
+        ("keyboard", "names no backend"),
+        ("virtual:", "the address is missing"),
+        ("virtual:?image=x", "the address is missing"),
+        ("", "names no backend"),
+        ("virtual:flash?", "'' is no option"),
+        ("virtual:flash?image", "'image' is no option; write ?name=value&name=value"),
+        ("virtual:flash?=x", "'=x' is no option"),
+        ("virtual:flash?image=a&", "'' is no option"),
+        ("virtual:flash?image=a&image=b", "option 'image' is given twice"),
+        ("virtual:flash?port=0", "port is a number from 1 up, not '0'"),
+        ("virtual:flash?port=-1", "port is a number"),
+        ("virtual:flash?port=1e3", "port is a number"),
+        ("virtual:flash?port=256", "port is a number"),
+        ("virtual:flash?port=²", "port is a number"),
+        ("virtual:flash?port=", "port is a number"),
+    ],
+)
+def test_mistakes_in_specifications(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_device(text, BACKENDS)
+    assert message in str(error.value)
+    assert repr(text) in str(error.value)
+
+
+@given(st.text())
+def test_any_text_is_a_specification_or_a_configuration_error(text: str) -> None:
+    try:
+        spec = parse_device(text, BACKENDS, "usbfs")
+    except ConfigError:
+        return
+    assert spec.backend in BACKENDS
+    assert spec.address
+
+
+def test_an_unknown_default_backend() -> None:
+    assert check_backend("usbfs", BACKENDS) == "usbfs"
+    with pytest.raises(ConfigError, match="there is no backend 'usbf'; 'usbfs' is meant"):
+        check_backend("usbf", BACKENDS)
+    with pytest.raises(ConfigError, match=r"\(there are: none\)"):
+        check_backend("usbfs", [])
+
+
+def test_a_server_has_one_socket() -> None:
+    assert Config(Path("x")).fd is None
+    assert Config(fd=3).socket_path is None
+    for arguments in ({}, {"socket_path": Path("x"), "fd": 0}):
+        with pytest.raises(ConfigError, match="either --socket-path PATH or --fd N"):
+            Config(**arguments)  # type: ignore[arg-type]
+
+
+def test_two_devices_cannot_ask_for_one_port() -> None:
+    specs = tuple(parse_device(text, BACKENDS) for text in ("virtual:a?port=2", "virtual:b", "virtual:c?port=2"))
+    with pytest.raises(ConfigError, match="port 2 is asked for by both"):
+        Config(Path("x"), devices=specs)
+    same = parse_device("virtual:a?port=2", BACKENDS)
+    with pytest.raises(ConfigError, match="port 2"):
+        Config(Path("x"), devices=(same, same))

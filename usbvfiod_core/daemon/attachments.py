@@ -1,0 +1,203 @@
+"""Attachments: what should be plugged into the controller, and what became of it.
+
+Attaching goes through four gates, and each failure is one error for whoever asked: find the device among those its
+backend lists, ask the plugins whether it may be used, open it, let the plugins wrap it. What may block of this runs in
+a thread. Then it is plugged into a port and stays there, whatever the client does, until it is lost or detached.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Protocol
+
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from ..hooks.registry import Registry
+from ..hooks.wrapper import WrappedDevice
+from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Device, DeviceEvents, Loop
+from .config import DeviceSpec, check_backend
+from .matching import find
+
+log = logging.getLogger(__name__)
+
+
+class RootHub(Protocol):
+    """What attachments need of the controller."""
+
+    def plug(self, device: Device, port_id: int | None = None) -> int: ...
+    def unplug(self, port_id: int) -> None: ...
+
+
+class AttachmentRefused(DeviceError):
+    """A plugin does not admit the device."""
+
+
+class State(Enum):
+    """Where an attachment is in its life."""
+
+    OPENING = "opening"
+    PLUGGED = "plugged"
+    LEAVING = "leaving"
+    """Unplugged or lost; its transfers are on their way back."""
+    GONE = "gone"
+
+
+class Attachment:
+    """One device in one port. `port_id` is 0 until it is plugged."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        self.state = State.OPENING
+        self.port_id = 0
+        self.name = spec.text
+
+
+class Attachments:
+    """The attachments of one controller. All methods are called on the loop's thread."""
+
+    def __init__(self, loop: Loop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend]) -> None:
+        self._loop = loop
+        self._hub = hub
+        self._registry = registry
+        self._backends = backends
+        self._attachments: list[Attachment] = []
+        self._closing = False
+        self._when_empty: Callable[[], object] | None = None
+
+    @property
+    def present(self) -> tuple[Attachment, ...]:
+        """The attachments that are not gone, in the order they were asked for."""
+        return tuple(self._attachments)
+
+    def attach(self, spec: DeviceSpec, done: Callable[[Attachment | UsbvfiodError], object]) -> None:
+        """Open and plug in what `spec` says; give `done` the attachment, or the error that prevented it, later."""
+        try:
+            backend = self._backends[check_backend(spec.backend, self._backends)]
+        except UsbvfiodError as error:
+            self._loop.call_soon(done, error)
+            return
+        attachment = Attachment(spec)
+        self._attachments.append(attachment)
+
+        def opened(result: Device | BaseException) -> None:
+            try:
+                if isinstance(result, BaseException):
+                    raise result
+                self._plug(attachment, result)
+            except BaseException as error:
+                self._forget(attachment)
+                done(_explained(spec, error))
+            else:
+                done(attachment)
+
+        self._loop.run_blocking(lambda: self._open(backend, attachment), opened)
+
+    def detach(self, attachment: Attachment) -> None:
+        """Unplug a device, as if pulled out of the port; it is gone when its transfers have come back."""
+        if attachment.state is State.PLUGGED:
+            attachment.state = State.LEAVING
+            self._hub.unplug(attachment.port_id)
+
+    def close(self, done: Callable[[], object]) -> None:
+        """Detach everything; `done` when every device has been closed. What is still being opened is closed then."""
+        self._closing = True
+        self._when_empty = done
+        for attachment in self.present:
+            self.detach(attachment)
+        self._check_empty()
+
+    # -- own ----------------------------------------------------------------------------------------------------
+
+    def _open(self, backend: Backend, attachment: Attachment) -> Device:
+        """Find, admit and open; in a thread."""
+        spec = attachment.spec
+        info = find(spec.address, backend.list_devices())
+        if info is not None:
+            attachment.info = info
+        refusal = self._registry.refusal(attachment.info, spec.options)
+        if refusal is not None:
+            raise AttachmentRefused(refusal)
+        return backend.open(attachment.info.address, spec.options, self._loop)
+
+    def _plug(self, attachment: Attachment, device: Device) -> None:
+        if self._closing:
+            device.close()
+            raise DeviceError("the server is ending")
+        device = self._registry.wrap(device, attachment.info, attachment.spec.options)
+        attachment.name = device.name
+        watched = _Watched(device, lambda: self._lost(attachment), lambda: self._closed(attachment))
+        try:
+            attachment.port_id = self._hub.plug(watched, attachment.spec.port)
+        except BaseException:
+            device.close()
+            raise
+        attachment.state = State.PLUGGED
+        log.info("%s (%s) is plugged into port %d", attachment.name, attachment.spec.text, attachment.port_id)
+        self._registry.observe(attachment.info, attachment.port_id, "plugged")
+
+    def _lost(self, attachment: Attachment) -> None:
+        """The device says that it is gone."""
+        if attachment.state is State.PLUGGED:
+            log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, attachment.port_id)
+            self.detach(attachment)
+
+    def _closed(self, attachment: Attachment) -> None:
+        """The controller has closed the device, after the last transfer came back."""
+        if attachment.state is State.GONE:
+            return
+        attachment.state = State.GONE
+        self._forget(attachment)
+        self._registry.observe(attachment.info, attachment.port_id, "unplugged")
+
+    def _forget(self, attachment: Attachment) -> None:
+        if attachment in self._attachments:
+            self._attachments.remove(attachment)
+        self._check_empty()
+
+    def _check_empty(self) -> None:
+        if self._when_empty is not None and not self._attachments:
+            done, self._when_empty = self._when_empty, None
+            self._loop.call_soon(done)
+
+
+class _Watched(WrappedDevice):
+    """Tells the attachment when its device is lost and when it has been closed; transfers do not pass through it."""
+
+    def __init__(self, device: Device, lost: Callable[[], None], closed: Callable[[], None]) -> None:
+        super().__init__(device)
+        self._lost = lost
+        self._closed = closed
+
+    def attach(self, events: DeviceEvents) -> None:
+        self.device.attach(_WatchedEvents(events, self._lost))
+
+    def close(self) -> None:
+        try:
+            self.device.close()
+        finally:
+            self._closed()
+
+
+class _WatchedEvents:
+    def __init__(self, events: DeviceEvents, lost: Callable[[], None]) -> None:
+        self._events = events
+        self._lost = lost
+
+    def disconnected(self) -> None:
+        self._events.disconnected()
+        self._lost()
+
+    def remote_wakeup(self) -> None:
+        self._events.remote_wakeup()
+
+
+def _explained(spec: DeviceSpec, error: BaseException) -> UsbvfiodError:
+    """`error` with the device it is about in front."""
+    for kind in (AttachmentRefused, DeviceError, ConfigError, PluginError):
+        if isinstance(error, kind):
+            return kind(f"device {spec.text}: {error}")
+    log.debug("device %s", spec.text, exc_info=error)
+    return DeviceError(f"device {spec.text}: backend {spec.backend} failed: {type(error).__name__}: {error}")

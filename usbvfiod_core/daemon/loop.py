@@ -1,0 +1,75 @@
+"""The loop that everything runs on: asyncio's, with a selector of ours and a door to threads for what blocks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import TypeVar
+
+from .selector import SPIN, SpinningSelector
+
+T = TypeVar("T")
+
+MAX_THREADS = 32
+
+
+class ServerLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop that is also a `usb.device.Loop`."""
+
+    def __init__(self, spin: float = SPIN) -> None:
+        self.selector = SpinningSelector(spin)
+        super().__init__(self.selector)
+        self._threads = _Threads()
+
+    def run_blocking(self, call: Callable[[], T], then: Callable[[T | BaseException], object]) -> None:
+        """Run `call` in a thread; give its result, or the exception it raised, to `then` on the loop's thread.
+
+        Calls do not wait for each other while there are fewer than MAX_THREADS, and their order is not kept. A call
+        that is still running when the loop is closed is abandoned; it does not keep the process.
+        """
+
+        def job() -> None:
+            result: T | BaseException
+            try:
+                result = call()
+            except BaseException as error:
+                result = error
+            try:
+                self.call_soon_threadsafe(then, result)
+            except RuntimeError:
+                pass  # the loop has been closed meanwhile: nobody is waiting any more
+
+        self._threads.run(job)
+
+
+class _Threads:
+    """Threads that are started when they are needed and kept for the next call."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = Lock()
+        self._waiting = 0
+        self._started = 0
+
+    def run(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting -= 1
+                start = False
+            else:
+                start = self._started < MAX_THREADS
+                self._started += start
+        self._jobs.put(job)
+        if start:
+            # A daemon thread, because a device that never answers must not keep the process from ending.
+            Thread(target=self._serve, name="usbvfiod-blocking", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            job = self._jobs.get()
+            job()
+            del job
+            with self._lock:
+                self._waiting += 1

@@ -1,0 +1,23 @@
+"""Telling the service manager how the server is doing (sd_notify(3)), when it wants to know."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+log = logging.getLogger(__name__)
+
+
+def notify(state: str) -> None:
+    """Send `state` ("READY=1", "STOPPING=1") to $NOTIFY_SOCKET; nothing without it. Raises nothing."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.sendto(state.encode(), address)
+    except (OSError, ValueError) as error:
+        log.warning("the service manager cannot be told %s: %s", state, error)
