@@ -1,0 +1,122 @@
+"""PCI configuration space of the xHCI function: a type 0 header, MSI-X, and xHCI's own three bytes.
+
+Sections: PCI Local Bus 3.0 6.1 (header), 6.2.5 (base addresses), 6.8.2 (MSI-X); xHCI 1.2 5.2 (what it adds).
+A register is a slice of 4096 bytes, and what a driver may change in it is a second slice: sizing a BAR (write ones,
+read back) comes out of the mask. The values of the BARs are stored and never used: some clients leave them all ones.
+
+It is a conventional PCI function on purpose: no PCI Express and no power management capability. Both clients and all
+guests take it anywhere in the topology, there is no link or power state to get wrong, and reset comes as a message.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+CONFIG_SIZE: Final = 4096
+
+VENDOR_ID: Final = 0x1B36
+DEVICE_ID: Final = 0x000D
+REVISION_ID: Final = 0x01
+CLASS_CODE: Final = 0x0C0330
+"""Serial bus controller, USB, xHCI."""
+SUBSYSTEM_VENDOR_ID: Final = 0x1AF4
+SUBSYSTEM_ID: Final = 0x1100
+
+COMMAND: Final = 0x04
+COMMAND_IO: Final = 0x0001
+COMMAND_MEMORY: Final = 0x0002
+COMMAND_BUS_MASTER: Final = 0x0004
+COMMAND_MWI: Final = 0x0010
+COMMAND_PARITY: Final = 0x0040
+COMMAND_SERR: Final = 0x0100
+COMMAND_INTX_DISABLE: Final = 0x0400
+STATUS: Final = 0x06
+STATUS_CAPABILITIES: Final = 0x0010
+CACHE_LINE_SIZE: Final = 0x0C
+LATENCY_TIMER: Final = 0x0D
+BAR0: Final = 0x10
+BAR_MEMORY_64: Final = 0x4
+EXPANSION_ROM: Final = 0x30
+CAPABILITIES_POINTER: Final = 0x34
+INTERRUPT_LINE: Final = 0x3C
+INTERRUPT_PIN: Final = 0x3D
+
+SBRN: Final = 0x60
+"""Serial Bus Release Number (xHCI 5.2.3): 0x30, USB 3."""
+FLADJ: Final = 0x61
+"""Frame Length Adjustment (xHCI 5.2.4)."""
+
+MSIX: Final = 0x70
+"""Where the MSI-X capability is; anywhere that is aligned and not 0x60 to 0x62."""
+CAPABILITY_MSIX: Final = 0x11
+MSIX_CONTROL: Final = MSIX + 2
+MSIX_ENABLE: Final = 0x8000
+MSIX_FUNCTION_MASK: Final = 0x4000
+
+_WRITABLE_COMMAND: Final = (
+    COMMAND_IO
+    | COMMAND_MEMORY
+    | COMMAND_BUS_MASTER
+    | COMMAND_MWI
+    | COMMAND_PARITY
+    | COMMAND_SERR
+    | COMMAND_INTX_DISABLE
+)
+
+
+class ConfigSpace:
+    """The 4096 bytes. Every offset can be read and written; what means nothing reads 0 and ignores writes.
+
+    `bar_size` is BAR0's size, a power of two. `table` and `pba` are offsets in BAR0, on pages of their own, because
+    both clients trap the table's page and one of them moves it if it shares a page.
+    """
+
+    def __init__(self, *, bar_size: int, vectors: int, table: int, pba: int) -> None:
+        self._reset = bytearray(CONFIG_SIZE)
+        self._writable = bytearray(CONFIG_SIZE)
+        define = self._define
+        define(0x00, 2, VENDOR_ID)
+        define(0x02, 2, DEVICE_ID)
+        define(COMMAND, 2, 0, _WRITABLE_COMMAND)
+        define(STATUS, 2, STATUS_CAPABILITIES)
+        define(0x08, 4, CLASS_CODE << 8 | REVISION_ID)
+        define(CACHE_LINE_SIZE, 1, 0, 0xFF)
+        define(LATENCY_TIMER, 1, 0, 0xFF)
+        define(BAR0, 8, BAR_MEMORY_64, -bar_size & 0xFFFF_FFFF_FFFF_FFFF)
+        define(0x2C, 2, SUBSYSTEM_VENDOR_ID)
+        define(0x2E, 2, SUBSYSTEM_ID)
+        define(CAPABILITIES_POINTER, 1, MSIX)
+        define(INTERRUPT_LINE, 1, 0, 0xFF)
+        define(INTERRUPT_PIN, 1, 0)
+        define(SBRN, 1, 0x30)
+        define(FLADJ, 1, 0x20, 0x3F)
+        define(MSIX, 2, CAPABILITY_MSIX)  # the next pointer, 0, ends the list
+        define(MSIX_CONTROL, 2, vectors - 1, MSIX_ENABLE | MSIX_FUNCTION_MASK)
+        define(MSIX + 4, 4, table)  # BAR indicator 0 in the low three bits of both
+        define(MSIX + 8, 4, pba)
+        self._data = bytearray(self._reset)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; the caller has checked that they are inside."""
+        return bytes(self._data[offset : offset + count])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store what may be changed of `data`, byte by byte, whatever registers it covers."""
+        end = offset + len(data)
+        mask = int.from_bytes(self._writable[offset:end], "little")
+        old = int.from_bytes(self._data[offset:end], "little")
+        new = old & ~mask | int.from_bytes(data, "little") & mask
+        self._data[offset:end] = new.to_bytes(len(data), "little")
+
+    def reset(self) -> None:
+        """Every register as at power-on."""
+        self._data[:] = self._reset
+
+    @property
+    def bus_master(self) -> bool:
+        """Command register bit 2: the function may access guest memory."""
+        return bool(self._data[COMMAND] & COMMAND_BUS_MASTER)
+
+    def _define(self, offset: int, size: int, value: int, writable: int = 0) -> None:
+        self._reset[offset : offset + size] = value.to_bytes(size, "little")
+        self._writable[offset : offset + size] = writable.to_bytes(size, "little")

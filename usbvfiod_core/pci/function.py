@@ -1,0 +1,151 @@
+"""The PCI function that a client sees: regions and interrupts by VFIO's indices, over a controller's registers.
+
+BAR0 is 32 KiB: the controller's registers, then a page for the MSI-X table and one for the Pending Bit Array.
+Every access that is inside the protocol succeeds, because a guest can cause any of them and a client may wait for ever
+for a reply that is an error: what lies outside a region reads as ones, as on a bus where nothing answers, and writes
+to it are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..vfio_user.wire import BAR0_REGION, CONFIG_REGION, MSIX_IRQ
+from .config_space import CONFIG_SIZE, ConfigSpace
+from .msix import Msix
+
+BAR0_SIZE: Final = 0x8000
+REGISTERS_SIZE: Final = 0x3000
+MSIX_TABLE: Final = 0x3000
+MSIX_PBA: Final = 0x4000
+_PBA_END: Final = 0x5000
+
+
+class BarHandler(Protocol):
+    """What stands behind BAR0's registers: the xHCI controller, or a test's stand-in."""
+
+    bus_master: bool
+    """Set by the function whenever the command register's bit may have changed."""
+
+    def read(self, offset: int, size: int) -> int:
+        """`size` is 1, 2, 4 or 8, `offset` a multiple of it and inside the register space. Never raises."""
+        ...
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """As `read`. Does no work on guest memory: the client may be waiting for the reply."""
+        ...
+
+    def reset(self, done: Callable[[], object]) -> None:
+        """Go to the power-on state; `done` once no transfer touches guest memory any more."""
+        ...
+
+    def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
+        """`done` once no transfer uses this range of guest memory."""
+        ...
+
+
+class PciFunction:
+    """Configuration space, BAR0 and MSI-X of one function. `controller` and `msix` are bound once, for good."""
+
+    def __init__(self, controller: BarHandler, msix: Msix) -> None:
+        self.controller: Final = controller
+        self.msix: Final = msix
+        self.config: Final = ConfigSpace(bar_size=BAR0_SIZE, vectors=msix.vectors, table=MSIX_TABLE, pba=MSIX_PBA)
+        controller.bus_master = False
+
+    # -- regions ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def region_size(region: int) -> int:
+        """Bytes of a region; 0 for the BARs, ROM and VGA regions that are not there."""
+        if region == BAR0_REGION:
+            return BAR0_SIZE
+        return CONFIG_SIZE if region == CONFIG_REGION else 0
+
+    def read_region(self, region: int, offset: int, count: int) -> bytes:
+        """`count` bytes of a region. What lies outside it reads as ones."""
+        inside = min(max(self.region_size(region) - offset, 0), count)
+        if not inside:
+            return b"\xff" * count
+        data = self.config.read(offset, inside) if region == CONFIG_REGION else self._read_bar0(offset, inside)
+        return data if inside == count else data.ljust(count, b"\xff")
+
+    def write_region(self, region: int, offset: int, data: bytes) -> None:
+        """Write to a region. What lies outside it is dropped."""
+        inside = self.region_size(region) - offset
+        if inside <= 0 or not data:
+            return
+        data = data[:inside]
+        if region == CONFIG_REGION:
+            self.config.write(offset, data)
+            self.controller.bus_master = self.config.bus_master
+        else:
+            self._write_bar0(offset, data)
+
+    # -- interrupts -------------------------------------------------------------------------------------------------
+
+    def irq_count(self, index: int) -> int:
+        """Vectors of a VFIO interrupt index. Only MSI-X has any."""
+        return self.msix.vectors if index == MSIX_IRQ else 0
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def reset(self, done: Callable[[], object]) -> None:
+        """DEVICE_RESET: registers of configuration space, MSI-X and the controller as at power-on.
+
+        What belongs to the client stays: DMA maps and interrupt targets. `done` comes when no transfer touches guest
+        memory any more, inside this call or later.
+        """
+        self.config.reset()
+        self.msix.reset()
+        self.controller.bus_master = False
+        self.controller.reset(done)
+
+    def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
+        """Before DMA_UNMAP: `done` once no transfer uses the range, inside this call or later."""
+        self.controller.quiesce(address, size, done)
+
+    # -- own --------------------------------------------------------------------------------------------------------
+
+    def _read_bar0(self, offset: int, count: int) -> bytes:
+        data = b""
+        end = offset + count
+        if offset < REGISTERS_SIZE:
+            stop = min(end, REGISTERS_SIZE)
+            read = self.controller.read
+            data = b"".join(read(at, size).to_bytes(size, "little") for at, size in _pieces(offset, stop))
+            offset = stop
+        if offset < end and offset < MSIX_PBA:
+            stop = min(end, MSIX_PBA)
+            data += self.msix.read_table(offset - MSIX_TABLE, stop - offset)
+            offset = stop
+        if offset < end and offset < _PBA_END:
+            stop = min(end, _PBA_END)
+            data += self.msix.read_pba(offset - MSIX_PBA, stop - offset)
+            offset = stop
+        return data + bytes(end - offset)
+
+    def _write_bar0(self, offset: int, data: bytes) -> None:
+        end = offset + len(data)
+        if offset < REGISTERS_SIZE:
+            write = self.controller.write
+            for at, size in _pieces(offset, min(end, REGISTERS_SIZE)):
+                write(at, int.from_bytes(data[at - offset : at - offset + size], "little"), size)
+        table = data[max(MSIX_TABLE - offset, 0) : max(MSIX_PBA - offset, 0)]
+        if table:
+            self.msix.write_table(max(offset - MSIX_TABLE, 0), table)
+
+
+def _pieces(offset: int, end: int) -> list[tuple[int, int]]:
+    """Split an access into aligned ones of a width that registers have: 8 only if it is one, else 4, 2 and 1."""
+    if end - offset == 8 and not offset & 7:
+        return [(offset, 8)]
+    pieces = []
+    while offset < end:
+        size = 4
+        while offset & (size - 1) or end - offset < size:
+            size >>= 1
+        pieces.append((offset, size))
+        offset += size
+    return pieces
