@@ -166,6 +166,8 @@ REGION_ACCESS: Final = Struct("<QII")
 """offset, region, count; followed by `count` bytes in a write command and in a read reply."""
 REGION_MESSAGE: Final = Struct("<HHIIIQII")
 """Header and REGION_ACCESS together: a whole REGION_READ command or REGION_WRITE reply."""
+REGISTER_MESSAGE: Final = Struct("<HHIIIQIII")
+"""The same and four bytes of data: a whole REGION_WRITE command or REGION_READ reply for a 32-bit register."""
 
 # -- VFIO_USER_REGION_WRITE_MULTI -----------------------------------------------------------------------------------
 

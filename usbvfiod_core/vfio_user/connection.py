@@ -1,0 +1,236 @@
+"""One client's socket: what arrives goes to its session, what the session says goes out.
+
+Reading stops, and with it everything this client can make us do or keep, while it does not take its replies, while a
+message is held, and while more than a fair share of its messages waits to be processed. It goes on from the loop.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from ..errors import ClientError
+from ..memory import GuestMemory
+from ..pci.function import PciFunction
+from ..usb.device import Loop, Timer
+from .eventfd import Eventfd
+from .session import MAX_PENDING_FDS, Session
+
+MESSAGE_DEADLINE: Final = 10.0
+"""Seconds within which a message that has begun, or the first one, must be complete."""
+HOLD_DEADLINE: Final = 1.0
+"""Seconds after which DMA_UNMAP and DEVICE_RESET are answered whatever is in flight; QEMU gives up after 5."""
+SETTLE_DELAY: Final = 0.5
+"""Seconds after the last change of the DMA maps until files that are no longer mapped are let go."""
+CHUNKS: Final = 16
+"""Times that the socket is read before the loop has its turn."""
+
+_ANCILLARY: Final = socket.CMSG_SPACE(MAX_PENDING_FDS * array.array("i").itemsize)
+_PEER: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+class Connection:
+    """A connected, non-blocking socket and its session, from now until `close` or until the client is gone.
+
+    `on_drained` is called when everything that had arrived is executed and answered. `on_gone` is called once, with a
+    reason if the client was dropped for one and None if it left; the socket is closed by then.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        function: PciFunction,
+        memory: GuestMemory,
+        *,
+        on_drained: Callable[[], object],
+        on_gone: Callable[[str | None], object],
+        first_message_deadline: bool,
+        message_deadline: float = MESSAGE_DEADLINE,
+        hold_deadline: float = HOLD_DEADLINE,
+    ) -> None:
+        self._socket: Final = sock
+        self._fd: Final = sock.fileno()
+        self._loop: Final = loop
+        self._memory: Final = memory
+        self._on_drained: Final = on_drained
+        self._on_gone: Final = on_gone
+        self._message_deadline: Final = message_deadline
+        self._hold_deadline: Final = hold_deadline
+        self._greeted = not first_message_deadline
+        self.session: Final = Session(function, memory, adopt=Eventfd, close_fd=os.close, resume=self._resume)
+        self.pid, self.uid = _peer(sock)
+        self._open = True
+        self._reading = False
+        self._writing = False
+        self._deadline: Timer | None = None
+        self._hold_timer: Timer | None = None
+        self._settle_timer: Timer | None = None
+        self._generation = memory.generation
+        if first_message_deadline:
+            self._deadline = loop.call_later(message_deadline, self._overdue, 0)
+        self._listen()
+
+    def close(self) -> None:
+        """Drop the client without a word; `on_gone` is not called."""
+        if not self._open:
+            return
+        self._open = False
+        self._pause()
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+        for timer in (self._deadline, self._hold_timer, self._settle_timer):
+            if timer is not None:
+                timer.cancel()
+        self.session.close()
+        self._socket.close()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        session, receive = self.session, self._socket.recvmsg_into
+        for _ in range(CHUNKS):
+            space = session.space
+            try:
+                count, ancillary, flags, _address = receive((space,), _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._gone(None if isinstance(error, ConnectionError) else str(error))
+                return
+            fds = _descriptors(ancillary) if ancillary else []
+            session.received(count, fds)
+            if flags & socket.MSG_CTRUNC:
+                self._gone(f"more than {MAX_PENDING_FDS} file descriptors with one message, or no room for them")
+                return
+            if not count:
+                self._gone("the connection ended in the middle of a message" if session.partial else None)
+                return
+            # The kernel fills the space unless the socket is empty or descriptors were in between.
+            if not self._advance() or (count < len(space) and not fds):
+                break
+        if self._open:
+            self._on_drained()
+
+    def _advance(self) -> bool:
+        """Execute what has been received and send the replies. False: stop receiving, it goes on from the loop."""
+        session = self.session
+        try:
+            more = session.process()
+        except ClientError as error:
+            self._flush()
+            self._gone(str(error))
+            return False
+        if session.output and not self._flush():
+            if self._open and not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._writable)
+            self._pause()
+            return False
+        if self._memory.generation != self._generation:
+            self._maps_changed()
+        if more:
+            self._pause()
+            if not session.held:
+                self._loop.call_soon(self._continue)
+            elif self._hold_timer is None:
+                self._hold_timer = self._loop.call_later(self._hold_deadline, session.release)
+            return False
+        if session.partial:
+            if self._deadline is None:
+                self._deadline = self._loop.call_later(self._message_deadline, self._overdue, session.consumed)
+        elif self._deadline is not None and session.client is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        return True
+
+    def _continue(self) -> None:
+        """Go on where `_advance` stopped, unless something else still holds this client up."""
+        if not self._open or self._writing:
+            return
+        if self._advance():
+            self._listen()
+        if self._open:
+            self._on_drained()
+
+    def _resume(self) -> None:
+        """The session has answered a message that it held."""
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        self._loop.call_soon(self._continue)
+
+    def _listen(self) -> None:
+        if self._open and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> bool:
+        """Send what the socket takes; True if that was all."""
+        output = self.session.output
+        try:
+            sent = self._socket.send(output, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return not output
+        except OSError:
+            output.clear()  # the client is gone; reading says so
+            return True
+        if sent < len(output):
+            del output[:sent]
+            return False
+        output.clear()
+        return True
+
+    def _writable(self) -> None:
+        if self._flush():
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+            self._continue()
+
+    # -- deadlines and the end ---------------------------------------------------------------------------------------
+
+    def _overdue(self, consumed: int) -> None:
+        session = self.session
+        self._deadline = None
+        if session.client is None and not self._greeted:
+            self._gone(f"no version within {self._message_deadline:g} s")
+        elif session.partial and session.consumed == consumed and not self._writing and not session.held:
+            self._gone(f"a message was not complete within {self._message_deadline:g} s")
+        elif session.partial:
+            self._deadline = self._loop.call_later(self._message_deadline, self._overdue, session.consumed)
+
+    def _maps_changed(self) -> None:
+        self._generation = self._memory.generation
+        if self._settle_timer is not None:
+            self._settle_timer.cancel()
+        self._settle_timer = self._loop.call_later(SETTLE_DELAY, self._memory.settle)
+
+    def _gone(self, reason: str | None) -> None:
+        if self._open:
+            self.close()
+            self._on_gone(reason)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds.tolist()
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """Process and user of the other end, as they were when it connected (SO_PEERCRED)."""
+    pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid

@@ -1,0 +1,109 @@
+"""Where clients come from: a socket path of our own, or a descriptor that was handed down.
+
+All sockets here are AF_UNIX streams, non-blocking and not inherited. Whatever prevents one is a ConfigError.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from errno import EAGAIN, ECONNREFUSED, ENOENT
+from typing import Final
+
+from ..errors import ConfigError
+
+MAX_PATH: Final = 107
+"""Bytes of a socket path: what sockaddr_un holds besides the NUL."""
+BACKLOG: Final = 16
+
+
+class SocketPath:
+    """A listening socket at a path that is removed again by `close`, if it is still ours then.
+
+    A stale socket is replaced, one that answers is not. Only our own user may connect (mode 0600).
+    """
+
+    def __init__(self, path: str) -> None:
+        length = len(os.fsencode(path))
+        if not 0 < length <= MAX_PATH:
+            raise ConfigError(f"socket path {path!r} is {length} bytes long; it must have 1 to {MAX_PATH}")
+        if "\0" in path:
+            raise ConfigError(f"socket path {path!r} contains a NUL")
+        self.path: Final = path
+        _remove_stale(path)
+        self.socket: Final = _unix_socket()
+        try:
+            os.fchmod(self.socket.fileno(), 0o600)  # before bind, which takes the mode over
+            self.socket.bind(path)
+            status = os.lstat(path)
+            self.socket.listen(BACKLOG)
+        except FileNotFoundError:
+            self.socket.close()
+            raise ConfigError(f"socket path {path}: the directory {os.path.dirname(path)} does not exist") from None
+        except OSError as error:
+            self.socket.close()
+            raise ConfigError(f"cannot listen at socket path {path}: {error.strerror}") from None
+        self._inode: Final = (status.st_dev, status.st_ino)
+
+    def close(self) -> None:
+        """Stop listening, and remove the path unless somebody else has replaced it."""
+        self.socket.close()
+        try:
+            status = os.lstat(self.path)
+            if (status.st_dev, status.st_ino) == self._inode:
+                os.unlink(self.path)
+        except OSError:
+            pass  # gone already, or no longer ours to remove
+
+
+def inherited(fd: int) -> tuple[socket.socket, bool]:
+    """The socket that was handed down as `fd`, and whether it listens (else it is connected)."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ConfigError(f"file descriptor {fd} is not a socket")
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ConfigError(f"file descriptor {fd} cannot be used: {error.strerror}") from None
+    try:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise ConfigError(f"file descriptor {fd} is not a Unix stream socket")
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        listens = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        if not listens:
+            sock.getpeername()
+    except OSError:
+        sock.detach()
+        raise ConfigError(f"file descriptor {fd} is a socket that neither listens nor is connected") from None
+    except ConfigError:
+        sock.detach()
+        raise
+    return sock, listens
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigError(f"socket path {path} exists and is not a socket; choose another or remove it")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"socket path {path}: {error.strerror}") from None
+    with _unix_socket() as probe:
+        code = probe.connect_ex(path)
+    if code == ECONNREFUSED:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConfigError(f"stale socket {path} cannot be removed: {error.strerror}") from None
+    elif code in (0, EAGAIN):
+        raise ConfigError(f"socket path {path} is in use by a running server")
+    elif code != ENOENT:
+        raise ConfigError(f"socket path {path} exists and cannot be replaced: {os.strerror(code)}")
+
+
+def _unix_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -1,0 +1,373 @@
+"""One client's conversation, without its socket: bytes and file descriptors go in, replies come out.
+
+The transport receives into `space`, says so with `received`, and calls `process` until that returns False; then it
+sends `output`. It receives nothing while `process` returns True. Everything is executed strictly in the order of
+arrival and answered at once, but for DMA_UNMAP and DEVICE_RESET: they are answered when no transfer uses the memory any
+more, and what comes behind them waits.
+
+What a client can do wrong is a ClientError. It becomes an error reply, which is a header alone; with `fatal`, where the
+stream cannot be trusted any more, `process` raises it and the connection must be closed. A region access is never
+refused for what a guest can cause, because one client waits for the whole reply for ever.
+
+A fault of our own costs one message: it is logged with its traceback and answered with EIO; a region access with ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from errno import EINVAL, EIO
+from functools import partial
+from typing import Final
+
+from ..errors import ClientError
+from ..memory import GuestMemory
+from ..pci.function import REGISTERS_SIZE, PciFunction
+from .commands import Commands
+from .irqs import Notifier
+from .version import MAX_VERSION_DATA, ClientVersion, negotiate
+from .wire import (
+    COMMAND_NAMES,
+    DEVICE_RESET,
+    ERROR,
+    HEADER,
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
+    NO_REPLY,
+    REGION_MESSAGE,
+    REGION_READ,
+    REGION_WRITE,
+    REGISTER_MESSAGE,
+    TYPE_COMMAND,
+    TYPE_MASK,
+    TYPE_REPLY,
+    VERSION,
+    VERSION_FIELDS,
+)
+
+log = logging.getLogger(__name__)
+
+BUFFER_SIZE: Final = 16384
+"""Bytes received at a time. A larger message gets a larger buffer while it lasts."""
+OUTPUT_LIMIT: Final = 1 << 18
+"""No further message is processed once this many bytes of replies wait to be sent."""
+MAX_PENDING_FDS: Final = 64
+"""File descriptors that may come with one message, however it is cut into pieces."""
+MAX_COMPLAINTS: Final = 50
+"""Refused messages that are logged, per session."""
+
+_WRITE_SIZE: Final = REGISTER_MESSAGE.size
+_READ_SIZE: Final = REGION_MESSAGE.size
+_SHUT: Final = -1
+_ONES: Final = 0xFFFF_FFFF
+
+
+class _Hold:
+    """A message whose reply waits for `done`."""
+
+    __slots__ = ("command", "finish", "flags", "message_id", "session", "settled")
+
+    def __init__(self, finish: Callable[[], bytes]) -> None:
+        self.finish = finish
+        self.settled = False
+        self.session: Session | None = None  # set while the session waits for this
+        self.message_id = self.command = self.flags = 0
+
+    def done(self) -> None:
+        self.settled = True
+        if self.session is not None:
+            self.session.release()
+
+
+class Session:
+    """The conversation with one client, from its first byte on.
+
+    `adopt` makes a notifier of an eventfd (see Interrupts), `close_fd` closes a descriptor that nobody took, `resume`
+    is called when a held message has been answered from outside `process`, which must then be called again.
+    """
+
+    def __init__(
+        self,
+        function: PciFunction,
+        memory: GuestMemory,
+        *,
+        adopt: Callable[[int], Notifier],
+        close_fd: Callable[[int], object],
+        resume: Callable[[], object],
+    ) -> None:
+        self._commands: Final = Commands(
+            function, memory, adopt=adopt, wait=self._wait, complain=self._complain, fault=self._fault
+        )
+        self._close_fd: Final = close_fd
+        self._resume: Final = resume
+        self._read: Final = function.controller.read
+        self._write: Final = function.controller.write
+        self.client: ClientVersion | None = None
+        """Who the client is; None until it has said VERSION."""
+        self.output = bytearray()
+        """Replies to send, in order. The transport deletes what it has sent."""
+        self.consumed = 0
+        """Bytes of messages that have been processed."""
+        self._fence = _SHUT
+        self._hold: _Hold | None = None
+        self._complaints = 0
+        self._carried_fds: list[int] = []  # of the message that the last chunk left incomplete
+        self._chunk_fds: list[int] = []  # of the last message that starts in the present chunk
+        self._chunk_start = 0
+        self._start = self._end = 0  # what of the buffer is received and not yet processed
+        self._set_buffer(BUFFER_SIZE)
+        self._handlers: Final = {VERSION: self._version, **self._commands.handlers}
+
+    # -- the transport's side ----------------------------------------------------------------------------------------
+
+    @property
+    def space(self) -> memoryview:
+        """Where to receive to; never empty while `process` has returned False."""
+        return self._view[self._end :] if self._end else self._view
+
+    def received(self, count: int, fds: list[int]) -> None:
+        """`count` bytes have come into `space`, and `fds` with them; these are the session's to close from now on."""
+        self._chunk_start = self._end
+        self._chunk_fds = fds
+        self._end += count
+
+    def process(self, limit: int = 256) -> bool:
+        """Execute what has been received, at most `limit` messages.
+
+        True: there may be more to do without receiving anything; call again later, or, while `held`, after `resume`.
+        Raises ClientError when the connection is to be closed; a reply to that may be in `output`.
+        """
+        if self._hold is not None:
+            return True
+        buffer, pos, end, out = self._buffer, self._start, self._end, self.output
+        unpack, read, write = REGISTER_MESSAGE.unpack_from, self._read, self._write
+        fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
+        stop = pos
+        while True:
+            try:
+                while pos < end and limit > 0:
+                    limit -= 1
+                    message_id, command, size, flags, _, offset, region, count, value = unpack(buffer, pos)
+                    stop = pos + size
+                    # Registers, four bytes at a time: nearly everything that ever comes. `stop` within `end` says that
+                    # what was unpacked has been received.
+                    if offset <= fence and count == 4 and not region and not offset & 3 and stop <= end:
+                        if command == REGION_WRITE:
+                            if size == _WRITE_SIZE:
+                                if flags == NO_REPLY:
+                                    pos = stop
+                                    write(offset, value, 4)
+                                    continue
+                                if not flags:
+                                    pos = stop
+                                    out += REGION_MESSAGE.pack(
+                                        message_id, REGION_WRITE, _READ_SIZE, TYPE_REPLY, 0, offset, 0, 4
+                                    )
+                                    write(offset, value, 4)
+                                    continue
+                        elif command == REGION_READ and size == _READ_SIZE and not flags:
+                            pos = stop
+                            out += REGISTER_MESSAGE.pack(
+                                message_id, REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0, offset, 0, 4, read(offset, 4)
+                            )
+                            continue
+                    begin = pos
+                    pos = self._message(begin, end)
+                    if pos == begin:  # incomplete
+                        self._settle(pos)
+                        return False
+                    if self._hold is not None or len(out) > OUTPUT_LIMIT:
+                        limit = 0
+                    fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
+                break
+            except ClientError:
+                raise
+            except Exception as error:
+                if pos != stop:
+                    raise ClientError(EIO, "a fault of the server's own", fatal=True) from error
+                self._fault(command)
+                if command == REGION_READ:
+                    out += REGISTER_MESSAGE.pack(
+                        message_id, REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0, offset, 0, 4, _ONES
+                    )
+        if pos < end or self._hold is not None:
+            self.consumed += pos - self._start
+            self._start = pos
+            return True
+        self._settle(pos)
+        return False
+
+    @property
+    def held(self) -> bool:
+        """A message waits for transfers to end; the transport calls `release` if that takes too long."""
+        return self._hold is not None
+
+    @property
+    def partial(self) -> bool:
+        """Part of a message has been received."""
+        return self._end > self._start
+
+    def release(self) -> None:
+        """Answer the message that is held, if there is one: its transfers have ended, or are given up."""
+        hold = self._hold
+        if hold is None:
+            return
+        if not hold.settled:
+            self._complain(f"{_name(hold.command)}: answered with transfers still in flight")
+        self._hold = hold.session = None
+        self._answer(hold.message_id, hold.command, hold.flags, hold.finish)
+        self._resume()
+
+    def close(self) -> None:
+        """The client is gone: give its descriptors back. What it had mapped, and the device's state, stay."""
+        if self._hold is not None:
+            self._hold = self._hold.session = None
+        self._commands.close()
+        self._close_all(self._carried_fds)
+        self._close_all(self._chunk_fds)
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def _message(self, pos: int, end: int) -> int:
+        """Execute the message at `pos`; return where the next one begins, or `pos` if it is not complete."""
+        if end - pos < HEADER_SIZE:
+            return pos
+        message_id, command, size, flags, _ = HEADER.unpack_from(self._buffer, pos)
+        self._check_header(command, size, flags)
+        stop: int = pos + size
+        if stop > end:
+            return pos
+        payload = bytes(self._view[pos + HEADER_SIZE : stop])
+        fds = self._take_fds(pos, stop, end)
+        try:
+            handler = self._handlers.get(command)
+            if handler is None:
+                self._refuse(message_id, command, flags, ClientError(EINVAL, "not supported"))
+            else:
+                self._answer(message_id, command, flags, partial(handler, payload, fds))
+        finally:
+            self._close_all(fds)
+        return stop
+
+    def _check_header(self, command: int, size: int, flags: int) -> None:
+        if flags & TYPE_MASK == TYPE_REPLY:
+            raise ClientError(EINVAL, "a reply to nothing that was asked", fatal=True)
+        if flags & TYPE_MASK != TYPE_COMMAND:
+            raise ClientError(EINVAL, f"flags {flags:#x} are neither a command's nor a reply's", fatal=True)
+        if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
+            raise ClientError(EINVAL, f"a message of {size} bytes", fatal=True)
+        if size == HEADER_SIZE and command in self._handlers and command != DEVICE_RESET:
+            raise ClientError(EINVAL, f"{_name(command)} without a payload", fatal=True)
+        if command == VERSION and size > HEADER_SIZE + VERSION_FIELDS.size + MAX_VERSION_DATA:
+            raise ClientError(EINVAL, f"VERSION of {size} bytes", fatal=True)
+        if self.client is None and command != VERSION:
+            raise ClientError(EINVAL, f"{_name(command)} before VERSION", fatal=True)
+
+    def _answer(self, message_id: int, command: int, flags: int, call: Callable[[], bytes | None]) -> None:
+        """Make the call that executes a command, and reply with the payload it returns."""
+        try:
+            payload = call()
+        except ClientError as error:
+            self._refuse(message_id, command, flags, error)
+            return
+        except Exception:
+            self._fault(command)
+            if not flags & NO_REPLY:
+                self.output += HEADER.pack(message_id, command, HEADER_SIZE, TYPE_REPLY | ERROR, EIO)
+            return
+        if payload is None:
+            hold = self._hold
+            if hold is not None:
+                hold.message_id, hold.command, hold.flags = message_id, command, flags
+        elif not flags & NO_REPLY:
+            self.output += HEADER.pack(message_id, command, HEADER_SIZE + len(payload), TYPE_REPLY, 0)
+            self.output += payload
+
+    def _refuse(self, message_id: int, command: int, flags: int, error: ClientError) -> None:
+        if not flags & NO_REPLY:
+            self.output += HEADER.pack(message_id, command, HEADER_SIZE, TYPE_REPLY | ERROR, error.errno)
+        if error.fatal:
+            raise ClientError(error.errno, f"{_name(command)}: {error}", fatal=True)
+        self._complain(f"{_name(command)}: {error}")
+
+    def _version(self, payload: bytes, fds: list[int]) -> bytes:
+        if self.client is not None:
+            raise ClientError(EINVAL, "the version has been negotiated already")
+        if fds:
+            raise ClientError(EINVAL, "file descriptors with the version", fatal=True)
+        reply, self.client = negotiate(payload)
+        self._fence = REGISTERS_SIZE - 4
+        return reply
+
+    def _wait(self, begin: Callable[[Callable[[], object]], object], finish: Callable[[], bytes]) -> bytes | None:
+        """Reply with `finish()` once `begin` is done, which may be at once; None if later."""
+        hold = _Hold(finish)
+        begin(hold.done)
+        if hold.settled:
+            return finish()
+        hold.session, self._hold = self, hold
+        return None
+
+    # -- buffer and descriptors --------------------------------------------------------------------------------------
+
+    def _settle(self, pos: int) -> None:
+        """All whole messages have been executed: keep what is left of an incomplete one at `pos` for the next chunk."""
+        end, left = self._end, self._end - pos
+        self.consumed += pos - self._start
+        self._start, self._end = 0, left
+        if not left:
+            if len(self._view) > BUFFER_SIZE:
+                self._set_buffer(BUFFER_SIZE)
+            return
+        if pos:
+            self._buffer[:left] = self._buffer[pos:end]
+        if self._chunk_fds:
+            self._carried_fds += self._chunk_fds
+            self._chunk_fds = []
+            if len(self._carried_fds) > MAX_PENDING_FDS:
+                raise ClientError(EINVAL, f"more than {MAX_PENDING_FDS} file descriptors with one message", fatal=True)
+        if left >= HEADER_SIZE:
+            size = HEADER.unpack_from(self._buffer)[2]
+            if size > len(self._view):
+                begun = self._buffer
+                self._set_buffer(size)
+                self._buffer[:left] = begun[:left]
+
+    def _set_buffer(self, size: int) -> None:
+        # The fast path unpacks a register message wherever a message begins, so there is room for one past the end.
+        self._buffer = bytearray(size + REGISTER_MESSAGE.size)
+        self._view = memoryview(self._buffer)[:size]
+
+    def _take_fds(self, pos: int, stop: int, end: int) -> list[int]:
+        """The descriptors of the message from `pos` to `stop`: those of a chunk belong to the last message that starts
+        in it, because the kernel ends a chunk behind the piece that brought descriptors along."""
+        fds: list[int] = []
+        if pos < self._chunk_start:
+            fds, self._carried_fds = self._carried_fds, fds
+        if stop >= end:
+            fds += self._chunk_fds
+            self._chunk_fds = []
+        return fds
+
+    def _close_all(self, fds: list[int]) -> None:
+        while fds:
+            self._close_fd(fds.pop())
+
+    # -- what is logged ----------------------------------------------------------------------------------------------
+
+    def _complain(self, text: str) -> None:
+        self._complaints += 1
+        if self._complaints <= MAX_COMPLAINTS:
+            log.warning("client: %s", text)
+            if self._complaints == MAX_COMPLAINTS:
+                log.warning("client: nothing further of this kind is logged for this connection")
+
+    def _fault(self, command: int) -> None:
+        """Called while an exception that is our own is handled."""
+        self._complaints += 1
+        if self._complaints <= MAX_COMPLAINTS:
+            log.exception("%s failed by a fault of the server's own; the connection goes on", _name(command))
+
+
+def _name(command: int) -> str:
+    return COMMAND_NAMES.get(command, f"command {command}")

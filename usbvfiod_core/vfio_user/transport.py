@@ -1,0 +1,206 @@
+"""The vfio-user server: one client at a time, on a socket path or a descriptor that was handed down.
+
+A client that comes while another is served is accepted and its connection closed at once, because clients wait for ever
+in a backlog. When the client goes away the function is reset, its maps and interrupts are dropped, and the next may
+come: the devices stay.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import ConfigError
+from ..memory import GuestMemory
+from ..pci.function import PciFunction
+from ..usb.device import Loop, Timer
+from .connection import HOLD_DEADLINE, MESSAGE_DEADLINE, Connection
+from .listener import SocketPath, inherited
+
+log = logging.getLogger(__name__)
+
+_ACCEPTS: Final = 16
+_ACCEPT_PAUSE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFacts:
+    """Who is connected. `name` is a guess, and empty like `version` until the client has introduced itself.
+
+    `pid` and `uid` are those of the process that connected, as this process sees them.
+    """
+
+    pid: int
+    uid: int
+    name: str
+    version: str
+
+
+class Server:
+    """Serves `function` and `memory` to clients on `path` or on the inherited descriptor `fd` (exactly one of them).
+
+    `on_drained` is called after every batch of messages, when all replies are sent: the place to do the work they asked
+    for. `on_closed` is called when no client can come any more because `fd` was a connected socket that has ended.
+    All on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        function: PciFunction,
+        memory: GuestMemory,
+        *,
+        on_drained: Callable[[], object],
+        path: str | None = None,
+        fd: int | None = None,
+        on_closed: Callable[[], object] | None = None,
+        message_deadline: float = MESSAGE_DEADLINE,
+        hold_deadline: float = HOLD_DEADLINE,
+    ) -> None:
+        if (path is None) == (fd is None):
+            raise ConfigError("a server needs either a socket path or a file descriptor")
+        self._loop: Final = loop
+        self._function: Final = function
+        self._memory: Final = memory
+        self._on_drained: Final = on_drained
+        self._on_closed: Final = on_closed
+        self._path: Final = path
+        self._inherited_fd: Final = fd
+        self._message_deadline: Final = message_deadline
+        self._hold_deadline: Final = hold_deadline
+        self._own: SocketPath | None = None
+        self._listener: socket.socket | None = None
+        self._connection: Connection | None = None
+        self._ending: object | None = None  # identifies the reset after a client that has gone
+        self._timer: Timer | None = None
+        self._open = False
+
+    def start(self) -> None:
+        """Listen, or serve the connected socket. Raises ConfigError."""
+        if self._path is not None:
+            self._own = SocketPath(self._path)
+            self._listener = self._own.socket
+        else:
+            assert self._inherited_fd is not None
+            sock, listens = inherited(self._inherited_fd)
+            if not listens:
+                self._open = True
+                self._serve(sock, accepted=False)
+                return
+            self._listener = sock
+        self._open = True
+        self._listen()
+
+    def close(self) -> None:
+        """Drop the client, reset the function, forget its memory, stop listening and remove our own socket path."""
+        if not self._open:
+            return
+        self._open = False
+        self._ending = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            if self._own is None:
+                self._listener.close()
+        if self._own is not None:
+            self._own.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            self._function.reset(_nothing)
+        self._memory.unmap_all()
+        self._memory.settle()
+
+    @property
+    def client(self) -> ClientFacts | None:
+        """Who is connected, if anybody is."""
+        connection = self._connection
+        if connection is None:
+            return None
+        version = connection.session.client
+        if version is None:
+            return ClientFacts(connection.pid, connection.uid, "", "")
+        return ClientFacts(connection.pid, connection.uid, version.name, version.version)
+
+    # -- clients come and go -----------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        if self._open and self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+
+    def _acceptable(self) -> None:
+        assert self._listener is not None
+        for _ in range(_ACCEPTS):
+            if self._ending is not None:
+                return
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionError):
+                return
+            except OSError as error:
+                # Out of descriptors, say: the connection stays in the backlog, and asking at once would be a busy loop.
+                log.warning("a client cannot be accepted: %s", error.strerror)
+                self._loop.remove_reader(self._listener.fileno())
+                self._timer = self._loop.call_later(_ACCEPT_PAUSE, self._listen)
+                return
+            if self._connection is not None:
+                log.warning("another client was turned away: one is connected already")
+                sock.close()
+            else:
+                sock.setblocking(False)
+                self._serve(sock, accepted=True)
+
+    def _serve(self, sock: socket.socket, *, accepted: bool) -> None:
+        self._connection = Connection(
+            sock,
+            self._loop,
+            self._function,
+            self._memory,
+            on_drained=self._on_drained,
+            on_gone=self._client_gone,
+            # A connected socket that was handed down may be waiting for a VM that starts much later.
+            first_message_deadline=accepted,
+            message_deadline=self._message_deadline,
+            hold_deadline=self._hold_deadline,
+        )
+        log.info("a client has connected (process %d)", self._connection.pid)
+
+    def _client_gone(self, reason: str | None) -> None:
+        if reason is None:
+            log.info("the client has disconnected")
+        else:
+            log.warning("the client was dropped: %s", reason)
+        self._connection = None
+        # Nobody is accepted before the reset is over; the next client waits in the backlog meanwhile.
+        ending = self._ending = object()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+        self._timer = self._loop.call_later(self._hold_deadline, self._given_up, ending)
+        self._function.reset(lambda: self._ended(ending))
+
+    def _given_up(self, ending: object) -> None:
+        if self._ending is ending:
+            log.warning("transfers of the last client are still in flight; going on without them")
+            self._ended(ending)
+
+    def _ended(self, ending: object) -> None:
+        if self._ending is not ending:
+            return
+        self._ending = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._memory.unmap_all()
+        self._memory.settle()
+        if self._listener is not None:
+            self._listen()
+        elif self._on_closed is not None:
+            self._on_closed()
+
+
+def _nothing() -> None:
+    pass
