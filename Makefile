@@ -1,0 +1,44 @@
+# Each target does its own set-up: the first one creates .venv. Needs a Python of 3.11 or newer, nothing else.
+# PYTHON=/usr/bin/python3.12 make test      chooses the interpreter
+
+SHELL := /bin/bash
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/usbvfiod.stamp
+
+.PHONY: help demo test test-long vm bench lint clean
+
+help:
+	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
+	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
+	@echo "make test-long  the long loops as well"
+	@echo "make vm         prepare the Debian tree and the guest of the VM tests (once, outside the checkout)"
+	@echo "make bench      measure, beside QEMU's own controller where a VM can run"
+	@echo "make lint       format check, lint and types"
+
+$(STAMP): pyproject.toml .ci/environment
+	.ci/environment $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/usbvfiod demo
+
+test: $(STAMP)
+	$(RUN) -m pytest -m "not long"
+
+test-long: $(STAMP)
+	$(RUN) -m pytest
+
+vm: $(STAMP)
+	$(RUN) tests/vm/prepare.py
+
+bench: $(STAMP)
+	$(RUN) tests/bench/run.py
+
+lint: $(STAMP)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

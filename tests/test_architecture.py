@@ -1,0 +1,192 @@
+"""The house rules that a program can check: who may import whom, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "usbvfiod_core"
+MAX_LINES = 400
+
+LAYERS = {
+    "errors": 0,
+    "usb": 0,
+    "xhci.spec": 0,
+    "vfio_user.wire": 0,
+    "memory": 1,
+    "xhci.registers": 1,
+    "xhci.states": 1,
+    "pci": 1,
+    "xhci.ring": 2,
+    "xhci.event_ring": 2,
+    "xhci.interrupter": 2,
+    "xhci.contexts": 2,
+    "xhci.td": 2,
+    "xhci.transfer_ring": 2,
+    "xhci.endpoint": 3,
+    "xhci.slot": 3,
+    "xhci.ports": 3,
+    "vfio_user": 3,
+    "xhci.commands": 4,
+    "xhci": 5,
+    "vfio_user.transport": 6,
+    "hooks": 6,
+    "": 7,  # usbvfiod_core itself: the plugin API, re-exported
+    "virtual": 8,  # as far from the core as anybody's plugin
+    "daemon": 8,
+    "testing": 9,
+    "cli": 10,
+    "__main__": 11,
+}
+"""Layer of a module or package, the longest name counts. A file imports lower layers, or files of its own package that
+are not in a higher one."""
+
+PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
+IMPURE = {"socket", "os", "asyncio", "threading", "pluggy", "select", "selectors", "subprocess", "signal"}
+"""What the pure parts do not import: they are given memory, callables and bytes, and are tested with a bytearray."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below `usbvfiod_core`; a package is named like its directory."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer(name: str) -> int:
+    """The layer of a module below `usbvfiod_core`."""
+    if name == "":
+        return LAYERS[""]
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        known = LAYERS.get(".".join(parts[:length]))
+        if known is not None:
+            return known
+    raise AssertionError(f"{name} has no layer; add it to LAYERS")
+
+
+def imports(path: Path, source: str | None = None) -> set[str]:
+    """The absolute names of the modules that a file imports when it runs, inside functions too; not for types only.
+
+    `source` takes the place of the file's text.
+    """
+    package = ("usbvfiod_core", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in walk(ast.parse(path.read_text() if source is None else source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            origin = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                name = f"{origin}.{alias.name}"
+                found.add(name if name.removeprefix("usbvfiod_core.") in MODULES else origin)
+    return found
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but what is under `if TYPE_CHECKING:`."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        for statement in node.orelse:
+            yield from walk(statement)
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from walk(child)
+
+
+def own_imports(name: str) -> set[str]:
+    """The modules of the package that a module imports, below `usbvfiod_core`."""
+    ours = {target for target in imports(MODULES[name]) if target.split(".")[0] == "usbvfiod_core"}
+    return {target.removeprefix("usbvfiod_core").removeprefix(".") for target in ours}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_imports_only_lower_layers_or_its_own_package(name: str) -> None:
+    package = name.split(".")[0]
+    wrong = []
+    for target in sorted(own_imports(name)):
+        same_package = target.split(".")[0] == package != ""
+        allowed = layer(target) <= layer(name) if same_package else layer(target) < layer(name)
+        lowest = layer(target) == layer(name) == 0
+        if not (allowed or lowest):
+            wrong.append(f"{name} (layer {layer(name)}) imports {target} (layer {layer(target)})")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] == "usb" or name == "errors"])
+def test_the_vocabulary_imports_nothing_but_itself(name: str) -> None:
+    assert {target.split(".")[0] for target in own_imports(name)} <= {"usb", "errors"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(PURE)])
+def test_the_pure_parts_touch_no_operating_system(name: str) -> None:
+    found = {target.split(".")[0] for target in imports(MODULES[name])} & IMPURE
+    assert not found, f"{name} imports {', '.join(sorted(found))}"
+    assert not any(target.startswith("logging.config") for target in imports(MODULES[name]))
+
+
+def test_only_the_registry_imports_pluggy() -> None:
+    users = [name for name, path in MODULES.items() if any(t.split(".")[0] == "pluggy" for t in imports(path))]
+    assert users == ["hooks.registry"]
+
+
+def test_only_the_command_line_and_the_registry_import_click() -> None:
+    users = {name for name, path in MODULES.items() if any(t.split(".")[0] == "click" for t in imports(path))}
+    assert {name for name in users if name.split(".")[0] != "cli"} == {"hooks.registry"}
+
+
+def test_a_built_in_plugin_uses_the_plugin_api() -> None:
+    """`virtual` comes in as a third party does, and sees of the core what a third party sees."""
+    for name in MODULES:
+        if name.split(".")[0] == "virtual":
+            outside = {target.split(".")[0] for target in own_imports(name)} - {"virtual"}
+            assert outside <= {"", "usb", "errors"}, name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for directory in ("usbvfiod_core", "tests", "examples")
+        for path in sorted((ROOT / directory).rglob("*.py"))
+        if ".venv" not in path.parts
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_imports_are_seen_in_every_form() -> None:
+    source = """
+from typing import TYPE_CHECKING
+import os.path
+from ..daemon import loop
+from usbvfiod_core.cli import main
+from .. import Device
+from . import spec, states
+def f():
+    from ..memory import GuestMemory
+if TYPE_CHECKING:
+    import socket
+"""
+    assert imports(PACKAGE / "xhci" / "made_up.py", source) == {
+        "typing",
+        "os.path",
+        "usbvfiod_core.daemon.loop",
+        "usbvfiod_core.cli",
+        "usbvfiod_core",
+        "usbvfiod_core.xhci.spec",
+        "usbvfiod_core.xhci.states",
+        "usbvfiod_core.memory",
+    }
