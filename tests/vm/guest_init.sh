@@ -36,11 +36,13 @@ done <> /run/ended >&3 &
 
 # The empty line ends whatever an earlier boot had begun to say when it was reset.
 printf '\nREADY %s %s\n' "$(cut -d ' ' -f 1 /proc/uptime)" "$(uname -r)" >&3
-while read -r id script; do
-    echo "$script" | base64 -d > "/run/$id.sh"
+# The line is read in a shell that has no children: ash's read forgets what it has when a child's end interrupts it.
+while request=$(read -r line <&3 && echo "$line"); do
+    id=${request%% *}
+    echo "${request#* }" | base64 -d > "/run/$id.sh"
     (
         exec 3>&-
         sh "/run/$id.sh" < /dev/null > "/run/$id.out" 2>&1
         echo "$id $?" > /run/ended
     ) &
-done <&3
+done

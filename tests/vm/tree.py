@@ -183,7 +183,8 @@ def remove(tree: Path) -> None:
     """Delete a tree, after unmounting what an interrupted debootstrap may have left mounted in it."""
     if not tree.exists():
         return
-    mounts = [line.split()[4].encode().decode("unicode_escape") for line in open("/proc/self/mountinfo")]
+    table = Path("/proc/self/mountinfo").read_text()
+    mounts = [line.split()[4].encode().decode("unicode_escape") for line in table.splitlines()]
     for mount in sorted((m for m in mounts if Path(m).is_relative_to(tree)), reverse=True):
         subprocess.run(["umount", mount], check=True)
     shutil.rmtree(tree)
@@ -221,7 +222,7 @@ def _configure(tree: Path) -> None:
     """Give a fresh tree its backports, the system's way to the network, and rules that keep it small and quiet."""
     sources = tree / "etc/apt/sources.list"
     fields = next(line.split() for line in sources.read_text().splitlines() if line.startswith("deb "))
-    uri = next(field for field in fields[1:] if "://" in field or field.startswith("file:"))
+    uri = next(field for field in fields[1:] if "://" in field)
     (tree / "etc/apt/sources.list.d/backports.list").write_text(f"deb {uri} {BACKPORTS} main\n")
     shutil.copyfile("/etc/resolv.conf", tree / "etc/resolv.conf")
     (tree / "etc/apt/apt.conf.d/90usbvfiod").write_text(_apt_configuration(tree))
@@ -233,12 +234,10 @@ def _configure(tree: Path) -> None:
 
 
 def _apt_configuration(tree: Path) -> str:
-    """The system's proxy and certificate settings for apt in the tree, the certificate files copied to the same paths."""
+    """The system's proxy and certificate settings for apt in the tree; named files are copied to the same paths."""
     lines = ['Acquire::Languages "none";', 'Acquire::Retries "3";']
-    dump = (
-        subprocess.run(["apt-config", "dump"], capture_output=True, text=True) if shutil.which("apt-config") else None
-    )
-    for line in (dump.stdout if dump else "").splitlines():
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout if _has("apt-config") else ""
+    for line in dump.splitlines():
         if not re.match(r"Acquire::(http|https)::", line, re.IGNORECASE) or "Proxy-Auto-Detect" in line:
             continue  # a detection program is the system's and would not be found in the tree
         lines.append(line)
@@ -260,14 +259,18 @@ def _copy_named_file(tree: Path, line: str) -> None:
         shutil.copyfile(source, target)
 
 
+def _has(program: str) -> bool:
+    return shutil.which(program) is not None
+
+
 def system_mirror() -> str | None:
     """The Debian mirror this system's apt uses, or None where that is unknown (debootstrap then has its default)."""
-    if not shutil.which("apt-get"):
+    if not _has("apt-get"):
         return None
     form = "$(SITE)|$(LABEL)|$(RELEASE)"
     result = subprocess.run(["apt-get", "indextargets", "--format", form], capture_output=True, text=True)
     targets = [line.split("|") for line in result.stdout.splitlines() if line.count("|") == 2]
-    usable = [target for target in targets if target[0].startswith(("http://", "https://", "file:"))]
+    usable = [target for target in targets if target[0].startswith(("http://", "https://"))]
     for site, label, _ in usable:
         if label == "Debian":
             return site
@@ -284,9 +287,9 @@ def system_mirror() -> str | None:
 
 
 def _ensure_debootstrap(log: Path) -> None:
-    if shutil.which("debootstrap"):
+    if _has("debootstrap"):
         return
-    if not shutil.which("apt-get"):
+    if not _has("apt-get"):
         raise VmError("building the VM test tree needs debootstrap, which is not installed")
     _say("installing debootstrap")
     install = ["apt-get", "-y", "-q", "--no-install-recommends", "install", "debootstrap"]

@@ -1,0 +1,87 @@
+"""Fixtures of the VM tests. Without the tree (`make vm`) they are skipped with the reason; with USBVFIOD_REQUIRE_VM=1
+in the environment, as in CI, that is a failure instead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import Guest, GuestFactory
+from tests.vm.prepare import why_unavailable
+
+TIMEOUT = 240  # seconds for one test with its fixtures; several boots of up to a minute each on a busy machine
+
+_guests: list[Guest] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A guest's boot alone may take what other tests have in all."""
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.get_closest_marker("vm") and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop before the fixtures where there is nothing to boot."""
+    if item.get_closest_marker("vm"):
+        reason = why_unavailable()
+        if reason and os.environ.get("USBVFIOD_REQUIRE_VM") == "1":
+            pytest.fail(f"USBVFIOD_REQUIRE_VM is set, but {reason}", pytrace=False)
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Show what was typed into the guests and what their kernels said when a test fails."""
+    report = yield
+    if report.failed and item.get_closest_marker("vm"):
+        for number, guest in enumerate(_guests, start=1):
+            text = "\n".join("\n".join(guest.transcript).splitlines()[-120:])
+            report.sections.append((f"guest {number}: shell", text))
+            report.sections.append((f"guest {number}: console", guest.console_tail(60)))
+    return report
+
+
+def _factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestFactory]:
+    made: list[Guest] = []
+
+    def boot(arguments: list[str], **options: Any) -> Guest:
+        guest = Guest(tmp_path_factory.mktemp("guest"), arguments, **options)
+        made.append(guest)
+        _guests.append(guest)
+        return guest
+
+    yield boot
+    for guest in made:
+        guest.kill()
+        _guests.remove(guest)
+
+
+@pytest.fixture
+def guest_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestFactory]:
+    """Boot guests that live until the end of the test: `guest_factory(arguments, **options of Guest)`."""
+    yield from _factory(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def module_guest_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestFactory]:
+    """As `guest_factory`, for guests that a module's tests share."""
+    yield from _factory(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def random_image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Make an image file of that many MiB of random bytes; each call makes a new one."""
+
+    def make(mebibytes: int) -> Path:
+        path = tmp_path_factory.mktemp("image") / f"{mebibytes}M.img"
+        path.write_bytes(os.urandom(mebibytes << 20))
+        return path
+
+    return make

@@ -1,0 +1,140 @@
+"""What tests ask a guest about its USB devices, the same questions whoever serves the controller."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm import tree as debian
+from tests.vm.guest import Guest, Running
+
+# Of these the kernel may not warn. Its own platform (ACPI, CPU) has warnings that say nothing about USB.
+USB_WORDS = re.compile(
+    r"usb|xhci|hub |scsi|\bsd |\bsd[a-z]\b|\bsg|hid|input|uas|I/O error|DMA|EXT4|JBD2|Call Trace", re.I
+)
+# Recovery that the kernel reports without calling it a warning.
+RECOVERY = re.compile(
+    r"reset \S+ USB device|USB disconnect|WARNING:|BUG:|blocked for more than|timed out|not responding|"
+    r"host controller died|device descriptor read|unable to enumerate"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A drive in the guest. `usb` is its USB device's name in sysfs ("2-1"), `size` and throughput are in bytes."""
+
+    path: str
+    usb: str
+    speed: int  # Mbit/s, as sysfs has it: 12, 480, 5000
+    size: int
+
+
+def wait_disks(guest: Guest, count: int = 1, timeout: float = 30.0) -> list[Disk]:
+    """Wait until the guest has `count` USB drives and return them, in the order of their USB names."""
+    guest.wait_until(
+        f"[ $(ls -d /sys/block/sd* 2>/dev/null | wc -l) -eq {count} ] || {{ ls /sys/block; false; }}", timeout
+    )
+    script = (
+        "for disk in /sys/block/sd*; do interface=$(readlink -f $disk/device/../../..); usb=${interface%/*}; "
+        "echo /dev/${disk##*/} ${usb##*/} $(cat $usb/speed $disk/size); done"
+    )
+    disks = []
+    for line in guest.run(script).splitlines():
+        path, usb, speed, sectors = line.split()
+        disks.append(Disk(path, usb, int(speed), int(sectors) * 512))
+    return sorted(disks, key=lambda disk: (len(disk.usb), disk.usb))
+
+
+def sha256(guest: Guest, path: str, timeout: float = 60.0) -> str:
+    """The SHA-256 of a whole drive or file, read past the guest's cache as far as it was not written there."""
+    return guest.run(f"blockdev --flushbufs {path} 2>/dev/null; sha256sum {path}", timeout).split()[0]
+
+
+def image_sha256(image: Path) -> str:
+    """The SHA-256 of an image file as this system sees it."""
+    with open(image, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def write_ext4(guest: Guest, disk: Disk, text: str) -> str:
+    """Make an ext4 on the drive, put two files on it and unmount it; returns the SHA-256 of the larger one."""
+    script = f"""set -e
+mkfs.ext4 -q -F {disk.path}
+mkdir -p /mnt/ext4
+mount -t ext4 {disk.path} /mnt/ext4
+echo '{text}' > /mnt/ext4/text
+head -c 3000000 /dev/urandom > /mnt/ext4/random
+sync
+umount /mnt/ext4
+mount -t ext4 -o ro {disk.path} /mnt/ext4
+sha256sum /mnt/ext4/random
+umount /mnt/ext4
+blockdev --flushbufs {disk.path}
+"""
+    return guest.run(script, timeout=60).split()[0]
+
+
+def read_ext4(image: Path, name: str) -> bytes:
+    """A file out of the ext4 in an image, read on this system by e2fsprogs, after checking the file system."""
+    tree = debian.tree_directory()
+    check = [*debian.program_argv(tree, "usr/sbin/e2fsck"), "-f", "-n", str(image)]
+    result = subprocess.run(check, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise AssertionError(f"e2fsck on {image}: {result.stdout}{result.stderr}")
+    dump = [*debian.program_argv(tree, "usr/sbin/debugfs"), "-R", f"cat /{name}", str(image)]
+    return subprocess.run(dump, check=True, capture_output=True).stdout
+
+
+def usb_complaints(guest: Guest) -> list[str]:
+    """Warnings of the guest's USB, SCSI, HID and file system drivers, and signs of recovery, since it booted."""
+    warnings = [line for line in guest.dmesg(level=4).splitlines() if USB_WORDS.search(line)]
+    return warnings + [line for line in guest.dmesg().splitlines() if RECOVERY.search(line) and line not in warnings]
+
+
+def start_reading_keys(guest: Guest, events: int) -> Running:
+    """Start reading key presses and releases from the guest's USB keyboard; give the result to `finish_reading_keys`.
+
+    On return the keyboard is open: what is typed from now on is read. One press or release is three input events
+    (scan code, key, end of report).
+    """
+    script = f"""
+until [ -n "$event" ]; do
+    for device in /sys/class/input/event*; do
+        case $(readlink -f $device) in */usb*) event=${{device##*/}};; esac
+    done
+    sleep 0.1
+done
+exec 4< /dev/input/$event
+touch /tmp/reading-keys
+timeout 20 /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
+"""
+    guest.run("rm -f /tmp/reading-keys")
+    reading = guest.start(script)
+    guest.wait_until("[ -e /tmp/reading-keys ]", timeout=10)
+    return reading
+
+
+def finish_reading_keys(guest: Guest, reading: Running, timeout: float = 25.0) -> list[tuple[int, int]]:
+    """Wait for the keys: (code of linux/input-event-codes.h, 1 for a press and 0 for a release) of each."""
+    data = bytes.fromhex(guest.wait(reading, timeout).strip())
+    events = [struct.unpack_from("<qqHHi", data, offset) for offset in range(0, len(data), 24)]
+    return [(code, value) for _, _, kind, code, value in events if kind == 1]
+
+
+def direct_io(
+    guest: Guest, disk: Disk, *, block: int, count: int, write: bool = False, timeout: float = 120.0
+) -> float:
+    """Read or write `count` blocks one after the other with O_DIRECT; returns the seconds dd measured in the guest.
+
+    Writing puts zeros on the drive.
+    """
+    flag, source, target = ("oflag", "/dev/zero", disk.path) if write else ("iflag", disk.path, "/dev/null")
+    output = guest.run(f"/usr/bin/dd if={source} of={target} bs={block} count={count} {flag}=direct 2>&1", timeout)
+    match = re.search(r"^(\d+) bytes.* copied, ([0-9.e-]+) s", output, re.MULTILINE)
+    if not match or int(match[1]) != block * count:
+        raise AssertionError(f"dd did not move {count} blocks of {block}: {output}")
+    return float(match[2])
