@@ -30,6 +30,9 @@ CHUNKS: Final = 16
 """Times that the socket is read before the loop has its turn."""
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_PENDING_FDS * array.array("i").itemsize)
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
+_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _PEER: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -63,6 +66,7 @@ class Connection:
         self._hold_deadline: Final = hold_deadline
         self._greeted = not first_message_deadline
         self.session: Final = Session(function, memory, adopt=Eventfd, close_fd=os.close, resume=self._resume)
+        self._output: Final = self.session.output
         self.pid, self.uid = _peer(sock)
         self._open = True
         self._reading = False
@@ -96,43 +100,49 @@ class Connection:
         for _ in range(CHUNKS):
             space = session.space
             try:
-                count, ancillary, flags, _address = receive((space,), _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                count, ancillary, flags, _address = receive((space,), _ANCILLARY, _CLOEXEC)
             except BlockingIOError:
                 break
             except OSError as error:
                 self._gone(None if isinstance(error, ConnectionError) else str(error))
                 return
-            fds = _descriptors(ancillary) if ancillary else []
-            session.received(count, fds)
-            if flags & socket.MSG_CTRUNC:
+            session.received(count, _descriptors(ancillary) if ancillary else [])
+            if flags & _CTRUNC:
                 self._gone(f"more than {MAX_PENDING_FDS} file descriptors with one message, or no room for them")
                 return
             if not count:
                 self._gone("the connection ended in the middle of a message" if session.partial else None)
                 return
             # The kernel fills the space unless the socket is empty or descriptors were in between.
-            if not self._advance() or (count < len(space) and not fds):
+            if not self._advance() or (count < len(space) and not ancillary):
                 break
         if self._open:
             self._on_drained()
 
     def _advance(self) -> bool:
         """Execute what has been received and send the replies. False: stop receiving, it goes on from the loop."""
-        session = self.session
+        session, output = self.session, self._output
         try:
             more = session.process()
         except ClientError as error:
             self._flush()
             self._gone(str(error))
             return False
-        if session.output and not self._flush():
-            if self._open and not self._writing:
+        if output and not self._flush():
+            self._pause()
+            if not self._writing and self._open:
                 self._writing = True
                 self._loop.add_writer(self._fd, self._writable)
-            self._pause()
             return False
         if self._memory.generation != self._generation:
             self._maps_changed()
+        if more or self._deadline is not None or session.partial:
+            return self._attend(more)
+        return True
+
+    def _attend(self, more: bool) -> bool:
+        """What is not the common case: messages that wait, and deadlines to set or to drop."""
+        session = self.session
         if more:
             self._pause()
             if not session.held:
@@ -178,9 +188,9 @@ class Connection:
 
     def _flush(self) -> bool:
         """Send what the socket takes; True if that was all."""
-        output = self.session.output
+        output = self._output
         try:
-            sent = self._socket.send(output, socket.MSG_NOSIGNAL)
+            sent = self._socket.send(output, _NOSIGNAL)
         except BlockingIOError:
             return not output
         except OSError:

@@ -106,6 +106,10 @@ class Session:
         """Who the client is; None until it has said VERSION."""
         self.output = bytearray()
         """Replies to send, in order. The transport deletes what it has sent."""
+        self.space: memoryview
+        """Where to receive to; never empty while `process` has returned False."""
+        self.partial = False
+        """Part of a message has been received, and `process` has returned False."""
         self.consumed = 0
         """Bytes of messages that have been processed."""
         self._fence = _SHUT
@@ -119,11 +123,6 @@ class Session:
         self._handlers: Final = {VERSION: self._version, **self._commands.handlers}
 
     # -- the transport's side ----------------------------------------------------------------------------------------
-
-    @property
-    def space(self) -> memoryview:
-        """Where to receive to; never empty while `process` has returned False."""
-        return self._view[self._end :] if self._end else self._view
 
     def received(self, count: int, fds: list[int]) -> None:
         """`count` bytes have come into `space`, and `fds` with them; these are the session's to close from now on."""
@@ -201,11 +200,6 @@ class Session:
     def held(self) -> bool:
         """A message waits for transfers to end; the transport calls `release` if that takes too long."""
         return self._hold is not None
-
-    @property
-    def partial(self) -> bool:
-        """Part of a message has been received."""
-        return self._end > self._start
 
     def release(self) -> None:
         """Answer the message that is held, if there is one: its transfers have ended, or are given up."""
@@ -314,11 +308,15 @@ class Session:
         """All whole messages have been executed: keep what is left of an incomplete one at `pos` for the next chunk."""
         end, left = self._end, self._end - pos
         self.consumed += pos - self._start
-        self._start, self._end = 0, left
+        self._start = 0
+        self.partial = left > 0
         if not left:
-            if len(self._view) > BUFFER_SIZE:
+            if self._end > BUFFER_SIZE:
                 self._set_buffer(BUFFER_SIZE)
+            self._end = 0
+            self.space = self._view
             return
+        self._end = left
         if pos:
             self._buffer[:left] = self._buffer[pos:end]
         if self._chunk_fds:
@@ -332,11 +330,12 @@ class Session:
                 begun = self._buffer
                 self._set_buffer(size)
                 self._buffer[:left] = begun[:left]
+        self.space = self._view[left:]
 
     def _set_buffer(self, size: int) -> None:
         # The fast path unpacks a register message wherever a message begins, so there is room for one past the end.
         self._buffer = bytearray(size + REGISTER_MESSAGE.size)
-        self._view = memoryview(self._buffer)[:size]
+        self._view = self.space = memoryview(self._buffer)[:size]
 
     def _take_fds(self, pos: int, stop: int, end: int) -> list[int]:
         """The descriptors of the message from `pos` to `stop`: those of a chunk belong to the last message that starts
