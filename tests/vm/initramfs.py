@@ -17,6 +17,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import tree as debian
@@ -42,6 +43,9 @@ MODULES = (
     "nls_cp437",
     "nls_ascii",
 )
+
+# There for `modprobe` in a test: a host controller and the kernel's own gadget zero behind it.
+LOADABLE_MODULES = ("dummy_hcd", "usb_f_ss_lb")
 
 # Beside busybox's applets. Perl is the way to an ioctl (usbtest, usbfs) and to exact timing.
 PROGRAMS = (
@@ -151,12 +155,16 @@ def contents(tree: Path) -> list[Entry]:
         link = f"usr/bin/{applet}"
         if link not in files and f"usr/sbin/{applet}" not in files:
             add(link, stat.S_IFLNK | 0o777, b"busybox")
-    load = []
-    for module in _modules(tree):
-        path = f"usr/lib/modules/{module.name.removesuffix('.xz')}"
-        add(path, stat.S_IFREG | 0o644, _unpacked(module))
-        load.append(f"/{path}\n")
-    add("usr/lib/modules/load", stat.S_IFREG | 0o644, "".join(load).encode())
+    release = debian.kernel(tree)[1]
+    modules, loaded = _modules(tree)
+    dependencies = []
+    for name, module in modules.items():
+        path = f"usr/lib/modules/{release}/{name}.ko"
+        add(path, stat.S_IFREG | 0o644, _unpacked(module.path))
+        dependencies.append(f"{name}.ko: {' '.join(f'{needed}.ko' for needed in module.needs if needed in modules)}\n")
+    add(f"usr/lib/modules/{release}/modules.dep", stat.S_IFREG | 0o644, "".join(dependencies).encode())
+    load = "".join(f"/usr/lib/modules/{release}/{name}.ko\n" for name in loaded)
+    add("usr/lib/modules/load", stat.S_IFREG | 0o644, load.encode())
     return list(files.values())
 
 
@@ -189,35 +197,43 @@ def _libraries(tree: Path, program: str) -> Iterator[tuple[str, Path]]:
             yield f"{debian.LIBRARIES}/{name}", Path(path)
 
 
-def _modules(tree: Path) -> list[Path]:
-    """The files of MODULES and of what they need, in an order in which each can be loaded."""
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module in the tree; `needs` are the names of the modules it cannot be loaded without."""
+
+    path: Path
+    needs: list[str]
+
+
+def _modules(tree: Path) -> tuple[dict[str, Module], list[str]]:
+    """The modules the guest gets, each after those it needs, and the names of the ones to load at boot."""
     directory = tree / "usr/lib/modules" / debian.kernel(tree)[1]
-    needs: dict[str, list[str]] = {}
-    files: dict[str, Path] = {}
+    known: dict[str, Module] = {}
     for line in (directory / "modules.dep").read_text().splitlines():
-        path, _, dependencies = line.partition(":")
-        files[_module_name(path)] = directory / path
-        needs[_module_name(path)] = [_module_name(dependency) for dependency in dependencies.split()]
-    # A soft dependency is one the symbols do not show, such as ext4's on a checksum driver.
+        path, _, needs = line.partition(":")
+        known[_module_name(path)] = Module(directory / path, [_module_name(name) for name in needs.split()])
+    # A soft dependency is one the symbols do not show, such as a host controller driver's on its firmware loader.
     for line in (directory / "modules.softdep").read_text().splitlines():
         match = re.match(r"softdep (\S+) pre: (.*?)(?: post:|$)", line)
-        if match and _module_name(match[1]) in needs:
-            needs[_module_name(match[1])] += [_module_name(name) for name in match[2].split()]
+        if match and _module_name(match[1]) in known:
+            known[_module_name(match[1])].needs.extend(_module_name(name) for name in match[2].split())
     builtin = {_module_name(line) for line in (directory / "modules.builtin").read_text().splitlines()}
-    ordered: dict[str, Path] = {}
+    ordered: dict[str, Module] = {}
 
     def visit(name: str) -> None:
-        if name in ordered or name in builtin or name not in files:
-            return
-        for needed in needs[name]:
-            visit(needed)
-        ordered[name] = files[name]
+        if name not in ordered and name in known:
+            for needed in known[name].needs:
+                visit(needed)
+            ordered[name] = known[name]
 
-    for name in MODULES:
-        if name not in files and name not in builtin:
+    loaded: list[str] = []
+    for name in [*MODULES, *LOADABLE_MODULES]:
+        if name not in known and name not in builtin:
             raise debian.VmError(f"the guest's kernel has no module {name}")
+        if name == LOADABLE_MODULES[0]:
+            loaded = list(ordered)
         visit(name)
-    return list(ordered.values())
+    return ordered, loaded
 
 
 def _module_name(path: str) -> str:
