@@ -1,0 +1,73 @@
+"""The command `usbvfiod`: reads what the user typed, calls the rest, and turns errors into lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from ..daemon.config import SocketError
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from ..hooks.registry import Registry
+from .command import application
+
+OK = 0
+FAILURE = 1
+USAGE = 2
+SOCKET = 3
+DEVICE = 4
+PLUGIN = 5
+INTERRUPTED = 130
+
+_EXIT_CODES: tuple[tuple[type[UsbvfiodError], int], ...] = (
+    (ConfigError, USAGE),
+    (SocketError, SOCKET),
+    (DeviceError, DEVICE),
+    (PluginError, PLUGIN),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` without `arguments`); return the exit code, which docs/cli.md explains."""
+    registry = Registry()
+    registry.discover()
+    group = application(registry)
+    color = False if os.environ.get("NO_COLOR") else None
+    try:
+        result = group.main(arguments, prog_name="usbvfiod", standalone_mode=False, color=color)
+        sys.stdout.flush()
+    except UsbvfiodError as error:
+        return _fail(str(error), exit_code(error))
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "usbvfiod"
+        return _fail(f"{error.format_message()} (try {where} --help)", USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever reads our output has seen enough; nothing more can be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except OSError as error:
+        return _fail(str(error), FAILURE)
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(f"internal error, please report it with the lines above: {type(error).__name__}", FAILURE)
+    return result if isinstance(result, int) else OK
+
+
+def exit_code(error: UsbvfiodError) -> int:
+    """The exit code for an error that ends the process."""
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return FAILURE
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"usbvfiod: error: {' '.join(message.split())}", err=True)
+    return code

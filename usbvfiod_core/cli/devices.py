@@ -1,0 +1,62 @@
+"""`usbvfiod devices`: what the backends can see."""
+
+from __future__ import annotations
+
+import click
+
+from ..errors import DeviceError
+from ..hooks.registry import Registry
+from ..usb.backend import DeviceInfo
+from .output import print_json, print_table
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def devices(registry: Registry, as_json: bool) -> None:
+    """List the devices that the backends can see.
+
+    The first column is what --device takes; a note says why a device cannot be used.
+    """
+    found: list[DeviceInfo] = []
+    failures: list[str] = []
+    for name, backend in sorted(registry.backends().items()):
+        try:
+            found += backend.list_devices()
+        except Exception as error:
+            failures.append(f"backend {name} cannot list its devices: {error}")
+    if as_json:
+        print_json("devices", [_entry(info) for info in found], errors=failures)
+    elif found:
+        titles = ("DEVICE", "ID", "NAME", "SERIAL", "SPEED", "PORT", "DRIVER", "NOTE")
+        print_table(titles, [_row(info) for info in found])
+    elif not failures:
+        click.echo("no devices", err=True)
+    if failures:
+        raise DeviceError("; ".join(failures))
+
+
+def _entry(info: DeviceInfo) -> dict[str, object]:
+    return {
+        "device": f"{info.backend}:{info.address}",
+        "backend": info.backend,
+        "address": info.address,
+        "vendor_id": info.vendor_id,
+        "product_id": info.product_id,
+        "name": info.name,
+        "serial": info.serial,
+        "speed": _speed(info),
+        "port_path": info.port_path,
+        "driver": info.driver,
+        "note": info.note,
+    }
+
+
+def _row(info: DeviceInfo) -> tuple[str, ...]:
+    identity = f"{info.vendor_id:04x}:{info.product_id:04x}"
+    address = f"{info.backend}:{info.address}"
+    return (address, identity, info.name, info.serial, _speed(info), info.port_path, info.driver, info.note)
+
+
+def _speed(info: DeviceInfo) -> str:
+    return info.speed.name.lower() if info.speed is not None else ""

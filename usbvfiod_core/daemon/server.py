@@ -1,0 +1,135 @@
+"""The composition root: the only file that knows every part. It serves one VM until it is told to end."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+from collections.abc import Mapping
+
+from ..errors import ConfigError, UsbvfiodError
+from ..hooks.registry import Registry
+from ..memory import GuestMemory
+from ..pci.function import PciFunction
+from ..pci.msix import Msix
+from ..usb.backend import Backend
+from ..vfio_user import transport
+from ..xhci.controller import Controller
+from .attachments import Attachment, Attachments
+from .config import Config, SocketError
+from .loop import ServerLoop
+from .notify import notify
+
+log = logging.getLogger(__name__)
+
+VECTORS = 8
+CLOSE_TIMEOUT = 3.0
+"""Seconds that devices have to end their transfers before the process ends without them."""
+
+
+def serve(config: Config, registry: Registry, backends: Mapping[str, Backend]) -> None:
+    """Serve until SIGTERM, SIGINT, or the end of an inherited connection. Raises UsbvfiodError at start only."""
+    loop = ServerLoop(config.spin)
+    try:
+        Server(config, registry, backends, loop).run()
+    finally:
+        loop.close()
+
+
+class Server:
+    """One VM's memory, interrupts, controller, PCI function, socket and devices, on one loop."""
+
+    def __init__(self, config: Config, registry: Registry, backends: Mapping[str, Backend], loop: ServerLoop) -> None:
+        self._config = config
+        self._loop = loop
+        self._run_scheduled = False
+        self._stopping = False
+        self._errors: list[UsbvfiodError] = []
+        self.memory = GuestMemory()
+        self.msix = Msix(VECTORS)
+        self.controller = Controller(self.memory, self.msix.signal, loop, interrupters=VECTORS)
+        self.controller.wakeup = self._run_soon
+        self.function = PciFunction(self.controller, self.msix)
+        self.transport = transport.Server(
+            loop,
+            self.function,
+            self.memory,
+            path=None if config.socket_path is None else str(config.socket_path),
+            fd=config.fd,
+            on_drained=self._run,
+            on_closed=self.stop,
+        )
+        self.attachments = Attachments(loop, self.controller, registry, backends)
+        loop.selector.expecting = lambda: not self.controller.idle
+        # Devices that ask for a port get it before those that take the next free one.
+        self._to_attach = sorted(config.devices, key=lambda spec: spec.port is None)
+
+    def run(self) -> None:
+        """Plug in the devices, serve, and end. Raises UsbvfiodError if a device or the socket cannot be used."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stop)
+        self._loop.call_soon(self._attach_next)
+        self._loop.run_forever()
+        if self._errors:
+            for error in self._errors[:-1]:
+                log.error("%s", error)
+            raise self._errors[-1]
+
+    def stop(self) -> None:
+        """End: close the socket, give the devices back, leave the loop. A second call does not wait for devices."""
+        if self._stopping:
+            self._loop.stop()
+            return
+        self._stopping = True
+        notify("STOPPING=1")
+        self.transport.close()
+        self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
+        self.attachments.close(self._loop.stop)
+
+    # -- own ----------------------------------------------------------------------------------------------------
+
+    def _attach_next(self) -> None:
+        """Attach the devices one after the other, so that each start gives them the same ports."""
+        if self._stopping:
+            return
+        if self._to_attach:
+            self.attachments.attach(self._to_attach.pop(0), self._attached)
+        elif self._errors:
+            self.stop()
+        else:
+            self._listen()
+
+    def _attached(self, result: Attachment | UsbvfiodError) -> None:
+        if isinstance(result, UsbvfiodError) and not self._stopping:
+            self._errors.append(result)
+        self._attach_next()
+
+    def _listen(self) -> None:
+        try:
+            self.transport.start()
+        except ConfigError as error:
+            self._errors.append(SocketError(str(error)))
+            self.stop()
+            return
+        # What is alive now stays so; the collector need not look at it while a guest waits.
+        gc.collect()
+        gc.freeze()
+        where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
+        log.info("serving on %s", where)
+        notify("READY=1")
+
+    def _run(self) -> None:
+        """Let the controller work; the socket and other devices get their turn between two calls."""
+        self._run_scheduled = False
+        if self.controller.run():
+            self._run_soon()
+
+    def _run_soon(self) -> None:
+        if not self._run_scheduled:
+            self._run_scheduled = True
+            self._loop.call_soon(self._run)
+
+    def _give_up(self) -> None:
+        for attachment in self.attachments.present:
+            log.warning("%s (%s) does not end its transfers", attachment.name, attachment.spec.text)
+        self._loop.stop()
