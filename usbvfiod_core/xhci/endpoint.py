@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Protocol
 
 from ..errors import GuestMemoryError
@@ -26,9 +27,6 @@ from .transfer_ring import TransferRing
 
 log = logging.getLogger(__name__)
 
-TDS_PER_RUN = 32
-"""TDs that one endpoint fetches before the others have their turn."""
-
 IN_FLIGHT = {TransferType.CONTROL: 1, TransferType.BULK: 8, TransferType.INTERRUPT: 4, TransferType.ISOCHRONOUS: 12}
 """TDs in flight. Windows' rings are not consistent further ahead than this (checklist 7)."""
 
@@ -37,18 +35,10 @@ CANCEL_TIMEOUT = 2.0
 declares the controller dead after 5 s."""
 
 _COMPLETED = TransferStatus.COMPLETED
-_CANCELLED = TransferStatus.CANCELLED
+_TAKEN_BACK = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
 
-COMPLETION_CODES = {
-    TransferStatus.COMPLETED: spec.CC_SUCCESS,
-    TransferStatus.STALL: spec.CC_STALL,
-    TransferStatus.BABBLE: spec.CC_BABBLE,
-    TransferStatus.ERROR: spec.CC_TRANSACTION_ERROR,
-    TransferStatus.CANCELLED: spec.CC_TRANSACTION_ERROR,
-    TransferStatus.DISCONNECTED: spec.CC_TRANSACTION_ERROR,
-    TransferStatus.MISSED: spec.CC_MISSED_SERVICE,
-    TransferStatus.OVERRUN: spec.CC_ISOCH_BUFFER_OVERRUN,
-}
+HALTING_CODES = {TransferStatus.STALL: spec.CC_STALL, TransferStatus.BABBLE: spec.CC_BABBLE}
+"""Completion codes of transfers that halt their endpoint; any other failure is a USB Transaction Error (4.10.2)."""
 
 _EVENT = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
@@ -126,8 +116,11 @@ class Endpoint:
         """Transfers that the device has not given back."""
         return self._outstanding
 
-    def run(self) -> bool:
-        """Retire what has ended and fetch what is there; True if there may be more to fetch at once."""
+    def run(self, deadline: int) -> bool:
+        """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
+
+        Fetches nothing more after `deadline` (time.monotonic_ns), so that the other endpoints have their turn.
+        """
         if self._drained:
             if self._outstanding == 0:
                 self._finish_drain()
@@ -140,26 +133,26 @@ class Endpoint:
             return False
         self._running = True
         try:
-            return self._work(self._device)
+            return self._work(self._device, deadline)
         except TdFault as fault:
-            self._fault(fault.trb.address, fault.trb.control & 1, str(fault))
-        except RingLoopError as error:
-            self._fault(self.ring.fetch.address, self.ring.fetch.cycle, str(error))
-        except GuestMemoryError as error:
-            self._fault(self.ring.fetch.address, self.ring.fetch.cycle, str(error))
+            self._fault(fault.trb.address, fault.trb.control & 1, fault)
+        except (RingLoopError, GuestMemoryError) as error:
+            self._fault(self.ring.fetch.address, self.ring.fetch.cycle, error)
         finally:
             self._running = False
         return False
 
-    def _work(self, device: Device) -> bool:
+    def _work(self, device: Device, deadline: int) -> bool:
         ring = self.ring
         inflight = ring.inflight
-        for _ in range(TDS_PER_RUN):
+        while True:
             while inflight and inflight[0].ended:
                 if not self._retire(inflight[0]):
                     return False
-            if len(inflight) >= self._limit or self._xhc.blocked():
+            if len(inflight) >= self._limit:
                 return False
+            if self._xhc.blocked() or monotonic_ns() > deadline:
+                return True
             td = ring.next(is_in=self.is_in, control=self._control)
             if td is None:
                 if ring.fetch.link_ioc and not inflight:
@@ -174,8 +167,11 @@ class Endpoint:
                 self.address, self.type, windows, td.length - td.done, self._ended, setup=td.setup, context=td
             )
             self._outstanding += 1
-            device.submit(transfer)
-        return True
+            try:
+                device.submit(transfer)
+            except Exception:
+                log.exception("%s: submit raised; the transfer fails", device.name)
+                transfer.complete(TransferStatus.ERROR)
 
     def _ended(self, transfer: Transfer) -> None:
         """Device.complete: the TD is retired by `run`."""
@@ -236,7 +232,10 @@ class Endpoint:
             # Newest first, so that data that still comes in goes to the oldest.
             for td in reversed(self.ring.inflight):
                 if not td.ended and td.transfer is not None:
-                    device.cancel(td.transfer)
+                    try:
+                        device.cancel(td.transfer)
+                    except Exception:
+                        log.exception("%s: cancel raised", device.name)
         self._running = running
         if self._outstanding == 0:
             self._finish_drain()
@@ -266,29 +265,22 @@ class Endpoint:
             return  # disabled or rewound meanwhile
         td = self.ring.inflight[0]
         transfer = td.transfer
-        assert transfer is not None and transfer.status is not None
-        code = COMPLETION_CODES[transfer.status]
-        if transfer.status is _COMPLETED:
-            code = spec.CC_TRANSACTION_ERROR
+        status = transfer.status if transfer is not None else None
+        code = HALTING_CODES.get(status, spec.CC_TRANSACTION_ERROR) if status is not None else spec.CC_TRANSACTION_ERROR
         trb, residue = current(td)
         self.ring.rewind(keep_progress=True)
         # The context first: the driver reads it in its interrupt handler.
         self._enter(states.HALT, trb.address | trb.control & 1)
         self._emit_code(code, trb, residue)
 
-    def _fault(self, address: int, cycle: int, reason: str) -> None:
-        """A TRB error: the endpoint stops in Error once its earlier TDs are done with (4.8.3)."""
-        log.warning("endpoint %#04x: TRB error: %s", self.address, reason)
-
-        def stopped() -> None:
-            if self.state != spec.EP_RUNNING:
-                return
-            self._retire_completed()
-            self.ring.rewind(keep_progress=False)
-            self._enter(states.TRB_FAULT, address | cycle)
-            self.emit(address, spec.CC_TRB_ERROR << spec.EVENT_CODE_SHIFT, 0, 0, 0)
-
-        self.drain(stopped)
+    def _fault(self, address: int, cycle: int, error: Exception) -> None:
+        """A TRB error where the ring is fetched: the endpoint stops in Error (4.8.3), but not before the TDs ahead of
+        it are done; until then each `run` comes back here."""
+        if self.ring.inflight:
+            return
+        log.warning("endpoint %#04x: TRB error: %s", self.address, error)
+        self._enter(states.TRB_FAULT, address | cycle)
+        self.emit(address, spec.CC_TRB_ERROR << spec.EVENT_CODE_SHIFT, 0, 0, 0)
 
     def _retire_completed(self) -> None:
         """Report the TDs at the head that were done before they could be cancelled."""
@@ -315,9 +307,8 @@ class Endpoint:
     def _stopped(self, finish: Callable[[int], None]) -> None:
         self._retire_completed()
         head = self.ring.inflight[0] if self.ring.inflight else None
-        if head is not None and head.transfer is not None:
-            if head.transfer.status not in (_CANCELLED, None, TransferStatus.DISCONNECTED):
-                self._halted()  # it failed before it could be cancelled
+        if head is not None and head.transfer is not None and head.transfer.status not in _TAKEN_BACK:
+            self._halted()  # it failed before it could be cancelled
         if (self.state, states.STOP) not in states.ENDPOINT:
             finish(spec.CC_CONTEXT_STATE_ERROR)
             return
@@ -384,11 +375,12 @@ class Endpoint:
                     return True
         return False
 
-    def device_gone(self) -> None:
-        """The device is unplugged: no event any more, though commands still work on the endpoint."""
+    def device_gone(self, then: Callable[[], None]) -> None:
+        """The device is unplugged: no event any more, though commands still work; `then` when nothing is in flight."""
 
         def back() -> None:
             self.ring.rewind(keep_progress=False)
+            then()
 
         self.drain(back)
         self._device = None

@@ -1,0 +1,152 @@
+"""The command ring: CRCR, and one command after the other (4.6.1, 4.9.3, 5.4.5)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..memory import GuestMemory
+from . import registers as reg
+from . import spec
+from .commands import CommandHost, execute
+from .ring import ConsumerRing, RingLoopError, Trb
+
+COMMANDS_PER_RUN = 64
+
+_CRCR = reg.OPERATIONAL_BASE + spec.CRCR
+_EVENT = spec.TRB_COMMAND_COMPLETION << spec.TRB_TYPE_SHIFT
+
+
+class CommandRingHost(CommandHost, Protocol):
+    """What the command ring needs of the controller."""
+
+    def blocked(self) -> bool:
+        """Whether an event ring is full."""
+        ...
+
+    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None: ...
+
+    def commands_ready(self) -> None:
+        """Call `CommandRing.run` soon."""
+        ...
+
+    def host_controller_error(self, reason: str) -> None:
+        """The command ring itself is broken (4.24.1)."""
+        ...
+
+
+class CommandRing:
+    """Commands are executed strictly in order: a command that waits for transfers holds the ones behind it."""
+
+    def __init__(self, registers: reg.RegisterFile, memory: GuestMemory, host: CommandRingHost) -> None:
+        self._host = host
+        self._dwords = registers.dwords
+        self._ring = ConsumerRing(memory, 0, 1)
+        registers.writers[_CRCR] = self.write_crcr_lo
+        registers.writers[_CRCR + 4] = self.write_crcr_hi
+        self.reset()
+
+    def reset(self) -> None:
+        """As after a reset of the controller; a command under way ends without an event."""
+        self._ring.move(0, 1)
+        self._pointer = [0, 0]
+        self._executing: Trb | None = None
+        self._command = 0
+        self._rung = False
+        self._stopping = 0
+        self._ignore_hi = False
+
+    @property
+    def running(self) -> bool:
+        """CRR."""
+        return bool(self._dwords[_CRCR >> 2])
+
+    def doorbell(self) -> None:
+        """Doorbell 0 (4.9.3); the controller is running."""
+        self._dwords[_CRCR >> 2] = spec.CRCR_CRR
+        self._rung = True
+        self._host.commands_ready()
+
+    def halt(self) -> None:
+        """USBCMD.RS was cleared: CRR too."""
+        self._dwords[_CRCR >> 2] = 0
+        self._rung = False
+
+    def run(self) -> bool:
+        """Execute what there is; True if there may be more."""
+        if self._stopping:
+            self._stop()
+        if not self.running:
+            return False
+        for _ in range(COMMANDS_PER_RUN):
+            if self._executing is not None or not self._rung:
+                return False
+            if self._host.blocked():
+                return True
+            try:
+                trb = self._ring.read()
+            except RingLoopError as error:
+                self._host.host_controller_error(f"command ring: {error}")
+                return False
+            for link in self._ring.link_ioc:
+                self._complete(link, spec.CC_SUCCESS, 0)
+            self._ring.link_ioc.clear()
+            if trb is None:
+                self._rung = False
+                return False
+            self._execute(trb)
+        return True
+
+    # -- registers ---------------------------------------------------------------------------------------------------
+
+    def write_crcr_lo(self, value: int) -> None:
+        if self.running:
+            self._ignore_hi = True  # the upper half of the same write; the pointer is ignored while CRR is set
+            self._stopping |= value & (spec.CRCR_CS | spec.CRCR_CA)
+            if self._stopping:
+                self._host.commands_ready()
+            return
+        self._ignore_hi = False
+        self._pointer[0] = value
+        self._move()
+
+    def write_crcr_hi(self, value: int) -> None:
+        if self.running or self._ignore_hi:
+            self._ignore_hi = False
+            return
+        self._pointer[1] = value
+        self._move()
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _move(self) -> None:
+        lo, hi = self._pointer
+        self._ring.move(hi << 32 | lo & ~0x3F, lo & spec.CRCR_RCS)
+
+    def _execute(self, trb: Trb) -> None:
+        self._executing = trb
+        self._command += 1
+        number = self._command
+
+        def finish(code: int, slot_id: int) -> None:
+            if self._executing is not trb or number != self._command:
+                return  # aborted, or the controller was reset
+            self._executing = None
+            self._complete(trb, code, slot_id)
+            self._host.commands_ready()
+
+        execute(self._host, trb, finish)
+
+    def _stop(self) -> None:
+        """CS or CA was written (4.6.1.1, 4.6.1.2): CA gives up on the command under way, CS waits for it."""
+        if self._executing is not None:
+            if not self._stopping & spec.CRCR_CA:
+                return
+            trb, self._executing = self._executing, None
+            self._complete(trb, spec.CC_COMMAND_ABORTED, trb.control >> spec.TRB_SLOT_SHIFT)
+        self._stopping = 0
+        self.halt()
+        status = spec.CC_COMMAND_RING_STOPPED << spec.EVENT_CODE_SHIFT
+        self._host.post(0, self._ring.address, status, _EVENT, False)
+
+    def _complete(self, trb: Trb, code: int, slot_id: int) -> None:
+        self._host.post(0, trb.address, code << spec.EVENT_CODE_SHIFT, _EVENT | slot_id << spec.TRB_SLOT_SHIFT, False)

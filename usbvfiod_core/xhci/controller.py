@@ -1,0 +1,452 @@
+"""The host controller: registers in, work done in `run`, interrupts out.
+
+A register write only notes what has to be done (a doorbell, a reset, a new event ring), so that the client can be
+answered first; `run`, which the server calls after each drain of the socket and when a device has completed
+something, does it: commands, then endpoints in turn, then one interrupt for each interrupter with new events. The
+work of one `run` is bounded in time, whatever the guest has put on its rings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+
+from ..errors import GuestMemoryError
+from ..memory import GuestMemory
+from ..usb.device import Device, Loop, Timer
+from ..usb.transfer import TransferType
+from . import registers as reg
+from . import spec
+from .command_ring import CommandRing
+from .contexts import DeviceContext
+from .endpoint import Endpoint
+from .interrupter import Interrupter
+from .root_hub import RootHub
+from .slot import Slot, when_all
+
+log = logging.getLogger(__name__)
+
+REGISTER_SPACE = reg.REGISTER_SPACE
+
+RUN_NS = 2_000_000
+"""Time after which `run` lets the loop look at its sockets again."""
+HALT_SECONDS = 0.016
+"""Time from USBCMD.RS=0 to USBSTS.HCH=1 at most (5.4.1.1)."""
+REMAP_SECONDS = 0.05
+"""Time that transfers taken back for a DMA_UNMAP wait for the memory to be mapped again."""
+
+_USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD
+_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS
+_DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
+_CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
+_MFINDEX = reg.RUNTIME_BASE + spec.MFINDEX
+_DOORBELLS_END = reg.DOORBELL_BASE + 4 * (reg.MAX_SLOTS + 1)
+
+
+class Controller:
+    """An xHC with `usb2_ports` USB 2 ports (from port 1 on) followed by `usb3_ports` USB 3 ports.
+
+    memory      the guest's memory
+    interrupt   called with the number of the interrupter whose MSI-X message is to be sent
+    loop        for timers
+    wakeup      set by the owner: `run` is wanted, because of something that happened outside of it
+    hub         the root hub; its `unplugged` callback is for the owner to set
+    bus_master  kept by the owner: PCI command register, Bus Master Enable
+
+    Nothing here raises on what a guest does. `read`, `write` and `run` are the hot path.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        interrupt: Callable[[int], None],
+        loop: Loop,
+        *,
+        usb2_ports: int = 8,
+        usb3_ports: int = 7,
+        interrupters: int = 8,
+    ) -> None:
+        self.memory = memory
+        self.loop = loop
+        self.bus_master = False
+        self.wakeup: Callable[[], None] = lambda: None
+        self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters)
+        self.context_stride = 64 if registers.dwords[spec.HCCPARAMS1 >> 2] & spec.HCC1_CSZ else 32
+        self.slots: list[Slot | None] = [None] * (reg.MAX_SLOTS + 1)
+        self.hub = RootHub(registers, usb2_ports, usb3_ports, self)
+        self.interrupters = [
+            Interrupter(index, registers, memory, loop, interrupt, self._interrupter_dirty)
+            for index in range(interrupters)
+        ]
+        self._commands = CommandRing(registers, memory, self)
+        registers.writers[_USBCMD] = self.write_usbcmd
+        registers.readers[_MFINDEX] = self.read_mfindex
+        self.read = registers.read
+        self._dwords = registers.dwords
+        self._ready: deque[Endpoint] = deque()
+        self._dirty: list[Interrupter] = []
+        self._blocked = False
+        self._in_run = False
+        self._commands_due = False
+        self._resetting: list[Callable[[], object]] = []
+        self._reset_due = False
+        self._draining = False
+        self._halt_due = False
+        self._halt_timer: Timer | None = None
+        self._wrap_timer: Timer | None = None
+        self._mfindex_start = 0
+        self._mfindex = 0
+        self._saved = False
+
+    # -- the guest's side: registers -----------------------------------------------------------------------------
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """A driver writes `size` bytes (1, 2, 4 or 8) at `offset` of the register space."""
+        if offset >= reg.DOORBELL_BASE:
+            if size == 4 and not offset & 3:
+                if offset < _DOORBELLS_END:
+                    self._doorbell(offset - reg.DOORBELL_BASE >> 2, value)
+            elif size == 8 and not offset & 3:
+                self.write(offset, value & 0xFFFF_FFFF, 4)
+                self.write(offset + 4, value >> 32, 4)
+            return
+        self.registers.write(offset, value, size)
+
+    def _doorbell(self, slot_id: int, value: int) -> None:
+        """5.6: ignored while halted, for a slot that is not enabled, and for an endpoint that is not."""
+        if not self.running:
+            return
+        if slot_id:
+            slot = self.slots[slot_id]
+            target = value & spec.DOORBELL_TARGET
+            if slot is not None and target < 32:
+                endpoint = slot.endpoints[target]
+                if endpoint is not None:
+                    endpoint.doorbell()
+        elif not value & spec.DOORBELL_TARGET:
+            self._commands.doorbell()
+
+    def write_usbcmd(self, value: int) -> None:
+        dwords, at = self._dwords, _USBCMD >> 2
+        old = dwords[at]
+        new = self.registers.store_masked(_USBCMD, value)
+        if value & spec.USBCMD_HCRST:
+            dwords[at] |= spec.USBCMD_HCRST
+            self._begin_reset(None)
+            return
+        if dwords[_USBSTS >> 2] & spec.USBSTS_HCE:
+            dwords[at] = new = new & ~spec.USBCMD_RS  # only a reset helps (4.24.1)
+        if new & ~old & spec.USBCMD_RS:
+            self._start()
+        elif old & ~new & spec.USBCMD_RS:
+            self._stop()
+        if new & ~old & spec.USBCMD_INTE:
+            for interrupter in self.interrupters:
+                interrupter.deliver()
+        if value & spec.USBCMD_CSS:
+            self._saved = True
+            dwords[_USBSTS >> 2] &= ~spec.USBSTS_SRE
+        if value & spec.USBCMD_CRS and not self._saved:
+            # The state lives here and survives, unless there was a reset in between (4.23.2).
+            dwords[_USBSTS >> 2] |= spec.USBSTS_SRE
+        self._wrap_events()
+
+    def read_mfindex(self) -> int:
+        """Microframes since the controller was started, modulo 2^14 (5.5.1)."""
+        if self.running:
+            return (monotonic_ns() - self._mfindex_start) // spec.MICROFRAME_NS & spec.MFINDEX_MASK
+        return self._mfindex
+
+    @property
+    def running(self) -> bool:
+        """USBSTS.HCH is clear."""
+        return not self._dwords[_USBSTS >> 2] & spec.USBSTS_HCH
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Do what is pending; True if more is left, and `run` should be called again soon."""
+        self._in_run = True
+        try:
+            return self._work()
+        except GuestMemoryError as error:
+            self.host_system_error(error)
+            return False
+        finally:
+            self._in_run = False
+
+    def _work(self) -> bool:
+        if self._reset_due:
+            self._reset_due = False
+            self._drain_for_reset()
+        if self._halt_due:
+            self._halt_due = False
+            self._drain_for_halt()
+        ready = self._ready
+        if (ready or self._commands_due or self.hub.dirty or self._dirty) and self.running and not self.bus_master:
+            raise GuestMemoryError(0, 0, "the PCI command register forbids the controller to access memory")
+        self.memory.check()
+        if self._dirty:
+            self._flush()
+        if self.hub.dirty:
+            self.hub.flush()
+        more = False
+        if self._commands_due and not self._blocked:
+            self._commands_due = False
+            if self._commands.run():
+                self._commands_due = more = True
+        if ready and self.running:
+            deadline = monotonic_ns() + RUN_NS
+            for _ in range(len(ready) + 1):
+                if self._blocked or not ready or monotonic_ns() > deadline:
+                    break
+                endpoint = ready.popleft()
+                endpoint.queued = False
+                if endpoint.run(deadline) and not endpoint.queued:
+                    endpoint.queued = True
+                    ready.append(endpoint)
+        if self._dirty:
+            self._flush()
+        return (more or (bool(ready) and self.running) or self._commands_due) and not self._blocked
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for interrupter in dirty:
+            interrupter.queued = False
+            interrupter.flush()
+        if self._blocked:
+            self._blocked = any(interrupter.blocked for interrupter in self.interrupters)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight that is expected to end soon; interrupt endpoints wait for ever."""
+        return not any(
+            endpoint.outstanding for endpoint in self._endpoints() if endpoint.type is not TransferType.INTERRUPT
+        )
+
+    # -- devices -------------------------------------------------------------------------------------------------
+
+    def plug(self, device: Device, port_id: int | None = None) -> int:
+        """Plug a device into a root hub port, the first free one that fits if none is given; return the port.
+
+        Raises ConfigError if there is no such port, it is taken, or it is of the other kind.
+        """
+        return self.hub.plug(device, port_id)
+
+    def unplug(self, port_id: int) -> None:
+        """Take the device at a port away, as when it is pulled out: no further event about its transfers, and
+        `device.close` when the last of them is back."""
+        self.hub.unplug(port_id)
+
+    # -- the client's side ---------------------------------------------------------------------------------------
+
+    def reset(self, done: Callable[[], object]) -> None:
+        """DEVICE_RESET, or the client is gone: as HCRST. `done` when no transfer uses guest memory any more."""
+        self._begin_reset(done)
+        if self._reset_due:
+            self._reset_due = False
+            self._drain_for_reset()
+
+    def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
+        """Before a DMA_UNMAP: take back transfers that use this range; `done` when none does any more.
+
+        They are fetched again once the memory has had time to be mapped anew: QEMU unmaps and maps all of it while a
+        firmware boots.
+        """
+        end = address + size
+        endpoints = [endpoint for endpoint in self._endpoints() if endpoint.uses(address, end)]
+
+        def fetch_again() -> None:
+            for endpoint in endpoints:
+                if not endpoint.queued:
+                    self.ready(endpoint)
+
+        def taken_back() -> None:
+            if endpoints:
+                self.loop.call_later(REMAP_SECONDS, fetch_again)
+            done()
+
+        when_all([endpoint.rewind for endpoint in endpoints], taken_back)
+
+    # -- what the parts need -------------------------------------------------------------------------------------
+
+    def ready(self, endpoint: Endpoint) -> None:
+        endpoint.queued = True
+        self._ready.append(endpoint)
+        if not self._in_run:
+            self.wakeup()
+
+    def commands_ready(self) -> None:
+        self._commands_due = True
+        if not self._in_run:
+            self.wakeup()
+
+    def work_due(self) -> None:
+        if not self._in_run:
+            self.wakeup()
+
+    def _interrupter_dirty(self, interrupter: Interrupter) -> None:
+        if interrupter.queued:
+            return
+        interrupter.queued = True
+        self._dirty.append(interrupter)
+        if not self._in_run:
+            self.wakeup()
+
+    def blocked(self) -> bool:
+        return self._blocked
+
+    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
+        """Publish an event on an interrupter; one that the driver has not set up is replaced by the primary one."""
+        if not self.running:
+            return
+        target = self.interrupters[interrupter] if interrupter < len(self.interrupters) else self.interrupters[0]
+        if interrupter and not target.usable:
+            target = self.interrupters[0]
+        try:
+            target.post(parameter, status, control, block_interrupt=block_interrupt)
+        except GuestMemoryError as error:
+            self.host_system_error(error)
+            return
+        if target.blocked:
+            self._blocked = True
+
+    def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
+        return self.hub.device_at(port_id, enabled=enabled)
+
+    def device_context(self, slot_id: int) -> DeviceContext | None:
+        array = self._dwords[_DCBAAP] & ~0x3F | self._dwords[_DCBAAP + 1] << 32
+        address = int.from_bytes(self.memory.read(array + 8 * slot_id, 8), "little") & ~0x3F
+        return DeviceContext(self.memory, address, self.context_stride) if address else None
+
+    def slot(self, slot_id: int) -> Slot | None:
+        return self.slots[slot_id] if slot_id <= reg.MAX_SLOTS else None
+
+    def enable_slot(self) -> int:
+        enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, reg.MAX_SLOTS)
+        for slot_id in range(1, enabled + 1):
+            if self.slots[slot_id] is None:
+                self.slots[slot_id] = Slot(self, slot_id)
+                return slot_id
+        return 0
+
+    def release_slot(self, slot: Slot) -> None:
+        if self.slots[slot.slot_id] is slot:
+            self.slots[slot.slot_id] = None
+
+    def port_bandwidth(self, usb_speed: int) -> bytes | None:
+        return self.hub.bandwidth(usb_speed)
+
+    def endpoints_at(self, port_id: int) -> list[Endpoint]:
+        return [endpoint for slot in self._enabled() if slot.port_id == port_id for endpoint in slot.active()]
+
+    def host_system_error(self, error: GuestMemoryError) -> None:
+        """HSE (4.24.1): the controller stops; the driver resets it."""
+        log.error("host system error, the controller stops until the guest resets it: %s", error)
+        self._fail(spec.USBSTS_HSE)
+
+    def host_controller_error(self, reason: str) -> None:
+        log.error("host controller error, the controller stops until the guest resets it: %s", reason)
+        self._fail(spec.USBSTS_HCE)
+
+    # -- own -------------------------------------------------------------------------------------------------------
+
+    def _enabled(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot is not None]
+
+    def _endpoints(self) -> list[Endpoint]:
+        return [endpoint for slot in self._enabled() for endpoint in slot.active()]
+
+    def _start(self) -> None:
+        """RS 0 to 1 (4.2)."""
+        self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_HCH
+        self._halt_due = False
+        self._mfindex_start = monotonic_ns() - self._mfindex * spec.MICROFRAME_NS
+        for interrupter in self.interrupters:
+            interrupter.run_started()
+        self.hub.run_started()
+        for endpoint in self._endpoints():
+            if not endpoint.queued:
+                self.ready(endpoint)
+
+    def _stop(self) -> None:
+        """RS 1 to 0: transfers are taken back, then HCH is set (5.4.1.1)."""
+        self._commands.halt()
+        self._halt_due = True
+        self.wakeup()
+
+    def _drain_for_halt(self) -> None:
+        if self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
+            return
+        self._halt_timer = self.loop.call_later(HALT_SECONDS, self._halted)
+        when_all([endpoint.rewind for endpoint in self._endpoints()], self._halted)
+
+    def _halted(self) -> None:
+        if self._halt_timer is not None:
+            self._halt_timer.cancel()
+            self._halt_timer = None
+        if self.running and not self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
+            self._mfindex = self.read_mfindex()
+            self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
+
+    def _fail(self, bit: int) -> None:
+        self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH
+        self._dwords[_USBCMD >> 2] &= ~spec.USBCMD_RS
+        self._commands.halt()
+        self._ready.clear()
+        for endpoint in self._endpoints():
+            endpoint.queued = False
+            endpoint.device_gone(lambda: None)
+
+    def _begin_reset(self, done: Callable[[], object] | None) -> None:
+        if done is not None:
+            self._resetting.append(done)
+        self._dwords[_USBSTS >> 2] |= spec.USBSTS_CNR | spec.USBSTS_HCH
+        self._dwords[_USBCMD >> 2] &= ~spec.USBCMD_RS
+        self._commands.reset()
+        if not self._draining:
+            self._reset_due = True
+            self.work_due()
+
+    def _drain_for_reset(self) -> None:
+        """Cancel everything; the reset is done when it is back, and the guest sees CNR until then (4.2)."""
+        slots = self._enabled()
+        self._draining = True
+        self.slots = [None] * len(self.slots)
+        for endpoint in self._ready:
+            endpoint.queued = False
+        self._ready.clear()
+        when_all([slot.abandon for slot in slots], self._reset_done)
+
+    def _reset_done(self) -> None:
+        self._draining = False
+        self._commands.reset()
+        self._commands_due = self._blocked = self._halt_due = self._saved = False
+        self._mfindex = 0
+        self.registers.reset()
+        for interrupter in self.interrupters:
+            interrupter.reset()
+        self.hub.controller_reset()
+        self._wrap_events()
+        waiting, self._resetting = self._resetting, []
+        for done in waiting:
+            done()
+
+    def _wrap_events(self) -> None:
+        """Have an MFINDEX Wrap Event made each 2.048 s if USBCMD.EWE asks for it (4.14.2)."""
+        wanted = self.running and self._dwords[_USBCMD >> 2] & spec.USBCMD_EWE
+        if wanted and self._wrap_timer is None:
+            left = spec.MFINDEX_MASK + 1 - self.read_mfindex()
+            self._wrap_timer = self.loop.call_later(left * spec.MICROFRAME_NS / 1e9, self._wrapped)
+        elif not wanted and self._wrap_timer is not None:
+            self._wrap_timer.cancel()
+            self._wrap_timer = None
+
+    def _wrapped(self) -> None:
+        self._wrap_timer = None
+        if not self._blocked:
+            status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
+            self.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)
+        self._wrap_events()

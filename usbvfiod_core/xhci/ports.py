@@ -1,0 +1,202 @@
+"""Root hub ports: PORTSC, attach and detach, reset, link states, change events (4.15, 4.19, 5.4.8).
+
+USB 2 and USB 3 ports differ in one thing that matters: a USB 3 port trains its link by itself when a device is
+plugged in and is then enabled; a USB 2 port is enabled by the driver's reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ..usb.device import Device
+from . import registers as reg
+from . import spec
+
+_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+_LINK = spec.PORTSC_PLS
+_SHIFT = spec.PORTSC_PLS_SHIFT
+
+
+class PortHost(Protocol):
+    """What a port needs of the controller."""
+
+    def port_dirty(self, port: Port) -> None:
+        """Call `port.flush` soon."""
+        ...
+
+    def port_event(self, port_id: int) -> bool:
+        """Publish a Port Status Change Event (6.4.2.3); False if the controller is halted and it has to wait."""
+        ...
+
+    def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
+        """Take the transfers of the device at this port back; `then` when none is in flight."""
+        ...
+
+
+class Port:
+    """Port `port_id` (1-based). `device` is what is plugged in. Register writes only note; `flush` acts."""
+
+    def __init__(self, port_id: int, is_usb3: bool, registers: reg.RegisterFile, hub: PortHost) -> None:
+        self.port_id = port_id
+        self.is_usb3 = is_usb3
+        self.device: Device | None = None
+        self.queued = False
+        """Whether it waits for its `flush`; kept by the controller."""
+        self._hub = hub
+        self._registers = registers
+        self._dwords = registers.dwords
+        self._offset = reg.port_base(port_id) + spec.PORTSC
+        self._index = self._offset >> 2
+        self._event_due = False
+        self._reset_due = 0
+        self._resets = 0
+        registers.writers[self._offset] = self.write_portsc
+
+    @property
+    def portsc(self) -> int:
+        return self._dwords[self._index]
+
+    @property
+    def link_state(self) -> int:
+        return (self.portsc & _LINK) >> _SHIFT
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.portsc & spec.PORTSC_PED)
+
+    # -- devices ---------------------------------------------------------------------------------------------------
+
+    def plug(self, device: Device) -> None:
+        """A device appears at the empty port (4.19.1)."""
+        self.device = device
+        self._connect(device)
+
+    def unplug(self) -> None:
+        """The device is gone; what is in flight is the controller's business."""
+        self.device = None
+        self._resets += 1  # a reset under way does not end at another device
+        self._reset_due = 0
+        keep = self.portsc & ~(spec.PORTSC_CCS | spec.PORTSC_PED | spec.PORTSC_PR | spec.PORTSC_SPEED | _LINK)
+        self._dwords[self._index] = keep | spec.PLS_RXDETECT << _SHIFT
+        self._change(spec.PORTSC_CSC)
+
+    def controller_reset(self) -> None:
+        """The register has its reset value again; a device that is there is seen as newly connected."""
+        self._event_due = False
+        self._resets += 1
+        self._reset_due = 0
+        if self.device is not None:
+            self._connect(self.device)
+
+    def remote_wakeup(self) -> None:
+        """The device signals resume (4.15.2.2); without effect unless the port is suspended."""
+        if self.link_state == spec.PLS_U3:
+            self._set_link(spec.PLS_RESUME)
+            self._change(spec.PORTSC_PLC)
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Start a reset that the driver has asked for, and publish the change event that is due."""
+        if self._reset_due:
+            change, self._reset_due = self._reset_due, 0
+            self._resets += 1
+            self._start_reset(change, self._resets)
+        if self._event_due:
+            self._event_due = not self._hub.port_event(self.port_id)
+
+    def run_started(self) -> None:
+        """USBCMD.RS was set: changes that were noted while halted are events now (4.19.2)."""
+        if self.portsc & spec.PORTSC_CHANGES:
+            self._event_due = True
+            self._hub.port_dirty(self)
+
+    # -- registers ---------------------------------------------------------------------------------------------------
+
+    def write_portsc(self, value: int) -> None:
+        self._registers.store_masked(self._offset, value)
+        if value & spec.PORTSC_PED and self.enabled:
+            self._disable()
+            return
+        if value & spec.PORTSC_LWS:
+            self._request_link((value & _LINK) >> _SHIFT)
+        if self.device is not None and not self.portsc & spec.PORTSC_PR:
+            if value & spec.PORTSC_WPR and self.is_usb3:
+                self._ask_for_reset(spec.PORTSC_WRC | spec.PORTSC_PRC)
+            elif value & spec.PORTSC_PR:
+                self._ask_for_reset(spec.PORTSC_PRC)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _connect(self, device: Device) -> None:
+        state = spec.PORTSC_CCS | device.speed << spec.PORTSC_SPEED_SHIFT
+        if self.is_usb3:
+            state |= spec.PORTSC_PED | spec.PLS_U0 << _SHIFT
+        else:
+            state |= spec.PLS_POLLING << _SHIFT
+        keep = self.portsc & ~(spec.PORTSC_CCS | spec.PORTSC_PED | spec.PORTSC_SPEED | _LINK)
+        self._dwords[self._index] = keep | state
+        self._change(spec.PORTSC_CSC)
+
+    def _disable(self) -> None:
+        """The driver writes 1 to PED (4.19.1.1.6, 4.19.1.2.5)."""
+        self._dwords[self._index] &= ~spec.PORTSC_PED
+        if self.is_usb3:
+            self._dwords[self._index] &= ~spec.PORTSC_CCS
+            self._set_link(spec.PLS_DISABLED)
+        else:
+            self._set_link(spec.PLS_POLLING)
+
+    def _request_link(self, wanted: int) -> None:
+        """PLS written with LWS (table 5-27). What a port in this state cannot do is ignored."""
+        now = self.link_state
+        if wanted == spec.PLS_U0 and now in (spec.PLS_U1, spec.PLS_U2, spec.PLS_U3, spec.PLS_RESUME):
+            self._set_link(spec.PLS_U0)
+            if now in (spec.PLS_U3, spec.PLS_RESUME):
+                self._change(spec.PORTSC_PLC)
+        elif (wanted == spec.PLS_U3 and self.enabled) or (
+            wanted == spec.PLS_RESUME and now == spec.PLS_U3 and not self.is_usb3
+        ):
+            self._set_link(wanted)
+        elif wanted == spec.PLS_DISABLED and self.is_usb3 and self.enabled:
+            self._disable()
+        elif wanted == spec.PLS_RXDETECT and self.is_usb3 and now == spec.PLS_DISABLED:
+            self._set_link(spec.PLS_RXDETECT)
+            if self.device is not None:
+                self._connect(self.device)
+
+    def _ask_for_reset(self, change: int) -> None:
+        self._dwords[self._index] |= spec.PORTSC_PR
+        self._reset_due = change
+        self._hub.port_dirty(self)
+
+    def _start_reset(self, change: int, number: int) -> None:
+        device = self.device
+        if device is None:
+            return
+
+        def finish() -> None:
+            if number != self._resets:
+                return  # unplugged, or the controller was reset, meanwhile
+            state = spec.PORTSC_PED | spec.PORTSC_CCS | spec.PLS_U0 << _SHIFT
+            self._dwords[self._index] = self.portsc & ~(spec.PORTSC_PR | _LINK) | state
+            self._change(change)
+
+        def reset() -> None:
+            if number == self._resets:
+                device.reset(finish)
+
+        self._hub.rewind_port(self, reset)
+
+    def _set_link(self, state: int) -> None:
+        self._dwords[self._index] = self.portsc & ~_LINK | state << _SHIFT
+
+    def _change(self, bits: int) -> None:
+        """Set change bits. The event is due only when the first of them appears (PSCEG, 4.19.2)."""
+        first = not self.portsc & spec.PORTSC_CHANGES
+        self._dwords[self._index] |= bits
+        self._dwords[_USBSTS] |= spec.USBSTS_PCD
+        if first:
+            self._event_due = True
+            self._hub.port_dirty(self)

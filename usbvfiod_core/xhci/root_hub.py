@@ -1,0 +1,157 @@
+"""The root hub: which devices are plugged into which ports, and what the ports want done (4.19)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ..errors import ConfigError
+from ..usb.device import Device
+from . import spec
+from .endpoint import Endpoint
+from .ports import Port
+from .registers import RegisterFile
+from .slot import when_all
+
+
+class HubHost(Protocol):
+    """What the root hub needs of the controller."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None: ...
+
+    def endpoints_at(self, port_id: int) -> list[Endpoint]:
+        """The endpoints of the slots whose device is at this port."""
+        ...
+
+    def work_due(self) -> None:
+        """Call `RootHub.flush` soon."""
+        ...
+
+
+class _Events:
+    """What a device tells of itself, bound to the port it is plugged into."""
+
+    def __init__(self, hub: RootHub, port: Port, device: Device) -> None:
+        self._hub = hub
+        self._port = port
+        self._device = device
+
+    def disconnected(self) -> None:
+        if self._port.device is self._device:
+            self._hub.unplug(self._port.port_id)
+
+    def remote_wakeup(self) -> None:
+        if self._port.device is self._device:
+            self._port.remote_wakeup()
+
+
+class RootHub:
+    """`ports[port_id - 1]`: USB 2 ports from port 1 on, then USB 3 ports.
+
+    `unplugged`, set by the owner, is called with port id and device after a device was unplugged, by whomever.
+    """
+
+    def __init__(self, registers: RegisterFile, usb2_ports: int, usb3_ports: int, host: HubHost) -> None:
+        self._host = host
+        self._dirty: list[Port] = []
+        self.ports = [
+            Port(port_id, port_id > usb2_ports, registers, self) for port_id in range(1, usb2_ports + usb3_ports + 1)
+        ]
+        self.unplugged: Callable[[int, Device], None] = lambda port_id, device: None
+
+    # -- devices -------------------------------------------------------------------------------------------------
+
+    def plug(self, device: Device, port_id: int | None) -> int:
+        """See `Controller.plug`."""
+        kind = "USB 3" if device.speed.is_usb3 else "USB 2"
+        fitting = [port for port in self.ports if port.is_usb3 == device.speed.is_usb3]
+        if port_id is None:
+            port = next((each for each in fitting if each.device is None), None)
+            if port is None:
+                raise ConfigError(f"no free {kind} port for {device.name}; detach a device first")
+        else:
+            if not 1 <= port_id <= len(self.ports):
+                raise ConfigError(f"port {port_id} does not exist; the ports are 1 to {len(self.ports)}")
+            port = self.ports[port_id - 1]
+            if port not in fitting:
+                usable = f"{fitting[0].port_id} to {fitting[-1].port_id}"
+                raise ConfigError(f"{device.name} needs a {kind} port, and port {port_id} is none; use {usable}")
+            if port.device is not None:
+                raise ConfigError(f"port {port_id} is taken by {port.device.name}")
+        device.attach(_Events(self, port, device))
+        port.plug(device)
+        return port.port_id
+
+    def unplug(self, port_id: int) -> None:
+        """See `Controller.unplug`."""
+        port = self.ports[port_id - 1]
+        device = port.device
+        if device is None:
+            return
+        port.unplug()
+
+        def closed() -> None:
+            device.close()
+            self.unplugged(port_id, device)
+
+        when_all([endpoint.device_gone for endpoint in self._host.endpoints_at(port_id)], closed)
+
+    def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
+        """The device at a port that is connected (and, if asked for, enabled)."""
+        if not 1 <= port_id <= len(self.ports):
+            return None
+        port = self.ports[port_id - 1]
+        return port.device if port.enabled or not enabled else None
+
+    def bandwidth(self, usb_speed: int) -> bytes | None:
+        """The Port Bandwidth Context for a speed ID (6.2.6), byte 0 reserved; None for a speed that is none.
+
+        All of it is free: 80 % of a High Speed bus, 90 % of the others (USB 2.0 5.5.4); 0 for ports of another kind.
+        """
+        if not 1 <= usb_speed <= 5:
+            return None
+        percent = 80 if usb_speed == 3 else 90
+        return bytes([0, *(percent if port.is_usb3 == (usb_speed >= 4) else 0 for port in self.ports)])
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """Whether `flush` is wanted."""
+        return bool(self._dirty)
+
+    def flush(self) -> None:
+        """Start resets and publish change events that are due."""
+        ports, self._dirty = self._dirty, []
+        for port in ports:
+            port.queued = False
+            port.flush()
+
+    def run_started(self) -> None:
+        for port in self.ports:
+            port.run_started()
+
+    def controller_reset(self) -> None:
+        for port in self.ports:
+            port.controller_reset()
+
+    # -- what the ports need -------------------------------------------------------------------------------------
+
+    def port_dirty(self, port: Port) -> None:
+        if not port.queued:
+            port.queued = True
+            self._dirty.append(port)
+            self._host.work_due()
+
+    def port_event(self, port_id: int) -> bool:
+        if not self._host.running:
+            return False
+        status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
+        self._host.post(0, port_id << 24, status, spec.TRB_PORT_STATUS_CHANGE << spec.TRB_TYPE_SHIFT, False)
+        return True
+
+    def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
+        when_all([endpoint.rewind for endpoint in self._host.endpoints_at(port.port_id)], then)

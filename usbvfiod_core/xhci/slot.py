@@ -1,0 +1,230 @@
+"""Device slots: the slot state machine, its contexts and its endpoints (4.5, 4.6).
+
+Each method is the part of a command that concerns the slot; `commands.py` has checked that the slot is enabled.
+A method that must wait for transfers to come back takes `finish` and calls it with a completion code, possibly at
+once; the others return the code. Nothing is applied before everything has been checked. GuestMemoryError may leave a
+method: then a context is not in guest memory, and the controller stops with a Host System Error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ..usb.device import Device
+from . import spec, states
+from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
+from .endpoint import Endpoint, Xhc
+
+Finish = Callable[[int], None]
+
+_INPUT_SLOT = 1 << 0
+_INPUT_EP0 = 1 << 1
+
+
+class SlotHost(Xhc, Protocol):
+    """What a slot needs of the controller."""
+
+    def device_context(self, slot_id: int) -> DeviceContext | None:
+        """The output context that DCBAAP names for the slot now; None if the driver has not set one."""
+        ...
+
+    def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
+        """The device at a root hub port that is connected (and, if asked for, enabled)."""
+        ...
+
+
+class Slot:
+    """Slot `slot_id` (1-based). `endpoints[dci]` for dci 1 to 31; `port_id` 0 until the device is addressed."""
+
+    def __init__(self, host: SlotHost, slot_id: int) -> None:
+        self.slot_id = slot_id
+        self.state = spec.SLOT_ENABLED
+        self.port_id = 0
+        self.endpoints: list[Endpoint | None] = [None] * 32
+        self._host = host
+
+    def active(self) -> list[Endpoint]:
+        """The endpoints that are not Disabled."""
+        return [endpoint for endpoint in self.endpoints if endpoint is not None]
+
+    # -- Address Device (4.6.5) ------------------------------------------------------------------------------------
+
+    def address(self, source: InputContext, block_set_address: bool, finish: Finish) -> None:
+        """Enable EP0 and give the device an address; with BSR the slot stays in Default without one."""
+        command = states.ADDRESS_BSR if block_set_address else states.ADDRESS
+        if (self.state, command) not in states.SLOT:
+            finish(spec.CC_CONTEXT_STATE_ERROR)
+            return
+        words, endpoint = source.slot(), source.endpoint(1)
+        port_id = (words[1] & spec.SLOT_PORT_MASK) >> spec.SLOT_PORT_SHIFT
+        context = self._host.device_context(self.slot_id)
+        if (
+            source.add & (_INPUT_SLOT | _INPUT_EP0) != _INPUT_SLOT | _INPUT_EP0
+            or source.drop
+            or not words[0] >> spec.SLOT_ENTRIES_SHIFT
+            or words[0] & spec.SLOT_ROUTE_STRING
+            or endpoint.type != spec.EP_TYPE_CONTROL
+            or not endpoint.valid_for(1)
+            or context is None
+        ):
+            finish(spec.CC_PARAMETER_ERROR)
+            return
+        device = self._host.device_at(port_id, enabled=not block_set_address)
+        if device is None:
+            finish(spec.CC_TRANSACTION_ERROR)
+            return
+
+        def apply() -> None:
+            self.port_id = port_id
+            self._enable(1, endpoint, context, device)
+            address = 0 if block_set_address else self.slot_id
+            self.state = states.SLOT[self.state, command]
+            context.write_slot(words, self.state, address)
+            finish(spec.CC_SUCCESS)
+
+        self._disable({1}, apply)
+
+    # -- Configure Endpoint (4.6.6) --------------------------------------------------------------------------------
+
+    def configure(self, source: InputContext, finish: Finish) -> None:
+        """Drop endpoints, then add endpoints; an endpoint that is added anew starts anew."""
+        if (self.state, states.CONFIGURE) not in states.SLOT:
+            finish(spec.CC_CONTEXT_STATE_ERROR)
+            return
+        if source.drop & 3 or source.add & 3 != _INPUT_SLOT:
+            finish(spec.CC_TRB_ERROR)
+            return
+        added = {dci: source.endpoint(dci) for dci in range(2, 32) if source.add >> dci & 1}
+        dropped = {dci for dci in range(2, 32) if source.drop >> dci & 1}
+        words = source.slot()
+        entries = words[0] >> spec.SLOT_ENTRIES_SHIFT
+        context = self._host.device_context(self.slot_id)
+        if context is None or any(dci > entries or not each.valid_for(dci) for dci, each in added.items()):
+            finish(spec.CC_PARAMETER_ERROR)
+            return
+        device = self._host.device_at(self.port_id, enabled=False)
+
+        def apply() -> None:
+            for dci in dropped - added.keys():
+                context.write_endpoint_state(dci, spec.EP_DISABLED)
+            for dci, endpoint in added.items():
+                self._enable(dci, endpoint, context, device)
+            old = context.slot()
+            # Of the slot context a hub's fields and the number of entries are taken (6.2.2.2).
+            hub = spec.SLOT_HUB | spec.SLOT_MTT | spec.SLOT_ENTRIES_MASK
+            first = old[0] & ~hub | words[0] & hub
+            second = old[1] & ~spec.SLOT_HUB_PORTS_MASK | words[1] & spec.SLOT_HUB_PORTS_MASK
+            self.state = states.SLOT[self.state, states.CONFIGURE]
+            context.write_slot((first, second, words[2]), self.state, old[3] & spec.SLOT_ADDRESS)
+            finish(spec.CC_SUCCESS)
+
+        self._disable(dropped | added.keys(), apply)
+
+    def deconfigure(self, finish: Finish) -> None:
+        """Configure Endpoint with DC=1: all endpoints but EP0 are disabled."""
+        self._back_to(states.DECONFIGURE, finish)
+
+    def reset(self, finish: Finish) -> None:
+        """Reset Device (4.6.11): as after a reset of the port; EP0 keeps its ring."""
+        self._back_to(states.RESET_DEVICE, finish)
+
+    def _back_to(self, command: str, finish: Finish) -> None:
+        if (self.state, command) not in states.SLOT:
+            finish(spec.CC_CONTEXT_STATE_ERROR)
+            return
+        context = self._host.device_context(self.slot_id)
+        if context is None:
+            finish(spec.CC_PARAMETER_ERROR)
+            return
+        others = {endpoint.dci for endpoint in self.active()} - {1}
+
+        def apply() -> None:
+            for dci in others:
+                context.write_endpoint_state(dci, spec.EP_DISABLED)
+            old = context.slot()
+            first = old[0] & ~spec.SLOT_ENTRIES_MASK | 1 << spec.SLOT_ENTRIES_SHIFT
+            self.state = states.SLOT[self.state, command]
+            address = 0 if self.state == spec.SLOT_DEFAULT else old[3] & spec.SLOT_ADDRESS
+            context.write_slot((first, *old[1:]), self.state, address)
+            finish(spec.CC_SUCCESS)
+
+        self._disable(others, apply)
+
+    # -- Evaluate Context (4.6.7) ----------------------------------------------------------------------------------
+
+    def evaluate(self, source: InputContext) -> int:
+        """Take over what may change later: latency and interrupter of the slot, packet size of EP0 (6.2.2.3)."""
+        if (self.state, states.EVALUATE) not in states.SLOT:
+            return spec.CC_CONTEXT_STATE_ERROR
+        context = self._host.device_context(self.slot_id)
+        size = source.endpoint(1).max_packet_size if source.add & _INPUT_EP0 else 0
+        if context is None or (source.add & _INPUT_EP0 and not 8 <= size <= 512):
+            return spec.CC_PARAMETER_ERROR
+        if source.add & _INPUT_SLOT:
+            words, old = source.slot(), context.slot()
+            second = old[1] & ~spec.SLOT_MAX_EXIT_LATENCY | words[1] & spec.SLOT_MAX_EXIT_LATENCY
+            keep = (1 << spec.SLOT_INTERRUPTER_SHIFT) - 1
+            third = old[2] & keep | words[2] & ~keep
+            context.write_slot((old[0], second, third), self.state, old[3] & spec.SLOT_ADDRESS)
+        if size:
+            context.write_max_packet_size(1, size)
+        return spec.CC_SUCCESS
+
+    # -- Disable Slot (4.6.4) and the like ---------------------------------------------------------------------------
+
+    def disable(self, finish: Finish) -> None:
+        """Give everything back; works without contexts, because a driver frees them when it pleases."""
+
+        def apply() -> None:
+            context = self._host.device_context(self.slot_id)
+            if context is not None and self.state != spec.SLOT_ENABLED:
+                context.write_slot_state(spec.SLOT_DISABLED)
+            self.state = spec.SLOT_DISABLED
+            finish(spec.CC_SUCCESS)
+
+        self._disable({endpoint.dci for endpoint in self.active()}, apply)
+
+    def abandon(self, then: Callable[[], None]) -> None:
+        """The controller is reset: forget all endpoints, write nothing; `then` when no transfer is in flight."""
+        self.state = spec.SLOT_DISABLED
+        self._disable({endpoint.dci for endpoint in self.active()}, then)
+
+    # -- own -------------------------------------------------------------------------------------------------------
+
+    def _enable(self, dci: int, source: EndpointContext, context: DeviceContext, device: Device | None) -> None:
+        context.write_endpoint(dci, source, spec.EP_RUNNING)
+        self.endpoints[dci] = Endpoint(
+            self._host,
+            self.slot_id,
+            dci,
+            ENDPOINT_TYPES[source.type],
+            context.endpoint_address(dci),
+            source.dequeue,
+            device,
+        )
+
+    def _disable(self, dcis: set[int], then: Callable[[], None]) -> None:
+        """Take these endpoints away; `then` when none of their transfers is in flight."""
+        gone = []
+        for dci in dcis:
+            endpoint = self.endpoints[dci]
+            if endpoint is not None:
+                gone.append(endpoint)
+                self.endpoints[dci] = None
+        when_all([endpoint.disable for endpoint in gone], then)
+
+
+def when_all(actions: list[Callable[[Callable[[], None]], None]], then: Callable[[], None]) -> None:
+    """Call every action with a callback, and `then` once all have called back."""
+    waiting = len(actions) + 1
+
+    def one() -> None:
+        nonlocal waiting
+        waiting -= 1
+        if not waiting:
+            then()
+
+    for action in actions:
+        action(one)
+    one()
