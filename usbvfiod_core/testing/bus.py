@@ -1,0 +1,299 @@
+"""The two ways from a guest driver to a controller, behind one small interface.
+
+`DirectBus` has the controller in this process: no socket, a deterministic loop, virtual time. `SocketBus` reaches a
+server through a vfio-user client, a memfd and eventfds, as a VMM does. A driver written against `Bus` runs on both.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import UsbvfiodError
+from ..memory import GuestMemory
+from ..vfio_user import wire
+from .client import VfioUserClient, VfioUserError
+from .loop import StepLoop
+from .memory import GuestRam
+
+if TYPE_CHECKING:
+    from ..usb.device import Device
+    from ..xhci.controller import Controller
+
+BUSY_RUNS = 64
+"""Runs in a row after which a `DirectBus` lets a millisecond pass, so that a ring without end cannot hang a test."""
+
+_PCI_COMMAND = 0x04
+_PCI_COMMAND_MEMORY_MASTER = 0x6
+_PCI_CAPABILITIES = 0x34
+_PCI_CAPABILITY_MSIX = 0x11
+_MSIX_ENABLE = 0x8000
+
+
+class Bus(ABC):
+    """What a driver needs: the registers of BAR0, memory that both sides see, interrupts, and time.
+
+    `ram` is the guest's memory, `vectors` the number of MSI-X vectors. `signals[vector]` counts the signals of a
+    vector that have been seen. Signals are taken by `wait_for_interrupt`; until then they are kept.
+    """
+
+    ram: GuestRam
+    vectors: int
+    signals: list[int]
+
+    def __init__(self, ram: GuestRam, vectors: int) -> None:
+        self.ram = ram
+        self.vectors = vectors
+        self.signals = [0] * vectors
+        self._pending = [False] * vectors
+
+    @abstractmethod
+    def read(self, offset: int, size: int = 4) -> int:
+        """Read `size` bytes (1, 2, 4 or 8) of BAR0."""
+
+    @abstractmethod
+    def write(self, offset: int, value: int, size: int = 4) -> None:
+        """Write `size` bytes (1, 2, 4 or 8) of BAR0. May be posted; a read is the flush."""
+
+    @abstractmethod
+    def pause(self, seconds: float) -> None:
+        """Let `seconds` pass, as a driver does that polls a register."""
+
+    @abstractmethod
+    def clock(self) -> float:
+        """Seconds, of the time in which `pause` and timeouts count."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back, the guest's memory included."""
+
+    @abstractmethod
+    def _await_signal(self, vector: int | None, timeout: float) -> None:
+        """Wait until the vector (None: any) is pending, for at most `timeout` seconds."""
+
+    def wait_for_interrupt(self, vector: int, timeout: float) -> bool:
+        """Wait for a signal of `vector` and take it; False when there was none within `timeout` seconds."""
+        pending = self._pending
+        if not pending[vector]:
+            self._await_signal(vector, timeout)
+            if not pending[vector]:
+                return False
+        pending[vector] = False
+        return True
+
+    def wait_for_any(self, timeout: float) -> list[int]:
+        """Wait for a signal of any vector; the vectors that were signalled, all taken."""
+        if True not in self._pending:
+            self._await_signal(None, timeout)
+        vectors = [vector for vector, pending in enumerate(self._pending) if pending]
+        for vector in vectors:
+            self._pending[vector] = False
+        return vectors
+
+
+class DirectBus(Bus):
+    """A controller in this process.
+
+    A register write executes everything that can happen without time passing (except inside `posted`, where the
+    end of the block does it), so a test may look at a device right after a doorbell. Keyword arguments go to the
+    `Controller`. `loop` is a `StepLoop`; with virtual time a wait for nothing ends at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        ram: GuestRam | None = None,
+        loop: StepLoop | None = None,
+        usb2_ports: int = 8,
+        usb3_ports: int = 7,
+        interrupters: int = 8,
+    ) -> None:
+        from ..xhci.controller import Controller  # here, so that importing the kit stays cheap
+
+        super().__init__(ram if ram is not None else GuestRam(), interrupters)
+        self.loop = loop if loop is not None else StepLoop()
+        self.memory = GuestMemory()
+        for span in self.ram.spans:
+            self.memory.map_buffer(span.address, self.ram.window(span.address, span.size))
+        self._held = 0
+        self._scheduled = False
+        self._busy = 0
+        self.controller: Controller = Controller(
+            self.memory,
+            self._interrupt,
+            self.loop,
+            usb2_ports=usb2_ports,
+            usb3_ports=usb3_ports,
+            interrupters=interrupters,
+        )
+        self.controller.wakeup = self._schedule
+        self.controller.bus_master = True
+
+    def plug(self, device: Device, port_id: int | None = None) -> int:
+        """Plug a device into a root hub port; returns the port's number, counted from 1."""
+        port_id = self.controller.plug(device, port_id)
+        self.run()
+        return port_id
+
+    def unplug(self, port_id: int) -> None:
+        """Pull the device out."""
+        self.controller.unplug(port_id)
+        self.run()
+
+    def reset(self) -> None:
+        """Reset the function, as DEVICE_RESET does. Raises TimeoutError when transfers do not come back."""
+        done: list[bool] = []
+        self.controller.reset(lambda: done.append(True))
+        if not self.loop.run_until(lambda: bool(done), 5.0):
+            raise TimeoutError("the controller's reset is not done: transfers are still in flight")
+
+    def run(self) -> None:
+        """Execute everything that can happen without time passing."""
+        self._schedule()
+        self.loop.run_ready()
+
+    @contextmanager
+    def posted(self) -> Iterator[None]:
+        """Collect register writes: the controller works on them at the end of the block, as after one drain."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        self.run()
+
+    def read(self, offset: int, size: int = 4) -> int:
+        if not self._held:
+            self.loop.run_ready()
+        return self.controller.read(offset, size)
+
+    def write(self, offset: int, value: int, size: int = 4) -> None:
+        self.controller.write(offset, value, size)
+        if not self._held:
+            self.run()
+
+    def pause(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+
+    def clock(self) -> float:
+        return self.loop.time()
+
+    def close(self) -> None:
+        self.loop.close()
+        self.ram.close()
+
+    def _await_signal(self, vector: int | None, timeout: float) -> None:
+        pending = self._pending
+        if vector is None:
+            self.loop.run_until(lambda: True in pending, timeout)
+        else:
+            self.loop.run_until(lambda: pending[vector], timeout)
+
+    def _interrupt(self, vector: int) -> None:
+        self.signals[vector] += 1
+        self._pending[vector] = True
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._busy = 0
+            self.loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if self.controller.run():
+            self._scheduled = True
+            self._busy += 1
+            if self._busy % BUSY_RUNS:
+                self.loop.call_soon(self._run)
+            else:
+                self.loop.call_later(0.001, self._run)
+
+
+class SocketBus(Bus):
+    """A controller behind a vfio-user socket.
+
+    Maps all of `ram`, assigns an eventfd to each MSI-X vector, enables memory access, bus mastering and MSI-X.
+    `posted` chooses between QEMU's way to write registers (no reply) and Cloud Hypervisor's (wait for the reply).
+    Owns `client` and `ram`: `close` closes them.
+    """
+
+    def __init__(self, client: VfioUserClient, ram: GuestRam | None = None, *, posted: bool = True) -> None:
+        if client.version is None:
+            client.negotiate()
+        count = client.irq_info(wire.MSIX_IRQ).count
+        if count < 1:
+            raise VfioUserError("the device has no MSI-X vectors")
+        super().__init__(ram if ram is not None else GuestRam(), count)
+        self.client = client
+        self.posted = posted
+        self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+        self._pollers = []
+        self._any = select.poll()
+        for fd in self.eventfds:
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            self._any.register(fd, select.POLLIN)
+            self._pollers.append(poller)
+        self.map_ram()
+        client.assign_eventfds(wire.MSIX_IRQ, self.eventfds)
+        self.enable()
+
+    def map_ram(self) -> None:
+        """DMA_MAP every span of the guest's memory."""
+        for span in self.ram.spans:
+            self.client.dma_map(span.address, span.size, self.ram.fd, span.offset)
+
+    def enable(self) -> None:
+        """Switch on memory access, bus mastering and MSI-X in configuration space; needed again after a reset."""
+        self._config_write(_PCI_COMMAND, self._config_read(_PCI_COMMAND, 2) | _PCI_COMMAND_MEMORY_MASTER)
+        msix = self.find_capability(_PCI_CAPABILITY_MSIX)
+        self._config_write(msix + 2, self._config_read(msix + 2, 2) | _MSIX_ENABLE)
+
+    def find_capability(self, capability: int) -> int:
+        """Offset of a PCI capability in configuration space. Raises UsbvfiodError if there is none."""
+        offset = self._config_read(_PCI_CAPABILITIES, 1)
+        for _ in range(48):  # as many as fit between 0x40 and 0xff
+            if not offset:
+                break
+            if self._config_read(offset, 1) == capability:
+                return offset
+            offset = self._config_read(offset + 1, 1)
+        raise UsbvfiodError(f"the device has no PCI capability {capability:#x}")
+
+    def read(self, offset: int, size: int = 4) -> int:
+        return int.from_bytes(self.client.region_read(wire.BAR0_REGION, offset, size), "little")
+
+    def write(self, offset: int, value: int, size: int = 4) -> None:
+        self.client.region_write(wire.BAR0_REGION, offset, value.to_bytes(size, "little"), posted=self.posted)
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        self.client.close()
+        self.ram.close()
+        for fd in self.eventfds:
+            os.close(fd)
+        self.eventfds.clear()
+
+    def _await_signal(self, vector: int | None, timeout: float) -> None:
+        poller = self._any if vector is None else self._pollers[vector]
+        for fd, _ in poller.poll(max(timeout, 0.0) * 1000):
+            index = vector if vector is not None else self.eventfds.index(fd)
+            self.signals[index] += os.eventfd_read(fd)
+            self._pending[index] = True
+
+    def _config_read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self.client.region_read(wire.CONFIG_REGION, offset, size), "little")
+
+    def _config_write(self, offset: int, value: int) -> None:
+        self.client.region_write(wire.CONFIG_REGION, offset, value.to_bytes(2, "little"))

@@ -1,0 +1,413 @@
+"""A vfio-user client: the VMM's end of the socket, for tests, demonstrations and plugin authors.
+
+`VfioUserClient` speaks the protocol over a real AF_UNIX stream socket. Every wait is bounded by `timeout`. Methods
+named after a message send it properly and raise `ReplyError` for a refusal; `message` sends anything, right or wrong,
+and returns what comes back, for negative tests.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from ..errors import UsbvfiodError
+from ..vfio_user import wire
+
+_RECEIVE_SIZE = 1 << 16
+_FD_SPACE = socket.CMSG_SPACE(4 * wire.MAX_MSG_FDS)
+_PACK_REGION = wire.REGION_MESSAGE.pack
+_REGION_SIZE = wire.REGION_MESSAGE.size
+
+
+class VfioUserError(UsbvfiodError):
+    """The server broke the protocol, or the connection is gone."""
+
+
+class ReplyTimeoutError(VfioUserError):
+    """The server did not answer, or did not read, in time."""
+
+
+class ReplyError(VfioUserError):
+    """The server refused a message; `errno` is the reply's."""
+
+    def __init__(self, command: int, number: int) -> None:
+        name = wire.COMMAND_NAMES.get(command, str(command))
+        super().__init__(f"{name} was refused: {errno.errorcode.get(number, number)} ({os.strerror(number)})")
+        self.command = command
+        self.errno = number
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message from the server. `fds` belong to the receiver. `errno` is 0 for a success."""
+
+    message_id: int
+    command: int
+    flags: int
+    errno: int
+    payload: bytes
+    fds: tuple[int, ...] = ()
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether it answers a command of ours."""
+        return self.flags & wire.TYPE_MASK == wire.TYPE_REPLY
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the Error flag is set."""
+        return bool(self.flags & wire.ERROR)
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """What DEVICE_GET_REGION_INFO says about one region."""
+
+    index: int
+    flags: int
+    size: int
+    offset: int
+    capabilities: bytes = b""
+
+
+@dataclass(frozen=True)
+class IrqInfo:
+    """What DEVICE_GET_IRQ_INFO says about one interrupt index."""
+
+    index: int
+    flags: int
+    count: int
+
+
+@dataclass
+class ServerVersion:
+    """The server's half of the negotiation."""
+
+    major: int
+    minor: int
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+
+DEFAULT_CAPABILITIES: dict[str, Any] = {
+    "max_msg_fds": wire.MAX_MSG_FDS,
+    "max_data_xfer_size": wire.MAX_DATA_XFER_SIZE,
+    "max_dma_maps": wire.DEFAULT_MAX_DMA_MAPS,
+    "pgsizes": wire.DEFAULT_PGSIZES,
+}
+"""What `negotiate` proposes: the keys and values of QEMU, without migration."""
+
+
+class VfioUserClient:
+    """One connection to a vfio-user server.
+
+    `timeout` (seconds) bounds every send and every wait for a reply. After `negotiate`, `version` is the server's.
+    Use it as a context manager, or call `close`. Not thread-safe.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout: float = 5.0) -> None:
+        self.socket = sock
+        self.version: ServerVersion | None = None
+        self._next_id = 0
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+        self._closed = False
+        self.timeout = timeout
+        # Timeouts of the kernel's, not of Python's, which would poll before each call.
+        seconds = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000))
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+
+    @classmethod
+    def connect(
+        cls, path: str | os.PathLike[str], *, timeout: float = 5.0, wait: float = 0.0, negotiate: bool = True
+    ) -> VfioUserClient:
+        """Connect to the server at `path` and negotiate; try for `wait` seconds while nobody listens there."""
+        deadline = time.monotonic() + wait
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(timeout)
+                sock.connect(os.fspath(path))
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                sock.close()
+                if time.monotonic() >= deadline:
+                    raise VfioUserError(f"cannot connect to {os.fspath(path)}: {error.strerror}") from None
+                time.sleep(0.005)
+            except BaseException:
+                sock.close()
+                raise
+        client = cls(sock, timeout=timeout)
+        if negotiate:
+            try:
+                client.negotiate()
+            except BaseException:
+                client.close()
+                raise
+        return client
+
+    def close(self) -> None:
+        """Close the connection, and file descriptors that came and were not taken."""
+        if not self._closed:
+            self._closed = True
+            self.socket.close()
+            for fd in self._fds:
+                os.close(fd)
+            self._fds.clear()
+
+    def __enter__(self) -> VfioUserClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- raw messages ----------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        command: int,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        *,
+        flags: int = wire.TYPE_COMMAND,
+        message_id: int | None = None,
+        size: int | None = None,
+        error: int = 0,
+    ) -> int:
+        """Send one message in one sendmsg and return its id. `size` overrides the size in the header."""
+        if message_id is None:
+            message_id = self._next_id
+            self._next_id = message_id + 1 & 0xFFFF
+        length = wire.HEADER_SIZE + len(payload) if size is None else size
+        self.send_bytes(wire.HEADER.pack(message_id, command, length, flags, error) + payload, fds)
+        return message_id
+
+    def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send bytes as they are. Raises ReplyTimeoutError when the server does not read, VfioUserError when gone."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            sent = self.socket.sendmsg([data], ancillary)
+            if sent < len(data):
+                self.socket.sendall(memoryview(data)[sent:])
+        except BlockingIOError:
+            raise ReplyTimeoutError(f"the server has not read for {self.timeout} s") from None
+        except OSError as error:
+            raise VfioUserError(f"the connection is gone: {error.strerror}") from None
+
+    def receive(self) -> Message:
+        """The next message from the server, whatever it is."""
+        self._fill(wire.HEADER_SIZE)
+        message_id, command, size, flags, error = wire.HEADER.unpack_from(self._buffer)
+        if not wire.HEADER_SIZE <= size <= wire.MAX_MESSAGE_SIZE:
+            raise VfioUserError(f"the server sent a message of {size} bytes")
+        self._fill(size)
+        payload = bytes(self._buffer[wire.HEADER_SIZE : size])
+        del self._buffer[:size]
+        fds: tuple[int, ...] = ()
+        if self._fds and not self._buffer:
+            fds, self._fds = tuple(self._fds), []
+        return Message(message_id, command, flags, error, payload, fds)
+
+    def message(
+        self,
+        command: int,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        *,
+        flags: int = wire.TYPE_COMMAND,
+        message_id: int | None = None,
+        size: int | None = None,
+    ) -> Message:
+        """Send a message of any kind and return the reply to it, error or not; checks id, command and type of it."""
+        sent = self.send(command, payload, fds, flags=flags, message_id=message_id, size=size)
+        return self.receive_reply(command, sent)
+
+    def receive_reply(self, command: int, message_id: int) -> Message:
+        """The reply to a command that was sent. A command of the server's on the way is refused, as QEMU does it."""
+        while True:
+            reply = self.receive()
+            if reply.is_reply:
+                break
+            if not reply.flags & wire.NO_REPLY:
+                flags = wire.TYPE_REPLY | wire.ERROR
+                self.send(reply.command, flags=flags, message_id=reply.message_id, error=errno.ENOSYS)
+        if (reply.message_id, reply.command) != (message_id, command):
+            raise VfioUserError(
+                f"the reply has id {reply.message_id} and command {reply.command}, "
+                f"the command had id {message_id} and command {command}"
+            )
+        if bool(reply.errno) and not reply.is_error:
+            raise VfioUserError(f"the reply has errno {reply.errno} without the Error flag")
+        return reply
+
+    def request(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> Message:
+        """Send a command and return its reply. Raises ReplyError for a refusal."""
+        reply = self.message(command, payload, fds)
+        if reply.is_error:
+            raise ReplyError(command, reply.errno)
+        return reply
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def negotiate(
+        self, capabilities: dict[str, Any] | None = None, *, major: int = wire.MAJOR, minor: int = wire.MINOR
+    ) -> ServerVersion:
+        """VERSION: propose `capabilities` and return the server's answer."""
+        proposal = DEFAULT_CAPABILITIES if capabilities is None else capabilities
+        data = json.dumps({"capabilities": proposal}, separators=(",", ":")).encode() + b"\0"
+        payload = self.request(wire.VERSION, wire.VERSION_FIELDS.pack(major, minor) + data).payload
+        if len(payload) < wire.VERSION_FIELDS.size:
+            raise VfioUserError("the VERSION reply has no version")
+        answer_major, answer_minor = wire.VERSION_FIELDS.unpack_from(payload)
+        text = payload[wire.VERSION_FIELDS.size :]
+        answer: dict[str, Any] = {}
+        if text:
+            if text[-1:] != b"\0":
+                raise VfioUserError("the data of the VERSION reply does not end with a NUL")
+            try:
+                answer = json.loads(text[:-1])["capabilities"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise VfioUserError(f"the data of the VERSION reply is not understood: {error!r}") from None
+        self.version = ServerVersion(answer_major, answer_minor, answer)
+        return self.version
+
+    def dma_map(
+        self,
+        address: int,
+        size: int,
+        fd: int | None = None,
+        offset: int = 0,
+        *,
+        readable: bool = True,
+        writable: bool = True,
+    ) -> None:
+        """DMA_MAP: let the server access `size` bytes at `address`, in `fd` from `offset` on."""
+        flags = (wire.DMA_MAP_READ if readable else 0) | (wire.DMA_MAP_WRITE if writable else 0)
+        payload = wire.DMA_MAP_FIELDS.pack(wire.DMA_MAP_FIELDS.size, flags, offset, address, size)
+        self.request(wire.DMA_MAP, payload, () if fd is None else (fd,))
+
+    def dma_unmap(self, address: int, size: int, *, flags: int = 0) -> None:
+        """DMA_UNMAP: take the range away; when this returns, the server does not touch it any more."""
+        self.request(wire.DMA_UNMAP, wire.DMA_UNMAP_FIELDS.pack(wire.DMA_UNMAP_FIELDS.size, flags, address, size))
+
+    def get_info(self) -> tuple[int, int, int]:
+        """DEVICE_GET_INFO: (flags, number of regions, number of interrupt indices)."""
+        reply = self.request(wire.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
+        _, flags, regions, irqs = wire.DEVICE_INFO.unpack_from(reply.payload)
+        return flags, regions, irqs
+
+    def region_info(self, index: int, *, argsz: int = wire.REGION_INFO.size) -> RegionInfo:
+        """DEVICE_GET_REGION_INFO; asks again with the larger argsz where the region has capabilities."""
+        reply = self.request(wire.DEVICE_GET_REGION_INFO, wire.REGION_INFO.pack(argsz, 0, index, 0, 0, 0))
+        needed, flags, answered, _, size, offset = wire.REGION_INFO.unpack_from(reply.payload)
+        for fd in reply.fds:
+            os.close(fd)
+        if needed > argsz:
+            return self.region_info(index, argsz=needed)
+        return RegionInfo(answered, flags, size, offset, reply.payload[wire.REGION_INFO.size :])
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """DEVICE_GET_IRQ_INFO."""
+        reply = self.request(wire.DEVICE_GET_IRQ_INFO, wire.IRQ_INFO.pack(wire.IRQ_INFO.size, 0, index, 0))
+        _, flags, answered, count = wire.IRQ_INFO.unpack_from(reply.payload)
+        return IrqInfo(answered, flags, count)
+
+    def set_irqs(
+        self, index: int, flags: int, start: int = 0, count: int = 0, *, data: bytes = b"", fds: Sequence[int] = ()
+    ) -> None:
+        """DEVICE_SET_IRQS with any data and action; see `assign_eventfds` for the usual one."""
+        size = wire.SET_IRQS_FIELDS.size + len(data)
+        payload = wire.SET_IRQS_FIELDS.pack(size, flags, index, start, count) + data
+        self.request(wire.DEVICE_SET_IRQS, payload, fds)
+
+    def assign_eventfds(self, index: int, fds: Iterable[int], start: int = 0) -> None:
+        """Have the vectors from `start` on signal these eventfds; as many messages as the descriptors need."""
+        remaining = list(fds)
+        flags = wire.IRQ_DATA_EVENTFD | wire.IRQ_ACTION_TRIGGER
+        while remaining:
+            batch, remaining = remaining[: wire.MAX_MSG_FDS], remaining[wire.MAX_MSG_FDS :]
+            self.set_irqs(index, flags, start, len(batch), fds=batch)
+            start += len(batch)
+
+    def disable_irqs(self, index: int) -> None:
+        """Take all eventfds of an interrupt index away."""
+        self.set_irqs(index, wire.IRQ_DATA_NONE | wire.IRQ_ACTION_TRIGGER)
+
+    def reset(self) -> None:
+        """DEVICE_RESET."""
+        self.request(wire.DEVICE_RESET)
+
+    # -- regions ---------------------------------------------------------------------------------------------------
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """REGION_READ: `count` bytes. Everything posted before has reached the device when this returns."""
+        reply = self.request(wire.REGION_READ, wire.REGION_ACCESS.pack(offset, region, count))
+        data = reply.payload[wire.REGION_ACCESS.size :]
+        if len(data) != count or wire.REGION_ACCESS.unpack_from(reply.payload) != (offset, region, count):
+            raise VfioUserError(f"REGION_READ of {count} bytes at {offset:#x} answered with {len(data)} bytes")
+        return data
+
+    def region_write(self, region: int, offset: int, data: bytes, *, posted: bool = False) -> None:
+        """REGION_WRITE; `posted` asks for no reply and returns at once."""
+        if posted:
+            number = self._next_id
+            self._next_id = number + 1 & 0xFFFF
+            count = len(data)
+            header = _PACK_REGION(
+                number, wire.REGION_WRITE, _REGION_SIZE + count, wire.NO_REPLY, 0, offset, region, count
+            )
+            try:
+                self.socket.sendall(header + data)
+            except BlockingIOError:
+                raise ReplyTimeoutError(f"the server has not read for {self.timeout} s") from None
+            except OSError as error:
+                raise VfioUserError(f"the connection is gone: {error.strerror}") from None
+            return
+        reply = self.request(wire.REGION_WRITE, wire.REGION_ACCESS.pack(offset, region, len(data)) + data)
+        if wire.REGION_ACCESS.unpack_from(reply.payload) != (offset, region, len(data)):
+            raise VfioUserError(f"REGION_WRITE of {len(data)} bytes at {offset:#x} answered {reply.payload.hex()}")
+
+    # -- own -------------------------------------------------------------------------------------------------------
+
+    def _fill(self, length: int) -> None:
+        """Have at least `length` bytes in the buffer."""
+        buffer = self._buffer
+        while len(buffer) < length:
+            try:
+                data, ancillary, _, _ = self.socket.recvmsg(_RECEIVE_SIZE, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                raise ReplyTimeoutError(f"no answer within {self.timeout} s") from None
+            except OSError as error:
+                raise VfioUserError(f"the connection is gone: {error.strerror}") from None
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds = array.array("i")
+                    fds.frombytes(content[: len(content) - len(content) % 4])
+                    self._fds.extend(fds)
+            if not data:
+                raise VfioUserError("the server has closed the connection")
+            buffer += data
+
+
+@contextlib.contextmanager
+def eventfds(count: int) -> Any:
+    """`count` non-blocking eventfds for the time of a `with` block."""
+    fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
