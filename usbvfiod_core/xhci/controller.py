@@ -23,8 +23,10 @@ from .command_ring import CommandRing
 from .contexts import DeviceContext
 from .endpoint import Endpoint
 from .interrupter import Interrupter
+from .mfindex import MicroframeIndex
 from .root_hub import RootHub
 from .slot import Slot, when_all
+from .slot_table import SlotTable
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,6 @@ REMAP_SECONDS = 0.05
 
 _USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS
-_DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
-_CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
-_MFINDEX = reg.RUNTIME_BASE + spec.MFINDEX
 _DOORBELLS_END = reg.DOORBELL_BASE + 4 * (reg.MAX_SLOTS + 1)
 
 
@@ -74,7 +73,8 @@ class Controller:
         self.wakeup: Callable[[], None] = lambda: None
         self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters)
         self.context_stride = 64 if registers.dwords[spec.HCCPARAMS1 >> 2] & spec.HCC1_CSZ else 32
-        self.slots: list[Slot | None] = [None] * (reg.MAX_SLOTS + 1)
+        self.table = SlotTable(registers, self)
+        self._slots = self.table.slots
         self.hub = RootHub(registers, usb2_ports, usb3_ports, self)
         self.interrupters = [
             Interrupter(index, registers, memory, loop, interrupt, self._interrupter_dirty)
@@ -82,7 +82,7 @@ class Controller:
         ]
         self._commands = CommandRing(registers, memory, self)
         registers.writers[_USBCMD] = self.write_usbcmd
-        registers.readers[_MFINDEX] = self.read_mfindex
+        self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.read = registers.read
         self._dwords = registers.dwords
         self._ready: deque[Endpoint] = deque()
@@ -95,9 +95,6 @@ class Controller:
         self._draining = False
         self._halt_due = False
         self._halt_timer: Timer | None = None
-        self._wrap_timer: Timer | None = None
-        self._mfindex_start = 0
-        self._mfindex = 0
         self._saved = False
 
     # -- the guest's side: registers -----------------------------------------------------------------------------
@@ -119,7 +116,7 @@ class Controller:
         if not self.running:
             return
         if slot_id:
-            slot = self.slots[slot_id]
+            slot = self._slots[slot_id]
             target = value & spec.DOORBELL_TARGET
             if slot is not None and target < 32:
                 endpoint = slot.endpoints[target]
@@ -151,13 +148,7 @@ class Controller:
         if value & spec.USBCMD_CRS and not self._saved:
             # The state lives here and survives, unless there was a reset in between (4.23.2).
             dwords[_USBSTS >> 2] |= spec.USBSTS_SRE
-        self._wrap_events()
-
-    def read_mfindex(self) -> int:
-        """Microframes since the controller was started, modulo 2^14 (5.5.1)."""
-        if self.running:
-            return (monotonic_ns() - self._mfindex_start) // spec.MICROFRAME_NS & spec.MFINDEX_MASK
-        return self._mfindex
+        self._mfindex.watch(self.running and bool(new & spec.USBCMD_EWE))
 
     @property
     def running(self) -> bool:
@@ -223,7 +214,7 @@ class Controller:
     def idle(self) -> bool:
         """Whether nothing is in flight that is expected to end soon; interrupt endpoints wait for ever."""
         return not any(
-            endpoint.outstanding for endpoint in self._endpoints() if endpoint.type is not TransferType.INTERRUPT
+            endpoint.outstanding for endpoint in self.table.endpoints() if endpoint.type is not TransferType.INTERRUPT
         )
 
     # -- devices -------------------------------------------------------------------------------------------------
@@ -256,7 +247,7 @@ class Controller:
         firmware boots.
         """
         end = address + size
-        endpoints = [endpoint for endpoint in self._endpoints() if endpoint.uses(address, end)]
+        endpoints = [endpoint for endpoint in self.table.endpoints() if endpoint.uses(address, end)]
 
         def fetch_again() -> None:
             for endpoint in endpoints:
@@ -317,30 +308,22 @@ class Controller:
         return self.hub.device_at(port_id, enabled=enabled)
 
     def device_context(self, slot_id: int) -> DeviceContext | None:
-        array = self._dwords[_DCBAAP] & ~0x3F | self._dwords[_DCBAAP + 1] << 32
-        address = int.from_bytes(self.memory.read(array + 8 * slot_id, 8), "little") & ~0x3F
-        return DeviceContext(self.memory, address, self.context_stride) if address else None
+        return self.table.device_context(slot_id)
 
     def slot(self, slot_id: int) -> Slot | None:
-        return self.slots[slot_id] if slot_id <= reg.MAX_SLOTS else None
+        return self._slots[slot_id] if slot_id <= reg.MAX_SLOTS else None
 
     def enable_slot(self) -> int:
-        enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, reg.MAX_SLOTS)
-        for slot_id in range(1, enabled + 1):
-            if self.slots[slot_id] is None:
-                self.slots[slot_id] = Slot(self, slot_id)
-                return slot_id
-        return 0
+        return self.table.enable()
 
     def release_slot(self, slot: Slot) -> None:
-        if self.slots[slot.slot_id] is slot:
-            self.slots[slot.slot_id] = None
+        self.table.release(slot)
 
     def port_bandwidth(self, usb_speed: int) -> bytes | None:
         return self.hub.bandwidth(usb_speed)
 
     def endpoints_at(self, port_id: int) -> list[Endpoint]:
-        return [endpoint for slot in self._enabled() if slot.port_id == port_id for endpoint in slot.active()]
+        return self.table.endpoints(port_id)
 
     def host_system_error(self, error: GuestMemoryError) -> None:
         """HSE (4.24.1): the controller stops; the driver resets it."""
@@ -353,21 +336,15 @@ class Controller:
 
     # -- own -------------------------------------------------------------------------------------------------------
 
-    def _enabled(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot is not None]
-
-    def _endpoints(self) -> list[Endpoint]:
-        return [endpoint for slot in self._enabled() for endpoint in slot.active()]
-
     def _start(self) -> None:
         """RS 0 to 1 (4.2)."""
         self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_HCH
         self._halt_due = False
-        self._mfindex_start = monotonic_ns() - self._mfindex * spec.MICROFRAME_NS
+        self._mfindex.start()
         for interrupter in self.interrupters:
             interrupter.run_started()
         self.hub.run_started()
-        for endpoint in self._endpoints():
+        for endpoint in self.table.endpoints():
             if not endpoint.queued:
                 self.ready(endpoint)
 
@@ -381,14 +358,14 @@ class Controller:
         if self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
             return
         self._halt_timer = self.loop.call_later(HALT_SECONDS, self._halted)
-        when_all([endpoint.rewind for endpoint in self._endpoints()], self._halted)
+        when_all([endpoint.rewind for endpoint in self.table.endpoints()], self._halted)
 
     def _halted(self) -> None:
         if self._halt_timer is not None:
             self._halt_timer.cancel()
             self._halt_timer = None
         if self.running and not self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
-            self._mfindex = self.read_mfindex()
+            self._mfindex.stop()
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
 
     def _fail(self, bit: int) -> None:
@@ -396,7 +373,7 @@ class Controller:
         self._dwords[_USBCMD >> 2] &= ~spec.USBCMD_RS
         self._commands.halt()
         self._ready.clear()
-        for endpoint in self._endpoints():
+        for endpoint in self.table.endpoints():
             endpoint.queued = False
             endpoint.device_gone(lambda: None)
 
@@ -412,9 +389,8 @@ class Controller:
 
     def _drain_for_reset(self) -> None:
         """Cancel everything; the reset is done when it is back, and the guest sees CNR until then (4.2)."""
-        slots = self._enabled()
         self._draining = True
-        self.slots = [None] * len(self.slots)
+        slots = self.table.release_all()
         for endpoint in self._ready:
             endpoint.queued = False
         self._ready.clear()
@@ -424,29 +400,16 @@ class Controller:
         self._draining = False
         self._commands.reset()
         self._commands_due = self._blocked = self._halt_due = self._saved = False
-        self._mfindex = 0
+        self._mfindex.reset()
         self.registers.reset()
         for interrupter in self.interrupters:
             interrupter.reset()
         self.hub.controller_reset()
-        self._wrap_events()
         waiting, self._resetting = self._resetting, []
         for done in waiting:
             done()
 
-    def _wrap_events(self) -> None:
-        """Have an MFINDEX Wrap Event made each 2.048 s if USBCMD.EWE asks for it (4.14.2)."""
-        wanted = self.running and self._dwords[_USBCMD >> 2] & spec.USBCMD_EWE
-        if wanted and self._wrap_timer is None:
-            left = spec.MFINDEX_MASK + 1 - self.read_mfindex()
-            self._wrap_timer = self.loop.call_later(left * spec.MICROFRAME_NS / 1e9, self._wrapped)
-        elif not wanted and self._wrap_timer is not None:
-            self._wrap_timer.cancel()
-            self._wrap_timer = None
-
     def _wrapped(self) -> None:
-        self._wrap_timer = None
         if not self._blocked:
             status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
             self.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)
-        self._wrap_events()

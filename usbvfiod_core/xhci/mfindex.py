@@ -1,0 +1,57 @@
+"""MFINDEX: the microframe counter, and the event of its wrapping (4.14.2, 5.5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns
+
+from ..usb.device import Loop, Timer
+from . import registers as reg
+from . import spec
+
+
+class MicroframeIndex:
+    """Counts microframes of 125 us modulo 2^14 while the controller runs, and stands still while it does not.
+
+    `wrapped` is called at each wrap while `watch(True)`.
+    """
+
+    def __init__(self, registers: reg.RegisterFile, loop: Loop, wrapped: Callable[[], None]) -> None:
+        self._loop = loop
+        self._wrapped = wrapped
+        self._start: int | None = None
+        self._value = 0
+        self._timer: Timer | None = None
+        registers.readers[reg.RUNTIME_BASE + spec.MFINDEX] = self.read
+
+    def read(self) -> int:
+        """The register's value now."""
+        if self._start is None:
+            return self._value
+        return (monotonic_ns() - self._start) // spec.MICROFRAME_NS & spec.MFINDEX_MASK
+
+    def start(self) -> None:
+        self._start = monotonic_ns() - self._value * spec.MICROFRAME_NS
+
+    def stop(self) -> None:
+        self._value = self.read()
+        self._start = None
+
+    def reset(self) -> None:
+        self._value = 0
+        self._start = None
+        self.watch(False)
+
+    def watch(self, wanted: bool) -> None:
+        """Tell of wraps or stop telling (USBCMD.EWE while the controller runs)."""
+        if wanted and self._timer is None:
+            left = spec.MFINDEX_MASK + 1 - self.read()
+            self._timer = self._loop.call_later(left * spec.MICROFRAME_NS / 1e9, self._wrap)
+        elif not wanted and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wrap(self) -> None:
+        self._timer = None
+        self._wrapped()
+        self.watch(self._start is not None)

@@ -1,0 +1,69 @@
+"""The device slots of the controller: which are enabled, and where the guest keeps their contexts (4.5.1, 6.1)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..usb.device import Device
+from . import registers as reg
+from . import spec
+from .contexts import DeviceContext
+from .endpoint import Endpoint, Xhc
+from .slot import Slot
+
+_DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
+_CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
+
+
+class TableHost(Xhc, Protocol):
+    """What the slots need of the controller, beyond what their endpoints do."""
+
+    context_stride: int
+
+    def device_context(self, slot_id: int) -> DeviceContext | None: ...
+    def device_at(self, port_id: int, *, enabled: bool) -> Device | None: ...
+
+
+class SlotTable:
+    """`slots[slot_id]` for 1 to MAX_SLOTS, None where the slot is disabled."""
+
+    def __init__(self, registers: reg.RegisterFile, host: TableHost) -> None:
+        self.slots: list[Slot | None] = [None] * (reg.MAX_SLOTS + 1)
+        self._dwords = registers.dwords
+        self._host = host
+
+    def enable(self) -> int:
+        """A new slot's id, or 0: none is free among the CONFIG.MaxSlotsEn first ones (4.6.3)."""
+        enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, reg.MAX_SLOTS)
+        for slot_id in range(1, enabled + 1):
+            if self.slots[slot_id] is None:
+                self.slots[slot_id] = Slot(self._host, slot_id)
+                return slot_id
+        return 0
+
+    def release(self, slot: Slot) -> None:
+        """The slot is disabled."""
+        if self.slots[slot.slot_id] is slot:
+            self.slots[slot.slot_id] = None
+
+    def release_all(self) -> list[Slot]:
+        """The controller is reset: no slot is enabled any more; return those that were."""
+        slots = [slot for slot in self.slots if slot is not None]
+        self.slots[:] = [None] * len(self.slots)
+        return slots
+
+    def endpoints(self, port_id: int = 0) -> list[Endpoint]:
+        """All endpoints that are not Disabled, or those of the device at one root hub port."""
+        return [
+            endpoint
+            for slot in self.slots
+            if slot is not None and port_id in (0, slot.port_id)
+            for endpoint in slot.active()
+        ]
+
+    def device_context(self, slot_id: int) -> DeviceContext | None:
+        """The output context that the Device Context Base Address Array names now (6.1): the driver fills it in after
+        Enable Slot, so it is read for each command. Raises GuestMemoryError."""
+        array = self._dwords[_DCBAAP] & ~0x3F | self._dwords[_DCBAAP + 1] << 32
+        address = int.from_bytes(self._host.memory.read(array + 8 * slot_id, 8), "little") & ~0x3F
+        return DeviceContext(self._host.memory, address, self._host.context_stride) if address else None
