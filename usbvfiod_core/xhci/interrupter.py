@@ -8,7 +8,6 @@ and EHB and USBSTS.EINT; IP with IMAN.IE and USBCMD.INTE sends the message, whic
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic_ns
 
 from ..memory import GuestMemory
 from ..usb.device import Loop, Timer
@@ -16,7 +15,8 @@ from . import registers as reg
 from . import spec
 from .event_ring import ERST_MAX, EventRing
 
-IMOD_UNIT_NS = 250
+IMOD_UNIT = 250e-9
+"""Seconds (5.5.2.2)."""
 
 _USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
@@ -66,7 +66,7 @@ class Interrupter:
         self._pending = False  # IPE
         self._new_table = False
         self._moved = False
-        self._not_before = 0
+        self._not_before = 0.0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -113,14 +113,14 @@ class Interrupter:
         if ring.empty:
             self._pending = False
             return
-        interval = (self._dwords[self._imod] & 0xFFFF) * IMOD_UNIT_NS
+        interval = self._dwords[self._imod] & 0xFFFF
         if interval:
-            now = monotonic_ns()
+            now = self._loop.time()
             if now < self._not_before:
                 if self._timer is None:
-                    self._timer = self._loop.call_later((self._not_before - now) / 1e9, self._interval_over)
+                    self._timer = self._loop.call_later(self._not_before - now, self._interval_over)
                 return
-            self._not_before = now + interval
+            self._not_before = now + interval * IMOD_UNIT
         self._pending = False
         self._dwords[self._iman] |= spec.IMAN_IP
         self._dwords[self._erdp] |= spec.ERDP_EHB

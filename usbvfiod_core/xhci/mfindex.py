@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic_ns
 
 from ..usb.device import Loop, Timer
 from . import registers as reg
@@ -19,7 +18,7 @@ class MicroframeIndex:
     def __init__(self, registers: reg.RegisterFile, loop: Loop, wrapped: Callable[[], None]) -> None:
         self._loop = loop
         self._wrapped = wrapped
-        self._start: int | None = None
+        self._start: float | None = None
         self._value = 0
         self._timer: Timer | None = None
         registers.readers[reg.RUNTIME_BASE + spec.MFINDEX] = self.read
@@ -28,10 +27,10 @@ class MicroframeIndex:
         """The register's value now."""
         if self._start is None:
             return self._value
-        return (monotonic_ns() - self._start) // spec.MICROFRAME_NS & spec.MFINDEX_MASK
+        return int((self._loop.time() - self._start) / spec.MICROFRAME) & spec.MFINDEX_MASK
 
     def start(self) -> None:
-        self._start = monotonic_ns() - self._value * spec.MICROFRAME_NS
+        self._start = self._loop.time() - self._value * spec.MICROFRAME
 
     def stop(self) -> None:
         self._value = self.read()
@@ -46,7 +45,7 @@ class MicroframeIndex:
         """Tell of wraps or stop telling (USBCMD.EWE while the controller runs)."""
         if wanted and self._timer is None:
             left = spec.MFINDEX_MASK + 1 - self.read()
-            self._timer = self._loop.call_later(left * spec.MICROFRAME_NS / 1e9, self._wrap)
+            self._timer = self._loop.call_later(left * spec.MICROFRAME, self._wrap)
         elif not wanted and self._timer is not None:
             self._timer.cancel()
             self._timer = None

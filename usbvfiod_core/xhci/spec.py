@@ -141,7 +141,8 @@ ERSTSZ_MASK = 0xFFFF
 ERDP_DESI = 7
 ERDP_EHB = 1 << 3
 MFINDEX_MASK = 0x3FFF
-MICROFRAME_NS = 125_000
+MICROFRAME = 125e-6
+"""Seconds."""
 
 # -- Doorbell registers (5.6) ----------------------------------------------------------------------------------
 DOORBELL_TARGET = 0xFF
