@@ -1,0 +1,156 @@
+"""The base of every virtual device, and the model of the `Device` contract.
+
+A device in thirty lines, an interrupt endpoint that counts:
+
+    class Counter(VirtualDevice):
+        product_id = 0x0005
+        product = "Counter"
+
+        def __init__(self, speed: Speed) -> None:
+            super().__init__(speed)
+            self.count = 0
+
+        def describe(self, speed: Speed) -> list[Configuration]:
+            endpoint = interrupt_endpoint(0x81, speed, packet_size=8, period=10)
+            return [Configuration((Interface(0, class_code=0xFF, endpoints=(endpoint,)),))]
+
+        def process(self, endpoint: VirtualEndpoint) -> None:
+            while endpoint.queue:
+                transfer = endpoint.queue.popleft()
+                self.count += 1
+                transfer.complete(TransferStatus.COMPLETED, transfer.write(self.count.to_bytes(8, "little")))
+
+        def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+            if (setup.request_type, setup.request) != (0x40, 1):
+                return None
+            self.count = setup.value
+            return b""
+
+Enumeration, halts, cancellation, reset and closing need not be thought of.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections import deque
+from collections.abc import Callable
+
+from ..usb.device import Device, DeviceEvents
+from ..usb.requests import TYPE_MASK, TYPE_STANDARD, SetupPacket
+from ..usb.speed import Speed
+from ..usb.transfer import Transfer, TransferStatus
+from .endpoint import VirtualEndpoint
+from .standard import StandardRequests
+
+
+class VirtualDevice(StandardRequests, Device, ABC):
+    """A device made of descriptors (`describe`) and of what it does with transfers (`process`).
+
+    A subclass writes `describe`, and as it needs `process`, `control_request`, `restart`, `clear_halt` and `closed`;
+    all are called on the loop's thread and must not block.
+    """
+
+    def __init__(self, speed: Speed) -> None:
+        super().__init__(speed)
+        self.name = f"{self.manufacturer} {self.product}".strip()
+        self.events: DeviceEvents | None = None
+        """Given by `attach`; None before."""
+        self._serving = False
+        self._late: deque[VirtualEndpoint] = deque()
+        self._closed = False
+
+    # -- for subclasses ----------------------------------------------------------------------------------------------
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        """Something was queued on `endpoint`: take from `endpoint.queue` and complete what can be, leave the rest.
+
+        Take a transfer out before completing it. What is left waits, as a NAK makes it wait, until the driver
+        cancels it or the device calls `serve(endpoint)` because it has data or room now. By default all waits.
+        """
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        """Answer a class or vendor request, or a standard one that endpoint 0 does not know of itself (GET_DESCRIPTOR
+        to an interface). `data` is the data stage of an OUT request. Return the data stage of an IN request,
+        which is cut to what the driver asked for, or b"" for an OUT request; None is a STALL."""
+        return None
+
+    def closed(self) -> None:
+        """The device is closed; give back what it holds. Called once."""
+
+    def serve(self, endpoint: VirtualEndpoint) -> None:
+        """Have `process` called for `endpoint`, now or, inside a call of it, right afterwards: it is never nested."""
+        if self._serving:
+            self._late.append(endpoint)
+            return
+        self._serving = True
+        try:
+            self.process(endpoint)
+            while self._late:
+                self.process(self._late.popleft())
+        finally:
+            self._serving = False
+
+    def wake(self) -> None:
+        """Signal remote wake-up, if the driver has enabled it; means something only while the port is suspended."""
+        if self.remote_wakeup_enabled and self.events is not None:
+            self.events.remote_wakeup()
+
+    # -- the Device contract -----------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        self.events = events
+
+    def submit(self, transfer: Transfer) -> None:
+        setup = transfer.setup
+        if setup is not None:
+            self._control(transfer, setup)
+            return
+        endpoint = self.endpoints.get(transfer.endpoint)
+        if endpoint is None:
+            # Nobody answers at an endpoint that is not there.
+            transfer.complete(TransferStatus.DISCONNECTED if self._closed else TransferStatus.ERROR)
+        elif endpoint.halted:
+            transfer.complete(TransferStatus.STALL)
+        else:
+            endpoint.queue.append(transfer)
+            self.serve(endpoint)
+
+    def cancel(self, transfer: Transfer) -> None:
+        """End it if it waits; one that `process` has taken out is being completed already, or soon."""
+        endpoint = self.endpoints.get(transfer.endpoint)
+        if endpoint is not None and transfer in endpoint.queue:
+            endpoint.queue.remove(transfer)
+            transfer.complete(TransferStatus.CANCELLED)
+
+    def reset(self, done: Callable[[], object]) -> None:
+        self.unconfigure()
+        done()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        waiting = list(self.endpoints.values())
+        self.endpoints = {}
+        for endpoint in waiting:
+            endpoint.flush(TransferStatus.DISCONNECTED)
+        self.closed()
+
+    # -- endpoint 0 --------------------------------------------------------------------------------------------------
+
+    def _control(self, transfer: Transfer, setup: SetupPacket) -> None:
+        if self._closed:
+            transfer.complete(TransferStatus.DISCONNECTED)
+            return
+        data = b"" if setup.is_in else transfer.read()[: setup.length]
+        answer = None
+        if setup.request_type & TYPE_MASK == TYPE_STANDARD:
+            answer = self.standard_request(setup, data)
+        if answer is None:
+            answer = self.control_request(setup, data)
+        if answer is None:
+            transfer.complete(TransferStatus.STALL)
+        elif setup.is_in:
+            transfer.complete(TransferStatus.COMPLETED, transfer.write(answer[: min(setup.length, transfer.length)]))
+        else:
+            transfer.complete(TransferStatus.COMPLETED, len(data))

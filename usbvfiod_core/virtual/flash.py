@@ -1,0 +1,100 @@
+"""`virtual:flash`: a flash drive on an image file or block device.
+
+Options of the specification:
+
+    image=FILE               required; a file or block device with at least one block. Bytes behind the last whole block
+                             are not part of the drive and never touched
+    readonly=true|false      default false; true opens the image read-only and the drive is write-protected
+    speed=full|high|super    default super
+    serial=TEXT              the USB and SCSI serial number; default: made of the image's path, so it stays the same
+    blocksize=512|4096       default 512; the logical block size the guest sees
+    removable=true|false     default true: a removable medium, which can be ejected; false looks like a fixed disk
+    stalls=true|false        default false; true halts an endpoint where a data phase ends early (see `bulk_only`)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+
+from ..errors import ConfigError
+from ..usb.descriptors import Configuration, Interface, bulk_endpoint
+from ..usb.device import Loop
+from ..usb.speed import Speed
+from .bulk_only import INTERFACE_CLASS, BulkOnly
+from .disk import Disk
+from .image import Image
+from .options import Options
+
+VENDOR_ID = 0x1209
+PRODUCT_ID = 0x0001
+PRODUCT = "Flash Drive"
+OPTIONS = ("image", "readonly", "speed", "serial", "blocksize", "removable", "stalls")
+
+_log = logging.getLogger(__name__)
+
+
+class Flash(BulkOnly):
+    """A USB flash drive. It owns `image` and closes it when the device is closed and no thread uses it any more.
+
+    What the driver flushed (SYNCHRONIZE CACHE, forced unit access) is on the image's storage; all the rest is when
+    the device has been closed, and before that as safe as the kernel's page cache.
+    """
+
+    vendor_id = VENDOR_ID
+    product_id = PRODUCT_ID
+    product = PRODUCT
+
+    def __init__(
+        self,
+        image: Image,
+        loop: Loop,
+        *,
+        speed: Speed = Speed.SUPER,
+        serial: str = "",
+        removable: bool = True,
+        stalls: bool = False,
+    ) -> None:
+        self.serial = serial or default_serial(image.path)
+        super().__init__(speed, Disk(image, serial=self.serial, removable=removable), loop, stalls=stalls)
+        self.name = f"{self.manufacturer} {self.product} ({os.path.basename(image.path)})"
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        endpoints = (bulk_endpoint(self.IN, speed), bulk_endpoint(self.OUT, speed))
+        return [Configuration((Interface(0, *INTERFACE_CLASS, endpoints),))]
+
+    def given_back(self) -> None:
+        image = self.disk.image
+        image.unlock()
+        self._loop.run_blocking(image.close, self._image_closed)
+
+    def _image_closed(self, result: object) -> None:
+        if isinstance(result, BaseException):
+            _log.warning("%s: flushing %s failed: %s", self.name, self.disk.image.path, result)
+
+
+def default_serial(path: str) -> str:
+    """Twelve hexadecimal digits, as bulk-only 4.1.1 wants them, the same for the same path."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:12].upper()
+
+
+def open_flash(options: Mapping[str, str], loop: Loop) -> Flash:
+    """Open `virtual:flash` with the options above. Raises ConfigError and DeviceError."""
+    given = Options("flash", options, OPTIONS)
+    path = given.text("image")
+    if not path:
+        raise ConfigError("virtual:flash needs an image: virtual:flash?image=FILE")
+    serial = given.text("serial")
+    if len(serial) > 126 or not (serial.isascii() and serial.isprintable()):
+        raise ConfigError("virtual:flash: serial is at most 126 printable ASCII characters")
+    readonly, removable, stalls = (
+        given.flag("readonly", False),
+        given.flag("removable", True),
+        given.flag("stalls", False),
+    )
+    speed = given.speed(("full", "high", "super"), "super")
+    block_size = int(given.choice("blocksize", ("512", "4096"), "512"))
+    image = Image(path, readonly=readonly, block_size=block_size)
+    return Flash(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)

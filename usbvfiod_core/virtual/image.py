@@ -1,0 +1,240 @@
+"""The file or block device behind a virtual disk.
+
+Bytes go between the file and the caller's windows by `preadv` and `pwritev`; nothing is copied here. `read_now` is
+for the loop's thread and does not wait for a disk; everything else may block and is for a thread of its own,
+`write` of little data excepted, which the kernel takes into its page cache.
+
+The image has a fixed size, taken when it is opened: whole blocks, so bytes behind the last whole block are neither
+read nor written. A file that is truncated meanwhile gives errors where it is missing; writing there makes it grow
+again, up to its old size and never beyond. It is locked with flock(2), one writer or many readers, against other
+usbvfiod processes and whoever else uses flock; the lock cannot keep out programs that do not ask for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Sequence
+
+from ..errors import ConfigError, DeviceError
+
+IOV_MAX = 1024
+_CHUNK = 1 << 20
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_MEMORY_FILESYSTEMS = ("tmpfs", "ramfs", "hugetlbfs")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+_Move = Callable[[int, list[memoryview], int], int]
+
+
+def advance(windows: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of `windows` behind the first `count` bytes."""
+    rest = list(windows)
+    while rest and count >= len(rest[0]):
+        count -= len(rest.pop(0))
+    if rest and count:
+        rest[0] = rest[0][count:]
+    return rest
+
+
+def head(windows: Sequence[memoryview], count: int) -> list[memoryview]:
+    """The first `count` bytes of `windows`."""
+    taken: list[memoryview] = []
+    for window in windows:
+        if count <= 0:
+            break
+        taken.append(window[:count])
+        count -= len(window)
+    return taken
+
+
+class Image:
+    """An open image. Offsets and lengths are bytes and lie within `size`; the caller has checked that.
+
+    Reading and writing raise OSError; EIO where the file has become shorter than `size`.
+    """
+
+    def __init__(self, path: str, *, readonly: bool = False, block_size: int = 512) -> None:
+        """Open and lock `path`. Raises ConfigError if it is no image, DeviceError if it cannot be used now."""
+        self.path = path
+        self.readonly = readonly
+        self.block_size = block_size
+        self._check_kind(path)
+        try:
+            self.fd = os.open(path, os.O_RDONLY if readonly else os.O_RDWR)
+        except OSError as error:
+            raise DeviceError(self._open_failed(error)) from None
+        try:
+            self._lock()
+            size = os.lseek(self.fd, 0, os.SEEK_END)
+            if size < block_size:
+                raise ConfigError(
+                    f"image {path} has {size} bytes, less than one block of {block_size}; "
+                    f"make a larger one, for example with: truncate -s 1G {path}"
+                )
+            self.in_memory = self._is_in_memory()
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.size = size - size % block_size
+        self._nowait = True
+        self._can_punch = True
+        self._dirty = False
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def read_now(self, windows: list[memoryview], offset: int, length: int) -> bool:
+        """Fill `windows` if that needs no waiting; False if `read` has to do it. Raises OSError.
+
+        Data in the page cache is read at once (RWF_NOWAIT). Where the file system does not know how to refuse to wait,
+        its page cache is not asked, because a network file system may hold the loop for seconds; a file system in
+        memory is read anyway.
+        """
+        try:
+            if self._nowait:
+                return os.preadv(self.fd, windows, offset, os.RWF_NOWAIT) == length
+            return self.in_memory and os.preadv(self.fd, windows, offset) == length
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP and self._nowait:
+                self._nowait = False
+                return self.read_now(windows, offset, length)
+            if len(windows) > IOV_MAX:
+                return False
+            raise
+
+    def read(self, windows: list[memoryview], offset: int, length: int) -> None:
+        """Fill `windows`, `length` bytes."""
+        self._move(os.preadv, windows, offset, length)
+
+    def write(self, windows: list[memoryview], offset: int, length: int) -> None:
+        """Write what is in `windows`, `length` bytes."""
+        self._dirty = True
+        self._move(os.pwritev, windows, offset, length)
+
+    def compare(self, windows: list[memoryview], offset: int, length: int) -> bool:
+        """Whether the image holds what is in `windows`."""
+        for window in windows:
+            for start in range(0, len(window), _CHUNK):
+                part = window[start : start + _CHUNK]
+                stored = bytearray(len(part))
+                self.read([memoryview(stored)], offset, len(part))
+                if stored != part:
+                    return False
+                offset += len(part)
+        return True
+
+    def fill(self, block: bytes, offset: int, length: int) -> None:
+        """Repeat `block` over a range; zeros become a hole where the file can have one."""
+        self._dirty = True
+        if not any(block):
+            if self._punch(offset, length):
+                return
+            block = bytes(len(block))
+        pattern = memoryview(block * max(1, min(length, _CHUNK) // len(block)))
+        done = 0
+        while done < length:
+            part = pattern[: min(len(pattern), length - done)]
+            self._move(os.pwritev, [part], offset + done, len(part))
+            done += len(part)
+
+    def sync(self) -> None:
+        """Have everything written so far on stable storage."""
+        if not self.readonly:
+            os.fdatasync(self.fd)
+
+    # -- closing -----------------------------------------------------------------------------------------------------
+
+    def unlock(self) -> None:
+        """Let others open the image; no data is moved any more. Does not block."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Flush what was written, close the file. The file is closed even if flushing raises OSError."""
+        try:
+            if self._dirty:
+                self.sync()
+        finally:
+            os.close(self.fd)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _move(self, move: _Move, windows: list[memoryview], offset: int, length: int) -> None:
+        done = move(self.fd, windows, offset) if len(windows) <= IOV_MAX else 0
+        while done < length:
+            part = advance(windows, done)[:IOV_MAX]
+            count = move(self.fd, part, offset + done)
+            if count == 0:
+                raise OSError(errno.EIO, f"image {self.path} has been truncated")
+            done += count
+
+    def _punch(self, offset: int, length: int) -> bool:
+        if not self._can_punch:
+            return False
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        if _fallocate(self.fd, mode, offset, length) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
+            self._can_punch = False
+            return False
+        raise OSError(code, os.strerror(code))
+
+    @staticmethod
+    def _check_kind(path: str) -> None:
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            raise ConfigError(
+                f"image {path} does not exist; make one, for example with: truncate -s 1G {path}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DeviceError(f"image {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+        if stat.S_ISDIR(mode):
+            raise ConfigError(f"image {path} is a directory; name a file or a block device")
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise ConfigError(f"image {path} is neither a regular file nor a block device")
+
+    def _open_failed(self, error: OSError) -> str:
+        if self.readonly:
+            return f"image {self.path} cannot be read: {error.strerror}"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return (
+                f"image {self.path} cannot be written: {error.strerror}; "
+                "give it write permission or attach it with readonly=true"
+            )
+        return f"image {self.path} cannot be opened: {error.strerror}"
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self.fd, (fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeviceError(
+                f"image {self.path} is in use by another process or drive; "
+                "detach it there, or attach it with readonly=true in both places"
+            ) from None
+        except OSError as error:
+            # A file system without locks is the user's choice; failing would take the image away for nothing.
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise DeviceError(f"image {self.path} cannot be locked: {error.strerror}") from None
+
+    def _is_in_memory(self) -> bool:
+        status = os.fstat(self.fd)
+        number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    if line.split(" ", 3)[2] == number:
+                        return line.partition(" - ")[2].split(" ", 1)[0] in _MEMORY_FILESYSTEMS
+        except (OSError, IndexError):
+            pass
+        return False

@@ -1,0 +1,89 @@
+"""Numbers of SCSI, and sense data (SPC-4 and SBC-3; sections are SPC-4's unless said)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Operation codes (SPC-4 6, SBC-3 5)
+TEST_UNIT_READY = 0x00
+REQUEST_SENSE = 0x03
+READ_6 = 0x08
+WRITE_6 = 0x0A
+INQUIRY = 0x12
+MODE_SELECT_6 = 0x15
+MODE_SENSE_6 = 0x1A
+START_STOP_UNIT = 0x1B
+PREVENT_ALLOW_MEDIUM_REMOVAL = 0x1E
+READ_FORMAT_CAPACITIES = 0x23
+READ_CAPACITY_10 = 0x25
+READ_10 = 0x28
+WRITE_10 = 0x2A
+WRITE_AND_VERIFY_10 = 0x2E
+VERIFY_10 = 0x2F
+SYNCHRONIZE_CACHE_10 = 0x35
+WRITE_SAME_10 = 0x41
+UNMAP = 0x42
+MODE_SELECT_10 = 0x55
+MODE_SENSE_10 = 0x5A
+READ_16 = 0x88
+WRITE_16 = 0x8A
+WRITE_AND_VERIFY_16 = 0x8E
+VERIFY_16 = 0x8F
+SYNCHRONIZE_CACHE_16 = 0x91
+WRITE_SAME_16 = 0x93
+SERVICE_ACTION_IN_16 = 0x9E
+REPORT_LUNS = 0xA0
+MAINTENANCE_IN = 0xA3
+READ_12 = 0xA8
+WRITE_12 = 0xAA
+WRITE_AND_VERIFY_12 = 0xAE
+VERIFY_12 = 0xAF
+
+# Service actions
+READ_CAPACITY_16 = 0x10  # of SERVICE ACTION IN(16)
+REPORT_SUPPORTED_OPERATION_CODES = 0x0C  # of MAINTENANCE IN
+
+
+class Sense(NamedTuple):
+    """Why a command did not end well: sense key (4.5.6), additional sense code and qualifier (annex D).
+
+    `information` is the logical block concerned.
+    """
+
+    key: int
+    code: int
+    qualifier: int = 0
+    information: int | None = None
+
+    def fixed(self) -> bytes:
+        """Fixed format (4.5.3), 18 bytes."""
+        information = self.information
+        valid = information is not None and information <= 0xFFFFFFFF
+        return (
+            bytes((0xF0 if valid else 0x70, 0, self.key))
+            + (information if information is not None and valid else 0).to_bytes(4, "big")
+            + bytes((10, 0, 0, 0, 0, self.code, self.qualifier, 0, 0, 0, 0))
+        )
+
+    def descriptor(self) -> bytes:
+        """Descriptor format (4.5.2), with an information descriptor if there is information."""
+        more = b"" if self.information is None else b"\x00\x0a\x80\x00" + self.information.to_bytes(8, "big")
+        return bytes((0x72, self.key, self.code, self.qualifier, 0, 0, 0, len(more))) + more
+
+
+NO_SENSE = Sense(0x0, 0x00)
+MEDIUM_NOT_PRESENT = Sense(0x2, 0x3A)
+WRITE_ERROR = Sense(0x3, 0x0C)
+UNRECOVERED_READ_ERROR = Sense(0x3, 0x11)
+PARAMETER_LIST_LENGTH_ERROR = Sense(0x5, 0x1A)
+INVALID_COMMAND_OPERATION_CODE = Sense(0x5, 0x20)
+LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = Sense(0x5, 0x21)
+INVALID_FIELD_IN_CDB = Sense(0x5, 0x24)
+LOGICAL_UNIT_NOT_SUPPORTED = Sense(0x5, 0x25)
+INVALID_FIELD_IN_PARAMETER_LIST = Sense(0x5, 0x26)
+SAVING_PARAMETERS_NOT_SUPPORTED = Sense(0x5, 0x39)
+MEDIUM_REMOVAL_PREVENTED = Sense(0x5, 0x53, 0x02)
+MEDIUM_MAY_HAVE_CHANGED = Sense(0x6, 0x28)
+WRITE_PROTECTED = Sense(0x7, 0x27)
+SPACE_ALLOCATION_FAILED = Sense(0x7, 0x27, 0x07)
+MISCOMPARE_DURING_VERIFY = Sense(0xE, 0x1D)
