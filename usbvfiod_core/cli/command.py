@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
@@ -10,7 +11,9 @@ from ..daemon.config import Config, check_backend, parse_device
 from ..daemon.selector import SPIN
 from ..errors import PluginError
 from ..hooks.registry import Registry
-from . import devices, plugins
+from . import demo, devices, plugins
+
+logger = logging.getLogger(__name__)
 
 EPILOG = (
     "Exit codes: 0 ended as asked, 1 failure, 2 wrong command line or configuration, 3 the socket cannot be used, "
@@ -33,7 +36,7 @@ def application(registry: Registry) -> click.Group:
             "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT."
         ),
     )
-    for command in (devices.devices, plugins.plugins):
+    for command in (devices.devices, plugins.plugins, demo.demo):
         group.add_command(command)
     registry.add_commands(group)
     return group
@@ -119,6 +122,8 @@ def _serve(
     log.set_up(-1 if quiet else verbose, log_format)
     if strict_plugins and registry.failures:
         raise PluginError("; ".join(f"plugin {plugin.name}: {plugin.error}" for plugin in registry.failures))
+    for plugin in registry.failures if context.invoked_subcommand != "plugins" else ():
+        logger.warning("plugin %s is not used: %s", plugin.name, plugin.error)
     if context.invoked_subcommand is not None:
         if socket_path is not None or fd is not None or backend is not None or devices:
             raise click.UsageError(

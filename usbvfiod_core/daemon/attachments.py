@@ -14,9 +14,8 @@ from typing import Protocol
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
-from ..hooks.wrapper import WrappedDevice
 from ..usb.backend import Backend, DeviceInfo
-from ..usb.device import Device, DeviceEvents, Loop
+from ..usb.device import Device, Loop
 from .config import DeviceSpec, check_backend
 from .matching import find
 
@@ -40,7 +39,7 @@ class State(Enum):
     OPENING = "opening"
     PLUGGED = "plugged"
     LEAVING = "leaving"
-    """Unplugged or lost; its transfers are on their way back."""
+    """Unplugged; its transfers are on their way back."""
     GONE = "gone"
 
 
@@ -53,10 +52,11 @@ class Attachment:
         self.state = State.OPENING
         self.port_id = 0
         self.name = spec.text
+        self.device: Device | None = None
 
 
 class Attachments:
-    """The attachments of one controller. All methods are called on the loop's thread."""
+    """The attachments of one controller, which calls `unplugged`. All methods are called on the loop's thread."""
 
     def __init__(self, loop: Loop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend]) -> None:
         self._loop = loop
@@ -101,6 +101,16 @@ class Attachments:
             attachment.state = State.LEAVING
             self._hub.unplug(attachment.port_id)
 
+    def unplugged(self, port_id: int, device: Device) -> None:
+        """The controller has unplugged and closed a device, because it was told to or because the device was lost."""
+        for attachment in self.present:
+            if attachment.port_id == port_id and attachment.device is device:
+                if attachment.state is State.PLUGGED:
+                    log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, port_id)
+                attachment.state = State.GONE
+                self._forget(attachment)
+                self._registry.observe(attachment.info, port_id, "unplugged")
+
     def close(self, done: Callable[[], object]) -> None:
         """Detach everything; `done` when every device has been closed. What is still being opened is closed then."""
         self._closing = True
@@ -128,29 +138,15 @@ class Attachments:
             raise DeviceError("the server is ending")
         device = self._registry.wrap(device, attachment.info, attachment.spec.options)
         attachment.name = device.name
-        watched = _Watched(device, lambda: self._lost(attachment), lambda: self._closed(attachment))
+        attachment.device = device
         try:
-            attachment.port_id = self._hub.plug(watched, attachment.spec.port)
+            attachment.port_id = self._hub.plug(device, attachment.spec.port)
         except BaseException:
             device.close()
             raise
         attachment.state = State.PLUGGED
         log.info("%s (%s) is plugged into port %d", attachment.name, attachment.spec.text, attachment.port_id)
         self._registry.observe(attachment.info, attachment.port_id, "plugged")
-
-    def _lost(self, attachment: Attachment) -> None:
-        """The device says that it is gone."""
-        if attachment.state is State.PLUGGED:
-            log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, attachment.port_id)
-            self.detach(attachment)
-
-    def _closed(self, attachment: Attachment) -> None:
-        """The controller has closed the device, after the last transfer came back."""
-        if attachment.state is State.GONE:
-            return
-        attachment.state = State.GONE
-        self._forget(attachment)
-        self._registry.observe(attachment.info, attachment.port_id, "unplugged")
 
     def _forget(self, attachment: Attachment) -> None:
         if attachment in self._attachments:
@@ -161,37 +157,6 @@ class Attachments:
         if self._when_empty is not None and not self._attachments:
             done, self._when_empty = self._when_empty, None
             self._loop.call_soon(done)
-
-
-class _Watched(WrappedDevice):
-    """Tells the attachment when its device is lost and when it has been closed; transfers do not pass through it."""
-
-    def __init__(self, device: Device, lost: Callable[[], None], closed: Callable[[], None]) -> None:
-        super().__init__(device)
-        self._lost = lost
-        self._closed = closed
-
-    def attach(self, events: DeviceEvents) -> None:
-        self.device.attach(_WatchedEvents(events, self._lost))
-
-    def close(self) -> None:
-        try:
-            self.device.close()
-        finally:
-            self._closed()
-
-
-class _WatchedEvents:
-    def __init__(self, events: DeviceEvents, lost: Callable[[], None]) -> None:
-        self._events = events
-        self._lost = lost
-
-    def disconnected(self) -> None:
-        self._events.disconnected()
-        self._lost()
-
-    def remote_wakeup(self) -> None:
-        self._events.remote_wakeup()
 
 
 def _explained(spec: DeviceSpec, error: BaseException) -> UsbvfiodError:

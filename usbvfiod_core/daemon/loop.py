@@ -22,6 +22,8 @@ class ServerLoop(asyncio.SelectorEventLoop):
         self.selector = SpinningSelector(spin)
         super().__init__(self.selector)
         self._threads = _Threads()
+        self.blocking = 0
+        """Calls that `run_blocking` has not given back yet."""
 
     def run_blocking(self, call: Callable[[], T], then: Callable[[T | BaseException], object]) -> None:
         """Run `call` in a thread; give its result, or the exception it raised, to `then` on the loop's thread.
@@ -30,6 +32,10 @@ class ServerLoop(asyncio.SelectorEventLoop):
         that is still running when the loop is closed is abandoned; it does not keep the process.
         """
 
+        def given_back(result: T | BaseException) -> None:
+            self.blocking -= 1
+            then(result)
+
         def job() -> None:
             result: T | BaseException
             try:
@@ -37,10 +43,11 @@ class ServerLoop(asyncio.SelectorEventLoop):
             except BaseException as error:
                 result = error
             try:
-                self.call_soon_threadsafe(then, result)
+                self.call_soon_threadsafe(given_back, result)
             except RuntimeError:
                 pass  # the loop has been closed meanwhile: nobody is waiting any more
 
+        self.blocking += 1
         self._threads.run(job)
 
 

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 VECTORS = 8
 CLOSE_TIMEOUT = 3.0
-"""Seconds that devices have to end their transfers before the process ends without them."""
+"""Seconds that devices have to end what they do before the process ends without them."""
+FINISH_INTERVAL = 0.005
 
 
 def serve(config: Config, registry: Registry, backends: Mapping[str, Backend]) -> None:
@@ -60,6 +61,7 @@ class Server:
             on_closed=self.stop,
         )
         self.attachments = Attachments(loop, self.controller, registry, backends)
+        self.controller.hub.unplugged = self.attachments.unplugged
         loop.selector.expecting = lambda: not self.controller.idle
         # Devices that ask for a port get it before those that take the next free one.
         self._to_attach = sorted(config.devices, key=lambda spec: spec.port is None)
@@ -84,7 +86,7 @@ class Server:
         notify("STOPPING=1")
         self.transport.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
-        self.attachments.close(self._loop.stop)
+        self.attachments.close(self._finish)
 
     # -- own ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +131,16 @@ class Server:
             self._run_scheduled = True
             self._loop.call_soon(self._run)
 
+    def _finish(self) -> None:
+        """Leave when what devices do in threads, such as flushing an image, is done."""
+        if self._loop.blocking:
+            self._loop.call_later(FINISH_INTERVAL, self._finish)
+        else:
+            self._loop.stop()
+
     def _give_up(self) -> None:
         for attachment in self.attachments.present:
             log.warning("%s (%s) does not end its transfers", attachment.name, attachment.spec.text)
+        if self._loop.blocking:
+            log.warning("%d blocking calls of devices do not end", self._loop.blocking)
         self._loop.stop()

@@ -1,0 +1,99 @@
+"""A server as its users have it: a process, its socket, its log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+COMMAND = (sys.executable, "-m", "usbvfiod_core")
+START_TIMEOUT = 10.0
+END_TIMEOUT = 10.0
+
+
+class ServerProcess:
+    """`usbvfiod` with `arguments`. `wait_ready` waits until it serves; leaving `with` ends it, whatever its state."""
+
+    def __init__(
+        self,
+        directory: Path,
+        arguments: Sequence[str | Path] = (),
+        *,
+        pass_fds: Sequence[int] = (),
+        environment: dict[str, str] | None = None,
+        socket_path: Path | None = None,
+    ) -> None:
+        self.log_path = directory / "server.log"
+        self.socket_path = socket_path or directory / "usb.sock"
+        if not pass_fds:
+            arguments = ["--socket-path", self.socket_path, *arguments]
+        self.started = time.monotonic()
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+                env={**os.environ, **(environment or {})},
+            )
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of its log that are no news of its life."""
+        return [line for line in self.log.splitlines() if ": error: " in line or ": warning: " in line]
+
+    def wait_ready(self) -> ServerProcess:
+        """Wait until it says that it serves. Raises AssertionError with its log if it ends instead."""
+        self.wait_for(lambda: "serving on" in self.log, START_TIMEOUT)
+        return self
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+        """Wait until `condition()`, which must become true while the process lives."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            code = self.process.poll()
+            assert code is None, f"the server has ended with exit code {code}:\n{self.log}"
+            assert time.monotonic() < deadline, f"the server is late:\n{self.log}"
+            time.sleep(0.005)
+
+    def terminate(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal and wait; the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self, timeout: float = END_TIMEOUT) -> int:
+        """The exit code, once it has ended by itself."""
+        return self.process.wait(timeout)
+
+    def status(self, key: str) -> int:
+        """A number from /proc/PID/status, such as VmRSS (in kB) or voluntary_ctxt_switches."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == key:
+                return int(value.split()[0])
+        raise KeyError(key)
+
+    def open_files(self) -> int:
+        """How many file descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
