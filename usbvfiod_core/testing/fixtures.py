@@ -1,1 +1,69 @@
+"""Pytest fixtures for tests of devices, backends and plugins. Loaded by pytest itself where usbvfiod is installed.
 
+guest           `Guest`: a controller in this process and a driver for it, in virtual time
+served_guest    `ServedGuest`: a controller behind a real vfio-user socket, and a driver on the other side
+plug            `plug(device)`: plugs it into `guest` and enumerates it; the `UsbDevice`
+serve           `serve("--device", "virtual:flash?image=...")`: the daemon as a process, and a bus to it
+
+Nothing of usbvfiod is imported before a test asks for one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .bus import SocketBus
+    from .driver import UsbDevice
+    from .guest import Guest, ServedGuest
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    """A guest in this process; its driver is started when it is first used."""
+    from .guest import Guest
+
+    guest = Guest()
+    yield guest
+    guest.close()
+
+
+@pytest.fixture
+def plug(guest: Guest) -> Callable[..., UsbDevice]:
+    """Plug a device into `guest` and enumerate it: `plug(device, port_id=None)`."""
+    return guest.plug
+
+
+@pytest.fixture
+def served_guest(tmp_path: Path) -> Iterator[ServedGuest]:
+    """A guest whose controller is served over a socket by a thread."""
+    from .guest import ServedGuest
+
+    guest = ServedGuest(tmp_path / "usbvfiod.sock")
+    yield guest
+    guest.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., SocketBus]]:
+    """Start the daemon with options and connect: `serve("--device", "virtual:keyboard")` gives a `SocketBus`."""
+    from .served import ServerProcess
+
+    started: list[tuple[Any, Any]] = []
+
+    def start(*options: str) -> SocketBus:
+        server = ServerProcess(tmp_path / f"usbvfiod-{len(started)}.sock", options)
+        started.append((server, None))
+        bus = server.connect()
+        started[-1] = (server, bus)
+        return bus
+
+    yield start
+    for server, bus in started:
+        if bus is not None:
+            bus.close()
+        server.stop()

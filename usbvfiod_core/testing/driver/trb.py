@@ -24,6 +24,9 @@ class Trb(NamedTuple):
         name = spec.TRB_TYPES.get(self.type, f"type {self.type}")
         return f"{name} TRB {self.parameter:#018x} {self.status:#010x} {self.control:#010x}"
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 class Event(NamedTuple):
     """One event TRB, and the guest address it was read at (6.4.2)."""
@@ -84,6 +87,9 @@ class Event(NamedTuple):
         if self.type == spec.TRB_TRANSFER_EVENT:
             text += f", DCI {self.dci}, length {self.length}{', event data' if self.is_event_data else ''}"
         return text
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def trb(type: int, parameter: int = 0, status: int = 0, control: int = 0) -> Trb:

@@ -1,0 +1,176 @@
+"""Real servers for tests: one in a thread, whose devices a test holds in its hands, and the daemon as a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import TypeVar
+
+from ..daemon.loop import ServerLoop
+from ..errors import UsbvfiodError
+from ..memory import GuestMemory
+from ..pci.function import PciFunction
+from ..pci.msix import Msix
+from ..usb.device import Device
+from ..vfio_user.transport import Server
+from ..xhci.controller import Controller
+from .bus import SocketBus
+from .client import VfioUserClient
+from .memory import GuestRam
+
+T = TypeVar("T")
+
+VECTORS = 8
+
+
+class ServedController:
+    """A controller behind a vfio-user socket at `path`, served by a thread of this process.
+
+    `plug` and `unplug` go to its root hub; `call` runs anything on its thread, which is where devices live. Close it,
+    or use it as a context manager.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
+        self.path = Path(path)
+        self.timeout = timeout
+        self.loop = ServerLoop()
+        self.memory = GuestMemory()
+        self.msix = Msix(VECTORS)
+        self.controller = Controller(self.memory, self.msix.signal, self.loop, interrupters=VECTORS)
+        self.controller.wakeup = self._run_soon
+        self.server = Server(
+            self.loop,
+            PciFunction(self.controller, self.msix),
+            self.memory,
+            on_drained=self._run,
+            path=str(self.path),
+        )
+        self._scheduled = False
+        self._plugged: set[int] = set()
+        self._thread = Thread(target=self.loop.run_forever, name="usbvfiod-served", daemon=True)
+        self._thread.start()
+        self.call(self.server.start)
+
+    def __enter__(self) -> ServedController:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def plug(self, device: Device, port_id: int | None = None) -> int:
+        """Plug a device into a root hub port; returns the port's number."""
+        taken = self.call(lambda: self.controller.plug(device, port_id))
+        self._plugged.add(taken)
+        return taken
+
+    def unplug(self, port_id: int) -> None:
+        """Pull the device out."""
+        self.call(lambda: self.controller.unplug(port_id))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the server's thread, and return or raise what it does. Raises TimeoutError."""
+        result: list[T | BaseException] = []
+
+        def run() -> None:
+            try:
+                result.append(function())
+            except BaseException as error:
+                result.append(error)
+
+        self.loop.call_soon_threadsafe(run)
+        deadline = time.monotonic() + self.timeout
+        while not result:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the server's thread has been busy for {self.timeout} s")
+            time.sleep(0.0005)
+        if isinstance(result[0], BaseException):
+            raise result[0]
+        return result[0]
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition()`, evaluated on the server's thread, holds. Raises TimeoutError."""
+        deadline = time.monotonic() + self.timeout
+        while not self.call(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the server has not come to it within {self.timeout} s")
+            time.sleep(0.001)
+
+    def connect(self, *, ram: GuestRam | None = None, posted: bool = True) -> SocketBus:
+        """A bus over a new connection."""
+        return SocketBus(VfioUserClient.connect(self.path, timeout=self.timeout), ram, posted=posted)
+
+    def close(self) -> None:
+        """Stop serving, unplug all devices and end the thread."""
+        if not self._thread.is_alive():
+            return
+        self.call(self._shut_down)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(self.timeout)
+        self.loop.close()
+
+    def _shut_down(self) -> None:
+        self.server.close()
+        for port_id in self._plugged:
+            self.controller.unplug(port_id)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        self.memory.check()
+        if self.controller.run():
+            self._run_soon()
+
+    def _run_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._run)
+
+
+class ServerProcess:
+    """`usbvfiod` as its users start it: a process that serves on `path`, with the given options.
+
+    Returns when the socket is there. Raises UsbvfiodError with what the process printed if it ends instead.
+    `stop` ends it with SIGTERM and returns the exit code; `output` is what it has written to standard error.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = 10.0) -> None:
+        self.path = Path(path)
+        self.timeout = timeout
+        self.output = ""
+        command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + timeout
+        while not self.path.is_socket():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise UsbvfiodError(f"{' '.join(command)} does not serve: {self.output.strip()}")
+            time.sleep(0.005)
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def connect(self, *, ram: GuestRam | None = None, posted: bool = True) -> SocketBus:
+        """A bus over a new connection."""
+        return SocketBus(VfioUserClient.connect(self.path, wait=self.timeout), ram, posted=posted)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """End the process and return its exit code; killed if it takes longer than the timeout."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            _, errors = self.process.communicate(timeout=self.timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            _, errors = self.process.communicate()
+        self.output += errors or ""
+        return self.process.returncode
