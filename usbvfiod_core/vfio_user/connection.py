@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -92,6 +93,13 @@ class Connection:
                 timer.cancel()
         self.session.close()
         self._socket.close()
+
+    def check(self) -> None:
+        """Notice at once if the other end is closed: its successor may be at the door before that is read."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLHUP)
+        if poll.poll(0):
+            self._gone(None)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

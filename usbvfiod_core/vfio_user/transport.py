@@ -135,6 +135,8 @@ class Server:
     def _acceptable(self) -> None:
         assert self._listener is not None
         for _ in range(_ACCEPTS):
+            if self._connection is not None:
+                self._connection.check()
             if self._ending is not None:
                 return
             try:

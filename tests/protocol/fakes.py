@@ -1,0 +1,131 @@
+"""Stand-ins for what is on the far sides of the vfio-user server: a controller without xHCI, and a server's loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from usbvfiod_core.daemon.loop import ServerLoop
+from usbvfiod_core.memory import GuestMemory
+from usbvfiod_core.pci.function import REGISTERS_SIZE, PciFunction
+from usbvfiod_core.pci.msix import Msix
+from usbvfiod_core.vfio_user.transport import Server
+
+T = TypeVar("T")
+
+
+class FakeController:
+    """Registers that are plain memory, and a record of what was asked.
+
+    With `slow` set, `reset` and `quiesce` leave their `done` in `waiting`; with `broken` set, every access raises.
+    """
+
+    def __init__(self) -> None:
+        self.bus_master = False
+        self.registers = bytearray(REGISTERS_SIZE)
+        self.accesses: list[tuple[str, int, int]] = []
+        self.writes: list[tuple[int, int, int]] = []
+        self.resets = 0
+        self.quiesced: list[tuple[int, int]] = []
+        self.slow = False
+        self.broken = False
+        self.waiting: list[Callable[[], object]] = []
+
+    def read(self, offset: int, size: int) -> int:
+        self._check("read", offset, size)
+        return int.from_bytes(self.registers[offset : offset + size], "little")
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        self._check("write", offset, size)
+        self.writes.append((offset, value, size))
+        self.registers[offset : offset + size] = value.to_bytes(size, "little")
+
+    def reset(self, done: Callable[[], object]) -> None:
+        self.resets += 1
+        self._finish(done)
+
+    def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
+        self.quiesced.append((address, size))
+        self._finish(done)
+
+    def _finish(self, done: Callable[[], object]) -> None:
+        if self.slow:
+            self.waiting.append(done)
+        else:
+            done()
+
+    def _check(self, what: str, offset: int, size: int) -> None:
+        self.accesses.append((what, offset, size))
+        assert size in (1, 2, 4, 8)
+        assert offset % size == 0
+        assert offset + size <= REGISTERS_SIZE
+        if self.broken:
+            raise RuntimeError("a bug of the controller's")
+
+
+class Serving:
+    """A server with a fake controller, on a loop in a thread of its own. `close` fails if the loop saw an exception."""
+
+    def __init__(self, vectors: int = 8, **options: Any) -> None:
+        self.controller = FakeController()
+        self.msix = Msix(vectors)
+        self.memory = GuestMemory()
+        self.function = PciFunction(self.controller, self.msix)
+        self.loop = ServerLoop(spin=0)
+        self.drained = 0
+        self.closed = threading.Event()
+        self.exceptions: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda loop, context: self.exceptions.append(context))
+        self.server = Server(
+            self.loop,
+            self.function,
+            self.memory,
+            on_drained=self._drained,
+            on_closed=self.closed.set,
+            **options,
+        )
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        try:
+            self.call(self.server.start)
+        except BaseException:
+            self._stop()
+            raise
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the loop's thread, and return what it returns."""
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(function())
+            except BaseException as error:
+                result.set_exception(error)
+
+        self.loop.call_soon_threadsafe(run)
+        return result.result(5)
+
+    def release(self) -> None:
+        """Let every reset and quiesce that waits be done."""
+
+        def run() -> None:
+            waiting, self.controller.waiting = self.controller.waiting, []
+            for done in waiting:
+                done()
+
+        self.call(run)
+
+    def close(self) -> None:
+        self.call(self.server.close)
+        self._stop()
+        assert self.exceptions == []
+
+    def _stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(5)
+        self.loop.close()
+
+    def _drained(self) -> None:
+        self.drained += 1
