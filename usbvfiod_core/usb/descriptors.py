@@ -8,7 +8,7 @@ usable start is taken as far as it goes, and what is not known is kept as it was
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from struct import Struct
 
 from ..errors import DeviceError
@@ -98,22 +98,7 @@ class DeviceDescriptor:
 
     def pack(self) -> bytes:
         """The 18 bytes on the wire."""
-        return _DEVICE.pack(
-            _DEVICE.size,
-            DEVICE,
-            self.usb_version,
-            self.device_class,
-            self.device_subclass,
-            self.device_protocol,
-            self.max_packet_size_0,
-            self.vendor_id,
-            self.product_id,
-            self.device_version,
-            self.manufacturer,
-            self.product,
-            self.serial_number,
-            self.num_configurations,
-        )
+        return _DEVICE.pack(_DEVICE.size, DEVICE, *astuple(self))
 
     def qualifier(self) -> bytes:
         """The device qualifier that a device answers at the other speed (USB 2.0 9.6.2)."""
@@ -321,9 +306,7 @@ class _Reader:
             companion = Companion(*_COMPANION.unpack(data)[2:])
         else:
             extra += data
-        self._endpoints[-1] = Endpoint(
-            last.address, last.attributes, last.max_packet_size, last.interval, companion, last.tail, extra
-        )
+        self._endpoints[-1] = replace(last, companion=companion, extra=extra)
 
 
 # -- endpoints as a speed has them ------------------------------------------------------------------------------------

@@ -1,1 +1,54 @@
+"""The backend `virtual`: USB devices in plain Python, with nothing behind them but files and Python objects.
 
+    virtual:flash?image=FILE   a flash drive on an image (`flash`)
+    virtual:keyboard           a keyboard whose keys a program presses (`keyboard`)
+    virtual:loopback           a source and sink of data for tests (`loopback`)
+
+It is registered by a hook like every other backend, and its devices are the model of the `Device` contract: see
+`device` for how to write one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .. import hookimpl
+from ..errors import ConfigError
+from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Device, Loop
+from ..usb.speed import Speed
+from . import flash, keyboard, loopback
+from .standard import StandardRequests
+
+
+class VirtualBackend(Backend):
+    """Makes a new device whenever one is opened; the addresses are the kinds of devices."""
+
+    name = "virtual"
+
+    def list_devices(self) -> list[DeviceInfo]:
+        """What can be made; the option a kind needs stands behind its name."""
+        return [
+            self._info("flash", flash.Flash, Speed.SUPER, ", on an image: flash?image=FILE"),
+            self._info("keyboard", keyboard.Keyboard, Speed.FULL),
+            self._info("loopback", loopback.Loopback, Speed.SUPER, ", source and sink of data for tests"),
+        ]
+
+    def _info(self, address: str, kind: type[StandardRequests], speed: Speed, more: str = "") -> DeviceInfo:
+        name = f"{kind.manufacturer} {kind.product}{more}"
+        return DeviceInfo(self.name, address, kind.vendor_id, kind.product_id, name, speed=speed)
+
+    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+        if address == "flash":
+            return flash.open_flash(options, loop)
+        if address == "keyboard":
+            return keyboard.open_keyboard(options, loop)
+        if address == "loopback":
+            return loopback.open_loopback(options)
+        raise ConfigError(f"there is no virtual device {address!r}; there are flash, keyboard and loopback")
+
+
+@hookimpl
+def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
+    """Register the backend `virtual`."""
+    register(VirtualBackend())

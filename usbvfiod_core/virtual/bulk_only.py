@@ -20,7 +20,7 @@ from ..usb.device import Loop
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
-from . import disk as scsi_disk
+from .command import GOOD, READ, RECEIVE, SEND, WRITE
 from .device import VirtualDevice
 from .disk import Disk
 from .endpoint import VirtualEndpoint
@@ -69,7 +69,7 @@ class BulkOnly(VirtualDevice):
         self._epoch = 0  # changes when the command that a thread works for is forgotten
         self._wedged = False  # halted until reset recovery (5.3.4)
         # the command at hand
-        self._doing = scsi_disk.GOOD
+        self._doing = GOOD
         self._tag = 0
         self._left = 0  # bytes of the driver's data phase still to come
         self._wanted = 0  # how many of them the command takes or gives
@@ -137,7 +137,7 @@ class BulkOnly(VirtualDevice):
         self._left = self._residue = announced
         self._place = doing.offset
         self._result = COMMAND_FAILED if doing.failed else COMMAND_PASSED
-        given = kind == scsi_disk.SEND or kind == scsi_disk.READ
+        given = kind in (SEND, READ)
         # In the way the table in 6.7 puts it: what the host expects against what the device intends.
         if length > announced or (length and given != (flags >= 0x80)):
             self._result = PHASE_ERROR  # cases 2, 3, 7, 8, 10, 13
@@ -171,7 +171,7 @@ class BulkOnly(VirtualDevice):
         length = transfer.length
         count = min(length, self._wanted)
         doing = self._doing
-        if doing.kind == scsi_disk.READ and count:
+        if doing.kind == READ and count:
             windows = transfer.windows if count == length else head(transfer.windows, count)
             try:
                 now = self.disk.image.read_now(windows, self._place, count)
@@ -224,11 +224,11 @@ class BulkOnly(VirtualDevice):
             self._taken(transfer, 0, None)
             return
         windows = transfer.windows if count == length else head(transfer.windows, count)
-        if kind == scsi_disk.RECEIVE:
+        if kind == RECEIVE:
             for window in windows:
                 self._parameters += window
             self._taken(transfer, count, None)
-        elif kind == scsi_disk.WRITE and count < BLOCKING_WRITE:
+        elif kind == WRITE and count < BLOCKING_WRITE:
             try:
                 self.disk.image.write(windows, self._place, count)
             except OSError as error:
@@ -237,13 +237,13 @@ class BulkOnly(VirtualDevice):
                 self._taken(transfer, count, None)
         else:
             image = self.disk.image
-            call = partial(image.write if kind == scsi_disk.WRITE else image.compare, windows, self._place, count)
+            call = partial(image.write if kind == WRITE else image.compare, windows, self._place, count)
             self._in_thread(call, partial(self._taken, transfer, count), transfer, count)
 
     def _taken(self, transfer: Transfer, count: int, result: object) -> None:
         """`count` bytes have been used; `result` is None, an exception, or whether a comparison was equal."""
         if isinstance(result, BaseException):
-            writing = self._doing.kind == scsi_disk.WRITE
+            writing = self._doing.kind == WRITE
             self.disk.image_failed(result, writing=writing, offset=self._place)
             self._result = COMMAND_FAILED
             self._wanted = count = 0
@@ -336,6 +336,6 @@ class BulkOnly(VirtualDevice):
     def _forget(self) -> None:
         """Drop the command at hand and wait for the next; if a thread still works for it, wait for that first."""
         self._epoch += 1
-        self._doing = scsi_disk.GOOD
+        self._doing = GOOD
         self._left = self._wanted = 0
         self._expects, self._step = (None if self._working else self._out), self._steps[0]

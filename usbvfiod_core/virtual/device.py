@@ -131,7 +131,7 @@ class VirtualDevice(StandardRequests, Device, ABC):
             return
         self._closed = True
         waiting = list(self.endpoints.values())
-        self.endpoints = {}
+        self.endpoints, self.configuration = {}, None
         for endpoint in waiting:
             endpoint.flush(TransferStatus.DISCONNECTED)
         self.closed()

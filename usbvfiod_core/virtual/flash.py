@@ -86,9 +86,6 @@ def open_flash(options: Mapping[str, str], loop: Loop) -> Flash:
     path = given.text("image")
     if not path:
         raise ConfigError("virtual:flash needs an image: virtual:flash?image=FILE")
-    serial = given.text("serial")
-    if len(serial) > 126 or not (serial.isascii() and serial.isprintable()):
-        raise ConfigError("virtual:flash: serial is at most 126 printable ASCII characters")
     readonly, removable, stalls = (
         given.flag("readonly", False),
         given.flag("removable", True),
@@ -96,5 +93,6 @@ def open_flash(options: Mapping[str, str], loop: Loop) -> Flash:
     )
     speed = given.speed(("full", "high", "super"), "super")
     block_size = int(given.choice("blocksize", ("512", "4096"), "512"))
+    serial = given.serial()
     image = Image(path, readonly=readonly, block_size=block_size)
     return Flash(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)

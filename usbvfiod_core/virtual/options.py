@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import ConfigError
+from ..usb.descriptors import MAX_STRING_UNITS
 from ..usb.speed import Speed
 
 SPEEDS = {"full": Speed.FULL, "high": Speed.HIGH, "super": Speed.SUPER}
@@ -45,6 +46,15 @@ class Options:
     def speed(self, choices: tuple[str, ...], default: str) -> Speed:
         """The option `speed`. Raises ConfigError."""
         return SPEEDS[self.choice("speed", choices, default)]
+
+    def serial(self) -> str:
+        """The option `serial`, which has to fit into a string descriptor. Raises ConfigError."""
+        value = self.text("serial")
+        if len(value) > MAX_STRING_UNITS or not (value.isascii() and value.isprintable()):
+            raise ConfigError(
+                f"virtual:{self._device}: serial is at most {MAX_STRING_UNITS} printable ASCII characters"
+            )
+        return value
 
     def _wrong(self, name: str, choices: tuple[str, ...]) -> ConfigError:
         allowed = ", ".join(choices[:-1]) + f" or {choices[-1]}"

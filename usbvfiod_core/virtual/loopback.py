@@ -1,0 +1,210 @@
+"""`virtual:loopback`: a device for testing drivers, controllers and cables that are not there.
+
+It has the identity of Linux's gadget zero (0525:a4a0), so the kernel's `usbtest` binds to it and finds what its tests
+need: the endpoints of configuration 3, and the vendor requests that write a buffer (0x5b) and read it back (0x5c).
+
+    configuration 3   source and sink, the one Linux chooses. IN endpoints give as much as is asked for, OUT endpoints
+                      take everything. Alternate setting 0 has bulk (81, 01) and interrupt endpoints (82, 02),
+                      alternate setting 1 the bulk ones alone.
+    configuration 2   loopback: what is written to 01 is read from 81, transfer by transfer
+
+Options of the specification:
+
+    pattern=0|1|2         default 0. 0: zeros; 1: each packet counts bytes modulo 63. What is written has to follow the
+                          pattern, or the endpoint halts. 2: nothing is filled in and nothing checked
+    speed=full|high|super default super
+    serial=TEXT           default none
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from ..usb.descriptors import (
+    ATTRIBUTE_RESERVED_ONE,
+    ATTRIBUTE_SELF_POWERED,
+    Configuration,
+    Endpoint,
+    Interface,
+    bulk_endpoint,
+    interrupt_endpoint,
+)
+from ..usb.requests import SetupPacket
+from ..usb.speed import Speed
+from ..usb.transfer import Transfer, TransferStatus
+from .device import VirtualDevice
+from .endpoint import VirtualEndpoint
+from .options import Options
+
+VENDOR_ID = 0x0525
+PRODUCT_ID = 0xA4A0
+PRODUCT = "Gadget Zero"
+OPTIONS = ("pattern", "speed", "serial")
+
+SOURCE_SINK = 3
+LOOPBACK = 2
+WRITE_BUFFER = (0x40, 0x5B)
+READ_BUFFER = (0xC0, 0x5C)
+
+ZEROS, MODULO_63, NONE = range(3)
+
+BULK_IN, BULK_OUT = 0x81, 0x01
+INTERRUPT_IN, INTERRUPT_OUT = 0x82, 0x02
+INTERRUPT_PACKET = 64
+
+_CHUNK = 1 << 16  # a multiple of every packet size
+_LOOPBACK_BUFFER = 1 << 20
+_COMPLETED = TransferStatus.COMPLETED
+
+
+def pattern_bytes(pattern: int, packet_size: int, length: int) -> bytes:
+    """`length` bytes as an endpoint with packets of `packet_size` bytes sends and expects them."""
+    if pattern != MODULO_63:
+        return bytes(length)
+    packet = bytes(index % 63 for index in range(packet_size))
+    return (packet * (length // packet_size + 1))[:length]
+
+
+class Loopback(VirtualDevice):
+    """Source, sink and loopback; see the module."""
+
+    vendor_id = VENDOR_ID
+    product_id = PRODUCT_ID
+    product = PRODUCT
+    device_class = (0xFF, 0, 0)
+
+    def __init__(self, *, pattern: int = ZEROS, speed: Speed = Speed.SUPER, serial: str = "") -> None:
+        self.serial = serial
+        super().__init__(speed)
+        self.pattern = pattern
+        self.buffer = bytearray(0xFFFF)
+        """What the vendor requests write and read."""
+        self._chunks: dict[int, bytearray] = {}
+        self._looped: deque[memoryview] = deque()
+        self._looped_bytes = 0
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        bulk = (bulk_endpoint(BULK_IN, speed), bulk_endpoint(BULK_OUT, speed))
+        interrupt = tuple(
+            interrupt_endpoint(address, speed, packet_size=INTERRUPT_PACKET, period=1)
+            for address in (INTERRUPT_IN, INTERRUPT_OUT)
+        )
+        source_sink = self.string("source and sink data")
+        settings: list[tuple[Endpoint, ...]] = [
+            bulk + interrupt,  # usbtest takes the first setting with a bulk pair and looks for the rest there
+            bulk,  # isochronous endpoints have their place here, as in gadget zero
+        ]
+        interfaces = tuple(
+            Interface(0, 0xFF, endpoints=endpoints, alternate=number, name=source_sink)
+            for number, endpoints in enumerate(settings)
+        )
+        loopback = self.string("loop input to output")
+        attributes = ATTRIBUTE_RESERVED_ONE | ATTRIBUTE_SELF_POWERED
+        return [
+            Configuration(interfaces, SOURCE_SINK, source_sink, attributes),
+            Configuration((Interface(0, 0xFF, endpoints=bulk, name=loopback),), LOOPBACK, loopback, attributes),
+        ]
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        self._looped.clear()
+        self._looped_bytes = 0
+        for endpoint in endpoints:
+            size = endpoint.descriptor.packet_size
+            if size not in self._chunks:
+                self._chunks[size] = bytearray(pattern_bytes(self.pattern, size, _CHUNK))
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        if self.configuration is not None and self.configuration.value == LOOPBACK:
+            self._loop_back()
+        elif endpoint.address & 0x80:
+            while endpoint.queue:
+                transfer = endpoint.queue.popleft()
+                self._fill(transfer, endpoint)
+                transfer.complete(_COMPLETED, transfer.length)
+        else:
+            while endpoint.queue:
+                transfer = endpoint.queue.popleft()
+                good = self._check(transfer, endpoint)
+                transfer.complete(_COMPLETED, transfer.length)  # the bytes were taken; only then it shows
+                if not good:
+                    endpoint.halt()
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        if setup.value or setup.index:
+            return None
+        request = (setup.request_type, setup.request)
+        if request == WRITE_BUFFER:
+            self.buffer[: len(data)] = data
+            return b""
+        if request == READ_BUFFER:
+            return bytes(self.buffer[: setup.length])
+        return None
+
+    # -- source and sink: the pattern begins anew with every packet, and every transfer begins with a packet -----------
+
+    def _fill(self, transfer: Transfer, endpoint: VirtualEndpoint) -> None:
+        if self.pattern == NONE:
+            return
+        size = endpoint.descriptor.packet_size
+        chunk = memoryview(self._chunks[size])
+        place = 0
+        for window in transfer.windows:
+            done, length = 0, len(window)
+            while done < length:
+                start = place % size
+                part = min(length - done, _CHUNK - start)
+                window[done : done + part] = chunk[start : start + part]
+                done += part
+                place += part
+
+    def _check(self, transfer: Transfer, endpoint: VirtualEndpoint) -> bool:
+        if self.pattern == NONE:
+            return True
+        size = endpoint.descriptor.packet_size
+        chunk = self._chunks[size]
+        place = 0
+        for window in transfer.windows:
+            done, length = 0, len(window)
+            while done < length:
+                start = place % size
+                part = min(length - done, _CHUNK - start)
+                # bytearray compares with a memoryview at full speed; memoryview with memoryview goes item by item
+                expected = chunk if part == _CHUNK else chunk[start : start + part]
+                if expected != window[done : done + part]:
+                    return False
+                done += part
+                place += part
+        return True
+
+    # -- loopback ------------------------------------------------------------------------------------------------------
+
+    def _loop_back(self) -> None:
+        """Take what is written while there is room, give it back in the order it came, one write per read at most."""
+        written, wanted = self.endpoints[BULK_OUT].queue, self.endpoints[BULK_IN].queue
+        while True:
+            if written and self._looped_bytes < _LOOPBACK_BUFFER:
+                transfer = written.popleft()
+                self._looped.append(memoryview(transfer.read()))
+                self._looped_bytes += transfer.length
+                transfer.complete(_COMPLETED, transfer.length)
+            elif wanted and self._looped:
+                transfer = wanted.popleft()
+                data = self._looped.popleft()
+                count = transfer.write(data)
+                self._looped_bytes -= count
+                if count < len(data):
+                    self._looped.appendleft(data[count:])
+                transfer.complete(_COMPLETED, count)
+            else:
+                return
+
+
+def open_loopback(options: Mapping[str, str]) -> Loopback:
+    """Open `virtual:loopback` with the options above. Raises ConfigError."""
+    given = Options("loopback", options, OPTIONS)
+    return Loopback(
+        pattern=int(given.choice("pattern", ("0", "1", "2"), "0")),
+        speed=given.speed(("full", "high", "super"), "super"),
+        serial=given.serial(),
+    )
