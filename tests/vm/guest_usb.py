@@ -14,7 +14,7 @@ from tests.vm.guest import Guest, Running
 
 # Of these the kernel may not warn. Its own platform (ACPI, CPU) has warnings that say nothing about USB.
 USB_WORDS = re.compile(
-    r"usb|xhci|hub |scsi|\bsd |\bsd[a-z]\b|\bsg|hid|input|uas|I/O error|DMA|EXT4|JBD2|Call Trace", re.I
+    r"usb|xhci|hub |scsi|\bsd |\bsd[a-z]\b|\bsg|\bhid|\binput|\buas\b|I/O error|DMA|EXT4|JBD2|Call Trace", re.I
 )
 # Recovery that the kernel reports without calling it a warning.
 RECOVERY = re.compile(
