@@ -79,7 +79,7 @@ def _options() -> list[click.Parameter]:
             type=click.IntRange(0, 10_000),
             default=round(SPIN * 1e6),
             show_default=True,
-            help="Poll this long before sleeping while transfers are expected.",
+            help="Poll this long for the next message before sleeping, while that pays.",
         ),
         click.Option(
             ["--print-capabilities"],

@@ -62,7 +62,6 @@ class Server:
         )
         self.attachments = Attachments(loop, self.controller, registry, backends)
         self.controller.hub.unplugged = self.attachments.unplugged
-        loop.selector.expecting = lambda: not self.controller.idle
         # Devices that ask for a port get it before those that take the next free one.
         self._to_attach = sorted(config.devices, key=lambda spec: spec.port is None)
 

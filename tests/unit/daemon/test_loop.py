@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from usbvfiod_core.daemon.loop import MAX_THREADS, ServerLoop
-from usbvfiod_core.daemon.selector import SpinningSelector
+from usbvfiod_core.daemon.selector import FULL_CREDIT, SpinningSelector
 from usbvfiod_core.usb.device import Loop
 
 
@@ -149,31 +149,28 @@ def test_it_finds_what_is_ready(selector: Watched) -> None:
         assert (key.fd, events) == (selector.reader, 1)
 
 
-def test_it_waits_for_what_comes_later(selector: Watched) -> None:
-    for expecting in (False, True):
-        selector.expecting = lambda expecting=expecting: expecting  # type: ignore[misc]
-        for timeout in (None, 2.0):
-            timer = threading.Timer(0.01, os.write, (selector.writer, b"x"))
-            timer.start()
-            assert len(selector.select(timeout)) == 1
-            os.read(selector.reader, 10)
-            timer.join()
+@pytest.mark.parametrize("timeout", [None, 2.0, 0.1])
+def test_it_waits_for_what_comes_later(selector: Watched, timeout: float | None) -> None:
+    timer = threading.Timer(0.01, os.write, (selector.writer, b"x"))
+    timer.start()
+    assert len(selector.select(timeout)) == 1
+    timer.join()
 
 
-def test_it_does_not_poll_when_nothing_is_expected(selector: Watched) -> None:
-    assert cpu(selector, 0.01, 10) < selector.spin / 2
+def test_it_does_not_poll_when_told_not_to(selector: Watched) -> None:
+    spinning = cpu(selector, 0.01, 10)
+    selector.spin = 0.0
+    assert cpu(selector, 0.01, 10) < spinning / 4
 
 
-def test_it_polls_while_something_is_expected_and_stops_when_that_does_not_pay(selector: Watched) -> None:
-    selector.expecting = lambda: True
+def test_it_polls_at_first_and_stops_when_that_does_not_pay(selector: Watched) -> None:
     assert cpu(selector, 0.01, 5) > selector.spin / 4
-    for _ in range(16):
+    for _ in range(FULL_CREDIT):
         selector.select(0.003)
     assert cpu(selector, 0.01, 20) < selector.spin / 4
 
 
 def test_polling_that_pays_is_taken_up_again(selector: Watched) -> None:
-    selector.expecting = lambda: True
     for _ in range(30):
         selector.select(0.003)
     assert cpu(selector, 0.004, 20) < selector.spin / 4
