@@ -75,6 +75,7 @@ class Serving:
         self.function = PciFunction(self.controller, self.msix)
         self.loop = ServerLoop(spin=0)
         self.drained = 0
+        self.on_drained: list[Callable[[], object]] = []  # each is called once, at the end of the next batch
         self.closed = threading.Event()
         self.exceptions: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda loop, context: self.exceptions.append(context))
@@ -129,3 +130,5 @@ class Serving:
 
     def _drained(self) -> None:
         self.drained += 1
+        while self.on_drained:
+            self.on_drained.pop()()

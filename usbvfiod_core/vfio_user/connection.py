@@ -26,7 +26,7 @@ MESSAGE_DEADLINE: Final = 10.0
 HOLD_DEADLINE: Final = 1.0
 """Seconds after which DMA_UNMAP and DEVICE_RESET are answered whatever is in flight; QEMU gives up after 5."""
 SETTLE_DELAY: Final = 0.5
-"""Seconds after the last change of the DMA maps until files that are no longer mapped are let go."""
+"""Seconds after a change of the DMA maps until files that are no longer mapped are let go."""
 CHUNKS: Final = 16
 """Times that the socket is read before the loop has its turn."""
 
@@ -230,9 +230,12 @@ class Connection:
 
     def _maps_changed(self) -> None:
         self._generation = self._memory.generation
-        if self._settle_timer is not None:
-            self._settle_timer.cancel()
-        self._settle_timer = self._loop.call_later(SETTLE_DELAY, self._memory.settle)
+        if self._settle_timer is None:
+            self._settle_timer = self._loop.call_later(SETTLE_DELAY, self._settle)
+
+    def _settle(self) -> None:
+        self._settle_timer = None
+        self._memory.settle()
 
     def _gone(self, reason: str | None) -> None:
         if self._open:

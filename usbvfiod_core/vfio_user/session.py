@@ -214,8 +214,9 @@ class Session:
 
     def close(self) -> None:
         """The client is gone: give its descriptors back. What it had mapped, and the device's state, stay."""
-        if self._hold is not None:
-            self._hold = self._hold.session = None
+        hold = self._hold
+        if hold is not None:
+            self._hold = hold.session = None
         self._commands.close()
         self._close_all(self._carried_fds)
         self._close_all(self._chunk_fds)
