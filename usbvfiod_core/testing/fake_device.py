@@ -7,7 +7,8 @@
     transfer = device.held[0x81][0]              # without an answer a transfer is held, until ...
     device.answers(0x81, b"late")                # ... there is one
 
-Enumeration, halts and CLEAR_FEATURE work by themselves. Everything is recorded.
+Enumeration, halts and CLEAR_FEATURE work by themselves. Everything is recorded. Endpoints answer whether the device is
+configured or not; one that is in no configuration gives ERROR.
 """
 
 from __future__ import annotations
@@ -81,6 +82,12 @@ class FakeDevice(StandardRequests, Device):
         self._scripts: dict[int, deque[Answers]] = defaultdict(deque)
         self._requests: dict[tuple[int, int], Answers] = {}
         self._stalled: set[int] = set()
+        self._addresses = {
+            endpoint.address
+            for configuration in self.configurations
+            for interface in configuration.interfaces
+            for endpoint in interface.endpoints
+        }
         self._reset_done: Callable[[], object] | None = None
 
     def describe(self, speed: Speed) -> Sequence[Configuration]:
@@ -167,7 +174,11 @@ class FakeDevice(StandardRequests, Device):
         if self.closed:
             transfer.complete(TransferStatus.DISCONNECTED)
             return
-        if endpoint in self._stalled:
+        if endpoint and endpoint not in self._addresses:
+            transfer.complete(TransferStatus.ERROR)
+            return
+        live = self.endpoints.get(endpoint)
+        if endpoint in self._stalled or (live is not None and live.halted):
             transfer.complete(TransferStatus.STALL)
             return
         answer: Answer = None
@@ -185,7 +196,7 @@ class FakeDevice(StandardRequests, Device):
 
     def cancel(self, transfer: Transfer) -> None:
         self.cancelled.append(transfer)
-        if self.cancels:
+        if self.cancels and transfer.status is None:
             self.finish(transfer, TransferStatus.CANCELLED)
 
     def reset(self, done: Callable[[], object]) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .driver import UsbDevice
     from .guest import Guest, ServedGuest
 
+pytest.register_assert_rewrite("usbvfiod_core.testing.conformance", "usbvfiod_core.testing.device_bench")
+
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:

@@ -105,6 +105,11 @@ class StepLoop:
         """Run `call` in the next step and give its result, or its exception, to `then`."""
         self.call_soon(self._blocking, call, then)
 
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """File descriptors that are being watched; empty again when everything is closed."""
+        return tuple(self._readers)
+
     # -- stepping --------------------------------------------------------------------------------------------------
 
     def time(self) -> float:

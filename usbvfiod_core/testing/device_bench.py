@@ -1,0 +1,172 @@
+"""A device without a controller: submits transfers to a `Device` and watches what it does with them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from ..usb.device import Device
+from ..usb.requests import DIRECTION_IN, SetupPacket
+from ..usb.transfer import Transfer, TransferStatus, TransferType
+from .loop import StepLoop
+
+GUARD = 64
+_PATTERN = 0xA5
+
+
+class WatchedTransfer(Transfer):
+    """A transfer that sees how it is completed.
+
+    `completions` counts calls of `complete`; `memory` is the buffer its windows lie in, with GUARD bytes of a pattern
+    in front of, between and behind them; `faults` lists what the device did wrong.
+    """
+
+    __slots__ = ("_gaps", "_given", "_thread", "completions", "faults", "memory")
+
+    def __init__(
+        self,
+        endpoint: int,
+        type: TransferType,
+        data: bytes | int,
+        *,
+        setup: SetupPacket | None = None,
+        pieces: Sequence[int] = (),
+    ) -> None:
+        length = data if isinstance(data, int) else len(data)
+        sizes = [*pieces, length - sum(pieces)] if pieces else [length]
+        self.memory = bytearray([_PATTERN]) * (length + GUARD * (len(sizes) + 1))
+        self._gaps: list[tuple[int, int]] = []
+        windows, place, done = [], 0, 0
+        for size in sizes:
+            self._gaps.append((place, place + GUARD))
+            place += GUARD
+            if isinstance(data, bytes):
+                self.memory[place : place + size] = data[done : done + size]
+            if size:
+                windows.append(memoryview(self.memory)[place : place + size])
+            place += size
+            done += size
+        self._gaps.append((place, place + GUARD))
+        self._given = bytes(self.memory)
+        self._thread = threading.get_ident()
+        self.completions = 0
+        self.faults: list[str] = []
+        super().__init__(endpoint, type, windows, length, _nothing, setup=setup)
+
+    def complete(self, status: TransferStatus, actual: int = 0) -> None:
+        """Note the completion, and everything about it that breaks the contract of `Transfer.complete`."""
+        self.completions += 1
+        if self.completions > 1:
+            self.faults.append(f"completed {self.completions} times")
+        if threading.get_ident() != self._thread:
+            self.faults.append("completed on another thread than the loop's")
+        if not 0 <= actual <= self.length:
+            self.faults.append(f"{actual} of {self.length} bytes moved")
+        if not self.is_in and bytes(self.memory) != self._given:
+            self.faults.append("wrote into the data of an OUT transfer")
+        if any(self.memory[start:end] != self._given[start:end] for start, end in self._gaps):
+            self.faults.append("wrote outside of the windows")
+        super().complete(status, actual)
+
+    @property
+    def data(self) -> bytes:
+        """What an IN transfer has moved."""
+        return self.read()[: self.actual]
+
+
+class Events:
+    """The `DeviceEvents` given to the device: counts what it tells."""
+
+    def __init__(self) -> None:
+        self.disconnections = 0
+        self.wakeups = 0
+
+    def disconnected(self) -> None:
+        """The device says that it is gone."""
+        self.disconnections += 1
+
+    def remote_wakeup(self) -> None:
+        """The device signals resume."""
+        self.wakeups += 1
+
+
+class DeviceBench:
+    """Attaches a device and speaks to it as the controller does, without rings. Bounded by `timeout` everywhere."""
+
+    def __init__(self, device: Device, loop: StepLoop, *, timeout: float = 5.0, submit_limit: float = 0.05) -> None:
+        self.device = device
+        self.loop = loop
+        self.timeout = timeout
+        self.submit_limit = submit_limit
+        self.events = Events()
+        self.transfers: list[WatchedTransfer] = []
+        device.attach(self.events)
+
+    def submit(
+        self,
+        endpoint: int,
+        type: TransferType,
+        data: bytes | int,
+        *,
+        setup: SetupPacket | None = None,
+        pieces: Sequence[int] = (),
+    ) -> WatchedTransfer:
+        """Submit a transfer of `data` (OUT) or of so many bytes (IN); its windows are of the sizes `pieces`."""
+        transfer = WatchedTransfer(endpoint, type, data, setup=setup, pieces=pieces)
+        self.transfers.append(transfer)
+        start = time.perf_counter()
+        self.device.submit(transfer)
+        self._note_time(transfer, "submit", start)
+        return transfer
+
+    def cancel(self, transfer: WatchedTransfer) -> None:
+        """Cancel a transfer; it may take its time to end."""
+        start = time.perf_counter()
+        self.device.cancel(transfer)
+        self._note_time(transfer, "cancel", start)
+
+    def wait(self, *transfers: WatchedTransfer) -> None:
+        """Wait until they are completed. Raises TimeoutError naming those that are not."""
+        if not self.loop.run_until(lambda: all(each.status is not None for each in transfers), self.timeout):
+            late = [each for each in transfers if each.status is None]
+            raise TimeoutError(f"not completed within {self.timeout} s: {late}")
+
+    def control(self, setup: SetupPacket, data: bytes = b"", *, pieces: Sequence[int] = ()) -> WatchedTransfer:
+        """A whole control transfer, whatever its outcome."""
+        content: bytes | int = setup.length if setup.request_type & DIRECTION_IN else data
+        transfer = self.submit(0, TransferType.CONTROL, content, setup=setup, pieces=pieces)
+        self.wait(transfer)
+        return transfer
+
+    def reset(self) -> None:
+        """Reset the device and wait until that is done. Raises TimeoutError, or AssertionError for a second `done`."""
+        done: list[bool] = []
+        self.device.reset(lambda: done.append(True))
+        if not self.loop.run_until(lambda: bool(done), self.timeout):
+            raise TimeoutError(f"the reset is not done within {self.timeout} s")
+        self.loop.run_ready()
+        assert len(done) == 1, "reset called done() more than once"
+
+    def close(self) -> None:
+        """End what is in flight, close the device and the loop. Raises AssertionError for everything it did wrong."""
+        for transfer in self.transfers:
+            if transfer.status is None:
+                self.cancel(transfer)
+        self.wait(*self.transfers)
+        self.device.close()
+        self.loop.run_ready()
+        watched = self.loop.watched
+        self.loop.close()
+        faults = [f"{transfer!r}: {fault}" for transfer in self.transfers for fault in transfer.faults]
+        assert not faults, "\n".join(faults)
+        assert not watched, f"after close() the loop still watches the file descriptors {watched}"
+
+    def _note_time(self, transfer: WatchedTransfer, what: str, start: float) -> None:
+        taken = time.perf_counter() - start
+        if taken > self.submit_limit:
+            transfer.faults.append(f"{what} took {taken * 1000:.0f} ms: it blocks the loop")
+
+
+def _nothing(transfer: Transfer) -> None:
+    pass
