@@ -79,17 +79,17 @@ class Serving:
         self.closed = threading.Event()
         self.exceptions: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda loop, context: self.exceptions.append(context))
-        self.server = Server(
-            self.loop,
-            self.function,
-            self.memory,
-            on_drained=self._drained,
-            on_closed=self.closed.set,
-            **options,
-        )
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         try:
+            self.server = Server(
+                self.loop,
+                self.function,
+                self.memory,
+                on_drained=self._drained,
+                on_closed=self.closed.set,
+                **options,
+            )
             self.call(self.server.start)
         except BaseException:
             self._stop()

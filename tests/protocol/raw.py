@@ -62,9 +62,9 @@ class RawClient:
 
     def __init__(self, path: str, *, greet: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(5)
         try:
-            self.socket.connect(path)
+            self.socket.connect(path)  # waits while the backlog is full
+            self.socket.settimeout(5)
             if greet:
                 self.ask(hello())
         except BaseException:

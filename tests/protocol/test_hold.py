@@ -1,4 +1,4 @@
-"""DMA_UNMAP and DEVICE_RESET: answered when no transfer uses the memory any more, and what is behind them after that."""
+"""DMA_UNMAP and DEVICE_RESET are answered when no transfer uses the memory any more, and what follows them later."""
 
 from __future__ import annotations
 

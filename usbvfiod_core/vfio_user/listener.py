@@ -15,7 +15,7 @@ from ..errors import ConfigError
 
 MAX_PATH: Final = 107
 """Bytes of a socket path: what sockaddr_un holds besides the NUL."""
-BACKLOG: Final = 16
+BACKLOG: Final = 64
 
 
 class SocketPath:

@@ -43,8 +43,8 @@ class Server:
     """Serves `function` and `memory` to clients on `path` or on the inherited descriptor `fd` (exactly one of them).
 
     `on_drained` is called after every batch of messages, when all replies are sent: the place to do the work they asked
-    for. `on_closed` is called when no client can come any more because `fd` was a connected socket that has ended.
-    All on the loop's thread.
+    for. `on_ended` is called after each client, when its maps and interrupts are dropped. `on_closed` is called when no
+    client can come any more because `fd` was a connected socket that has ended. All on the loop's thread.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Server:
         on_drained: Callable[[], object],
         path: str | None = None,
         fd: int | None = None,
+        on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
         message_deadline: float = MESSAGE_DEADLINE,
         hold_deadline: float = HOLD_DEADLINE,
@@ -66,6 +67,7 @@ class Server:
         self._function: Final = function
         self._memory: Final = memory
         self._on_drained: Final = on_drained
+        self._on_ended: Final = on_ended
         self._on_closed: Final = on_closed
         self._path: Final = path
         self._inherited_fd: Final = fd
@@ -198,6 +200,8 @@ class Server:
             self._timer = None
         self._memory.unmap_all()
         self._memory.settle()
+        if self._on_ended is not None:
+            self._on_ended()
         if self._listener is not None:
             self._listen()
         elif self._on_closed is not None:
