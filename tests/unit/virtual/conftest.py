@@ -1,0 +1,46 @@
+"""Images, and flash drives on them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.virtual.drive import Drive
+
+BLOCKS = 4096
+
+
+@pytest.fixture(scope="session")
+def content() -> bytes:
+    """2 MiB that look like nothing else."""
+    return random.Random(1).randbytes(BLOCKS * 512)
+
+
+@pytest.fixture
+def image(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def make(image: Path) -> Iterator[Callable[..., Drive]]:
+    """Makes a drive on the image with the options of `Drive.on`; closed at the end."""
+    drives: list[Drive] = []
+
+    def make(**options: Any) -> Drive:
+        drives.append(Drive.on(image, **options))
+        return drives[-1]
+
+    yield make
+    for drive in drives:
+        drive.close()
+
+
+@pytest.fixture
+def drive(make: Callable[..., Drive]) -> Drive:
+    return make()

@@ -1,0 +1,67 @@
+"""The virtual devices and their backend under the suite that every backend's devices are tested with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance
+from usbvfiod_core.usb.backend import Backend
+from usbvfiod_core.usb.device import Device, Loop
+from usbvfiod_core.usb.speed import Speed
+from usbvfiod_core.virtual import VirtualBackend
+from usbvfiod_core.virtual.flash import Flash
+from usbvfiod_core.virtual.image import Image
+from usbvfiod_core.virtual.keyboard import Keyboard
+from usbvfiod_core.virtual.loopback import Loopback
+
+
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH, Speed.SUPER])
+class TestFlash(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _image(self, image: Path, speed: Speed) -> None:
+        self.path, self.speed = str(image), speed
+
+    def make_device(self, loop: Loop) -> Device:
+        return Flash(Image(self.path), loop, speed=self.speed)
+
+
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])
+class TestKeyboard(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _speed(self, speed: Speed) -> None:
+        self.speed = speed
+
+    def make_device(self, loop: Loop) -> Device:
+        return Keyboard(loop, speed=self.speed)
+
+
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH, Speed.SUPER])
+class TestLoopback(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _speed(self, speed: Speed) -> None:
+        self.speed = speed
+
+    def make_device(self, loop: Loop) -> Device:
+        return Loopback(speed=self.speed)
+
+
+class TestBackend(BackendConformance):
+    address = "loopback"
+    options = MappingProxyType({"pattern": "1", "speed": "high"})
+
+    def make_backend(self) -> Backend:
+        return VirtualBackend()
+
+
+class TestFlashBackend(BackendConformance):
+    address = "flash"
+
+    @pytest.fixture(autouse=True)
+    def _image(self, image: Path) -> None:
+        self.options = {"image": str(image)}
+
+    def make_backend(self) -> Backend:
+        return VirtualBackend()
