@@ -80,11 +80,11 @@ def busy_executable(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("image", "messages"),
     [
-        ("{t}/missing.img", ["missing.img", "No such file"]),
+        ("{t}/missing.img", ["missing.img does not exist", "truncate"]),
         ("{t}", ["{t}", "directory"]),
         ("{t}/empty", ["empty", "0 bytes"]),
         ("{t}/tiny", ["tiny", "100 bytes"]),
-        ("{t}/running", ["running", "readonly=true"]),
+        ("{t}/running", ["running cannot be opened: Text file busy"]),
         ("/dev/null", ["/dev/null"]),
         ("", ["image"]),
     ],
@@ -109,7 +109,7 @@ def test_an_image_that_cannot_be_written_can_be_served_read_only(busy_executable
 def test_every_device_that_fails_is_named(run: Run, tmp_path: Path) -> None:
     devices = [f"virtual:flash?image={tmp_path}/{name}" for name in ("one", "two", "three")]
     result = run("--socket-path", tmp_path / "usb.sock", *(f"--device={device}" for device in devices))
-    assert result.returncode == DEVICE
+    assert result.returncode == USAGE
     lines = [line for line in result.stderr.splitlines() if ": error: " in line]
     assert len(lines) == 3
     for device, line in zip(devices, lines, strict=True):

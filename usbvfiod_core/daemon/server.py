@@ -58,6 +58,7 @@ class Server:
             path=None if config.socket_path is None else str(config.socket_path),
             fd=config.fd,
             on_drained=self._run,
+            on_ended=self._client_ended,
             on_closed=self.stop,
         )
         self.attachments = Attachments(loop, self.controller, registry, backends)
@@ -129,6 +130,10 @@ class Server:
         if not self._run_scheduled:
             self._run_scheduled = True
             self._loop.call_soon(self._run)
+
+    def _client_ended(self) -> None:
+        """Let go of the guest's memory: views of it in cycles of objects would keep all of it until much later."""
+        self._loop.call_soon(gc.collect)
 
     def _finish(self) -> None:
         """Leave when what devices do in threads, such as flushing an image, is done."""

@@ -77,6 +77,7 @@ class Server:
         self._listener: socket.socket | None = None
         self._connection: Connection | None = None
         self._ending: object | None = None  # identifies the reset after a client that has gone
+        self._next: socket.socket | None = None  # came during that reset, and is served after it
         self._timer: Timer | None = None
         self._open = False
 
@@ -110,6 +111,8 @@ class Server:
                 self._listener.close()
         if self._own is not None:
             self._own.close()
+        if self._next is not None:
+            self._next.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -137,10 +140,6 @@ class Server:
     def _acceptable(self) -> None:
         assert self._listener is not None
         for _ in range(_ACCEPTS):
-            if self._connection is not None:
-                self._connection.check()
-            if self._ending is not None:
-                return
             try:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, ConnectionError):
@@ -151,11 +150,16 @@ class Server:
                 self._loop.remove_reader(self._listener.fileno())
                 self._timer = self._loop.call_later(_ACCEPT_PAUSE, self._listen)
                 return
+            sock.setblocking(False)
+            if self._connection is not None:
+                self._connection.check()
             if self._connection is not None:
                 log.warning("another client was turned away: one is connected already")
                 sock.close()
+            elif self._ending is not None:
+                self._next = sock
+                return
             else:
-                sock.setblocking(False)
                 self._serve(sock, accepted=True)
 
     def _serve(self, sock: socket.socket, *, accepted: bool) -> None:
@@ -202,6 +206,9 @@ class Server:
         self._memory.settle()
         if self._on_ended is not None:
             self._on_ended()
+        if self._next is not None:
+            sock, self._next = self._next, None
+            self._serve(sock, accepted=True)
         if self._listener is not None:
             self._listen()
         elif self._on_closed is not None:

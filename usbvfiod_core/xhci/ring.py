@@ -63,10 +63,12 @@ class ConsumerRing:
         self._dwords = self._qwords = memoryview(b"")
 
     def move(self, address: int, cycle: int) -> None:
-        """Go to another position."""
+        """Go to another position, and let go of the memory at the old one."""
         self.address = address
         self.cycle = cycle
         self.link_ioc.clear()
+        self._page = -1
+        self._dwords = self._qwords = memoryview(b"")
 
     def read(self) -> Trb | None:
         """The TRB at the position, which moves past it; None where the driver has not written one yet (4.9.2).
