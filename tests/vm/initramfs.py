@@ -16,6 +16,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.vm import tree as debian
 
 INIT = Path(__file__).with_name("guest_init.sh")
 BUSYBOX = "usr/bin/busybox"
+UNUSED_AFTER = 24 * 3600.0  # seconds after which an image of another recipe is taken to be nobody's
 
 # Loaded in this order at boot, with what they depend on. usbtest comes before the drivers of real classes have a say
 # about a vendor specific device; what binds to which device is the kernel's decision as on any system.
@@ -93,7 +95,7 @@ def ensure(tree: Path) -> Path:
                     os.unlink(output.name)
                     raise
             for old in tree.parent.glob("initramfs-*.cpio"):
-                if old != image:
+                if old.stat().st_mtime < time.time() - UNUSED_AFTER:
                     old.unlink()
     except PermissionError as error:
         raise debian.VmError(

@@ -35,7 +35,7 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def reference(module_guest_factory: GuestFactory, random_image: Callable[[int], Path]) -> Reference:
-    constant, scratch = random_image(24), random_image(32)
+    constant, scratch = random_image(16), random_image(32)
     guest = module_guest_factory(qemu_xhci_arguments([constant, scratch], keyboard=True))
     return Reference(guest, constant, scratch)
 

@@ -62,7 +62,7 @@ def machine(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Machine]:
     images = {
-        "constant": random_image(24),
+        "constant": random_image(16),
         "scratch": random_image(32),
         "other": random_image(40),
         "readonly": random_image(9),
@@ -136,21 +136,21 @@ def test_everything_at_once(machine: Machine) -> None:
     node = usbtest.find(guest)
     constant, other = disks["constant"].path, disks["other"].path
     reading = guest.start(f"""
-for round in 1 2 3; do
+for round in 1 2; do
     blockdev --flushbufs {constant}
     sha256sum {constant}
 done
 """)
     writing = guest.start(f"""set -e
-head -c 8388608 /dev/urandom > /tmp/pattern
+head -c 4194304 /dev/urandom > /tmp/pattern
 for round in 1 2 3; do
     dd if=/tmp/pattern of={other} bs=1M seek=$round oflag=direct 2>/dev/null
-    dd if={other} bs=1M skip=$round count=8 iflag=direct 2>/dev/null | cmp - /tmp/pattern
+    dd if={other} bs=1M skip=$round count=4 iflag=direct 2>/dev/null | cmp - /tmp/pattern
 done
 sha256sum /tmp/pattern
 """)
     looping = guest.start(f"""
-for round in 1 2 3 4 5 6; do
+for round in 1 2 3; do
     for test in '1 50 4096 0 0' '2 50 4096 0 0' '5 20 4096 0 8' '6 20 4096 0 8' '10 10 0 0 8' '14 20 1024 61 0'; do
         perl /tmp/usbtest.pl {node} $test || exit 1
     done
@@ -159,10 +159,10 @@ done
     checksum = guest_usb.write_ext4(guest, disks["scratch"], "while others are busy")
     machine.type("ab\na")
     expected = guest_usb.image_sha256(machine.images["constant"])
-    assert [line.split()[0] for line in guest.wait(reading, 120).splitlines()] == [expected] * 3
+    assert [line.split()[0] for line in guest.wait(reading, 120).splitlines()] == [expected] * 2
     pattern = guest.wait(writing, 120).split()[0]
     guest.wait(looping, 120)
-    written = machine.images["other"].read_bytes()[3 << 20 : 11 << 20]
+    written = machine.images["other"].read_bytes()[3 << 20 : 7 << 20]
     assert hashlib.sha256(written).hexdigest() == pattern
     assert hashlib.sha256(guest_usb.read_ext4(machine.images["scratch"], "random")).hexdigest() == checksum
 

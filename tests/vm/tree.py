@@ -126,16 +126,19 @@ def kernel(tree: Path) -> tuple[Path, str]:
 
 
 @contextlib.contextmanager
-def build_lock(directory: Path) -> Iterator[None]:
-    """Held while something in the cache directory is built; waits for another build and says so."""
+def build_lock(directory: Path) -> Iterator[int]:
+    """Held while something in the cache directory is built; waits for another build and says so.
+
+    Gives the lock's file descriptor: a process that inherits it holds the lock too, even if this one is killed.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another build in {directory}", file=sys.stderr, flush=True)
+            _say(f"waiting for another build in {directory}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def ensure() -> Path:
@@ -155,7 +158,7 @@ def ensure() -> Path:
             "tree through USBVFIOD_CACHE"
         )
     cache = tree.parent
-    with build_lock(cache):
+    with build_lock(cache) as lock:
         if why_unavailable() is None:  # the build we waited for made it
             return tree
         for leftover in [*cache.glob(f"{SUITE}-*.building"), tree]:
@@ -168,7 +171,7 @@ def ensure() -> Path:
             )
         building = cache / f"{tree.name}.building"
         try:
-            _build(building, cache / "build.log")
+            _Build(building, cache / "build.log", lock).run()
             building.rename(tree)
         finally:
             remove(building)
@@ -190,32 +193,80 @@ def remove(tree: Path) -> None:
     shutil.rmtree(tree)
 
 
-def _build(tree: Path, log: Path) -> None:
-    """Make a whole tree at `tree`, a directory which does not exist yet; what the tools print goes to `log`."""
-    started = time.monotonic()
-    log.write_text("")
-    _ensure_debootstrap(log)
-    mirror = system_mirror()
-    where = f" from {mirror}" if mirror else ""
-    _say(f"debootstrap of Debian {SUITE}{where} into {tree.parent} (log: {log})")
-    command = ["debootstrap", "--variant=minbase", SUITE, str(tree)] + ([mirror] if mirror else [])
-    _run(command, log, "debootstrap")
-    _configure(tree)
-    # Only now: debootstrap's own packages come in whole, what is added here should stay small and start nothing.
-    in_tree = ["chroot", str(tree), "apt-get", "-y", "-q", "--no-install-recommends"]
-    _say("installing the guest's kernel and programs")
-    _run([*in_tree, "update"], log, "apt-get update in the tree")
-    _run([*in_tree, "install", *PACKAGES], log, "installing the guest's packages")
-    _say(f"installing QEMU from {BACKPORTS}")
-    _run([*in_tree, "-t", BACKPORTS, "install", *BACKPORTED_PACKAGES], log, "installing QEMU")
-    _run([*in_tree, "clean"], log, "apt-get clean in the tree")
-    asked = [*PACKAGES, *BACKPORTED_PACKAGES]
-    query = ["chroot", str(tree), "dpkg-query", "-W", "-f", "${Package} ${Version}\n", *asked]
-    listing = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    packages = dict(line.split() for line in listing.splitlines())
-    (tree / STAMP).write_text(json.dumps({"recipe": recipe(), "suite": SUITE, "packages": packages}, indent=1) + "\n")
-    tree.chmod(0o755)
-    _say(f"the tree is ready after {time.monotonic() - started:.0f} s, QEMU {packages['qemu-system-x86']}")
+class _Build:
+    """One build of a tree at `tree`, a directory which does not exist yet; what the tools print goes to `log`."""
+
+    def __init__(self, tree: Path, log: Path, lock: int) -> None:
+        self._tree = tree
+        self._log = log
+        self._lock = lock
+
+    def run(self) -> None:
+        """Make the whole tree, its stamp last. Raises VmError."""
+        started = time.monotonic()
+        tree = self._tree
+        self._log.write_text("")
+        self._ensure_debootstrap()
+        mirror = system_mirror()
+        where = f" from {mirror}" if mirror else ""
+        _say(f"debootstrap of Debian {SUITE}{where} into {tree.parent} (log: {self._log})")
+        self._step("debootstrap", "debootstrap", "--variant=minbase", SUITE, str(tree), *([mirror] if mirror else []))
+        # Only now: debootstrap's own packages come in whole, what is added here should stay small and start nothing.
+        _configure(tree)
+        in_tree = ["chroot", str(tree), "apt-get", "-y", "-q", "--no-install-recommends"]
+        _say("installing the guest's kernel and programs")
+        self._step("apt-get update in the tree", *in_tree, "update")
+        self._step("installing the guest's packages", *in_tree, "install", *PACKAGES)
+        _say(f"installing QEMU from {BACKPORTS}")
+        self._step("installing QEMU", *in_tree, "-t", BACKPORTS, "install", *BACKPORTED_PACKAGES)
+        self._step("apt-get clean in the tree", *in_tree, "clean")
+        asked = [*PACKAGES, *BACKPORTED_PACKAGES]
+        query = ["chroot", str(tree), "dpkg-query", "-W", "-f", "${Package} ${Version}\n", *asked]
+        listing = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+        packages = dict(line.split() for line in listing.splitlines())
+        stamp = {"recipe": recipe(), "suite": SUITE, "packages": packages}
+        (tree / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
+        tree.chmod(0o755)
+        _say(f"the tree is ready after {time.monotonic() - started:.0f} s, QEMU {packages['qemu-system-x86']}")
+
+    def _ensure_debootstrap(self) -> None:
+        if _has("debootstrap"):
+            return
+        if not _has("apt-get"):
+            raise VmError("building the VM test tree needs debootstrap, which is not installed")
+        _say("installing debootstrap")
+        install = ["apt-get", "-y", "-q", "--no-install-recommends", "install", "debootstrap"]
+        try:
+            self._step("installing debootstrap", *install)
+        except VmError:
+            self._step("apt-get update", "apt-get", "-q", "update")
+            self._step("installing debootstrap", *install)
+
+    def _step(self, what: str, *command: str) -> None:
+        """Run one program of the build; if it fails raise VmError with its own first complaint."""
+        # INITRD=No keeps the kernel package from generating an initramfs: the guest has its own.
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "INITRD": "No"}
+        environment["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
+        with open(self._log, "ab") as output:
+            output.write(f"+ {' '.join(command)}\n".encode())
+            output.flush()
+            start = output.tell()
+            result = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=(self._lock,),  # if this process is killed, no other build starts before the step has ended
+            )
+        if result.returncode == 0:
+            return
+        with open(self._log, "rb") as written:
+            written.seek(start)
+            lines = [line.strip() for line in written.read().decode(errors="replace").splitlines() if line.strip()]
+        complaints = [line for line in lines if line.startswith(("E: ", "Err:", "dpkg: error"))] or lines[-1:]
+        reason = complaints[0] if complaints else f"exit status {result.returncode}"
+        raise VmError(f"{what} failed: {reason} (whole log: {self._log})")
 
 
 def _configure(tree: Path) -> None:
@@ -284,40 +335,6 @@ def system_mirror() -> str | None:
             if name == release.get("VERSION_CODENAME"):
                 return site
     return None
-
-
-def _ensure_debootstrap(log: Path) -> None:
-    if _has("debootstrap"):
-        return
-    if not _has("apt-get"):
-        raise VmError("building the VM test tree needs debootstrap, which is not installed")
-    _say("installing debootstrap")
-    install = ["apt-get", "-y", "-q", "--no-install-recommends", "install", "debootstrap"]
-    try:
-        _run(install, log, "installing debootstrap")
-    except VmError:
-        _run(["apt-get", "-q", "update"], log, "apt-get update")
-        _run(install, log, "installing debootstrap")
-
-
-def _run(command: list[str], log: Path, what: str) -> None:
-    """Run one step of the build; on failure raise with the tool's own last complaint."""
-    # INITRD=No keeps the kernel package from generating an initramfs: the guest has its own.
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "INITRD": "No"}
-    environment["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
-    with open(log, "ab") as output:
-        output.write(f"+ {' '.join(command)}\n".encode())
-        output.flush()
-        start = output.tell()
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-    if result.returncode == 0:
-        return
-    with open(log, "rb") as written:
-        written.seek(start)
-        lines = [line.strip() for line in written.read().decode(errors="replace").splitlines() if line.strip()]
-    complaints = [line for line in lines if line.startswith(("E: ", "Err:", "dpkg: error"))] or lines[-1:]
-    reason = complaints[0] if complaints else f"exit status {result.returncode}"
-    raise VmError(f"{what} failed: {reason} (whole log: {log})")
 
 
 def _say(text: str) -> None:
