@@ -25,6 +25,7 @@ from tests.protocol.raw import (
     set_irqs,
 )
 from usbvfiod_core.vfio_user import wire
+from usbvfiod_core.vfio_user.connection import CHUNKS
 from usbvfiod_core.vfio_user.session import OUTPUT_LIMIT
 
 STEPS = [
@@ -161,7 +162,48 @@ def test_a_flood_leaves_the_loop_its_turn(serving: Serving, client: RawClient) -
         client.send(posted)
     assert client.alive()
     assert len(serving.controller.writes) == 16000
-    assert max(after - before for before, after in pairwise(turns)) <= 16 * 256
+    assert max(after - before for before, after in pairwise(turns)) <= CHUNKS * 256
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        region_write(0, 0, b"abcd", flags=wire.NO_REPLY),
+        region_read(0, 0, 0x3000, flags=wire.NO_REPLY),
+        region_read(0, 0, 0x3000),
+        region_write(0, 0, bytes(0x3000)),
+        region_write(0, 0, bytes(1 << 20)),
+        message(
+            wire.REGION_WRITE_MULTI,
+            wire.WRITE_MULTI_COUNT.pack(200) + wire.WRITE_MULTI_ENTRY.pack(0, 0, 8, bytes(8)) * 200,
+        ),
+    ],
+    ids=["posted writes", "reads without a reply", "large reads", "large writes", "largest writes", "write multi"],
+)
+def test_no_message_is_dear_enough_to_stop_the_loop(serving: Serving, client: RawClient, request_bytes: bytes) -> None:
+    """What the loop executes between two of its turns, in register accesses: a few milliseconds' worth."""
+    turns: list[int] = []
+    flood = True
+
+    def turn() -> None:
+        turns.append(len(serving.controller.accesses))
+        if flood:
+            serving.loop.call_soon(turn)
+
+    serving.call(turn)
+    client.socket.setblocking(False)
+    end = time.monotonic() + 0.2
+    sent = 0
+    while time.monotonic() < end:
+        try:
+            sent += client.socket.send(request_bytes[sent % len(request_bytes) :])
+            client.socket.recv(1 << 20)
+        except BlockingIOError:
+            time.sleep(0)
+    flood = False
+    steps = [after - before for before, after in pairwise(turns)]
+    assert max(steps) <= CHUNKS * 256 * 4 + 0x3000 // 4
+    assert sent > 1000
 
 
 def test_clients_wait_while_there_are_no_descriptors(serving: Serving, path: str) -> None:

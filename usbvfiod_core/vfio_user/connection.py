@@ -27,7 +27,7 @@ HOLD_DEADLINE: Final = 1.0
 """Seconds after which DMA_UNMAP and DEVICE_RESET are answered whatever is in flight; QEMU gives up after 5."""
 SETTLE_DELAY: Final = 0.5
 """Seconds after a change of the DMA maps until files that are no longer mapped are let go."""
-CHUNKS: Final = 16
+CHUNKS: Final = 4
 """Times that the socket is read before the loop has its turn."""
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_PENDING_FDS * array.array("i").itemsize)

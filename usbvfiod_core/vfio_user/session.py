@@ -131,7 +131,7 @@ class Session:
         self._end += count
 
     def process(self, limit: int = 256) -> bool:
-        """Execute what has been received, at most `limit` messages.
+        """Execute what has been received, at most `limit` messages and fewer large ones.
 
         True: there may be more to do without receiving anything; call again later, or, while `held`, after `resume`.
         Raises ClientError when the connection is to be closed; a reply to that may be in `output`.
@@ -170,11 +170,13 @@ class Session:
                                 message_id, REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0, offset, 0, 4, read(offset, 4)
                             )
                             continue
-                    begin = pos
+                    begin, produced = pos, len(out)
                     pos = self._message(begin, end)
                     if pos == begin:  # incomplete
                         self._settle(pos)
                         return False
+                    # A large message counts for many: 16 bytes may be four registers.
+                    limit -= (pos - begin + len(out) - produced) >> 4
                     if self._hold is not None or len(out) > OUTPUT_LIMIT:
                         limit = 0
                     fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
@@ -194,7 +196,7 @@ class Session:
             self._start = pos
             return True
         self._settle(pos)
-        return False
+        return limit <= 0
 
     @property
     def held(self) -> bool:
@@ -238,7 +240,7 @@ class Session:
             handler = self._handlers.get(command)
             if handler is None:
                 self._refuse(message_id, command, flags, ClientError(EINVAL, "not supported"))
-            else:
+            elif command != REGION_READ or not flags & NO_REPLY:  # a read that nobody sees is not worth its time
                 self._answer(message_id, command, flags, partial(handler, payload, fds))
         finally:
             self._close_all(fds)
