@@ -1,1 +1,17 @@
+"""The test kit: everything to test a device, a backend or a plugin against the real controller, without hardware or a VM.
 
+fixtures        pytest fixtures `guest`, `served_guest`, `plug`, `serve`; installed with the package
+guest           `Guest` and `ServedGuest`: a bus, a driver and devices, in one object
+driver          `GuestDriver`: a guest-side xHCI driver in Python
+bus             `DirectBus` (in process, virtual time) and `SocketBus` (over vfio-user)
+memory          `GuestRam`: guest physical memory in a memfd
+client          `VfioUserClient`: the VMM's end of the socket
+served          `ServedController` (a server in a thread) and `ServerProcess` (the daemon)
+fake_device     `FakeDevice`: a device whose answers a test decides
+conformance     `DeviceConformance`, `BackendConformance`: suites to inherit from
+device_bench    `DeviceBench`: a device without a controller
+mass_storage    `MassStorage`: a bulk-only SCSI disk over the driver
+loop            `StepLoop`: a deterministic loop
+
+`docs/testing.md` shows how to use it.
+"""

@@ -11,7 +11,7 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import UsbvfiodError
@@ -61,6 +61,11 @@ class Bus(ABC):
         """Write `size` bytes (1, 2, 4 or 8) of BAR0. May be posted; a read is the flush."""
 
     @abstractmethod
+    def together(self) -> AbstractContextManager[None]:
+        """`with bus.together():` collects register writes; the controller gets them at once at the end of the block,
+        as one drain of the socket, and works only then. No register is read meanwhile."""
+
+    @abstractmethod
     def pause(self, seconds: float) -> None:
         """Let `seconds` pass, as a driver does that polls a register."""
 
@@ -99,8 +104,8 @@ class Bus(ABC):
 class DirectBus(Bus):
     """A controller in this process.
 
-    A register write executes everything that can happen without time passing (except inside `posted`, where the
-    end of the block does it), so a test may look at a device right after a doorbell. Keyword arguments go to the
+    A register write executes everything that can happen without time passing (inside `together` the end of the
+    block does it), so a test may look at a device right after a doorbell. Keyword arguments go to the
     `Controller`. `loop` is a `StepLoop`; with virtual time a wait for nothing ends at once.
     """
 
@@ -158,8 +163,7 @@ class DirectBus(Bus):
         self.loop.run_ready()
 
     @contextmanager
-    def posted(self) -> Iterator[None]:
-        """Collect register writes: the controller works on them at the end of the block, as after one drain."""
+    def together(self) -> Iterator[None]:
         self._held += 1
         try:
             yield
@@ -232,6 +236,7 @@ class SocketBus(Bus):
         super().__init__(ram if ram is not None else GuestRam(), count)
         self.client = client
         self.posted = posted
+        self._held: list[bytes] | None = None
         self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
         self._pollers = []
         self._any = select.poll()
@@ -270,7 +275,21 @@ class SocketBus(Bus):
         return int.from_bytes(self.client.region_read(wire.BAR0_REGION, offset, size), "little")
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
-        self.client.region_write(wire.BAR0_REGION, offset, value.to_bytes(size, "little"), posted=self.posted)
+        data = value.to_bytes(size, "little")
+        if self._held is not None:
+            self._held.append(self.client.posted_write(wire.BAR0_REGION, offset, data))
+        else:
+            self.client.region_write(wire.BAR0_REGION, offset, data, posted=self.posted)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        held: list[bytes] = []
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = None
+        self.client.send_posted(b"".join(held))
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -363,22 +363,30 @@ class VfioUserClient:
     def region_write(self, region: int, offset: int, data: bytes, *, posted: bool = False) -> None:
         """REGION_WRITE; `posted` asks for no reply and returns at once."""
         if posted:
-            number = self._next_id
-            self._next_id = number + 1 & 0xFFFF
-            count = len(data)
-            header = _PACK_REGION(
-                number, wire.REGION_WRITE, _REGION_SIZE + count, wire.NO_REPLY, 0, offset, region, count
-            )
-            try:
-                self.socket.sendall(header + data)
-            except BlockingIOError:
-                raise ReplyTimeoutError(f"the server has not read for {self.timeout} s") from None
-            except OSError as error:
-                raise VfioUserError(f"the connection is gone: {error.strerror}") from None
+            self.send_posted(self.posted_write(region, offset, data))
             return
         reply = self.request(wire.REGION_WRITE, wire.REGION_ACCESS.pack(offset, region, len(data)) + data)
         if wire.REGION_ACCESS.unpack_from(reply.payload) != (offset, region, len(data)):
             raise VfioUserError(f"REGION_WRITE of {len(data)} bytes at {offset:#x} answered {reply.payload.hex()}")
+
+    def posted_write(self, region: int, offset: int, data: bytes) -> bytes:
+        """The bytes of a posted REGION_WRITE, for `send_posted`; several may be sent at once."""
+        number = self._next_id
+        self._next_id = number + 1 & 0xFFFF
+        count = len(data)
+        return (
+            _PACK_REGION(number, wire.REGION_WRITE, _REGION_SIZE + count, wire.NO_REPLY, 0, offset, region, count)
+            + data
+        )
+
+    def send_posted(self, messages: bytes) -> None:
+        """Send messages that have no reply."""
+        try:
+            self.socket.sendall(messages)
+        except BlockingIOError:
+            raise ReplyTimeoutError(f"the server has not read for {self.timeout} s") from None
+        except OSError as error:
+            raise VfioUserError(f"the connection is gone: {error.strerror}") from None
 
     # -- own -------------------------------------------------------------------------------------------------------
 
