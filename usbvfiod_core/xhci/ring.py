@@ -73,26 +73,27 @@ class ConsumerRing:
     def read(self) -> Trb | None:
         """The TRB at the position, which moves past it; None where the driver has not written one yet (4.9.2).
 
-        Raises GuestMemoryError when the ring lies outside guest memory, RingLoopError for a loop of Link TRBs.
+        Raises GuestMemoryError when the ring lies outside guest memory, RingLoopError for a loop of Link TRBs; the
+        position is then as it was.
         """
-        address = self.address
+        address, cycle = self.address, self.cycle
         for _ in range(LINK_LIMIT):
             page = address & ~0xFFF
             if page != self._page or self._generation != self._memory.generation:
                 self._look_at(page)
             index = (address & 0xFFF) >> 2
             control = self._dwords[index + 3]
-            if control & 1 != self.cycle:
-                self.address = address
+            if control & 1 != cycle:
+                self.address, self.cycle = address, cycle
                 return None
             if control & _TYPE_MASK != _LINK:
-                self.address = address + 16
+                self.address, self.cycle = address + 16, cycle
                 return Trb(address, self._qwords[index >> 1], self._dwords[index + 2], control)
             if control & spec.TRB_IOC:
                 self.link_ioc.append(Trb(address, self._qwords[index >> 1], self._dwords[index + 2], control))
             address = self._qwords[index >> 1] & ~0xF
             if control & spec.TRB_TC:
-                self.cycle ^= 1
+                cycle ^= 1
         raise RingLoopError(f"more than {LINK_LIMIT} Link TRBs in a row at {self.address:#x}")
 
     def _look_at(self, page: int) -> None:

@@ -97,10 +97,9 @@ def collect(ring: ConsumerRing, memory: GuestMemory, *, is_in: bool, control: bo
     try:
         if control and first.control & _TYPE != _NO_OP:
             complete = _collect_control(td, ring, memory)
-        else:
-            complete = _collect_chain(td.trbs, ring)
-            if complete:
-                _map_normal(td, memory)
+        elif _collect_chain(td.trbs, ring):
+            _map_normal(td, memory)
+            complete = True
     finally:
         if complete:
             if ring.link_ioc:
