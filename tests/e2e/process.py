@@ -27,6 +27,7 @@ class ServerProcess:
         pass_fds: Sequence[int] = (),
         environment: dict[str, str] | None = None,
         socket_path: Path | None = None,
+        command: Sequence[str | Path] = COMMAND,
     ) -> None:
         self.log_path = directory / "server.log"
         self.socket_path = socket_path or directory / "usb.sock"
@@ -35,7 +36,7 @@ class ServerProcess:
         self.started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments)],
+                [*map(str, command), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
