@@ -184,13 +184,16 @@ def ensure() -> Path:
 
 def remove(tree: Path) -> None:
     """Delete a tree, after unmounting what an interrupted debootstrap may have left mounted in it."""
-    if not tree.exists():
-        return
-    table = Path("/proc/self/mountinfo").read_text()
-    mounts = [line.split()[4].encode().decode("unicode_escape") for line in table.splitlines()]
-    for mount in sorted((m for m in mounts if Path(m).is_relative_to(tree)), reverse=True):
-        subprocess.run(["umount", mount], check=True)
-    shutil.rmtree(tree)
+    if tree.exists():
+        unmount(tree)
+        shutil.rmtree(tree)
+
+
+def unmount(tree: Path) -> None:
+    """Unmount what debootstrap mounts in a tree; it leaves it there where it was killed or has no /proc itself."""
+    for name in ("dev/pts", "dev", "sys", "proc"):
+        while os.path.ismount(tree / name):
+            subprocess.run(["umount", str(tree / name)], check=True)
 
 
 class _Build:
@@ -211,6 +214,7 @@ class _Build:
         where = f" from {mirror}" if mirror else ""
         _say(f"debootstrap of Debian {SUITE}{where} into {tree.parent} (log: {self._log})")
         self._step("debootstrap", "debootstrap", "--variant=minbase", SUITE, str(tree), *([mirror] if mirror else []))
+        unmount(tree)
         # Only now: debootstrap's own packages come in whole, what is added here should stay small and start nothing.
         _configure(tree)
         in_tree = ["chroot", str(tree), "apt-get", "-y", "-q", "--no-install-recommends"]
