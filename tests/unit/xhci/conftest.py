@@ -1,0 +1,38 @@
+"""Fixtures for the tests of the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.unit.xhci.kit import DirectBus, Rig
+
+
+@pytest.fixture
+def bus() -> Iterator[DirectBus]:
+    """A controller in this process, as after power-on."""
+    bus = DirectBus()
+    yield bus
+    bus.close()
+
+
+@pytest.fixture
+def make_rig() -> Iterator[Callable[..., Rig]]:
+    """Makes a `Rig` with options, closed at the end."""
+    rigs: list[Rig] = []
+
+    def make(*args: Any, **options: Any) -> Rig:
+        rigs.append(Rig(*args, **options))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+@pytest.fixture
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    """A running controller with one enumerated High Speed device."""
+    return make_rig()
