@@ -1,0 +1,181 @@
+"""What the documentation says is so: hooks, options and commands are documented, links lead somewhere, code runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from usbvfiod_core import PLUGIN_API, cli, hookimpl
+from usbvfiod_core.cli.command import application
+from usbvfiod_core.hooks.registry import Registry, hook_signatures
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
+COMMAND_LINE = (ROOT / "docs/cli.md").read_text()
+PLUGINS = (ROOT / "docs/plugins.md").read_text()
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of code."""
+
+    path: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    """The blocks of these languages in all documents."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for match in FENCE.finditer(text):
+            if match[1] in languages:
+                found.append(Block(path, text.count("\n", 0, match.start()) + 1, match[1], match[2]))
+    return found
+
+
+def shell_commands(block: Block) -> Iterator[list[str]]:
+    """The commands of a shell block as words, without prompts and comments."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        line = line.removeprefix("$ ").strip()
+        if line and not line.startswith("#"):
+            yield shlex.split(line, comments=True)
+
+
+def commands() -> dict[str, click.Command]:
+    """Bare `usbvfiod` and the commands beside it, without those of plugins that happen to be installed."""
+    group = application(Registry())
+    return {"": group, **group.commands}
+
+
+# -- hooks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", hook_signatures())
+def test_every_hook_is_documented_with_its_signature(name: str) -> None:
+    heading = f"### `{name}({', '.join(hook_signatures()[name].parameters)})`"
+    assert heading in PLUGINS
+    section = PLUGINS.partition(heading)[2].partition("\n### ")[0]
+    for word in ("**When**", "**Thread**", "**An exception**"):
+        assert word in section, f"{name}: {word}"
+    for parameter in hook_signatures()[name].parameters.values():
+        assert f"`{parameter.name}: {parameter.annotation}`" in section
+
+
+def test_no_hook_is_documented_that_does_not_exist() -> None:
+    assert set(re.findall(r"^### `(usbvfiod_\w+)\(", PLUGINS, re.MULTILINE)) == set(hook_signatures())
+
+
+def test_the_version_of_the_plugin_api_is_documented() -> None:
+    assert f"The plugin API has version {PLUGIN_API}." in PLUGINS
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_and_option_is_documented(name: str) -> None:
+    if name:
+        assert f"\n## {name}\n" in COMMAND_LINE
+    section = COMMAND_LINE.partition(f"\n## {name}\n")[2].partition("\n## ")[0] if name else COMMAND_LINE
+    for parameter in commands()[name].params:
+        for option in parameter.opts:
+            assert f"`{option}" in section or f", `{option}" in section, f"{name or 'usbvfiod'} {option}"
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = {value for key, value in vars(cli).items() if key.isupper() and isinstance(value, int)}
+    table = COMMAND_LINE.partition("## Exit codes")[2]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == codes
+
+
+def test_no_option_is_documented_that_does_not_exist() -> None:
+    known = {option for command in commands().values() for parameter in command.params for option in parameter.opts}
+    known |= {"--help", "-h", "-vv"}
+    written = set(re.findall(r"`(--?[a-z][a-z-]*)", COMMAND_LINE))
+    assert written <= known
+
+
+# -- commands that a reader would type ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", blocks("sh", "console"), ids=str)
+def test_commands_exist_with_their_options(block: Block) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in shell_commands(block):
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, words
+        elif words[0] == "usbvfiod":
+            known = commands()
+            name = words[1] if len(words) > 1 and words[1] in known else ""
+            known[name].make_context("usbvfiod", words[2 if name else 1 :], resilient_parsing=False, obj=Registry())
+
+
+# -- links ----------------------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a page's headings make."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        page = (path.parent / place).resolve() if place else path
+        assert page.exists(), f"{path.name}: {target}"
+        assert page.is_relative_to(ROOT)
+        if anchor:
+            assert anchor in anchors(page), f"{path.name}: {target}"
+
+
+# -- code -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_examples_run(block: Block, tmp_path: Path) -> None:
+    """Each example is a program of its own. One that implements hooks is also accepted as a plugin, one that has tests
+    passes them."""
+    path = tmp_path / "test_example.py"
+    path.write_text(block.text)
+    namespace: dict[str, object] = {"__name__": "example", "__file__": str(path)}
+    if "def test_" in block.text:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(path)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=50)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return
+    exec(compile(block.text, str(block), "exec"), namespace)
+    if "@hookimpl" in block.text:
+        module = type(sys)("example")
+        vars(module).update(namespace)
+        record = Registry().register(module, "example")
+        assert record.error == ""
+        assert record.hooks
+
+
+def test_the_example_of_a_hook_is_for_that_hook() -> None:
+    for name in hook_signatures():
+        section = PLUGINS.partition(f"### `{name}(")[2].partition("\n### ")[0]
+        for match in FENCE.finditer(section):
+            if match[1] == "python":
+                assert f"def {name}(" in match[2]
+    assert callable(hookimpl)
