@@ -1,4 +1,4 @@
-"""The test kit: everything to test a device, a backend or a plugin against the real controller, without hardware or a VM.
+"""The test kit: devices, backends and plugins are tested against the real controller, without hardware or a VM.
 
 fixtures        pytest fixtures `guest`, `served_guest`, `plug`, `serve`; installed with the package
 guest           `Guest` and `ServedGuest`: a bus, a driver and devices, in one object
