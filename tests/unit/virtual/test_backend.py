@@ -1,0 +1,50 @@
+"""The backend `virtual`: what it lists and opens, and the hook by which it enters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.backend import Backend
+from usbvfiod_core.virtual import VirtualBackend, usbvfiod_register_backends
+from usbvfiod_core.virtual.flash import Flash
+from usbvfiod_core.virtual.keyboard import Keyboard
+from usbvfiod_core.virtual.loopback import Loopback
+
+
+def test_it_registers_itself() -> None:
+    found: list[Backend] = []
+    usbvfiod_register_backends(found.append)
+    assert [backend.name for backend in found] == ["virtual"]
+
+
+def test_it_opens_what_it_lists(image: Path) -> None:
+    backend, loop = VirtualBackend(), StepLoop()
+    kinds = {"flash": Flash, "keyboard": Keyboard, "loopback": Loopback}
+    assert [info.address for info in backend.list_devices()] == list(kinds)
+    for info in backend.list_devices():
+        device = backend.open(info.address, {"image": str(image)} if info.address == "flash" else {}, loop)
+        assert isinstance(device, kinds[info.address])
+        assert (device.vendor_id, device.product_id) == (info.vendor_id, info.product_id)
+        assert device.speed == info.speed
+        device.close()
+    loop.run_ready()
+    loop.close()
+
+
+@pytest.mark.parametrize("address", ["", "Flash", "flash ", "disk", "/dev/bus/usb/001/002"])
+def test_other_addresses_are_refused(address: str) -> None:
+    loop = StepLoop()
+    with pytest.raises(ConfigError, match=r"there is no virtual device '.*'; there are flash, keyboard and loopback"):
+        VirtualBackend().open(address, {}, loop)
+    loop.close()
+
+
+def test_flash_needs_an_image() -> None:
+    loop = StepLoop()
+    with pytest.raises(ConfigError, match=r"virtual:flash needs an image: virtual:flash\?image=FILE"):
+        VirtualBackend().open("flash", {}, loop)
+    loop.close()
