@@ -1,0 +1,87 @@
+"""The pytest plugin in projects that have nothing to do with usbvfiod, and in those that do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from usbvfiod_core.testing.fake_device import BULK_IN, FakeDevice
+from usbvfiod_core.testing.guest import Guest
+
+
+def run_pytest(path: Path, source: str) -> str:
+    """The output of a pytest run over one file, which must pass."""
+    (path / "test_it.py").write_text(source)
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        str(path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=path, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_importing_the_plugin_imports_no_controller() -> None:
+    code = (
+        "import sys, usbvfiod_core.testing.fixtures\n"
+        "heavy = ('xhci', 'vfio_user', 'pci', 'daemon', 'virtual', 'asyncio')\n"
+        "print([name for name in sys.modules if name.removeprefix('usbvfiod_core.').split('.')[0] in heavy])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_project_with_fixtures_of_the_same_names_is_left_alone(tmp_path: Path) -> None:
+    output = run_pytest(
+        tmp_path,
+        "import pytest, sys\n"
+        "@pytest.fixture\n"
+        "def guest(): return 'mine'\n"
+        "@pytest.fixture\n"
+        "def serve(): return 'mine too'\n"
+        "def test_mine(guest, serve):\n"
+        "    assert (guest, serve) == ('mine', 'mine too')\n"
+        "    assert 'usbvfiod_core.xhci' not in sys.modules\n",
+    )
+    assert "1 passed" in output
+
+
+def test_a_failing_conformance_test_shows_values(tmp_path: Path) -> None:
+    output = run_pytest(
+        tmp_path,
+        "import pytest\n"
+        "from usbvfiod_core.testing.conformance import DeviceConformance\n"
+        "from usbvfiod_core.testing.fake_device import FakeDevice\n"
+        "class Nameless(DeviceConformance):\n"
+        "    def make_device(self, loop): return FakeDevice(name='')\n"
+        "def test_it():\n"
+        "    from usbvfiod_core.testing.device_bench import DeviceBench\n"
+        "    from usbvfiod_core.testing.loop import StepLoop\n"
+        "    suite = Nameless()\n"
+        "    bench = DeviceBench(suite.make_device(None), StepLoop())\n"
+        "    with pytest.raises(AssertionError, match=r\"where '' =\"):\n"
+        "        suite.test_it_says_what_it_is(bench)\n",
+    )
+    assert "1 passed" in output
+
+
+def test_plug_and_guest_are_the_same_guest(guest: Guest, plug: object) -> None:
+    assert plug == guest.plug
+    fake = FakeDevice()
+    device = guest.plug(fake)
+    fake.answers(BULK_IN, b"x")
+    assert device.bulk_in(BULK_IN, 8) == b"x"
+
+
+def test_the_guest_is_made_anew_for_each_test(guest: Guest) -> None:
+    assert guest.driver.connected_ports() == []
