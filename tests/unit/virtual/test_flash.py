@@ -197,6 +197,9 @@ def test_close_gives_the_image_back_when_no_thread_uses_it(image: Path, content:
     drive.flash.close()
     fd = drive.flash.disk.image.fd
     os.fstat(fd)
+    if what != "nothing":
+        with pytest.raises(DeviceError, match="in use"):  # a thread still works on it
+            opened(image)
     if waiting is not None:
         assert waiting.status is TransferStatus.DISCONNECTED
     drive.loop.run_ready()

@@ -121,6 +121,14 @@ def test_a_file_system_without_locks(image: Path, monkeypatch: pytest.MonkeyPatc
     Image(str(image)).close()
 
 
+def test_the_size_is_whole_blocks(image: Path) -> None:
+    os.truncate(image, 3 * 4096 + 700)
+    for block_size, size in ((512, 3 * 4096 + 512), (4096, 3 * 4096)):
+        opened = Image(str(image), block_size=block_size)
+        assert opened.size == size
+        opened.close()
+
+
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
