@@ -1,0 +1,49 @@
+"""`make bench`: measure, and print the figures beside their targets.
+
+Without the tree of `make vm` the guests are left out, and that is said. Exit status 0 whether targets are met or
+not: what is measured is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script, this directory is on the path where the checkout should be
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tests.bench import guests, micro
+from tests.vm.prepare import why_unavailable
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds of the guests (default 7)")
+    parser.add_argument("--count", type=int, default=5000, help="samples of single steps (default 5000)")
+    parser.add_argument("--no-vm", action="store_true", help="leave the guests out")
+    options = parser.parse_args()
+    print(f"Python {platform.python_version()}, Linux {platform.release()}\n")
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name:
+        print("single steps: median, the driver is the test kit's")
+        for figure in micro.measure(Path(name), options.count):
+            print(f"  {figure.line()}", flush=True)
+    reason = "--no-vm" if options.no_vm else why_unavailable()
+    if reason:
+        print(f"\nguests: left out: {reason}")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name:
+        print("\na Linux guest: usbvfiod, and QEMU's qemu-xhci with usb-storage; medians, ratio and its spread")
+        comparisons, figures = guests.measure(Path(name), options.rounds)
+        for comparison in comparisons:
+            print(f"  {comparison.line()}")
+        for figure in figures:
+            print(f"  {figure.line()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
