@@ -43,6 +43,8 @@ PHASE_ERROR = 2
 
 BLOCKING_WRITE = 256 * 1024
 """Writes of this many bytes and more go through a thread; smaller ones reach the page cache before it would start."""
+BLOCKING_READ = 4 << 20
+"""Reads of more bytes go through a thread even if they need no waiting: copying them would hold the loop for long."""
 
 _CBW = Struct("<IIIBBB16s")
 _CSW = Struct("<IIIB")
@@ -174,7 +176,7 @@ class BulkOnly(VirtualDevice):
         if doing.kind == READ and count:
             windows = transfer.windows if count == length else head(transfer.windows, count)
             try:
-                now = self.disk.image.read_now(windows, self._place, count)
+                now = count <= BLOCKING_READ and self.disk.image.read_now(windows, self._place, count)
             except OSError as error:
                 self._sent(transfer, count, error)
                 return

@@ -114,6 +114,18 @@ def test_a_big_write_goes_through_a_thread(drive: Drive, image: Path, content: b
     assert image.read_bytes()[:BIG] == data
 
 
+def test_a_huge_read_goes_through_a_thread_even_if_it_would_not_wait(make: Make, image: Path) -> None:
+    os.truncate(image, 8 << 20)
+    drive = make()
+    for length, in_thread in ((4 << 20, False), ((4 << 20) + 512, True)):
+        drive.send(read_10(0, length // 512), length, to_driver=True)
+        transfer = drive.submit_in(length)
+        assert (transfer.status is None) == in_thread
+        drive.bench.wait(transfer)
+        assert transfer.data == image.read_bytes()[:length]
+        assert drive.status() == (PASSED, 0)
+
+
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is in the page cache."""
