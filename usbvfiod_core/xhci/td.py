@@ -7,12 +7,16 @@ copied. When it has ended, `report` walks it once more and says which events it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..memory import GuestMemory
 from ..usb.requests import SetupPacket
-from ..usb.transfer import Transfer
+from ..usb.transfer import Transfer, TransferStatus
 from . import spec
 from .ring import ConsumerRing, Trb
+
+if TYPE_CHECKING:
+    from .transfer_ring import TransferRing
 
 TRB_LIMIT = 4096
 """TRBs in one TD; more is no driver but a guest that wants to keep us busy."""
@@ -29,6 +33,7 @@ _IOC = spec.TRB_IOC
 _ISP = spec.TRB_ISP
 _IDT = spec.TRB_IDT
 _LENGTH = spec.TRB_LENGTH_MASK
+_COMPLETED = TransferStatus.COMPLETED
 _SUCCESS = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
 _SHORT = spec.CC_SHORT_PACKET << spec.EVENT_CODE_SHIFT
 
@@ -51,7 +56,10 @@ class Td:
     `setup` and `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op).
     """
 
-    __slots__ = ("cycle", "done", "ended", "is_in", "length", "links", "setup", "transfer", "trbs", "windows")
+    __slots__ = ("cycle", "done", "ended", "is_in", "length", "links", "ring", "setup", "transfer", "trbs", "windows")
+
+    ring: TransferRing
+    """Where it was fetched; set by the engine."""
 
     def __init__(self, trbs: list[Trb], cycle: int, is_in: bool) -> None:
         self.trbs = trbs
@@ -69,6 +77,22 @@ class Td:
     def actual(self) -> int:
         """Bytes moved since the start of the TD."""
         return self.done + (self.transfer.actual if self.transfer is not None else 0)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its transfer has not ended well. OUT is never short: a device that took less has failed."""
+        transfer = self.transfer
+        return transfer is not None and (
+            transfer.status is not _COMPLETED or (transfer.actual < transfer.length and not self.is_in)
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether its transfer was cancelled when it had moved every byte."""
+        transfer = self.transfer
+        if transfer is None or transfer.status is not TransferStatus.CANCELLED or self.setup is not None:
+            return False
+        return 0 < transfer.length == transfer.actual
 
     def skip(self, done: int) -> None:
         """Leave out the first `done` bytes, which were moved before the endpoint was stopped in mid-TD (4.6.9)."""

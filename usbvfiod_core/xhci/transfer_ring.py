@@ -4,7 +4,7 @@ The fetch position and the retired position are two different things: TDs betwee
 position, which is what the driver sees in its contexts, is the first TRB of the oldest TD in flight, or the fetch
 position when there is none.
 
-An endpoint has one transfer ring.
+An endpoint has one transfer ring, or one for each of its streams (4.12).
 """
 
 from __future__ import annotations
@@ -12,19 +12,31 @@ from __future__ import annotations
 from collections import deque
 
 from ..memory import GuestMemory
+from . import spec
 from .ring import ConsumerRing
 from .td import Td, collect
 
 
 class TransferRing:
-    """`inflight` holds the TDs between the retired and the fetch position, oldest first."""
+    """`inflight` holds the TDs between the retired and the fetch position, oldest first.
 
-    __slots__ = ("_memory", "_resume", "fetch", "inflight")
+    `dequeue` is the position to start at, as a TR Dequeue Pointer field: address and DCS. `context` is the guest
+    address of that field, and `context_type` what else it holds: the Stream Context Type of a stream (6.2.4.1).
+    """
 
-    def __init__(self, memory: GuestMemory, address: int, cycle: int) -> None:
+    __slots__ = ("_context", "_context_type", "_memory", "_resume", "due", "fetch", "inflight", "stream_id")
+
+    def __init__(
+        self, memory: GuestMemory, dequeue: int, context: int, *, stream_id: int = 0, context_type: int = 0
+    ) -> None:
         self._memory = memory
-        self.fetch = ConsumerRing(memory, address, cycle)
+        self._context = context
+        self._context_type = context_type
+        self.stream_id = stream_id
+        self.fetch = ConsumerRing(memory, dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
         self.inflight: deque[Td] = deque()
+        self.due = False
+        """Whether the endpoint is to look at it; kept by the endpoint."""
         self._resume: tuple[int, int, int] | None = None
 
     @property
@@ -35,9 +47,15 @@ class TransferRing:
             return head.trbs[0].address | head.cycle
         return self.fetch.address | self.fetch.cycle
 
-    def move(self, address: int, cycle: int) -> None:
+    def write_back(self, dequeue: int) -> None:
+        """Write a TR Dequeue Pointer (address and DCS) where the driver reads it. Raises GuestMemoryError."""
+        words = self._memory.window(self._context, 8).cast("I")
+        words[0] = dequeue & 0xFFFF_FFFF | self._context_type
+        words[1] = dequeue >> 32
+
+    def move(self, dequeue: int) -> None:
         """Set TR Dequeue Pointer (4.6.10): go to another position and forget a half-done TD. Nothing is in flight."""
-        self.fetch.move(address, cycle)
+        self.fetch.move(dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
         self._resume = None
 
     def next(self, *, is_in: bool, control: bool) -> Td | None:
