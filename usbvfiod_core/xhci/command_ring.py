@@ -100,7 +100,9 @@ class CommandRing:
 
     def write_crcr_lo(self, value: int) -> None:
         if self.running:
-            self._ignore_hi = True  # the upper half of the same write; the pointer is ignored while CRR is set
+            # The pointer is ignored while CRR is set, and so is the upper half of the same write, before which the ring
+            # may have stopped. It counts once a low half is written: some drivers write the upper half first.
+            self._ignore_hi = True
             self._stopping |= value & (spec.CRCR_CS | spec.CRCR_CA)
             if self._stopping:
                 self._host.commands_ready()
@@ -110,11 +112,11 @@ class CommandRing:
         self._move()
 
     def write_crcr_hi(self, value: int) -> None:
-        if self.running or self._ignore_hi:
-            self._ignore_hi = False
+        if self.running:
             return
         self._pointer[1] = value
-        self._move()
+        if not self._ignore_hi:
+            self._move()
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
