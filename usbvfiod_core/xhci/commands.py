@@ -140,12 +140,10 @@ def stop_endpoint(host: CommandHost, slot: Slot, trb: Trb, finish: Finish) -> No
 def set_tr_dequeue(host: CommandHost, slot: Slot, trb: Trb, finish: Finish) -> None:
     """Set TR Dequeue Pointer (4.6.10)."""
     endpoint = _endpoint(slot, trb, finish)
-    if endpoint is None:
-        return
-    if trb.status >> spec.TRB_STREAM_ID_SHIFT:
-        finish(spec.CC_INVALID_STREAM_ID)  # no endpoint has streams
-        return
-    finish(endpoint.set_dequeue(trb.parameter & ~0xF, trb.parameter & spec.EP_DCS))
+    if endpoint is not None:
+        stream_id = trb.status >> spec.TRB_STREAM_ID_SHIFT
+        context_type = (trb.parameter & spec.SCT_MASK) >> spec.SCT_SHIFT
+        finish(endpoint.set_dequeue(trb.parameter & ~spec.SCT_MASK, stream_id, context_type))
 
 
 def _endpoint(slot: Slot, trb: Trb, finish: Finish) -> Endpoint | None:

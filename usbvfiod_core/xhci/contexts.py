@@ -53,6 +53,7 @@ class EndpointContext:
 
     @property
     def max_primary_streams(self) -> int:
+        """MaxPStreams: 0 for none, else the Stream Context Array has 2^(n+1) entries."""
         return (self.words[0] & spec.EP_MAXPSTREAMS_MASK) >> spec.EP_MAXPSTREAMS_SHIFT
 
     @property
@@ -69,7 +70,13 @@ class EndpointContext:
             return False
         if kind == spec.EP_TYPE_CONTROL and not dci & 1:
             return False
-        return self.max_burst <= 15 and self.interval <= 15 and self.max_primary_streams == 0
+        if self.max_primary_streams and (
+            kind not in (spec.EP_TYPE_BULK_IN, spec.EP_TYPE_BULK_OUT)
+            or self.max_primary_streams > spec.MAX_PSA_SIZE
+            or not self.words[0] & spec.EP_LSA
+        ):
+            return False
+        return self.max_burst <= 15 and self.interval <= 15
 
 
 class InputContext:

@@ -22,6 +22,7 @@ from . import spec
 from .command_ring import CommandRing
 from .contexts import DeviceContext
 from .endpoint import Endpoint
+from .engine import TransferEngine
 from .interrupter import Interrupter
 from .mfindex import MicroframeIndex
 from .root_hub import RootHub
@@ -85,7 +86,7 @@ class Controller:
         self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.read = registers.read
         self._dwords = registers.dwords
-        self._ready: deque[Endpoint] = deque()
+        self._ready: deque[TransferEngine] = deque()
         self._dirty: list[Interrupter] = []
         self._blocked = False
         self._in_run = False
@@ -121,7 +122,7 @@ class Controller:
             if slot is not None and target < 32:
                 endpoint = slot.endpoints[target]
                 if endpoint is not None:
-                    endpoint.doorbell()
+                    endpoint.doorbell(value >> spec.DOORBELL_STREAM_SHIFT)
         elif not value & spec.DOORBELL_TARGET:
             self._commands.doorbell()
 
@@ -251,8 +252,7 @@ class Controller:
 
         def fetch_again() -> None:
             for endpoint in endpoints:
-                if not endpoint.queued:
-                    self.ready(endpoint)
+                endpoint.resume()
 
         def taken_back() -> None:
             if endpoints:
@@ -263,7 +263,7 @@ class Controller:
 
     # -- what the parts need -------------------------------------------------------------------------------------
 
-    def ready(self, endpoint: Endpoint) -> None:
+    def ready(self, endpoint: TransferEngine) -> None:
         endpoint.queued = True
         self._ready.append(endpoint)
         if not self._in_run:
@@ -288,6 +288,9 @@ class Controller:
 
     def blocked(self) -> bool:
         return self._blocked
+
+    def frame_number(self) -> int:
+        return self._mfindex.read() >> 3
 
     def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
         """Publish an event on an interrupter; one that the driver has not set up is replaced by the primary one."""
@@ -345,8 +348,7 @@ class Controller:
             interrupter.run_started()
         self.hub.run_started()
         for endpoint in self.table.endpoints():
-            if not endpoint.queued:
-                self.ready(endpoint)
+            endpoint.resume()
 
     def _stop(self) -> None:
         """RS 1 to 0: transfers are taken back, then HCH is set (5.4.1.1)."""

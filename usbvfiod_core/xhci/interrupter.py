@@ -55,6 +55,7 @@ class Interrupter:
         self._timer: Timer | None = None
         writers = registers.writers
         writers[base + spec.IMAN] = self.write_iman
+        writers[base + spec.ERSTBA] = self.write_erstba_lo
         writers[base + spec.ERSTBA + 4] = self.write_erstba_hi
         writers[base + spec.ERDP] = self.write_erdp_lo
         writers[base + spec.ERDP + 4] = self.write_erdp_hi
@@ -92,15 +93,16 @@ class Interrupter:
                 self._dirty(self)
 
     def run_started(self) -> None:
-        """USBCMD.RS was set: a driver that wrote only the low half of ERSTBA has meant it (5.5.2.3.2)."""
+        """USBCMD.RS was set: read the segment table that was set while halted, in whatever order (5.5.2.3.2)."""
         if not self.ring.ready and self._dwords[self._erstsz] and self._dwords[self._erstba]:
             self._new_table = True
+        if self._new_table:
             self._dirty(self)
 
     def flush(self) -> None:
         """Do what register writes have asked for, and interrupt if it is due. Raises GuestMemoryError."""
         ring = self.ring
-        if self._new_table:
+        if self._new_table and self._running:
             self._set_up()
         if self._moved:
             self._moved = False
@@ -142,6 +144,11 @@ class Interrupter:
         self._registers.store_masked(self._base + spec.IMAN, value)
         self.deliver()
 
+    def write_erstba_lo(self, value: int) -> None:
+        self._registers.store_masked(self._base + spec.ERSTBA, value)
+        if not self._running and self._dwords[self._erstsz]:
+            self._new_table = True
+
     def write_erstba_hi(self, value: int) -> None:
         self._dwords[self._erstba + 1] = value
         if self._dwords[self._erstsz]:
@@ -168,6 +175,11 @@ class Interrupter:
                 self._dirty(self)
 
     # -- own ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> bool:
+        """HCH is clear. While it is set, guest memory is left alone: the driver may have written half an address."""
+        return not self._dwords[_USBSTS] & spec.USBSTS_HCH
 
     def _pointer(self, index: int) -> int:
         return self._dwords[index] | self._dwords[index + 1] << 32

@@ -184,7 +184,11 @@ class RegisterFile:
         # Isochronous scheduling threshold: 1 frame; ERST Max: 2^5 segments; no scratchpads.
         dwords[spec.HCSPARAMS2 >> 2] = 5 << 4 | 0x9
         dwords[spec.HCCPARAMS1 >> 2] = (
-            spec.HCC1_AC64 | spec.HCC1_NSS | spec.HCC1_SPC | (protocols >> 2) << spec.HCC1_XECP_SHIFT
+            spec.HCC1_AC64
+            | spec.HCC1_NSS
+            | spec.HCC1_SPC
+            | spec.MAX_PSA_SIZE << spec.HCC1_MAXPSASIZE_SHIFT
+            | (protocols >> 2) << spec.HCC1_XECP_SHIFT
         )
         dwords[spec.DBOFF >> 2] = DOORBELL_BASE
         dwords[spec.RTSOFF >> 2] = RUNTIME_BASE

@@ -14,7 +14,9 @@ from typing import Protocol
 from ..usb.device import Device
 from . import spec, states
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
-from .endpoint import Endpoint, Xhc
+from .endpoint import Endpoint
+from .engine import Xhc
+from .streams import StreamEndpoint
 
 Finish = Callable[[int], None]
 
@@ -194,15 +196,12 @@ class Slot:
 
     def _enable(self, dci: int, source: EndpointContext, context: DeviceContext, device: Device | None) -> None:
         context.write_endpoint(dci, source, spec.EP_RUNNING)
-        self.endpoints[dci] = Endpoint(
-            self._host,
-            self.slot_id,
-            dci,
-            ENDPOINT_TYPES[source.type],
-            context.endpoint_address(dci),
-            source.dequeue,
-            device,
-        )
+        type, at = ENDPOINT_TYPES[source.type], context.endpoint_address(dci)
+        if source.max_primary_streams:
+            streams = 2 << source.max_primary_streams
+            self.endpoints[dci] = StreamEndpoint(self._host, self.slot_id, dci, at, source.dequeue, device, streams)
+        else:
+            self.endpoints[dci] = Endpoint(self._host, self.slot_id, dci, type, at, source.dequeue, device)
 
     def _disable(self, dcis: set[int], then: Callable[[], None]) -> None:
         """Take these endpoints away; `then` when none of their transfers is in flight."""

@@ -8,7 +8,8 @@ from ..usb.device import Device
 from . import registers as reg
 from . import spec
 from .contexts import DeviceContext
-from .endpoint import Endpoint, Xhc
+from .endpoint import Endpoint
+from .engine import Xhc
 from .slot import Slot
 
 _DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2

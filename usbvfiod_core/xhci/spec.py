@@ -337,7 +337,9 @@ EP_TYPE_INTERRUPT_IN = 7
 INPUT_DROP = 0
 INPUT_ADD = 4
 
-# Stream context (6.2.4)
+# Streams (6.2.4)
+MAX_PSA_SIZE = 5
+"""HCCPARAMS1.MaxPSASize of this controller: arrays of 2^(5+1) streams."""
 STREAM_CONTEXT_SIZE = 16
 SCT_SHIFT = 1
 SCT_MASK = 7 << 1

@@ -1,0 +1,352 @@
+"""The transfer engine of an endpoint: TRBs to transfers, completions to events (4.9, 4.10).
+
+All work is done in `run`, which the controller calls for endpoints that have something to do: a doorbell, or a
+transfer that has ended. A device may end a transfer inside `submit`, so completions only mark their TD, and `run`
+retires TDs strictly in the order of their ring.
+
+Whatever stops an endpoint (an error, Stop Endpoint, a reset, the device's removal) goes through `drain`: cancel what
+is in flight, wait until every transfer is back, then go on. So nothing touches guest memory for a TD that the driver
+has been told is over.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from time import monotonic_ns
+from typing import Protocol
+
+from ..errors import GuestMemoryError
+from ..memory import GuestMemory
+from ..usb.device import Device, Loop, Timer
+from ..usb.transfer import Transfer, TransferStatus, TransferType
+from . import spec
+from .ring import RingLoopError, Trb
+from .td import Td, TdFault, report
+from .transfer_ring import TransferRing
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = {TransferType.CONTROL: 1, TransferType.BULK: 8, TransferType.INTERRUPT: 4, TransferType.ISOCHRONOUS: 64}
+"""TDs of a ring in flight. Windows' rings are not consistent much further ahead (checklist 7); isochronous TDs are
+short, and 64 of them are 8 ms at high speed."""
+
+CANCEL_TIMEOUT = 2.0
+"""Seconds after which a device that does not give a cancelled transfer back is not waited for any more; Linux
+declares the controller dead after 5 s."""
+
+_COMPLETED = TransferStatus.COMPLETED
+_EVENT = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
+
+
+class Xhc(Protocol):
+    """What an endpoint needs of the controller."""
+
+    memory: GuestMemory
+    loop: Loop
+
+    def ready(self, endpoint: TransferEngine) -> None:
+        """Call `endpoint.run` soon."""
+        ...
+
+    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
+        """Publish an event."""
+        ...
+
+    def blocked(self) -> bool:
+        """Whether an event ring is full, so that nothing new may be fetched."""
+        ...
+
+    def host_system_error(self, error: GuestMemoryError) -> None:
+        """Guest memory that the controller itself needs is not there (4.24.1)."""
+        ...
+
+    def frame_number(self) -> int:
+        """The number of the frame now, 11 bits of MFINDEX (5.5.1)."""
+        ...
+
+
+def failed(td: Td) -> bool:
+    """Whether a TD that has ended did so in error. An OUT transfer is never short: a device that took less failed."""
+    transfer = td.transfer
+    return transfer is not None and (
+        transfer.status is not _COMPLETED or (transfer.actual < transfer.length and not td.is_in)
+    )
+
+
+class TransferEngine(ABC):
+    """What all endpoints do while they are Running. `dci` is 1 to 31, `address` that of the endpoint's descriptor."""
+
+    def __init__(self, xhc: Xhc, slot_id: int, dci: int, type: TransferType, device: Device | None) -> None:
+        self.dci = dci
+        self.type = type
+        self.is_in = bool(dci & 1)
+        self.address = dci >> 1 | (0x80 if self.is_in and dci > 1 else 0)
+        self.state = spec.EP_RUNNING
+        self.queued = False
+        """Whether it waits for its `run`; kept by the controller."""
+        self._xhc = xhc
+        self._device = device
+        self._control = type is TransferType.CONTROL
+        self._limit = IN_FLIGHT[type]
+        self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT
+        self._due: list[TransferRing] = []
+        self._outstanding = 0
+        self._running = False
+        self._drained: list[Callable[[], None]] = []
+        self._deadline: Timer | None = None
+
+    @property
+    def outstanding(self) -> int:
+        """Transfers that the device has not given back."""
+        return self._outstanding
+
+    @abstractmethod
+    def rings(self) -> Iterable[TransferRing]:
+        """The endpoint's transfer rings that have ever been rung."""
+
+    @abstractmethod
+    def _answer_doorbell(self) -> None:
+        """Do what a doorbell since the last `run` asks for."""
+
+    @abstractmethod
+    def _halt(self, ring: TransferRing) -> None:
+        """The oldest TD of `ring` has failed and nothing is in flight any more."""
+
+    @abstractmethod
+    def _trb_error(self, ring: TransferRing, dequeue: int) -> None:
+        """The ring has a TRB at `dequeue` (address and cycle) that cannot be executed; nothing is in flight on it."""
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def run(self, deadline: int) -> bool:
+        """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
+
+        Fetches nothing more after `deadline` (time.monotonic_ns), so that the other endpoints have their turn.
+        """
+        if self._drained:
+            if self._outstanding == 0:
+                self._finish_drain()
+            return False
+        self._answer_doorbell()
+        device = self._device
+        if self.state != spec.EP_RUNNING or device is None:
+            return False
+        due, self._due = self._due, []
+        self._running = True
+        for ring in due:
+            ring.due = False
+            if self.state == spec.EP_RUNNING and not self._drained and self._run_ring(ring, device, deadline):
+                self._look_at(ring)
+        self._running = False
+        return bool(self._due)
+
+    def _look_at(self, ring: TransferRing) -> None:
+        if not ring.due:
+            ring.due = True
+            self._due.append(ring)
+
+    def _run_ring(self, ring: TransferRing, device: Device, deadline: int) -> bool:
+        try:
+            return self._work(ring, device, deadline)
+        except TdFault as fault:
+            dequeue, error = fault.trb.address | fault.trb.control & 1, str(fault)
+        except (RingLoopError, GuestMemoryError) as fault:
+            dequeue, error = ring.fetch.address | ring.fetch.cycle, str(fault)
+        # Not before the TDs ahead of it are done; until then each completion comes back here.
+        if not ring.inflight:
+            log.warning("endpoint %#04x: TRB error: %s", self.address, error)
+            self._trb_error(ring, dequeue)
+        return False
+
+    def _work(self, ring: TransferRing, device: Device, deadline: int) -> bool:
+        inflight = ring.inflight
+        while True:
+            while inflight and inflight[0].ended:
+                if not self._retire(ring, inflight[0]):
+                    return False
+            if len(inflight) >= self._limit:
+                return False
+            if self._xhc.blocked() or monotonic_ns() > deadline:
+                return True
+            td = ring.next(is_in=self.is_in, control=self._control)
+            if td is None:
+                if not inflight:
+                    self._starve(ring)
+                return False
+            td.ring = ring
+            inflight.append(td)
+            if td.windows is None:
+                td.ended = True
+            else:
+                self._submit(td, td.windows, device)
+
+    def _submit(self, td: Td, windows: list[memoryview], device: Device) -> None:
+        td.transfer = transfer = Transfer(
+            self.address,
+            self.type,
+            windows,
+            td.length - td.done,
+            self._ended,
+            setup=td.setup,
+            stream_id=td.ring.stream_id,
+            context=td,
+        )
+        self._outstanding += 1
+        try:
+            device.submit(transfer)
+        except Exception:
+            log.exception("%s: submit raised; the transfer fails", device.name)
+            transfer.complete(TransferStatus.ERROR)
+
+    def _ended(self, transfer: Transfer) -> None:
+        """Device.complete: the TD is retired by `run`."""
+        td: Td = transfer.context
+        if td.ended:
+            return  # given up on after CANCEL_TIMEOUT
+        td.ended = True
+        self._outstanding -= 1
+        if not self._running:
+            self._look_at(td.ring)
+            if not self.queued:
+                self._xhc.ready(self)
+
+    def _retire(self, ring: TransferRing, td: Td) -> bool:
+        """Report the oldest TD of a ring; False if it ended in error and the endpoint is halting."""
+        if failed(td):
+            self.drain(lambda: self._halt(ring))
+            return False
+        ring.inflight.popleft()
+        if td.links:
+            self._report_links(td.links)
+        report(td, self.emit)
+        return True
+
+    def _retire_completed(self, ring: TransferRing) -> None:
+        """Report the TDs at the head that were done before they could be cancelled."""
+        inflight = ring.inflight
+        while inflight and inflight[0].ended and not failed(inflight[0]):
+            report(inflight.popleft(), self.emit)
+
+    def _starve(self, ring: TransferRing) -> None:
+        """The ring is empty and nothing is in flight on it."""
+        if ring.fetch.link_ioc:
+            self._report_links(ring.fetch.link_ioc)
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def emit(self, parameter: int, status: int, event_data: int, trb_status: int, trb_control: int) -> None:
+        """Publish a Transfer Event (6.4.2.1); target interrupter and BEI come from the TRB it is about."""
+        self._xhc.post(
+            trb_status >> spec.TRB_INTERRUPTER_SHIFT,
+            parameter,
+            status,
+            self._event | event_data,
+            bool(trb_control & spec.TRB_BEI),
+        )
+
+    def emit_code(self, code: int, trb: Trb, length: int) -> None:
+        """An event with this completion code about a TRB, which interrupts whatever the TRB says."""
+        self.emit(trb.address, code << spec.EVENT_CODE_SHIFT | length, 0, trb.status, 0)
+
+    def _report_links(self, links: list[Trb]) -> None:
+        for link in links:
+            self.emit_code(spec.CC_SUCCESS, link, 0)
+        links.clear()
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    def drain(self, then: Callable[[], None]) -> None:
+        """Cancel what is in flight; call `then` once every transfer is back, possibly at once. Until then nothing is
+        fetched. Calls made while an earlier one waits are answered in order."""
+        self._drained.append(then)
+        if len(self._drained) > 1:
+            return
+        device = self._device
+        running, self._running = self._running, True
+        if device is not None and self._outstanding:
+            for ring in list(self.rings()):
+                # Newest first, so that data that still comes in goes to the oldest.
+                for td in reversed(ring.inflight):
+                    if not td.ended and td.transfer is not None:
+                        try:
+                            device.cancel(td.transfer)
+                        except Exception:
+                            log.exception("%s: cancel raised", device.name)
+        self._running = running
+        if self._outstanding == 0:
+            self._finish_drain()
+        else:
+            self._deadline = self._xhc.loop.call_later(CANCEL_TIMEOUT, self._give_up)
+
+    def _finish_drain(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        waiting, self._drained = self._drained, []
+        for then in waiting:
+            then()
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        for ring in self.rings():
+            for td in ring.inflight:
+                if not td.ended:
+                    log.error("endpoint %#04x: the device keeps a cancelled transfer: %r", self.address, td.transfer)
+                    td.ended = True
+        self._outstanding = 0
+        self._finish_drain()
+
+    def disable(self, then: Callable[[], None]) -> None:
+        """Leave the state machine for good: no event any more, `then` when nothing is in flight. The context is the
+        caller's business."""
+        self.state = spec.EP_DISABLED
+
+        def gone() -> None:
+            for ring in self.rings():
+                ring.inflight.clear()
+            then()
+
+        self.drain(gone)
+
+    def rewind(self, then: Callable[[], None]) -> None:
+        """Take everything back to the rings without an event and go on at the next doorbell or `resume`: the port is
+        reset, or the guest's memory map changes under the transfers."""
+
+        def back() -> None:
+            if self.state == spec.EP_RUNNING:
+                for ring in self.rings():
+                    self._retire_completed(ring)
+                    ring.rewind(keep_progress=True)
+            then()
+
+        self.drain(back)
+
+    def resume(self) -> None:
+        """Fetch again what `rewind` has taken back."""
+        for ring in self.rings():
+            self._look_at(ring)
+        if not self.queued:
+            self._xhc.ready(self)
+
+    def uses(self, start: int, end: int) -> bool:
+        """Whether a transfer in flight may touch guest memory in this range."""
+        return any(
+            trb.parameter < end and start < trb.parameter + (trb.status & spec.TRB_LENGTH_MASK)
+            for ring in self.rings()
+            for td in ring.inflight
+            if not td.ended
+            for trb in td.trbs
+        )
+
+    def device_gone(self, then: Callable[[], None]) -> None:
+        """The device is unplugged: no event any more, though commands still work; `then` when nothing is in flight."""
+
+        def back() -> None:
+            for ring in self.rings():
+                ring.rewind(keep_progress=False)
+            then()
+
+        self.drain(back)
+        self._device = None

@@ -1,0 +1,94 @@
+"""Bulk endpoints with streams: a transfer ring for each stream, named by the Stream Context Array (4.12, 6.2.4).
+
+The array lies in guest memory where an endpoint without streams has its TR Dequeue Pointer. Only linear primary
+arrays exist here (HCCPARAMS1.NSS), so stream ID n is entry n, and entry 0 is none. A stream's context is read when
+its doorbell is rung for the first time. All streams share the endpoint's state: one that fails halts them all.
+"""
+
+from __future__ import annotations
+
+from ..errors import GuestMemoryError
+from ..usb.device import Device
+from ..usb.transfer import TransferType
+from . import spec, states
+from .endpoint import Endpoint
+from .engine import Xhc
+from .transfer_ring import TransferRing
+
+_PRIMARY = spec.SCT_PRIMARY_RING << spec.SCT_SHIFT
+
+
+class StreamEndpoint(Endpoint):
+    """An endpoint whose context has MaxPStreams set: `streams` entries, of which 1 to `streams - 1` are streams."""
+
+    def __init__(
+        self, xhc: Xhc, slot_id: int, dci: int, context: int, dequeue: int, device: Device | None, streams: int
+    ) -> None:
+        self._array = dequeue & spec.EP_DEQUEUE_MASK
+        self._streams = streams
+        self._rung_streams: dict[int, None] = {}
+        self._invalid = False
+        super().__init__(xhc, slot_id, dci, TransferType.BULK, context, dequeue, device)
+
+    def _set_up_rings(self, dequeue: int) -> None:
+        """Rings are made as their doorbells are rung."""
+
+    def doorbell(self, stream_id: int) -> None:
+        """The doorbell with a Stream ID (5.6). One that there is not is answered with an Invalid Stream ID Error."""
+        if 0 < stream_id < self._streams:
+            self._rung_streams[stream_id] = None
+        else:
+            self._invalid = True
+        super().doorbell(stream_id)
+
+    def _answer_doorbell(self) -> None:
+        if not self._rung:
+            return
+        self._rung = False
+        rung, self._rung_streams = self._rung_streams, {}
+        if self._invalid:
+            self._invalid = False
+            self._error(spec.CC_INVALID_STREAM_ID)
+        if self.state == spec.EP_STOPPED and rung:
+            self._enter(states.DOORBELL)
+        if self.state == spec.EP_RUNNING:
+            for stream_id in rung:
+                ring = self._ring(stream_id)
+                if ring is not None:
+                    self._look_at(ring)
+
+    def set_dequeue(self, dequeue: int, stream_id: int, context_type: int) -> int:
+        if (self.state, states.SET_DEQUEUE) not in states.ENDPOINT:
+            return spec.CC_CONTEXT_STATE_ERROR
+        if not 0 < stream_id < self._streams:
+            return spec.CC_INVALID_STREAM_ID
+        if context_type != spec.SCT_PRIMARY_RING:
+            return spec.CC_INVALID_STREAM_TYPE
+        ring = self._rings.get(stream_id)
+        if ring is None:
+            ring = self._rings[stream_id] = self._new(stream_id, dequeue)
+        return self._move(ring, dequeue)
+
+    def _ring(self, stream_id: int) -> TransferRing | None:
+        """The ring of a stream; None, and the error reported, if its context is none for a primary array."""
+        ring = self._rings.get(stream_id)
+        if ring is None:
+            address = self._array + stream_id * spec.STREAM_CONTEXT_SIZE
+            try:
+                dequeue = int.from_bytes(self._xhc.memory.read(address, 8), "little")
+            except GuestMemoryError as error:
+                self._xhc.host_system_error(error)
+                return None
+            if dequeue & spec.SCT_MASK != _PRIMARY:
+                self._error(spec.CC_INVALID_STREAM_TYPE)
+                return None
+            ring = self._rings[stream_id] = self._new(stream_id, dequeue)
+        return ring
+
+    def _new(self, stream_id: int, dequeue: int) -> TransferRing:
+        address = self._array + stream_id * spec.STREAM_CONTEXT_SIZE
+        return TransferRing(self._xhc.memory, dequeue, address, stream_id=stream_id, context_type=_PRIMARY)
+
+    def _error(self, code: int) -> None:
+        """An event about a doorbell: there is no TRB to point to (4.12.2.1)."""
+        self.emit(0, code << spec.EVENT_CODE_SHIFT, 0, 0, 0)
