@@ -12,7 +12,7 @@ from ..errors import GuestMemoryError
 from ..usb.device import Device
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec, states
-from .engine import TransferEngine, Xhc, failed
+from .engine import TransferEngine, Xhc
 from .td import current
 from .transfer_ring import TransferRing
 
@@ -110,10 +110,14 @@ class Endpoint(TransferEngine):
         self.drain(lambda: self._stopped(finish))
 
     def _stopped(self, finish: Callable[[int], None]) -> None:
+        if self.state != spec.EP_RUNNING:
+            finish(spec.CC_CONTEXT_STATE_ERROR)  # it has failed or was disabled before everything was back
+            return
+        self._rung = False  # by a doorbell from before the command
         for ring in self.rings():
             self._retire_completed(ring)
             head = ring.inflight[0].transfer if ring.inflight else None
-            if head is not None and head.status not in _TAKEN_BACK and failed(ring.inflight[0]):
+            if head is not None and head.status not in _TAKEN_BACK and ring.inflight[0].failed:
                 self._halt(ring)  # it failed before it could be cancelled
                 break
         if (self.state, states.STOP) not in states.ENDPOINT:

@@ -36,7 +36,6 @@ CANCEL_TIMEOUT = 2.0
 """Seconds after which a device that does not give a cancelled transfer back is not waited for any more; Linux
 declares the controller dead after 5 s."""
 
-_COMPLETED = TransferStatus.COMPLETED
 _EVENT = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
 
@@ -65,14 +64,6 @@ class Xhc(Protocol):
     def frame_number(self) -> int:
         """The number of the frame now, 11 bits of MFINDEX (5.5.1)."""
         ...
-
-
-def failed(td: Td) -> bool:
-    """Whether a TD that has ended did so in error. An OUT transfer is never short: a device that took less failed."""
-    transfer = td.transfer
-    return transfer is not None and (
-        transfer.status is not _COMPLETED or (transfer.actual < transfer.length and not td.is_in)
-    )
 
 
 class TransferEngine(ABC):
@@ -166,8 +157,8 @@ class TransferEngine(ABC):
             while inflight and inflight[0].ended:
                 if not self._retire(ring, inflight[0]):
                     return False
-            if len(inflight) >= self._limit:
-                return False
+            if len(inflight) >= self._limit or self._device is not device:
+                return False  # the device may go away inside submit
             if self._xhc.blocked() or monotonic_ns() > deadline:
                 return True
             td = ring.next(is_in=self.is_in, control=self._control)
@@ -206,6 +197,8 @@ class TransferEngine(ABC):
         if td.ended:
             return  # given up on after CANCEL_TIMEOUT
         td.ended = True
+        if not 0 <= transfer.actual <= transfer.length:
+            transfer.status, transfer.actual = TransferStatus.BABBLE, transfer.length
         self._outstanding -= 1
         if not self._running:
             self._look_at(td.ring)
@@ -214,7 +207,7 @@ class TransferEngine(ABC):
 
     def _retire(self, ring: TransferRing, td: Td) -> bool:
         """Report the oldest TD of a ring; False if it ended in error and the endpoint is halting."""
-        if failed(td):
+        if td.failed:
             self.drain(lambda: self._halt(ring))
             return False
         ring.inflight.popleft()
@@ -226,8 +219,11 @@ class TransferEngine(ABC):
     def _retire_completed(self, ring: TransferRing) -> None:
         """Report the TDs at the head that were done before they could be cancelled."""
         inflight = ring.inflight
-        while inflight and inflight[0].ended and not failed(inflight[0]):
-            report(inflight.popleft(), self.emit)
+        while inflight and inflight[0].ended and (not inflight[0].failed or inflight[0].whole):
+            td = inflight.popleft()
+            if td.links:
+                self._report_links(td.links)
+            report(td, self.emit)
 
     def _starve(self, ring: TransferRing) -> None:
         """The ring is empty and nothing is in flight on it."""

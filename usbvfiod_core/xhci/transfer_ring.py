@@ -72,14 +72,16 @@ class TransferRing:
     def rewind(self, *, keep_progress: bool) -> None:
         """Give back what is in flight: the fetch position becomes the retired one. No transfer is in flight any more.
 
-        With `keep_progress` the bytes that the oldest TD has moved are not moved again when it is fetched anew.
+        With `keep_progress` the bytes that the oldest TD has moved are not moved again when it is fetched anew; a
+        control transfer always starts over, since its device cannot go on in the middle.
         """
         if not self.inflight:
             return
         head = self.inflight[0]
         self.fetch.move(head.trbs[0].address, head.cycle)
         done = head.actual
-        self._resume = (head.trbs[0].address, head.length, done) if keep_progress and 0 < done < head.length else None
+        keep_progress = keep_progress and 0 < done < head.length and head.setup is None
+        self._resume = (head.trbs[0].address, head.length, done) if keep_progress else None
         self.inflight.clear()
 
     def forget_progress(self) -> None:
