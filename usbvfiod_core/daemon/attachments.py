@@ -21,6 +21,9 @@ from .matching import find
 
 log = logging.getLogger(__name__)
 
+OPEN_NOTICE = 2.0
+"""Seconds after which a device that is still being opened is mentioned in the log."""
+
 
 class RootHub(Protocol):
     """What attachments need of the controller."""
@@ -82,7 +85,10 @@ class Attachments:
         attachment = Attachment(spec)
         self._attachments.append(attachment)
 
+        slow = self._loop.call_later(OPEN_NOTICE, log.warning, "device %s takes long to open", spec.text)
+
         def opened(result: Device | BaseException) -> None:
+            slow.cancel()
             try:
                 if isinstance(result, BaseException):
                     raise result

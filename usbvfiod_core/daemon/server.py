@@ -15,7 +15,7 @@ from ..pci.msix import Msix
 from ..usb.backend import Backend
 from ..vfio_user import transport
 from ..xhci.controller import Controller
-from .attachments import Attachment, Attachments
+from .attachments import Attachment, Attachments, State
 from .config import Config, SocketError
 from .loop import ServerLoop
 from .notify import notify
@@ -144,7 +144,6 @@ class Server:
 
     def _give_up(self) -> None:
         for attachment in self.attachments.present:
-            log.warning("%s (%s) does not end its transfers", attachment.name, attachment.spec.text)
-        if self._loop.blocking:
-            log.warning("%d blocking calls of devices do not end", self._loop.blocking)
+            what = "does not open" if attachment.state is State.OPENING else "does not end its transfers"
+            log.warning("device %s %s; ending without it", attachment.spec.text, what)
         self._loop.stop()
