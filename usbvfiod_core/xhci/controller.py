@@ -97,6 +97,7 @@ class Controller:
         self._halt_due = False
         self._halt_timer: Timer | None = None
         self._saved = False
+        self._failed = False
 
     # -- the guest's side: registers -----------------------------------------------------------------------------
 
@@ -113,8 +114,8 @@ class Controller:
         self.registers.write(offset, value, size)
 
     def _doorbell(self, slot_id: int, value: int) -> None:
-        """5.6: ignored while halted, for a slot that is not enabled, and for an endpoint that is not."""
-        if not self.running:
+        """5.6: ignored while halted or halting, for a slot that is not enabled, and for an endpoint that is not."""
+        if not self._fetching:
             return
         if slot_id:
             slot = self._slots[slot_id]
@@ -128,13 +129,15 @@ class Controller:
 
     def write_usbcmd(self, value: int) -> None:
         dwords, at = self._dwords, _USBCMD >> 2
+        if dwords[_USBSTS >> 2] & spec.USBSTS_CNR:
+            return  # a reset is under way (5.4.2)
         old = dwords[at]
         new = self.registers.store_masked(_USBCMD, value)
         if value & spec.USBCMD_HCRST:
             dwords[at] |= spec.USBCMD_HCRST
             self._begin_reset(None)
             return
-        if dwords[_USBSTS >> 2] & spec.USBSTS_HCE:
+        if self._failed:
             dwords[at] = new = new & ~spec.USBCMD_RS  # only a reset helps (4.24.1)
         if new & ~old & spec.USBCMD_RS:
             self._start()
@@ -155,6 +158,11 @@ class Controller:
     def running(self) -> bool:
         """USBSTS.HCH is clear."""
         return not self._dwords[_USBSTS >> 2] & spec.USBSTS_HCH
+
+    @property
+    def _fetching(self) -> bool:
+        """It runs, and is not about to halt."""
+        return not self._dwords[_USBSTS >> 2] & spec.USBSTS_HCH and bool(self._dwords[_USBCMD >> 2] & spec.USBCMD_RS)
 
     # -- work ----------------------------------------------------------------------------------------------------
 
@@ -189,19 +197,29 @@ class Controller:
             self._commands_due = False
             if self._commands.run():
                 self._commands_due = more = True
-        if ready and self.running:
-            deadline = monotonic_ns() + RUN_NS
-            for _ in range(len(ready) + 1):
-                if self._blocked or not ready or monotonic_ns() > deadline:
-                    break
-                endpoint = ready.popleft()
-                endpoint.queued = False
-                if endpoint.run(deadline) and not endpoint.queued:
-                    endpoint.queued = True
-                    ready.append(endpoint)
+        if ready:
+            self._run_endpoints()
         if self._dirty:
             self._flush()
-        return (more or (bool(ready) and self.running) or self._commands_due) and not self._blocked
+        more = more or self._commands_due or self.hub.dirty or (bool(ready) and self._fetching)
+        return more and not self._blocked
+
+    def _run_endpoints(self) -> None:
+        """Give each endpoint that is ready its turn. One whose transfers are awaited has it whatever the state of the
+        controller: a command, a reset or an unplugging goes on when they are back."""
+        ready = self._ready
+        deadline = monotonic_ns() + RUN_NS
+        for _ in range(len(ready) + 1):
+            if not ready:
+                break
+            endpoint = ready.popleft()
+            if not endpoint.draining and (self._blocked or not self._fetching or monotonic_ns() > deadline):
+                ready.append(endpoint)
+                continue
+            endpoint.queued = False
+            if endpoint.run(deadline) and not endpoint.queued:
+                endpoint.queued = True
+                ready.append(endpoint)
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
@@ -348,7 +366,10 @@ class Controller:
             interrupter.run_started()
         self.hub.run_started()
         for endpoint in self.table.endpoints():
-            endpoint.resume()
+            if endpoint.draining:
+                endpoint.rewind(endpoint.resume)
+            else:
+                endpoint.resume()
 
     def _stop(self) -> None:
         """RS 1 to 0: transfers are taken back, then HCH is set (5.4.1.1)."""
@@ -373,10 +394,9 @@ class Controller:
     def _fail(self, bit: int) -> None:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH
         self._dwords[_USBCMD >> 2] &= ~spec.USBCMD_RS
+        self._failed = True
         self._commands.halt()
-        self._ready.clear()
         for endpoint in self.table.endpoints():
-            endpoint.queued = False
             endpoint.device_gone(lambda: None)
 
     def _begin_reset(self, done: Callable[[], object] | None) -> None:
@@ -392,16 +412,13 @@ class Controller:
     def _drain_for_reset(self) -> None:
         """Cancel everything; the reset is done when it is back, and the guest sees CNR until then (4.2)."""
         self._draining = True
-        slots = self.table.release_all()
-        for endpoint in self._ready:
-            endpoint.queued = False
-        self._ready.clear()
-        when_all([slot.abandon for slot in slots], self._reset_done)
+        when_all([slot.abandon for slot in self._slots if slot is not None], self._reset_done)
 
     def _reset_done(self) -> None:
         self._draining = False
+        self.table.release_all()
         self._commands.reset()
-        self._commands_due = self._blocked = self._halt_due = self._saved = False
+        self._commands_due = self._blocked = self._halt_due = self._saved = self._failed = False
         self._mfindex.reset()
         self.registers.reset()
         for interrupter in self.interrupters:

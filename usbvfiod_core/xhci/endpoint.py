@@ -75,8 +75,8 @@ class Endpoint(TransferEngine):
     # -- errors ----------------------------------------------------------------------------------------------------
 
     def _halt(self, ring: TransferRing) -> None:
-        if self.state != spec.EP_RUNNING or not ring.inflight:
-            return  # disabled or rewound meanwhile
+        if self.state != spec.EP_RUNNING or self._device is None or not ring.inflight:
+            return  # disabled, unplugged or rewound meanwhile
         td = ring.inflight[0]
         status = td.transfer.status if td.transfer is not None else None
         code = HALTING_CODES.get(status, spec.CC_TRANSACTION_ERROR)
@@ -161,6 +161,8 @@ class Endpoint(TransferEngine):
         return self._move(self._rings[0], dequeue)
 
     def _move(self, ring: TransferRing, dequeue: int) -> int:
+        if self.state == spec.EP_ERROR:
+            self._rung = False
         ring.move(dequeue)
         self._enter(states.SET_DEQUEUE, ring, dequeue)
         return spec.CC_SUCCESS

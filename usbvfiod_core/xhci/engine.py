@@ -93,6 +93,11 @@ class TransferEngine(ABC):
         """Transfers that the device has not given back."""
         return self._outstanding
 
+    @property
+    def draining(self) -> bool:
+        """Whether somebody waits for the transfers to come back."""
+        return bool(self._drained)
+
     @abstractmethod
     def rings(self) -> Iterable[TransferRing]:
         """The endpoint's transfer rings that have ever been rung."""
@@ -127,8 +132,9 @@ class TransferEngine(ABC):
         due, self._due = self._due, []
         self._running = True
         for ring in due:
+            more = self.state == spec.EP_RUNNING and not self._drained and self._run_ring(ring, device, deadline)
             ring.due = False
-            if self.state == spec.EP_RUNNING and not self._drained and self._run_ring(ring, device, deadline):
+            if more:
                 self._look_at(ring)
         self._running = False
         return bool(self._due)
@@ -153,12 +159,14 @@ class TransferEngine(ABC):
 
     def _work(self, ring: TransferRing, device: Device, deadline: int) -> bool:
         inflight = ring.inflight
-        while True:
-            while inflight and inflight[0].ended:
+        # The device may go away inside submit, and the event ring turn out to be gone.
+        while self._device is device and not self._drained:
+            if inflight and inflight[0].ended:
                 if not self._retire(ring, inflight[0]):
                     return False
-            if len(inflight) >= self._limit or self._device is not device:
-                return False  # the device may go away inside submit
+                continue
+            if len(inflight) >= self._limit:
+                return False
             if self._xhc.blocked() or monotonic_ns() > deadline:
                 return True
             td = ring.next(is_in=self.is_in, control=self._control)
@@ -172,6 +180,7 @@ class TransferEngine(ABC):
                 td.ended = True
             else:
                 self._submit(td, td.windows, device)
+        return False
 
     def _submit(self, td: Td, windows: list[memoryview], device: Device) -> None:
         td.transfer = transfer = Transfer(
@@ -200,10 +209,9 @@ class TransferEngine(ABC):
         if not 0 <= transfer.actual <= transfer.length:
             transfer.status, transfer.actual = TransferStatus.BABBLE, transfer.length
         self._outstanding -= 1
-        if not self._running:
-            self._look_at(td.ring)
-            if not self.queued:
-                self._xhc.ready(self)
+        self._look_at(td.ring)
+        if not self._running and not self.queued:
+            self._xhc.ready(self)
 
     def _retire(self, ring: TransferRing, td: Td) -> bool:
         """Report the oldest TD of a ring; False if it ended in error and the endpoint is halting."""
@@ -282,7 +290,10 @@ class TransferEngine(ABC):
             self._deadline = None
         waiting, self._drained = self._drained, []
         for then in waiting:
-            then()
+            try:
+                then()
+            except GuestMemoryError as error:
+                self._xhc.host_system_error(error)
 
     def _give_up(self) -> None:
         self._deadline = None
@@ -292,7 +303,8 @@ class TransferEngine(ABC):
                     log.error("endpoint %#04x: the device keeps a cancelled transfer: %r", self.address, td.transfer)
                     td.ended = True
         self._outstanding = 0
-        self._finish_drain()
+        if not self.queued:
+            self._xhc.ready(self)
 
     def disable(self, then: Callable[[], None]) -> None:
         """Leave the state machine for good: no event any more, `then` when nothing is in flight. The context is the

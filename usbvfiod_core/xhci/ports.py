@@ -6,12 +6,15 @@ plugged in and is then enabled; a USB 2 port is enabled by the driver's reset.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from ..usb.device import Device
 from . import registers as reg
 from . import spec
+
+log = logging.getLogger(__name__)
 
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
 _LINK = spec.PORTSC_PLS
@@ -108,8 +111,8 @@ class Port:
 
     def run_started(self) -> None:
         """USBCMD.RS was set: changes that were noted while halted are events now (4.19.2)."""
-        if self.portsc & spec.PORTSC_CHANGES:
-            self._event_due = True
+        self._event_due = bool(self.portsc & spec.PORTSC_CHANGES)
+        if self._event_due:
             self._hub.port_dirty(self)
 
     # -- registers ---------------------------------------------------------------------------------------------------
@@ -184,8 +187,13 @@ class Port:
             self._change(change)
 
         def reset() -> None:
-            if number == self._resets:
+            if number != self._resets:
+                return
+            try:
                 device.reset(finish)
+            except Exception:
+                log.exception("%s: reset raised", device.name)
+                finish()
 
         self._hub.rewind_port(self, reset)
 

@@ -45,6 +45,8 @@ class Slot:
         self.port_id = 0
         self.endpoints: list[Endpoint | None] = [None] * 32
         self._host = host
+        self._device: Device | None = None
+        self._abandoned = False
 
     def active(self) -> list[Endpoint]:
         """The endpoints that are not Disabled."""
@@ -79,6 +81,7 @@ class Slot:
 
         def apply() -> None:
             self.port_id = port_id
+            self._device = device
             self._enable(1, endpoint, context, device)
             address = 0 if block_set_address else self.slot_id
             self.state = states.SLOT[self.state, command]
@@ -106,6 +109,8 @@ class Slot:
             finish(spec.CC_PARAMETER_ERROR)
             return
         device = self._host.device_at(self.port_id, enabled=False)
+        if device is not self._device:
+            device = None  # another one was plugged in, and this slot is not for it
 
         def apply() -> None:
             for dci in dropped - added.keys():
@@ -190,7 +195,8 @@ class Slot:
     def abandon(self, then: Callable[[], None]) -> None:
         """The controller is reset: forget all endpoints, write nothing; `then` when no transfer is in flight."""
         self.state = spec.SLOT_DISABLED
-        self._disable({endpoint.dci for endpoint in self.active()}, then)
+        self._abandoned = True
+        when_all([endpoint.disable for endpoint in self.active()], then)
 
     # -- own -------------------------------------------------------------------------------------------------------
 
@@ -204,14 +210,19 @@ class Slot:
             self.endpoints[dci] = Endpoint(self._host, self.slot_id, dci, type, at, source.dequeue, device)
 
     def _disable(self, dcis: set[int], then: Callable[[], None]) -> None:
-        """Take these endpoints away; `then` when none of their transfers is in flight."""
-        gone = []
-        for dci in dcis:
-            endpoint = self.endpoints[dci]
-            if endpoint is not None:
-                gone.append(endpoint)
-                self.endpoints[dci] = None
-        when_all([endpoint.disable for endpoint in gone], then)
+        """Take these endpoints away; `then` when none of their transfers is in flight, unless the controller was reset
+        meanwhile. Until then they are still found, by whoever has to wait for their transfers, too."""
+        leaving = [endpoint for dci in dcis if (endpoint := self.endpoints[dci]) is not None]
+
+        def gone() -> None:
+            if self._abandoned:
+                return
+            for endpoint in leaving:
+                if self.endpoints[endpoint.dci] is endpoint:
+                    self.endpoints[endpoint.dci] = None
+            then()
+
+        when_all([endpoint.disable for endpoint in leaving], gone)
 
 
 def when_all(actions: list[Callable[[Callable[[], None]], None]], then: Callable[[], None]) -> None:

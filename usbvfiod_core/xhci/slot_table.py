@@ -47,11 +47,9 @@ class SlotTable:
         if self.slots[slot.slot_id] is slot:
             self.slots[slot.slot_id] = None
 
-    def release_all(self) -> list[Slot]:
-        """The controller is reset: no slot is enabled any more; return those that were."""
-        slots = [slot for slot in self.slots if slot is not None]
+    def release_all(self) -> None:
+        """The controller is reset: no slot is enabled any more."""
         self.slots[:] = [None] * len(self.slots)
-        return slots
 
     def endpoints(self, port_id: int = 0) -> list[Endpoint]:
         """All endpoints that are not Disabled, or those of the device at one root hub port."""
