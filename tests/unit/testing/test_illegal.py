@@ -271,3 +271,23 @@ def test_one_interrupt_until_the_handler_is_done(guest: Guest, fake: FakeDevice,
     guest.driver.handle_events()
     assert all(td.done for td in tds)
     assert guest.bus.signals[0] == before + 1
+
+
+def test_a_bad_trb_behind_good_ones_is_reported_after_them(
+    guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
+) -> None:
+    pipe = device.pipe(BULK_IN)
+    good, bad = push(pipe, make.normal(buffer, 64, IOC), make.trb(60))
+    guest.driver.no_event()
+    fake.answers(BULK_IN, b"good")
+    assert brief(events(guest, 2)) == [(good, spec.CC_SHORT_PACKET, 60), (bad, spec.CC_TRB_ERROR, 0)]
+    assert pipe.state == spec.EP_ERROR
+    assert device.context.dequeue(pipe.dci)[0] == bad
+
+
+def test_a_buffer_that_is_not_memory(guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
+    pipe = device.pipe(BULK_IN)
+    (address,) = push(pipe, make.normal(0xDEAD_0000_0000, 100, IOC))
+    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, 0)]
+    assert fake.in_flight == 0
+    device.bulk_out(BULK_OUT, b"the other endpoint works")

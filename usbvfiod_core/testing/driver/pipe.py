@@ -137,6 +137,7 @@ class Pipe:
             raise ProtocolError(f"Set TR Dequeue Pointer: the context says {pointer:#x}, cycle {cycle}")
         if self.failed is not None:
             self.ring.retire(len(self.failed.addresses))
+            self.failed.release()
             self.failed = None
         starts = [td.start for td in self.queue]
         drop = starts.index(position) if position in starts else len(starts)
@@ -198,6 +199,9 @@ class Pipe:
         """Give the ring back; TDs that are left are taken off. The endpoint must not run any more."""
         for td in self.queue:
             td.finish(0)
+        if self.failed is not None:
+            self.failed.release()
+            self.failed = None
         self.queue.clear()
         self.ring.free()
 
@@ -221,11 +225,8 @@ class Pipe:
         if index < 0:
             self._handle_late(event)
             return
-        for _ in range(place):
-            earlier = queue[0]
-            if earlier.wants_event:
-                raise ProtocolError("a TD is done before the one in front of it", code, event)
-            self._done_silently(earlier)
+        if place:
+            self._pass(list(queue)[:place], td, event)
         td.record(event, index)
         if td.done:
             self._done(td, td.completion_code)
@@ -247,8 +248,16 @@ class Pipe:
         td.end = ring.position
         self.queue.append(td)
 
+    def _pass(self, earlier: list[Td], td: Td, event: Event) -> None:
+        """There is an event for `td`: the TDs in front of it are done, or their events are on another event ring."""
+        for each in earlier:
+            if not each.wants_event:
+                self._done_silently(each)
+            elif each.interrupter == td.interrupter:
+                raise ProtocolError("a TD is done before the one in front of it", event.completion_code, event)
+
     def _done(self, td: Td, code: int) -> None:
-        self.queue.popleft()
+        self.queue.remove(td)
         if td.has_halted:
             self.failed = td  # its TRBs stay where they are until the dequeue pointer is set behind them
         else:

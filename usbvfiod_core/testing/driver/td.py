@@ -114,6 +114,11 @@ class Td:
         return self._last_event >= 0
 
     @property
+    def interrupter(self) -> int:
+        """Interrupter Target of its last TRB; events of TDs with different ones come in no particular order."""
+        return self.trbs[-1].status >> spec.TRB_INTERRUPTER_SHIFT
+
+    @property
     def is_good(self) -> bool:
         """Whether it ended with Success or Short Packet."""
         return self.completion_code in _GOOD
@@ -198,17 +203,21 @@ class Td:
         self.actual = sum(self.lengths[:index]) + self.lengths[index] - event.length
 
     def finish(self, code: int) -> None:
-        """End it: fetch the data, free the buffers. `code` 0 says that it was taken off the ring."""
+        """End it and fetch the data. `code` 0 says that it was taken off the ring."""
         self.done = True
         self.completion_code = code
-        if self._owned:
+        if self._owned and self.is_in:
             ram = self.pipe.driver.ram
-            if self.is_in:
-                self.data = b"".join(bytes(ram.window(start, length)) for start, length in self._pieces if length)
-                self.data = self.data[: self.actual]
-            for start in self._owned:
-                ram.free(start)
-            self._owned.clear()
+            self.data = b"".join(bytes(ram.window(start, length)) for start, length in self._pieces if length)
+            self.data = self.data[: self.actual]
+        if not self.has_halted:
+            self.release()
+
+    def release(self) -> None:
+        """Free the buffers; one that has halted the endpoint keeps them meanwhile, for it may be tried again."""
+        for start in self._owned:
+            self.pipe.driver.ram.free(start)
+        self._owned = []
 
     def own(self, pieces: list[tuple[int, int]], owned: list[int]) -> None:
         """Say where the data is, and which allocations end with it."""
