@@ -127,7 +127,7 @@ class Server:
             self._run_soon()
 
     def _run_soon(self) -> None:
-        if not self._run_scheduled:
+        if not self._run_scheduled and not self.transport.draining:
             self._run_scheduled = True
             self._loop.call_soon(self._run)
 

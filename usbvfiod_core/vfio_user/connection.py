@@ -69,6 +69,8 @@ class Connection:
         self.session: Final = Session(function, memory, adopt=Eventfd, close_fd=os.close, resume=self._resume)
         self._output: Final = self.session.output
         self.pid, self.uid = _peer(sock)
+        self.draining = False
+        """Messages are being executed; `on_drained` is called at the end."""
         self._open = True
         self._reading = False
         self._writing = False
@@ -104,6 +106,7 @@ class Connection:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        self.draining = True
         session, receive = self.session, self._socket.recvmsg_into
         for _ in range(CHUNKS):
             space = session.space
@@ -125,6 +128,7 @@ class Connection:
             if not self._advance() or (count < len(space) and not ancillary):
                 break
         if self._open:
+            self.draining = False
             self._on_drained()
 
     def _advance(self) -> bool:
@@ -170,9 +174,11 @@ class Connection:
         """Go on where `_advance` stopped, unless something else still holds this client up."""
         if not self._open or self._writing:
             return
+        self.draining = True
         if self._advance():
             self._listen()
         if self._open:
+            self.draining = False
             self._on_drained()
 
     def _resume(self) -> None:

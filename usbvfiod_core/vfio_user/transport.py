@@ -121,6 +121,11 @@ class Server:
         self._memory.settle()
 
     @property
+    def draining(self) -> bool:
+        """Messages are being executed; `on_drained` is called when that is done."""
+        return self._connection is not None and self._connection.draining
+
+    @property
     def client(self) -> ClientFacts | None:
         """Who is connected, if anybody is."""
         connection = self._connection
