@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from usbvfiod_core.testing.bus import DirectBus
-from usbvfiod_core.testing.driver import Event, GuestDriver, Pipe, Trb, UsbDevice
+from usbvfiod_core.testing.driver import Command, Event, GuestDriver, Pipe, Trb, UsbDevice
 from usbvfiod_core.testing.driver import trb as make
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
 from usbvfiod_core.usb.speed import Speed
@@ -76,6 +76,15 @@ class Rig:
             found.append(event)
         self.driver.acknowledge(interrupter)
         return found
+
+    def handle(self) -> None:
+        """Let the controller work, and the driver handle the events there are."""
+        self.bus.run()
+        self.driver.handle_events()
+
+    def submit_command(self, type: int, *, dci: int = 0, **rest: int) -> Command:
+        """Put a command to the rig's slot on the ring without waiting for it."""
+        return self.driver.commands.submit(make.command(type, slot_id=self.slot_id, dci=dci, **rest))
 
     def command(self, type: int, *, slot_id: int | None = None, dci: int = 0, **rest: int) -> int:
         """Run a command and return its completion code."""

@@ -62,7 +62,7 @@ def test_supported_protocols_cover_every_port_once(bus: DirectBus) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_a_read_of_any_width_is_a_slice(bus: DirectBus, size: int) -> None:
     everything = bytes(bus.read(offset, 1) for offset in range(reg.REGISTER_SPACE))
-    for offset in range(0, reg.REGISTER_SPACE - 8):
+    for offset in range(reg.REGISTER_SPACE - 8):
         assert bus.read(offset, size) == int.from_bytes(everything[offset : offset + size], "little"), hex(offset)
 
 

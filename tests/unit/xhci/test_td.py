@@ -41,7 +41,8 @@ class Ring:
             self.enqueue += 16
 
     def collect(self, *, is_in: bool = True, control: bool = False) -> Td | None:
-        return collect(self.ring, self.memory, is_in=is_in, control=control)
+        type = TransferType.CONTROL if control else TransferType.BULK
+        return collect(self.ring, self.memory, type, is_in=is_in)
 
     def faults(self, index: int, *, is_in: bool = True, control: bool = False) -> None:
         """The TRB at `index` is named as the wrong one, and the ring stays where it was."""
