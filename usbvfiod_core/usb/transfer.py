@@ -69,7 +69,9 @@ class Transfer:
                 must not be written
     length      bytes asked for (IN) or given (OUT); the length of the data stage of a control transfer
     stream_id   bulk stream (1 and up), 0 without streams
-    packets     isochronous transfers: the packets, else empty
+    packets     isochronous transfers: the packets, one for each service interval, else empty
+    frame       isochronous transfers: number of the frame (11 bits, 1 ms each) that the driver means it for; None for
+                the next interval that is free
     status      None while in flight
     actual      bytes moved, set by `complete`
     on_complete called by `complete` with the transfer; whoever wraps a device may put its own in front
@@ -80,6 +82,7 @@ class Transfer:
         "actual",
         "context",
         "endpoint",
+        "frame",
         "length",
         "on_complete",
         "packets",
@@ -109,6 +112,7 @@ class Transfer:
         self.length = length
         self.stream_id = stream_id
         self.packets: list[IsochronousPacket] = []
+        self.frame: int | None = None
         self.status: TransferStatus | None = None
         self.actual = 0
         self.on_complete = on_complete

@@ -79,7 +79,6 @@ class TransferEngine(ABC):
         """Whether it waits for its `run`; kept by the controller."""
         self._xhc = xhc
         self._device = device
-        self._control = type is TransferType.CONTROL
         self._limit = IN_FLIGHT[type]
         self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT
         self._due: list[TransferRing] = []
@@ -169,7 +168,7 @@ class TransferEngine(ABC):
                 return False
             if self._xhc.blocked() or monotonic_ns() > deadline:
                 return True
-            td = ring.next(is_in=self.is_in, control=self._control)
+            td = ring.next(self.type, is_in=self.is_in)
             if td is None:
                 if not inflight:
                     self._starve(ring)
@@ -194,6 +193,10 @@ class TransferEngine(ABC):
             context=td,
         )
         self._outstanding += 1
+        self._start(transfer, td, device)
+
+    def _start(self, transfer: Transfer, td: Td, device: Device) -> None:
+        """Hand a transfer to the device."""
         try:
             device.submit(transfer)
         except Exception:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..usb.device import Device
+from ..usb.transfer import TransferType
 from . import spec, states
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
 from .endpoint import Endpoint
 from .engine import Xhc
+from .isochronous import IsochronousEndpoint
 from .streams import StreamEndpoint
 
 Finish = Callable[[int], None]
@@ -206,6 +208,8 @@ class Slot:
         if source.max_primary_streams:
             streams = 2 << source.max_primary_streams
             self.endpoints[dci] = StreamEndpoint(self._host, self.slot_id, dci, at, source.dequeue, device, streams)
+        elif type is TransferType.ISOCHRONOUS:
+            self.endpoints[dci] = IsochronousEndpoint(self._host, self.slot_id, dci, type, at, source.dequeue, device)
         else:
             self.endpoints[dci] = Endpoint(self._host, self.slot_id, dci, type, at, source.dequeue, device)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..memory import GuestMemory
 from ..usb.requests import SetupPacket
-from ..usb.transfer import Transfer, TransferStatus
+from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .ring import ConsumerRing, Trb
 
@@ -23,6 +23,7 @@ TRB_LIMIT = 4096
 
 _TYPE = spec.TRB_TYPE_MASK
 _NORMAL = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT
+_ISOCH = spec.TRB_ISOCH << spec.TRB_TYPE_SHIFT
 _SETUP = spec.TRB_SETUP_STAGE << spec.TRB_TYPE_SHIFT
 _DATA = spec.TRB_DATA_STAGE << spec.TRB_TYPE_SHIFT
 _STATUS = spec.TRB_STATUS_STAGE << spec.TRB_TYPE_SHIFT
@@ -105,7 +106,7 @@ class Td:
         self.windows = rest
 
 
-def collect(ring: ConsumerRing, memory: GuestMemory, *, is_in: bool, control: bool) -> Td | None:
+def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_in: bool) -> Td | None:
     """Take the next whole TD off the ring; None, and the ring as it was, if the driver has not written one yet.
 
     For a control endpoint that is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op.
@@ -119,10 +120,10 @@ def collect(ring: ConsumerRing, memory: GuestMemory, *, is_in: bool, control: bo
     td = Td([first], cycle, is_in)
     complete = False
     try:
-        if control and first.control & _TYPE != _NO_OP:
+        if type is TransferType.CONTROL and first.control & _TYPE != _NO_OP:
             complete = _collect_control(td, ring, memory)
         elif _collect_chain(td.trbs, ring):
-            _map_normal(td, memory)
+            _map_normal(td, memory, _ISOCH if type is TransferType.ISOCHRONOUS else _NORMAL)
             complete = True
     finally:
         if complete:
@@ -147,20 +148,27 @@ def _collect_chain(trbs: list[Trb], ring: ConsumerRing) -> bool:
     return trb is not None
 
 
-def _map_normal(td: Td, memory: GuestMemory) -> None:
-    """Check the TRBs of a bulk or interrupt TD and map their buffers; a TD without a Normal TRB moves nothing."""
+def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
+    """Check the TRBs of a TD that is no control transfer and map their buffers; one without data TRBs moves nothing.
+
+    `leading` is the type that its first data TRB must have: Normal, or Isoch, which Normal TRBs may follow (3.2.11).
+    """
     trbs = td.trbs
     first = trbs[0]
-    if len(trbs) == 1 and first.control & (_TYPE | _IDT) == _NORMAL:
+    if len(trbs) == 1 and first.control & (_TYPE | _IDT) == leading:
         length = first.status & _LENGTH
         td.length = length
         last = memory.windows(first.parameter, length, write=td.is_in) if length else []
         td.windows = last
         return
+    data: list[Trb] = []
     for trb in trbs:
-        if trb.control & _TYPE not in (_NORMAL, _EVENT_DATA, _NO_OP):
+        kind = trb.control & _TYPE
+        if kind == (_NORMAL if data else leading):
+            data.append(trb)
+        elif kind not in (_EVENT_DATA, _NO_OP):
             raise TdFault(trb, "not a TRB for this endpoint")
-    _map_data(td, [trb for trb in trbs if trb.control & _TYPE == _NORMAL], memory)
+    _map_data(td, data, memory)
 
 
 def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
@@ -258,7 +266,7 @@ def current(td: Td) -> tuple[Trb, int]:
     at = td.trbs[0]
     for trb in td.trbs:
         kind = trb.control & _TYPE
-        if kind in (_NORMAL, _DATA):
+        if kind in (_NORMAL, _DATA, _ISOCH):
             at = trb
             size = trb.status & _LENGTH
             if left < size:
@@ -291,7 +299,7 @@ def report(td: Td, emit: Emit) -> None:
     for trb in trbs:
         control = trb.control
         kind = control & _TYPE
-        if kind in (_NORMAL, _DATA):
+        if kind in (_NORMAL, _DATA, _ISOCH):
             size = trb.status & _LENGTH
             moved = min(size, left)
             left -= moved

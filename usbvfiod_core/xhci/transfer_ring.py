@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..memory import GuestMemory
+from ..usb.transfer import TransferType
 from . import spec
 from .ring import ConsumerRing
 from .td import Td, collect
@@ -58,9 +59,9 @@ class TransferRing:
         self.fetch.move(dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
         self._resume = None
 
-    def next(self, *, is_in: bool, control: bool) -> Td | None:
+    def next(self, type: TransferType, *, is_in: bool) -> Td | None:
         """Fetch the next whole TD, without what an earlier stop has already moved; raises as `collect`."""
-        td = collect(self.fetch, self._memory, is_in=is_in, control=control)
+        td = collect(self.fetch, self._memory, type, is_in=is_in)
         if td is not None and self._resume is not None:
             address, length, done = self._resume
             self._resume = None

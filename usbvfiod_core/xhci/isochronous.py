@@ -1,0 +1,85 @@
+"""Isochronous endpoints: a TD for each service interval, and never halted (3.2.11, 4.10.3, 4.11.2.5).
+
+The controller hands TDs to the device ahead of time, each with the frame that the driver wants or none for "as soon
+as possible" (SIA); the device, or the bus behind it, keeps the pace and completes each when its interval is over. A TD
+whose frame has passed before it was fetched is not sent: it ends with a Missed Service Error. When the ring runs dry
+the driver is told once, and the endpoint waits for the next doorbell.
+"""
+
+from __future__ import annotations
+
+from ..usb.device import Device
+from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
+from . import spec
+from .endpoint import Endpoint
+from .td import Td, current, report
+from .transfer_ring import TransferRing
+
+FRAMES = 2048
+"""Frame IDs are 11 bits."""
+AHEAD = 895
+"""Frames ahead of the present one that a Frame ID may lie (4.11.2.5)."""
+
+_CODES: dict[TransferStatus | None, int] = {
+    TransferStatus.BABBLE: spec.CC_BABBLE,
+    TransferStatus.MISSED: spec.CC_MISSED_SERVICE,
+}
+
+
+class IsochronousEndpoint(Endpoint):
+    """An endpoint of type Isoch IN or Isoch OUT. `missed` counts service intervals that were not served."""
+
+    missed = 0
+    _flowing = False
+
+    def _start(self, transfer: Transfer, td: Td, device: Device) -> None:
+        self._flowing = True
+        transfer.packets = [IsochronousPacket(0, transfer.length)]
+        control = td.trbs[0].control
+        if not control & spec.TRB_SIA:
+            transfer.frame = (control & spec.TRB_FRAME_ID_MASK) >> spec.TRB_FRAME_ID_SHIFT
+            if (transfer.frame - self._xhc.frame_number()) % FRAMES > AHEAD:
+                transfer.complete(TransferStatus.MISSED)
+                return
+        super()._start(transfer, td, device)
+
+    def _retire(self, ring: TransferRing, td: Td) -> bool:
+        """Report a TD however it ended; nothing halts an isochronous endpoint (4.10.2)."""
+        ring.inflight.popleft()
+        if td.links:
+            self._report_links(td.links)
+        transfer = td.transfer
+        if transfer is None:
+            report(td, self.emit)
+            return True
+        status = transfer.status
+        if status is TransferStatus.COMPLETED and transfer.packets:
+            status = transfer.packets[0].status
+        if status is TransferStatus.COMPLETED and (self.is_in or not td.failed):
+            report(td, self.emit)
+            return True
+        self.missed += 1
+        if status is TransferStatus.OVERRUN:
+            code = spec.CC_ISOCH_BUFFER_OVERRUN if self.is_in else spec.CC_DATA_BUFFER_ERROR
+        else:
+            code = _CODES.get(status, spec.CC_TRANSACTION_ERROR)
+        trb, residue = current(td)
+        self.emit(trb.address, code << spec.EVENT_CODE_SHIFT | residue, 0, trb.status, trb.control)
+        return True
+
+    def _retire_completed(self, ring: TransferRing) -> None:
+        inflight = ring.inflight
+        taken_back = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
+        while inflight and inflight[0].ended:
+            head = inflight[0].transfer
+            if head is not None and head.status in taken_back:
+                break
+            self._retire(ring, inflight[0])
+
+    def _starve(self, ring: TransferRing) -> None:
+        """Ring Underrun (OUT) or Ring Overrun (IN), once for each time the ring runs dry (4.10.3.1)."""
+        super()._starve(ring)
+        if self._flowing:
+            self._flowing = False
+            code = spec.CC_RING_OVERRUN if self.is_in else spec.CC_RING_UNDERRUN
+            self.emit(0, code << spec.EVENT_CODE_SHIFT, 0, 0, 0)
