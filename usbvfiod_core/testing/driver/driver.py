@@ -261,7 +261,7 @@ class GuestDriver:
         pause = 0.0002
         while not condition():
             if self.bus.clock() >= deadline:
-                raise DriverTimeoutError(self._state(what))
+                raise DriverTimeoutError(self._state(f"{what} in time"))
             self.bus.pause(pause)
             self.handle_events()
             pause = min(pause * 2, 0.01)
@@ -345,7 +345,9 @@ class GuestDriver:
                 return
             remaining = deadline - bus.clock()
             if remaining <= 0:
-                raise DriverTimeoutError(self._state(what))
+                raise DriverTimeoutError(self._state(f"{what} in time"))
+            if not signalled and self.read_operational(spec.USBSTS) & (spec.USBSTS_HSE | spec.USBSTS_HCE):
+                raise DriverError(self._state(f"{what}, the controller has stopped"))
             if not self.interrupts:
                 bus.pause(min(remaining, 0.001))
             elif self._interrupters == 1:
@@ -358,7 +360,7 @@ class GuestDriver:
         names = [
             name for name in ("HCH", "HSE", "HCE", "CNR", "EINT", "PCD") if status & getattr(spec, f"USBSTS_{name}")
         ]
-        return f"{what} in time; USBSTS {status:#x} ({' '.join(names) or 'running'})"
+        return f"{what}; USBSTS {status:#x} ({' '.join(names) or 'running'})"
 
     def _poll_operational(self, offset: int, mask: int, value: int, what: str) -> None:
         self.poll_until(lambda: self.read_operational(offset) & mask == value, what)
