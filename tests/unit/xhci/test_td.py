@@ -11,6 +11,7 @@ from usbvfiod_core.errors import GuestMemoryError
 from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.testing.memory import GuestRam
 from usbvfiod_core.usb.requests import SetupPacket
+from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_core.xhci.ring import ConsumerRing
 from usbvfiod_core.xhci.td import TRB_LIMIT, Td, TdFault, collect
 
