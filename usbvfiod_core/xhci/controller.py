@@ -395,6 +395,7 @@ class Controller:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH
         self._dwords[_USBCMD >> 2] &= ~spec.USBCMD_RS
         self._failed = True
+        self._mfindex.stop()
         self._commands.halt()
         for endpoint in self.table.endpoints():
             endpoint.device_gone(lambda: None)

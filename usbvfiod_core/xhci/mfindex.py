@@ -35,6 +35,7 @@ class MicroframeIndex:
     def stop(self) -> None:
         self._value = self.read()
         self._start = None
+        self.watch(False)
 
     def reset(self) -> None:
         self._value = 0
