@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.xhci.hub import Hub
 from tests.unit.xhci.kit import DirectBus, Rig
 
 
@@ -36,3 +37,17 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
 def rig(make_rig: Callable[..., Rig]) -> Rig:
     """A running controller with one enumerated High Speed device."""
     return make_rig()
+
+
+@pytest.fixture
+def hub() -> Iterator[Callable[..., Hub]]:
+    """Makes a `Hub`: `hub(speed, plugged=True, running=True)`."""
+    hubs: list[Hub] = []
+
+    def make_hub(*args: Any, **options: Any) -> Hub:
+        hubs.append(Hub(*args, **options))
+        return hubs[-1]
+
+    yield make_hub
+    for each in hubs:
+        each.bus.close()

@@ -50,7 +50,7 @@ class Pair:
 
     def take(self, limit: int = 10_000) -> list[int]:
         """What the driver finds, as numbers; -1 for Event Ring Full."""
-        found = []
+        found: list[int] = []
         while len(found) < limit and (event := self.driver.take()) is not None:
             full = event.type == spec.TRB_HOST_CONTROLLER and event.completion_code == spec.CC_EVENT_RING_FULL
             found.append(-1 if full else event.parameter)

@@ -1,0 +1,151 @@
+"""Devices that come and go (4.19.1): disconnection, replacement, transfers in flight, ports that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.xhci.hub import Hub
+from tests.unit.xhci.kit import BULK_IN, DirectBus, FakeDevice, Rig, Speed, of_type, spec
+from usbvfiod_core.errors import ConfigError
+
+CCS, PED, PR = spec.PORTSC_CCS, spec.PORTSC_PED, spec.PORTSC_PR
+CSC, PRC = spec.PORTSC_CSC, spec.PORTSC_PRC
+USB2, USB3 = Speed.HIGH, Speed.SUPER
+
+
+@pytest.mark.parametrize("speed", [USB2, USB3])
+def test_disconnect(hub: Callable[..., Hub], speed: Speed) -> None:
+    it = hub(speed)
+    it.port.reset()
+    it.events()
+    it.bus.unplug(it.port.port_id)
+    portsc = it.port.portsc
+    assert portsc & (CCS | PED | PR | spec.PORTSC_SPEED) == 0
+    assert (it.port.link_state, it.changes) == (spec.PLS_RXDETECT, CSC)
+    assert it.events() == 1
+    assert it.device.closed
+
+
+def test_a_device_that_says_it_is_gone(hub: Callable[..., Hub]) -> None:
+    it = hub(USB2)
+    gone: list[tuple[int, object]] = []
+    it.bus.controller.hub.unplugged = lambda port_id, device: gone.append((port_id, device))
+    it.device.unplug()
+    it.device.unplug()
+    assert it.events() == 1
+    assert not it.port.connected
+    assert gone == [(1, it.device)]
+
+
+def test_unplugged_during_a_reset(hub: Callable[..., Hub]) -> None:
+    it = hub(USB2)
+    it.device.holds_reset = True
+    it.write(PR)
+    it.bus.unplug(1)
+    assert it.port.portsc & (CCS | PED | PR) == 0
+    assert it.events() == 1
+    other = FakeDevice()
+    it.bus.plug(other, 1)
+    it.device.finish_reset()
+    assert it.port.portsc & (CCS | PED | PR) == CCS, "the reset of the old device does not enable the new one"
+    it.port.reset()
+    assert other.resets == 1
+
+
+def test_replugged_at_once(hub: Callable[..., Hub]) -> None:
+    it = hub(USB2)
+    it.port.reset()
+    it.events()
+    with it.bus.together():
+        it.bus.controller.unplug(1)
+        it.bus.controller.plug(FakeDevice(Speed.FULL), 1)
+    assert it.port.portsc & (CCS | PED) == CCS
+    assert it.port.speed == Speed.FULL
+    assert it.changes == CSC
+    assert it.events() == 1
+
+
+def test_an_old_slot_does_not_reach_a_new_device(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(USB3)
+    rig.bus.unplug(rig.port_id)
+    other = FakeDevice(USB3)
+    rig.bus.plug(other, rig.port_id)
+    for pipe in (rig.usb.control, rig.bulk_in):
+        pipe.ring.push(pipe.ring.read(pipe.ring.base))
+        pipe.doorbell()
+    descriptors = [endpoint for endpoint in rig.usb.interface(0).endpoints if endpoint.address == BULK_IN]
+    rig.usb.configure_endpoints(add=descriptors, drop=[BULK_IN])
+    rig.usb.submit_in(BULK_IN, 8)
+    assert other.submitted == []
+    rig.usb.disable()
+    assert rig.driver.enumerate(rig.port_id).descriptor is not None
+
+
+def test_a_device_that_vanishes_inside_submit(rig: Rig) -> None:
+    def vanish(transfer: object) -> None:
+        rig.device.unplug()
+
+    rig.events()
+    rig.device.answers(BULK_IN, vanish)
+    for _ in range(3):
+        rig.bulk_in.submit(length=8)
+    events = rig.events()
+    assert len(of_type(events, spec.TRB_PORT_STATUS_CHANGE)) == 1
+    assert of_type(events, spec.TRB_TRANSFER_EVENT) == []
+    assert len([transfer for transfer in rig.device.submitted if transfer.endpoint == BULK_IN]) == 1
+    assert rig.device.closed
+
+
+def test_unplugged_with_transfers_in_flight(rig: Rig) -> None:
+    rig.device.cancels = False
+    rig.events()
+    rig.bulk_in.submit(length=8)
+    rig.bus.unplug(rig.port_id)
+    assert not rig.device.closed, "not before its transfers are back"
+    assert len(rig.device.cancelled) == 1
+    rig.device.answers(BULK_IN, b"late")
+    rig.bus.run()
+    assert rig.device.closed
+    assert [event.type for event in rig.events()] == [spec.TRB_PORT_STATUS_CHANGE]
+    rig.usb.disable()
+
+
+@pytest.mark.parametrize(("speed", "ports"), [(USB2, range(1, 9)), (USB3, range(9, 16))])
+def test_all_ports_of_a_kind(bus: DirectBus, speed: Speed, ports: range) -> None:
+    assert [bus.plug(FakeDevice(speed)) for _ in ports] == list(ports)
+    with pytest.raises(ConfigError, match="no free USB"):
+        bus.plug(FakeDevice(speed))
+    bus.unplug(ports[3])
+    assert bus.plug(FakeDevice(speed)) == ports[3]
+
+
+@pytest.mark.parametrize(
+    ("speed", "port_id", "message"),
+    [
+        (USB2, 9, "needs a USB 2 port"),
+        (USB3, 8, "needs a USB 3 port"),
+        (USB2, 0, "does not exist"),
+        (USB2, 16, "does not"),
+    ],
+)
+def test_ports_that_do_not_fit(bus: DirectBus, speed: Speed, port_id: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bus.plug(FakeDevice(speed), port_id)
+    bus.plug(FakeDevice(USB2), 3)
+    with pytest.raises(ConfigError, match="taken by"):
+        bus.plug(FakeDevice(USB2), 3)
+
+
+def test_a_reset_that_raises_ends(hub: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+    it = hub(USB2)
+
+    def broken(done: object) -> None:
+        raise ValueError("a bug in a backend")
+
+    it.device.reset = broken  # type: ignore[method-assign]
+    it.write(PR)
+    assert it.port.portsc & PR == 0
+    assert it.changes == PRC
+    assert "reset raised" in caplog.text
