@@ -17,8 +17,10 @@ from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.pci.function import PciFunction
 from usbvfiod_core.pci.msix import Msix
 from usbvfiod_core.vfio_user import wire
-from usbvfiod_core.vfio_user.session import OUTPUT_LIMIT, Session
+from usbvfiod_core.vfio_user.session import Session
 
+MAX_OUTPUT = wire.MAX_MESSAGE_SIZE + (1 << 14)
+"""Bytes of replies that a session keeps."""
 FIRST_FD = 1 << 20
 """Numbers that are no descriptors of this process."""
 
@@ -103,7 +105,7 @@ class Client:
                 self.dead = True
                 if not error.fatal:
                     raise
-            assert len(self.session.output) <= OUTPUT_LIMIT + wire.MAX_MESSAGE_SIZE
+            assert len(self.session.output) <= MAX_OUTPUT
             self.replies += self.session.output
             self.session.output.clear()
             if not more:

@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 
 BUFFER_SIZE: Final = 16384
 """Bytes received at a time. A larger message gets a larger buffer while it lasts."""
-OUTPUT_LIMIT: Final = 1 << 18
-"""No further message is processed once this many bytes of replies wait to be sent."""
 MAX_PENDING_FDS: Final = 64
 """File descriptors that may come with one message, however it is cut into pieces."""
 MAX_COMPLAINTS: Final = 50
@@ -105,7 +103,7 @@ class Session:
         self.client: ClientVersion | None = None
         """Who the client is; None until it has said VERSION."""
         self.output = bytearray()
-        """Replies to send, in order. The transport deletes what it has sent."""
+        """Replies to send, in order; little more than one message's. The transport deletes what it has sent."""
         self.space: memoryview
         """Where to receive to; never empty while `process` has returned False."""
         self.partial = False
@@ -175,9 +173,9 @@ class Session:
                     if pos == begin:  # incomplete
                         self._settle(pos)
                         return False
-                    # A large message counts for many: 16 bytes may be four registers.
+                    # A large message counts for many: 16 bytes may be four registers. This bounds `output` as well.
                     limit -= (pos - begin + len(out) - produced) >> 4
-                    if self._hold is not None or len(out) > OUTPUT_LIMIT:
+                    if self._hold is not None:
                         limit = 0
                     fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
                 break
