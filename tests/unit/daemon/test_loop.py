@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from usbvfiod_core.daemon.loop import MAX_THREADS, ServerLoop
-from usbvfiod_core.daemon.selector import FULL_CREDIT, SpinningSelector
+from usbvfiod_core.daemon.selector import FULL_CREDIT, PAUSE, PROBE_EVERY, SpinningSelector
 from usbvfiod_core.usb.device import Loop
 
 
@@ -112,94 +113,170 @@ def test_a_call_that_never_ends_does_not_keep_the_loop(loop: ServerLoop) -> None
 # -- the selector ---------------------------------------------------------------------------------------------------
 
 
-class Watched(SpinningSelector):
-    """With a pipe to be woken by, on a machine that is taken to have two processors."""
+class Epoll:
+    """Stands in for the kernel: a look takes a microsecond, a sleep as long as it may; what is found is scripted."""
 
-    def __init__(self, spin: float = 0.002) -> None:
-        super().__init__(spin)
-        self.spin = spin
-        self.reader, self.writer = os.pipe()
-        self.register(self.reader, 1)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.looks = 0
+        self.sleeps: list[float | None] = []
+        self.found_after: int | None = None
+        """Looks of one call of `select` after which there is something."""
+        self.preempted_after: int | None = None
+        monkeypatch.setattr("usbvfiod_core.daemon.selector.perf_counter", lambda: self.now)
+        monkeypatch.setattr(selectors.EpollSelector, "select", self.select)
+        monkeypatch.setattr("select.select", lambda r, w, x, timeout: self.select(timeout))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
 
-    def close(self) -> None:
-        super().close()
-        os.close(self.reader)
-        os.close(self.writer)
+    def select(self, timeout: float | None = None) -> list[object]:
+        if timeout == 0:
+            self.looks += 1
+            self.now += 0.001 if self.looks == self.preempted_after else 1e-6
+            return [object()] if self.looks == self.found_after else []
+        self.sleeps.append(timeout)
+        self.now += timeout or 1.0
+        return []
+
+    def looks_of(self, selector: SpinningSelector, timeout: float | None = None) -> int:
+        """How often one call of `select` looks before it finds something or sleeps."""
+        self.looks = 0
+        self.sleeps.clear()
+        selector.select(timeout)
+        return self.looks
 
 
 @pytest.fixture
-def selector() -> Iterator[Watched]:
-    selector = Watched()
-    yield selector
+def epoll(monkeypatch: pytest.MonkeyPatch) -> Epoll:
+    return Epoll(monkeypatch)
+
+
+def exhausted(epoll: Epoll) -> SpinningSelector:
+    """A selector whose polling has never paid."""
+    selector = SpinningSelector(100e-6)
+    for _ in range(FULL_CREDIT):
+        assert epoll.looks_of(selector) >= 99
+    return selector
+
+
+def test_it_polls_before_it_sleeps(epoll: Epoll) -> None:
+    selector = SpinningSelector(100e-6)
+    assert 99 <= epoll.looks_of(selector) <= 101
+    assert epoll.sleeps == [None]
+
+
+def test_it_does_not_sleep_when_polling_finds_something(epoll: Epoll) -> None:
+    selector = SpinningSelector(100e-6)
+    epoll.found_after = 40
+    assert epoll.looks_of(selector, 2.0) == 40
+    assert epoll.sleeps == []
+
+
+def test_polling_that_does_not_pay_ends_but_for_a_probe(epoll: Epoll) -> None:
+    selector = exhausted(epoll)
+    looks = [epoll.looks_of(selector) for _ in range(3 * PROBE_EVERY)]
+    assert sum(each > 0 for each in looks) == 3
+    assert epoll.sleeps == [None]
+
+
+def test_a_probe_that_pays_takes_polling_up_again(epoll: Epoll) -> None:
+    selector = exhausted(epoll)
+    epoll.found_after = 10
+    for _ in range(PROBE_EVERY):
+        looks = epoll.looks_of(selector)
+    assert looks == 10
+    assert [epoll.looks_of(selector) for _ in range(FULL_CREDIT)] == [10] * FULL_CREDIT
+
+
+def test_now_and_then_a_miss_does_not_end_it(epoll: Epoll) -> None:
+    selector = SpinningSelector(100e-6)
+    for turn in range(20 * FULL_CREDIT):
+        epoll.found_after = None if turn % 3 == 0 else 5
+        assert epoll.looks_of(selector) >= 5
+
+
+def test_polling_that_takes_the_processor_from_others_pauses(epoll: Epoll) -> None:
+    selector = SpinningSelector(100e-6)
+    epoll.preempted_after = 7
+    assert epoll.looks_of(selector, 1.0) == 7
+    assert epoll.sleeps == [pytest.approx(1.0 - 0.001, abs=1e-5)]
+    epoll.preempted_after = None
+    looks = [epoll.looks_of(selector) for _ in range(PAUSE)]
+    assert [turn for turn, each in enumerate(looks, start=1) if each] == [PAUSE]
+
+
+@pytest.mark.parametrize("timeout", [1e-6, 30e-6, 99e-6])
+def test_it_polls_no_longer_than_the_timeout(epoll: Epoll, timeout: float) -> None:
+    selector = SpinningSelector(100e-6)
+    start = epoll.now
+    assert epoll.looks_of(selector, timeout) <= timeout / 1e-6 + 1
+    assert epoll.sleeps == []
+    assert timeout <= epoll.now - start < timeout + 2e-6
+
+
+def test_what_polling_took_is_not_slept(epoll: Epoll) -> None:
+    selector = SpinningSelector(100e-6)
+    epoll.looks_of(selector, 0.5)
+    assert epoll.sleeps == [pytest.approx(0.5 - 100e-6, abs=2e-6)]
+
+
+@pytest.mark.parametrize("spin", [0.0, 100e-6])
+def test_it_never_polls_when_told_not_to_or_with_one_processor(
+    epoll: Epoll, spin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spin:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    selector = SpinningSelector(spin)
+    assert epoll.looks_of(selector) == 0
+    assert epoll.sleeps == [None]
+
+
+def test_only_looking_does_not_sleep(epoll: Epoll) -> None:
+    selector = SpinningSelector(100e-6)
+    for timeout in (0, -1):
+        assert epoll.looks_of(selector, timeout) == 1
+        assert epoll.sleeps == []
+
+
+# -- the selector on the real kernel --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0.0, 0.0005], ids=["sleeping", "polling"])
+def watched(request: pytest.FixtureRequest) -> Iterator[tuple[SpinningSelector, int, int]]:
+    """A selector that watches the reading end of a pipe."""
+    selector = SpinningSelector(request.param)
+    reader, writer = os.pipe()
+    selector.register(reader, selectors.EVENT_READ)
+    yield selector, reader, writer
     selector.close()
+    os.close(reader)
+    os.close(writer)
 
 
-def cpu(selector: Watched, timeout: float, sleeps: int) -> float:
-    """CPU seconds for each of a number of sleeps that nothing ends."""
-    start = time.thread_time()
-    for _ in range(sleeps):
-        assert selector.select(timeout) == []
-    return (time.thread_time() - start) / sleeps
-
-
-def test_it_finds_what_is_ready(selector: Watched) -> None:
-    os.write(selector.writer, b"x")
+def test_it_finds_what_is_ready(watched: tuple[SpinningSelector, int, int]) -> None:
+    selector, reader, writer = watched
+    os.write(writer, b"x")
     for timeout in (None, 0, -1, 0.0001, 1):
         [(key, events)] = selector.select(timeout)
-        assert (key.fd, events) == (selector.reader, 1)
+        assert (key.fd, events) == (reader, selectors.EVENT_READ)
 
 
-@pytest.mark.parametrize("timeout", [None, 2.0, 0.1])
-def test_it_waits_for_what_comes_later(selector: Watched, timeout: float | None) -> None:
-    timer = threading.Timer(0.01, os.write, (selector.writer, b"x"))
+@pytest.mark.parametrize("timeout", [None, 10.0])
+def test_it_waits_for_what_comes_later(watched: tuple[SpinningSelector, int, int], timeout: float | None) -> None:
+    selector, _, writer = watched
+    timer = threading.Timer(0.01, os.write, (writer, b"x"))
     timer.start()
     assert len(selector.select(timeout)) == 1
     timer.join()
 
 
-def test_it_does_not_poll_when_told_not_to(selector: Watched) -> None:
-    spinning = cpu(selector, 0.01, 10)
-    selector.spin = 0.0
-    assert cpu(selector, 0.01, 10) < spinning / 4
-
-
-def test_it_polls_at_first_and_stops_when_that_does_not_pay(selector: Watched) -> None:
-    assert cpu(selector, 0.01, 5) > selector.spin / 4
-    for _ in range(FULL_CREDIT):
-        selector.select(0.003)
-    assert cpu(selector, 0.01, 20) < selector.spin / 4
-
-
-def test_polling_that_pays_is_taken_up_again(selector: Watched) -> None:
-    for _ in range(30):
-        selector.select(0.003)
-    assert cpu(selector, 0.004, 20) < selector.spin / 4
-
-    stop = threading.Event()
-
-    def write() -> None:
-        while not stop.wait(0.0003):
-            os.write(selector.writer, b"x")
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    for _ in range(2000):
-        selector.select(1.0)
-        os.read(selector.reader, 1)
-    stop.set()
-    writer.join()
-    while selector.select(0):
-        os.read(selector.reader, 1000)
-    assert cpu(selector, 0.01, 5) > selector.spin / 4
-
-
-def test_short_timeouts_are_kept_to_the_microsecond(selector: Watched) -> None:
+def test_short_timeouts_are_kept_to_the_microsecond(watched: tuple[SpinningSelector, int, int]) -> None:
+    selector = watched[0]
     waited = []
-    for _ in range(20):
+    for _ in range(50):
         start = time.perf_counter()
         assert selector.select(0.0002) == []
         waited.append(time.perf_counter() - start)
-    assert min(waited) >= 0.0002
+    assert min(waited) >= 0.000199
     assert min(waited) < 0.0009  # the machine may be busy, but rounding to milliseconds never is below one
 
 
@@ -208,7 +285,7 @@ def test_timers_of_the_loop_are_not_early_and_not_a_millisecond_late(loop: Serve
 
     def tick(due: float) -> None:
         late.append(time.perf_counter() - due)
-        if len(late) == 20:
+        if len(late) == 50:
             loop.stop()
         else:
             loop.call_later(0.0003, tick, time.perf_counter() + 0.0003)
@@ -217,10 +294,3 @@ def test_timers_of_the_loop_are_not_early_and_not_a_millisecond_late(loop: Serve
     loop.run_forever()
     assert min(late[1:]) > -0.0001
     assert min(late[1:]) < 0.0006
-
-
-def test_no_spinning_with_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    selector = SpinningSelector(0.001)
-    assert selector.spin == 0
-    selector.close()
