@@ -122,6 +122,17 @@ class BulkOnly(VirtualDevice):
     def given_back(self) -> None:
         """The device is closed and no thread uses the image any more."""
 
+    def suspend_transport(self) -> None:
+        """The interface has an alternate setting that is not bulk-only: forget the command at hand."""
+        self._in = self._out = None
+        self._wedged = False
+        self._forget()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the device is closed and no thread works for a bulk-only command."""
+        return self._closed and not self._working
+
     # -- the command -------------------------------------------------------------------------------------------------
 
     def _command(self, transfer: Transfer) -> None:

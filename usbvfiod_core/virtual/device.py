@@ -118,8 +118,7 @@ class VirtualDevice(StandardRequests, Device, ABC):
     def cancel(self, transfer: Transfer) -> None:
         """End it if it waits; one that `process` has taken out is being completed already, or soon."""
         endpoint = self.endpoints.get(transfer.endpoint)
-        if endpoint is not None and transfer in endpoint.queue:
-            endpoint.queue.remove(transfer)
+        if endpoint is not None and endpoint.remove(transfer):
             transfer.complete(TransferStatus.CANCELLED)
 
     def reset(self, done: Callable[[], object]) -> None:

@@ -1,7 +1,8 @@
 """A SCSI direct-access disk on an image (SPC-4, SBC-3): what each command asks for and how it is refused.
 
 The disk moves no data and knows no USB. `execute` looks at a command descriptor block and says, as a `Command`, what
-shall be moved between the driver and the image; the transport does that and reports what failed. One command at a time.
+shall be moved between the driver and the image; the transport does that and reports what failed. A transport may have
+several commands at work; it keeps those in order whose blocks overlap, and takes `sense` as soon as one has failed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Disk:
         self._removal_prevented = False
         self._attention: Sense | None = None
         self._exceptional = False  # not loaded, or a unit attention is pending
-        self._medium = Command()  # used again for every command that moves data of the image
         self._handlers: dict[int, _Handler] = {}
         self._actions: dict[tuple[int, int], _Handler] = {}
         for row in operations.OPERATIONS:
@@ -89,6 +89,18 @@ class Disk:
     def miscompared(self) -> None:
         """The driver's data was not what the image holds."""
         self.sense = scsi.MISCOMPARE_DURING_VERIFY
+
+    def take_sense(self) -> Sense:
+        """Why the last command failed, for a transport that hands it over with the status; it is not kept then."""
+        sense, self.sense = self.sense, scsi.NO_SENSE
+        return sense
+
+    def logical_unit_reset(self, attention: Sense) -> None:
+        """A reset by task management (SAM-5 6.3.3): the mode pages are as at first, and the next command is told."""
+        self.reset()
+        self.mode.write_cache = True
+        self._attention = attention
+        self._exceptional = True
 
     def reset(self) -> None:
         """The port was reset: sense, unit attention and the prevention of removal are gone (SPC-4 6.14)."""
@@ -183,18 +195,15 @@ class Disk:
         if not count:
             return GOOD
         size = self.block_size
-        command = self._medium
-        command.kind = kind
+        command = Command(kind, length=count * size)
         command.offset = block * size
-        command.length = count * size
-        command.work = None
         return command
 
     def _write(self, flags: int, block: int, count: int) -> Command:
         if self.image.readonly:
             return self.fail(scsi.WRITE_PROTECTED)
         command = self._range(WRITE, block, count, flags & _PROTECT)
-        if command is self._medium and (flags & _FUA or not self.mode.write_cache):
+        if command.kind == WRITE and (flags & _FUA or not self.mode.write_cache):
             command.work = self.image.sync
         return command
 
@@ -238,9 +247,10 @@ class Disk:
             return self.fail(scsi.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE._replace(information=block))
         return self._after(self.image.sync)
 
-    def _after(self, work: Callable[[], object]) -> Command:
+    def _after(self, work: Callable[[], object], *, fills: bool = False) -> Command:
         command = Command()
         command.work = work
+        command.fills = fills
         return command
 
     def unmap(self, cdb: bytes) -> Command:
@@ -257,6 +267,7 @@ class Disk:
             return GOOD
         command = Command(RECEIVE, length=length)
         command.received = received
+        command.fills = True
         return command
 
     def _unmap_received(self, data: bytes) -> Command:
@@ -281,7 +292,7 @@ class Disk:
                 if length:
                     self.image.fill(zeros, offset, length)
 
-        return self._after(work) if ranges else GOOD
+        return self._after(work, fills=True) if ranges else GOOD
 
     def write_same_10(self, cdb: bytes) -> Command:
         _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
@@ -302,7 +313,7 @@ class Disk:
             return self.fail(scsi.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE._replace(information=block))
 
         def received(data: bytes) -> Command:
-            return self._after(lambda: self.image.fill(data, block * size, count * size))
+            return self._after(lambda: self.image.fill(data, block * size, count * size), fills=True)
 
         if flags & 1:  # NDOB: zeros without a data phase
             return received(bytes(size))

@@ -13,15 +13,34 @@ class VirtualEndpoint:
 
     `queue` holds the transfers that are not answered yet, oldest first: to the driver the endpoint answers NAK.
     Whoever completes one takes it out first, because completing may submit the next.
+
+    `parked` is for a device that does not answer in this order, by bulk stream, say: it takes a transfer out of
+    `queue` and puts it here, under whatever number it likes, until it is wanted.
     """
 
-    __slots__ = ("address", "descriptor", "halted", "queue")
+    __slots__ = ("address", "descriptor", "halted", "parked", "queue")
 
     def __init__(self, descriptor: descriptors.Endpoint) -> None:
         self.address = descriptor.address
         self.descriptor = descriptor
         self.halted = False
         self.queue: deque[Transfer] = deque()
+        self.parked: dict[int, deque[Transfer]] = {}
+
+    def park(self, number: int, transfer: Transfer) -> None:
+        """Put a transfer behind those that wait under this number."""
+        waiting = self.parked.get(number)
+        if waiting is None:
+            waiting = self.parked[number] = deque()
+        waiting.append(transfer)
+
+    def remove(self, transfer: Transfer) -> bool:
+        """Take a transfer out; False if it does not wait here."""
+        for waiting in (self.queue, *self.parked.values()):
+            if transfer in waiting:
+                waiting.remove(transfer)
+                return True
+        return False
 
     def halt(self) -> None:
         """Answer STALL to what waits and to all that comes, until the halt is cleared (USB 2.0 5.5.5, 8.4.5)."""
@@ -30,6 +49,7 @@ class VirtualEndpoint:
 
     def flush(self, status: TransferStatus) -> None:
         """Complete all that waits with `status`, nothing moved; what is submitted meanwhile is left alone."""
-        for _ in range(len(self.queue)):
-            if self.queue:
-                self.queue.popleft().complete(status)
+        for waiting in (*self.parked.values(), self.queue):
+            for _ in range(len(waiting)):
+                if waiting:
+                    waiting.popleft().complete(status)

@@ -10,6 +10,8 @@ Options of the specification:
     blocksize=512|4096       default 512; the logical block size the guest sees
     removable=true|false     default true: a removable medium, which can be ejected; false looks like a fixed disk
     stalls=true|false        default false; true halts an endpoint where a data phase ends early (see `bulk_only`)
+    transport=bot|uas        default bot, bulk-only; uas offers USB Attached SCSI beside it, as an alternate setting of
+                             the interface, with streams at SuperSpeed (see `uas`); not at full speed
 """
 
 from __future__ import annotations
@@ -17,21 +19,27 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import ConfigError
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint
 from ..usb.device import Loop
+from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from .bulk_only import INTERFACE_CLASS, BulkOnly
 from .disk import Disk
+from .endpoint import VirtualEndpoint
 from .image import Image
 from .options import Options
+from .uas import Uas
+from .uas_interface import INTERFACE_CLASS as UAS_INTERFACE_CLASS
+from .uas_interface import STREAMS, pipes
 
 VENDOR_ID = 0x1209
 PRODUCT_ID = 0x0001
+UAS_PRODUCT_ID = 0x0011
 PRODUCT = "Flash Drive"
-OPTIONS = ("image", "readonly", "speed", "serial", "blocksize", "removable", "stalls")
+OPTIONS = ("image", "readonly", "speed", "serial", "blocksize", "removable", "stalls", "transport")
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +83,64 @@ class Flash(BulkOnly):
             _log.warning("%s: flushing %s failed: %s", self.name, self.disk.image.path, result)
 
 
+class UasFlash(Flash):
+    """A flash drive with both transports: alternate setting 0 is bulk-only, 1 is UAS."""
+
+    product_id = UAS_PRODUCT_ID
+
+    def __init__(
+        self,
+        image: Image,
+        loop: Loop,
+        *,
+        speed: Speed = Speed.SUPER,
+        serial: str = "",
+        removable: bool = True,
+        stalls: bool = False,
+    ) -> None:
+        super().__init__(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)
+        self.max_streams = STREAMS if speed.is_usb3 else 0
+        self._uas = Uas(self.disk, loop, self.serve, self._uas_back)
+        self._chosen = False
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        [configuration] = super().describe(speed)
+        if speed == Speed.FULL:
+            return [configuration]
+        setting = Interface(0, *UAS_INTERFACE_CLASS, pipes(speed), alternate=1)
+        return [Configuration((*configuration.interfaces, setting))]
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        if self._chosen:
+            self._uas.process(endpoint)
+        else:
+            super().process(endpoint)
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        self._chosen = self.alternates.get(0) == 1
+        if self._chosen:
+            self.suspend_transport()
+            self._uas.start(self.endpoints, streams=self.max_streams > 0)
+        else:
+            self._uas.stop()
+            super().restart(endpoints)
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        return None if self._chosen else super().control_request(setup, data)
+
+    def closed(self) -> None:
+        self._uas.stop()
+        super().closed()
+
+    def given_back(self) -> None:
+        if not self._uas.working:
+            super().given_back()
+
+    def _uas_back(self) -> None:
+        if self.is_idle:
+            super().given_back()
+
+
 def default_serial(path: str) -> str:
     """Twelve hexadecimal digits, as bulk-only 4.1.1 wants them, the same for the same path."""
     return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:12].upper()
@@ -92,7 +158,11 @@ def open_flash(options: Mapping[str, str], loop: Loop) -> Flash:
         given.flag("stalls", False),
     )
     speed = given.speed(("full", "high", "super"), "super")
+    transport = given.choice("transport", ("bot", "uas"), "bot")
+    if transport == "uas" and speed == Speed.FULL:
+        raise ConfigError("virtual:flash: transport=uas needs speed=high or speed=super")
     block_size = int(given.choice("blocksize", ("512", "4096"), "512"))
     serial = given.serial()
     image = Image(path, readonly=readonly, block_size=block_size)
-    return Flash(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)
+    kind = UasFlash if transport == "uas" else Flash
+    return kind(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)
