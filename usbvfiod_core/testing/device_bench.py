@@ -78,7 +78,8 @@ class WatchedTransfer(Transfer):
 class Events:
     """The `DeviceEvents` given to the device: counts what it tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: StepLoop) -> None:
+        self._loop = loop
         self.disconnections = 0
         self.wakeups = 0
 
@@ -90,6 +91,10 @@ class Events:
         """The device signals resume."""
         self.wakeups += 1
 
+    def microframe(self) -> int:
+        """Microframes of the loop's time."""
+        return int(self._loop.time() * 8000) & 0x3FFF
+
 
 class DeviceBench:
     """Attaches a device and speaks to it as the controller does, without rings. Bounded by `timeout` everywhere."""
@@ -99,7 +104,7 @@ class DeviceBench:
         self.loop = loop
         self.timeout = timeout
         self.submit_limit = submit_limit
-        self.events = Events()
+        self.events = Events(loop)
         self.transfers: list[WatchedTransfer] = []
         device.attach(self.events)
 

@@ -52,6 +52,13 @@ class DeviceEvents(Protocol):
         """The device signals resume while its port is suspended (USB 2.0 7.1.7.7); ignored otherwise."""
         ...
 
+    def microframe(self) -> int:
+        """The bus time now: microframes of 125 us, modulo 2^14, as the driver reads it from MFINDEX (xHCI 5.5.1).
+
+        `Transfer.frame` is bits 13:3 of it. It stands still while the controller is stopped.
+        """
+        ...
+
 
 class Device(ABC):
     """A USB device as the controller sees it. All methods are called on the loop's thread and must not block.

@@ -310,6 +310,9 @@ class Controller:
     def frame_number(self) -> int:
         return self._mfindex.read() >> 3
 
+    def microframe(self) -> int:
+        return self._mfindex.read()
+
     def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
         """Publish an event on an interrupter; one that the driver has not set up is replaced by the primary one."""
         if not self.running:

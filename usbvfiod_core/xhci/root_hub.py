@@ -30,6 +30,10 @@ class HubHost(Protocol):
         """Call `RootHub.flush` soon."""
         ...
 
+    def microframe(self) -> int:
+        """MFINDEX now."""
+        ...
+
 
 class _Events:
     """What a device tells of itself, bound to the port it is plugged into."""
@@ -47,6 +51,9 @@ class _Events:
         if self._port.device is self._device:
             self._port.remote_wakeup()
 
+    def microframe(self) -> int:
+        return self._hub.microframe()
+
 
 class RootHub:
     """`ports[port_id - 1]`: USB 2 ports from port 1 on, then USB 3 ports.
@@ -61,6 +68,7 @@ class RootHub:
             Port(port_id, port_id > usb2_ports, registers, self) for port_id in range(1, usb2_ports + usb3_ports + 1)
         ]
         self.unplugged: Callable[[int, Device], None] = lambda port_id, device: None
+        self.microframe = host.microframe
 
     # -- devices -------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,9 @@ class HubEvents:
 
     def remote_wakeup(self) -> None: ...
 
+    def microframe(self) -> int:
+        return 0
+
 
 class Rig:
     def __init__(self) -> None:
