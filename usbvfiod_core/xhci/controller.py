@@ -146,12 +146,8 @@ class Controller:
         if new & ~old & spec.USBCMD_INTE:
             for interrupter in self.interrupters:
                 interrupter.deliver()
-        if value & spec.USBCMD_CSS:
-            self._saved = True
-            dwords[_USBSTS >> 2] &= ~spec.USBSTS_SRE
-        if value & spec.USBCMD_CRS and not self._saved:
-            # The state lives here and survives, unless there was a reset in between (4.23.2).
-            dwords[_USBSTS >> 2] |= spec.USBSTS_SRE
+        if value & (spec.USBCMD_CSS | spec.USBCMD_CRS):
+            self._save_or_restore(value)
         self._mfindex.watch(self.running and bool(new & spec.USBCMD_EWE))
 
     @property
@@ -373,6 +369,20 @@ class Controller:
                 endpoint.rewind(endpoint.resume)
             else:
                 endpoint.resume()
+
+    def _save_or_restore(self, value: int) -> None:
+        """CSS and CRS (4.23.2). Slots and ports live here and survive whatever the driver does in between, unless it is
+        a reset; then, and while the controller runs, it is an error, and the driver starts over."""
+        self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_SRE
+        if not self.running and value & spec.USBCMD_CSS:
+            self._saved = True
+            for interrupter in self.interrupters:
+                interrupter.save()
+        elif not self.running and self._saved:
+            for interrupter in self.interrupters:
+                interrupter.restore()
+        else:
+            self._dwords[_USBSTS >> 2] |= spec.USBSTS_SRE
 
     def _stop(self) -> None:
         """RS 1 to 0: transfers are taken back, then HCH is set (5.4.1.1)."""

@@ -34,6 +34,10 @@ class _Segment:
         self.dwords = self.qwords = memoryview(b"")
 
 
+SavedRing = tuple[list[_Segment], int, _Segment, int, int]
+"""What a controller keeps of an event ring across Save State and Restore State (4.23.2)."""
+
+
 class EventRing:
     """Positions are entries counted from the start of the first segment."""
 
@@ -111,6 +115,16 @@ class EventRing:
         held = self.held
         while held and self._free > 1:
             self._store(*held.popleft())
+
+    def save(self) -> SavedRing:
+        """Segments, and the enqueue position with its cycle bit: what no register tells."""
+        return self._segments, self._size, self._segment, self._index, self._cycle
+
+    def restore(self, saved: SavedRing) -> None:
+        """Go on where the ring was saved; the caller moves the dequeue position afterwards."""
+        self._segments, self._size, self._segment, self._index, self._cycle = saved
+        self._generation = -1
+        self._count_free()
 
     # -- own ---------------------------------------------------------------------------------------------------
 

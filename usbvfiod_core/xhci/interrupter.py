@@ -13,7 +13,7 @@ from ..memory import GuestMemory
 from ..usb.device import Loop, Timer
 from . import registers as reg
 from . import spec
-from .event_ring import ERST_MAX, EventRing
+from .event_ring import ERST_MAX, EventRing, SavedRing
 
 IMOD_UNIT = 250e-9
 """Seconds (5.5.2.2)."""
@@ -67,6 +67,7 @@ class Interrupter:
         self._pending = False  # IPE
         self._new_table = False
         self._moved = False
+        self._saved: tuple[SavedRing, bool] | None = None
         self._not_before = 0.0
         if self._timer is not None:
             self._timer.cancel()
@@ -98,6 +99,19 @@ class Interrupter:
             self._new_table = True
         if self._new_table:
             self._dirty(self)
+
+    def save(self) -> None:
+        """USBCMD.CSS (4.23.2), while halted."""
+        self._saved = self.ring.save(), self._pending
+
+    def restore(self) -> None:
+        """USBCMD.CRS (4.23.2), while halted: the driver has written the registers back, and the ring goes on where it
+        was saved, though a write of ERSTBA begins it anew at any other time."""
+        if self._saved is not None:
+            ring, self._pending = self._saved
+            self._new_table = False
+            self.ring.restore(ring)
+            self.ring.move_dequeue(self._pointer(self._erdp) & ~0xF)
 
     def flush(self) -> None:
         """Do what register writes have asked for, and interrupt if it is due. Raises GuestMemoryError."""

@@ -365,6 +365,42 @@ def test_save_and_restore(rig: Rig) -> None:
     rig.works()
 
 
+def restored_registers() -> list[int]:
+    """What a driver writes back between CSS and CRS (4.23.2), in the order of the section."""
+    operational = [reg.OPERATIONAL_BASE + offset for offset in (spec.DNCTRL, spec.DCBAAP, spec.DCBAAP + 4, spec.CONFIG)]
+    runtime = (spec.IMAN, spec.IMOD, spec.ERSTSZ, spec.ERSTBA, spec.ERSTBA + 4, spec.ERDP, spec.ERDP + 4)
+    return operational + [reg.interrupter_base(index) + offset for index in range(8) for offset in runtime]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_driver_that_writes_every_register_back_before_restoring(rig: Rig, order: int) -> None:
+    """Writing ERSTBA begins an event ring anew, but Restore State brings the saved position and cycle back."""
+    for _ in range(300):  # into the second round of the event ring
+        rig.driver.commands.no_op()
+    values = {offset: rig.bus.read(offset) for offset in restored_registers()}
+    for _ in range(3):
+        rig.usb.stop()
+        rig.driver.halt()
+        rig.bus.write(USBCMD, spec.USBCMD_CSS)
+        values.update({offset: rig.bus.read(offset) for offset in restored_registers()})
+        for offset in restored_registers()[::order]:
+            rig.bus.write(offset, 0)
+        for offset in restored_registers()[::order]:
+            rig.bus.write(offset, values[offset])
+        rig.bus.write(USBCMD, spec.USBCMD_CRS)
+        assert not rig.usbsts & spec.USBSTS_SRE
+        rig.driver.run()
+        rig.works()
+
+
+@pytest.mark.parametrize("bit", [spec.USBCMD_CSS, spec.USBCMD_CRS])
+def test_saving_or_restoring_while_it_runs_is_an_error(rig: Rig, bit: int) -> None:
+    rig.bus.write(USBCMD, rig.bus.read(USBCMD) | bit)
+    assert rig.usbsts & spec.USBSTS_SRE
+    assert rig.running
+    rig.works()
+
+
 def test_restore_of_what_was_never_saved(rig: Rig) -> None:
     rig.driver.halt()
     rig.bus.write(USBCMD, spec.USBCMD_CSS)
