@@ -46,8 +46,8 @@ MODULES = (
     "nls_ascii",
 )
 
-# There for `modprobe` in a test: a host controller and the kernel's own gadget zero behind it.
-LOADABLE_MODULES = ("dummy_hcd", "usb_f_ss_lb")
+# There for `modprobe` in a test: a host controller and the kernel's own gadget zero behind it, and sound.
+LOADABLE_MODULES = ("dummy_hcd", "usb_f_ss_lb", "snd_usb_audio")
 
 # Beside busybox's applets. Perl is the way to an ioctl (usbtest, usbfs) and to exact timing.
 PROGRAMS = (
@@ -55,6 +55,8 @@ PROGRAMS = (
     "usr/bin/dd",  # busybox's does not say how long it took; a script must give this one's path to get it
     "usr/bin/perl",
     "usr/bin/evtest",
+    "usr/bin/aplay",
+    "usr/bin/amixer",
     "usr/sbin/mkfs.ext4",
     "usr/sbin/e2fsck",
     "usr/sbin/debugfs",
@@ -70,7 +72,7 @@ PROGRAMS = (
     "usr/bin/sg_vpd",
     "usr/bin/sg_write_same",
 )
-CONFIGURATION = ("etc/mke2fs.conf",)
+CONFIGURATION = ("etc/mke2fs.conf", "usr/share/alsa")  # files, or directories with all that is in them
 HWDB_SOURCES = ("20-usb-classes.hwdb", "20-usb-vendor-model.hwdb")  # the names lsusb prints
 
 
@@ -149,8 +151,11 @@ def contents(tree: Path) -> list[Entry]:
         add(path, stat.S_IFREG | 0o755, (tree / path).read_bytes())
         for soname, library in _libraries(tree, path):
             add(soname, stat.S_IFREG | 0o755, library.read_bytes())
-    for path in CONFIGURATION:
-        add(path, stat.S_IFREG | 0o644, (tree / path).read_bytes())
+    for configuration in CONFIGURATION:
+        top = tree / configuration
+        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if file.is_file():
+                add(str(file.relative_to(tree)), stat.S_IFREG | 0o644, file.read_bytes())
     add("etc/udev/hwdb.bin", stat.S_IFREG | 0o444, _hardware_names(tree))
     applets = subprocess.run([tree / BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
     for applet in applets:

@@ -38,6 +38,7 @@ PACKAGES = (
     "udev",  # its hardware database has the names lsusb prints
     "sg3-utils",
     "evtest",
+    "alsa-utils",
 )
 # From backports: vfio-user-pci came with 10.1, the release has 10.0.
 BACKPORTED_PACKAGES = ("qemu-system-x86",)
