@@ -14,6 +14,7 @@ from .errors import DriverError, DriverTimeoutError, ProtocolError
 from .pipe import Pipe
 from .ports import Port
 from .rings import EventRing, ProducerRing
+from .streams import Stream, StreamPipe
 from .td import Td, TdOptions, cut
 from .trb import Event, Trb
 
@@ -32,6 +33,8 @@ __all__ = [
     "Port",
     "ProducerRing",
     "ProtocolError",
+    "Stream",
+    "StreamPipe",
     "SupportedProtocol",
     "Td",
     "TdOptions",

@@ -45,6 +45,12 @@ class Capabilities:
         """AC64: whether pointers above 4 GiB are allowed."""
         return bool(self.hccparams1 & spec.HCC1_AC64)
 
+    @property
+    def max_streams(self) -> int:
+        """Streams that an endpoint can have in a primary array (MaxPSASize); entry 0 is none. 0: no streams."""
+        exponent = self.hccparams1 >> spec.HCC1_MAXPSASIZE_SHIFT & 0xF
+        return (2 << exponent) - 1 if exponent else 0
+
     def major_of(self, port_id: int) -> int:
         """2 or 3: the protocol of a port. Raises ProtocolError for a port that no capability names."""
         for protocol in self.protocols:

@@ -123,9 +123,12 @@ class Commands:
         flags = spec.TRB_SP if suspend else 0
         self.run(command(spec.TRB_STOP_ENDPOINT, slot_id=slot_id, dci=dci, flags=flags))
 
-    def set_dequeue(self, slot_id: int, dci: int, pointer: int, cycle: int) -> None:
-        """Set TR Dequeue Pointer (4.6.10)."""
-        self.run(command(spec.TRB_SET_TR_DEQUEUE, parameter=pointer | cycle, slot_id=slot_id, dci=dci))
+    def set_dequeue(self, slot_id: int, dci: int, pointer: int, cycle: int, *, stream_id: int = 0) -> None:
+        """Set TR Dequeue Pointer (4.6.10), of a stream in a primary array if `stream_id` is not 0."""
+        context_type = spec.SCT_PRIMARY_RING if stream_id else 0
+        parameter = pointer | context_type << spec.SCT_SHIFT | cycle
+        status = stream_id << spec.TRB_STREAM_ID_SHIFT
+        self.run(command(spec.TRB_SET_TR_DEQUEUE, parameter=parameter, status=status, slot_id=slot_id, dci=dci))
 
     def reset_device(self, slot_id: int) -> None:
         """Reset Device (4.6.11)."""

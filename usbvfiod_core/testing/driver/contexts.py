@@ -128,10 +128,13 @@ def endpoint_dwords(
     error_count: int = 3,
     average_length: int = 8,
     esit_payload: int = 0,
+    max_primary_streams: int = 0,
 ) -> tuple[int, int, int, int, int]:
-    """An endpoint context (6.2.3). `interval` is the exponent, in units of 125 us."""
+    """An endpoint context (6.2.3). `interval` is the exponent, in units of 125 us. With `max_primary_streams`
+    (MaxPStreams) `dequeue` is the address of a linear Stream Context Array."""
+    streams = max_primary_streams << spec.EP_MAXPSTREAMS_SHIFT | spec.EP_LSA if max_primary_streams else 0
     return (
-        mult << spec.EP_MULT_SHIFT | interval << spec.EP_INTERVAL_SHIFT | (esit_payload >> 16) << 24,
+        streams | mult << spec.EP_MULT_SHIFT | interval << spec.EP_INTERVAL_SHIFT | (esit_payload >> 16) << 24,
         error_count << spec.EP_CERR_SHIFT
         | type << spec.EP_TYPE_SHIFT
         | max_burst << spec.EP_MAX_BURST_SHIFT

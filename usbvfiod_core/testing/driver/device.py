@@ -14,6 +14,7 @@ from .contexts import DeviceContext, InputContext, endpoint_dwords, slot_dwords
 from .errors import DriverError, ProtocolError
 from .pipe import Pipe
 from .ports import Port
+from .streams import Stream, StreamPipe
 from .td import Td, TdOptions
 
 if TYPE_CHECKING:
@@ -155,8 +156,21 @@ class UsbDevice:
                 return interface
         raise DriverError(f"the device has no interface {number} with alternate setting {wanted}")
 
-    def configure_endpoints(self, *, add: list[usb.Endpoint], drop: list[int]) -> None:
-        """Configure Endpoint (4.6.6): drop endpoints by address, add others, each with a new ring.
+    def alloc_streams(self, number: int, count: int) -> int:
+        """Give up to `count` streams to the endpoints of an interface that have any (4.12): they are configured anew.
+
+        Returns how many streams there are: 1 to that. Raises DriverError if there are none.
+        """
+        endpoints = [each for each in self.interface(number).endpoints if each.companion and each.companion.max_streams]
+        limit = self.driver.capabilities.max_streams
+        count = min([count, limit, *(each.companion.max_streams for each in endpoints if each.companion)])
+        if not endpoints or count < 1:
+            raise DriverError(f"interface {number} has no streams")
+        self.configure_endpoints(add=endpoints, drop=[each.address for each in endpoints], streams=count)
+        return count
+
+    def configure_endpoints(self, *, add: list[usb.Endpoint], drop: list[int], streams: int = 0) -> None:
+        """Configure Endpoint (4.6.6): drop endpoints by address, add others, each with a new ring, or with `streams`.
 
         Isochronous endpoints are left out. The rings of dropped endpoints are given back afterwards.
         """
@@ -166,14 +180,18 @@ class UsbDevice:
         context.add(0)
         leaving = [self.pipes[address] for address in drop if address in self.pipes]
         for pipe in leaving:
-            if pipe.queue:
+            if pipe.is_busy:
                 pipe.flush()
             context.drop(pipe.dci)
         arriving = []
         for endpoint in add:
             if endpoint.type == TransferType.ISOCHRONOUS:
                 continue
-            pipe = Pipe(self, endpoint.address, endpoint.packet_size)
+            pipe = (
+                StreamPipe(self, endpoint.address, endpoint.packet_size, streams)
+                if streams
+                else Pipe(self, endpoint.address, endpoint.packet_size)
+            )
             arriving.append(pipe)
             context.add(pipe.dci)
             context.set_endpoint(pipe.dci, *self._endpoint_context(pipe, endpoint))
@@ -234,6 +252,13 @@ class UsbDevice:
             known = " ".join(f"{known:#04x}" for known in self.pipes) or "none"
             raise DriverError(f"endpoint {address:#04x} is not configured; there are: {known}") from None
 
+    def stream(self, address: int, stream_id: int) -> Stream:
+        """A stream of an endpoint that has been given some. Raises DriverError."""
+        pipe = self.pipe(address)
+        if not isinstance(pipe, StreamPipe) or stream_id not in pipe.streams:
+            raise DriverError(f"endpoint {address:#04x} has no stream {stream_id}")
+        return pipe.streams[stream_id]
+
     def submit_in(self, address: int, length: int, **options: Unpack[TdOptions]) -> Td:
         """Queue a TD on a bulk or interrupt IN endpoint; several may be queued."""
         return self.pipe(address).submit(length=length, **options)
@@ -270,8 +295,7 @@ class UsbDevice:
         """Resume its port; endpoints with TDs on them go on."""
         self.port.resume()
         for pipe in (*self.pipes.values(), self.control):
-            if pipe.queue:
-                pipe.doorbell()
+            pipe.resume()
 
     def reset(self) -> None:
         """Reset it: stop the endpoints, reset the port, Reset Device, address and configure it again (4.6.11)."""
@@ -324,7 +348,7 @@ class UsbDevice:
 
     def _endpoint_context(self, pipe: Pipe, endpoint: usb.Endpoint) -> tuple[int, ...]:
         """An endpoint context from descriptors (6.2.3, 4.14.2)."""
-        pointer, cycle = pipe.ring.position
+        pointer, cycle = pipe.context_dequeue
         interrupt = endpoint.type == TransferType.INTERRUPT
         burst = endpoint.companion.max_burst if endpoint.companion is not None else 0
         if interrupt and self.speed == Speed.HIGH:
@@ -339,11 +363,12 @@ class UsbDevice:
             interval=_interval(self.speed, endpoint.interval) if interrupt else 0,
             average_length=packet if interrupt else 3072,
             esit_payload=packet * (burst + 1) if interrupt else 0,
+            max_primary_streams=pipe.max_primary_streams,
         )
 
     def _deconfigure(self) -> None:
         for pipe in self.pipes.values():
-            if pipe.queue:
+            if pipe.is_busy:
                 pipe.flush()
         self.driver.commands.configure_endpoint(self.slot_id, 0, deconfigure=True)
         for pipe in list(self.pipes.values()):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .device import UsbDevice
     from .driver import GuestDriver
 
-_STOPPED = frozenset((spec.CC_STOPPED, spec.CC_STOPPED_LENGTH_INVALID, spec.CC_STOPPED_SHORT_PACKET))
+STOPPED_CODES = frozenset((spec.CC_STOPPED, spec.CC_STOPPED_LENGTH_INVALID, spec.CC_STOPPED_SHORT_PACKET))
 _WITHOUT_TD = frozenset((spec.CC_RING_UNDERRUN, spec.CC_RING_OVERRUN))
 
 
@@ -30,6 +30,9 @@ class Pipe:
     failed      the TD that has halted the endpoint, until `recover`, `retry` or `set_dequeue`
     stopped     Stopped events of the last `stop`
     """
+
+    max_primary_streams = 0
+    """MaxPStreams of the endpoint context (6.2.3)."""
 
     def __init__(self, device: UsbDevice, address: int, max_packet_size: int) -> None:
         self.device = device
@@ -85,7 +88,7 @@ class Pipe:
         td = Td(self, trbs, is_in=self.is_in if is_in is None else is_in)
         self._push(td)
         if doorbell:
-            self.driver.bus.write(self._doorbell, self.dci)
+            self.doorbell()
         return td
 
     def settle(self) -> None:
@@ -98,6 +101,21 @@ class Pipe:
         self.driver.bus.write(self._doorbell, self.dci | stream_id << spec.DOORBELL_STREAM_SHIFT)
 
     # -- the endpoint's state --------------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there are TDs that are not done."""
+        return bool(self.queue)
+
+    @property
+    def dequeue(self) -> tuple[int, int]:
+        """(pointer, cycle state) of the ring as the controller has written it; valid while the endpoint is stopped."""
+        return self.device.context.dequeue(self.dci)
+
+    @property
+    def context_dequeue(self) -> tuple[int, int]:
+        """TR Dequeue Pointer and DCS for the endpoint context of a new endpoint."""
+        return self.ring.position
 
     @property
     def state(self) -> int:
@@ -131,9 +149,9 @@ class Pipe:
         """
         if position is None:
             position = self.queue[0].start if self.queue else self.ring.position
-        self.driver.commands.set_dequeue(self.slot_id, self.dci, *position)
-        if self.device.context.dequeue(self.dci) != position:
-            pointer, cycle = self.device.context.dequeue(self.dci)
+        self._point_at(position)
+        if self.dequeue != position:
+            pointer, cycle = self.dequeue
             raise ProtocolError(f"Set TR Dequeue Pointer: the context says {pointer:#x}, cycle {cycle}")
         if self.failed is not None:
             self.ring.retire(len(self.failed.addresses))
@@ -152,8 +170,7 @@ class Pipe:
         self.set_dequeue()
         if self.address:
             self.device.clear_halt(self.address)
-        if self.queue:
-            self.doorbell()
+        self.resume()
 
     def retry(self) -> None:
         """After a transaction error: have the TD that failed executed again (soft retry, 4.6.8.1)."""
@@ -184,6 +201,10 @@ class Pipe:
                 blank.addresses, blank.start, blank.end = td.addresses, td.start, td.end
                 self.queue[self.queue.index(td)] = blank  # wants no event: done when the TD behind it is
                 td.finish(0)
+        self.resume()
+
+    def resume(self) -> None:
+        """Ring the doorbell if there are TDs, so that a stopped endpoint goes on."""
         if self.queue:
             self.doorbell()
 
@@ -210,7 +231,7 @@ class Pipe:
     def handle(self, event: Event) -> None:
         """Take a Transfer Event for this endpoint. Raises ProtocolError for one that cannot be."""
         code = event.completion_code
-        if code in _STOPPED:
+        if code in STOPPED_CODES:
             self._handle_stopped(event)
             return
         if code in _WITHOUT_TD:
@@ -232,6 +253,9 @@ class Pipe:
             self._done(td, td.completion_code)
 
     # -- own -------------------------------------------------------------------------------------------------------
+
+    def _point_at(self, position: tuple[int, int]) -> None:
+        self.driver.commands.set_dequeue(self.slot_id, self.dci, *position)
 
     def _queue(self, trbs: list[Trb], is_in: bool, buffer: DataBuffer, options: TdOptions) -> Td:
         td = Td(self, trbs, is_in=is_in)

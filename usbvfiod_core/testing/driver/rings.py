@@ -63,6 +63,10 @@ class ProducerRing:
         """TRBs that fit now."""
         return self.capacity - self.pending
 
+    def contains(self, address: int) -> bool:
+        """Whether a TRB of the ring is at this address."""
+        return any(base <= address < base + self.trbs * spec.TRB_SIZE for base in self._bases)
+
     def reset(self) -> None:
         """Make the ring empty, with the enqueue pointer at its start and cycle state 1."""
         for number, view in enumerate(self._views):
