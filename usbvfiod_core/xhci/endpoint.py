@@ -113,7 +113,7 @@ class Endpoint(TransferEngine):
         if self.state != spec.EP_RUNNING:
             finish(spec.CC_CONTEXT_STATE_ERROR)  # it has failed or was disabled before everything was back
             return
-        self._rung = False  # by a doorbell from before the command
+        self._forget_doorbells()
         for ring in self.rings():
             self._retire_completed(ring)
             head = ring.inflight[0].transfer if ring.inflight else None
@@ -148,7 +148,7 @@ class Endpoint(TransferEngine):
         if not keep_progress:
             for ring in self.rings():
                 ring.forget_progress()
-        self._rung = False
+        self._forget_doorbells()
         self._enter(states.RESET)
         return spec.CC_SUCCESS
 
@@ -162,12 +162,19 @@ class Endpoint(TransferEngine):
 
     def _move(self, ring: TransferRing, dequeue: int) -> int:
         if self.state == spec.EP_ERROR:
-            self._rung = False
+            self._forget_doorbells()
         ring.move(dequeue)
         self._enter(states.SET_DEQUEUE, ring, dequeue)
         return spec.CC_SUCCESS
 
     # -- own -------------------------------------------------------------------------------------------------------
+
+    def _forget_doorbells(self) -> None:
+        """A stopped endpoint, and each of its streams, goes on with a doorbell that is rung from now on (4.6.9)."""
+        self._rung = False
+        for ring in self._due:
+            ring.due = False
+        self._due.clear()
 
     def _take_back(self, ring: TransferRing) -> None:
         ring.rewind(keep_progress=True)

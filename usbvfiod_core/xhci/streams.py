@@ -46,8 +46,8 @@ class StreamEndpoint(Endpoint):
             return
         self._rung = False
         rung, self._rung_streams = self._rung_streams, {}
-        if self._invalid:
-            self._invalid = False
+        invalid, self._invalid = self._invalid, False
+        if invalid and self.state in (spec.EP_RUNNING, spec.EP_STOPPED):
             self._error(spec.CC_INVALID_STREAM_ID)
         if self.state == spec.EP_STOPPED and rung:
             self._enter(states.DOORBELL)
@@ -56,6 +56,11 @@ class StreamEndpoint(Endpoint):
                 ring = self._ring(stream_id)
                 if ring is not None:
                     self._look_at(ring)
+
+    def _forget_doorbells(self) -> None:
+        super()._forget_doorbells()
+        self._rung_streams.clear()
+        self._invalid = False
 
     def set_dequeue(self, dequeue: int, stream_id: int, context_type: int) -> int:
         if (self.state, states.SET_DEQUEUE) not in states.ENDPOINT:
