@@ -141,6 +141,13 @@ class StepLoop:
         """Let `seconds` pass, and run what becomes due on the way."""
         self.run_until(lambda: False, seconds)
 
+    def stall(self, seconds: float) -> None:
+        """Let `seconds` pass in which nothing runs, as if the process had been stopped: what was due is late."""
+        if self.virtual_time:
+            self._now += seconds
+        else:
+            time.sleep(seconds)
+
     # -- own -------------------------------------------------------------------------------------------------------
 
     def _wait(self, deadline: float) -> bool:

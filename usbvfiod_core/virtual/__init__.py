@@ -44,7 +44,7 @@ class VirtualBackend(Backend):
         if address == "keyboard":
             return keyboard.open_keyboard(options, loop)
         if address == "loopback":
-            return loopback.open_loopback(options)
+            return loopback.open_loopback(options, loop)
         raise ConfigError(f"there is no virtual device {address!r}; there are flash, keyboard and loopback")
 
 

@@ -5,7 +5,7 @@ need: the endpoints of configuration 3, and the vendor requests that write a buf
 
     configuration 3   source and sink, the one Linux chooses. IN endpoints give as much as is asked for, OUT endpoints
                       take everything. Alternate setting 0 has bulk (81, 01) and interrupt endpoints (82, 02),
-                      alternate setting 1 the bulk ones alone.
+                      alternate setting 1 bulk and isochronous ones (83, 03).
     configuration 2   loopback: what is written to 01 is read from 81, transfer by transfer
 
 Options of the specification:
@@ -14,6 +14,13 @@ Options of the specification:
                           pattern, or the endpoint halts. 2: nothing is filled in and nothing checked
     speed=full|high|super default super
     serial=TEXT           default none
+    isoc_interval=1-16    bInterval of the isochronous endpoints, default 4: 1 ms, at full speed 8 ms
+    isoc_maxpacket=1-1024 bytes of one isochronous packet, default 1024; 1023 is the most at full speed
+    isoc_mult=0-2         more packets a microframe (high speed) or more bursts an interval (SuperSpeed), default 0
+    isoc_maxburst=0-15    more packets a burst (SuperSpeed), default 0
+
+The last four are the parameters of gadget zero. An isochronous endpoint cannot halt: packets of a wrong pattern are
+counted in `Loopback.wrong_packets`.
 """
 
 from __future__ import annotations
@@ -24,23 +31,26 @@ from collections.abc import Mapping, Sequence
 from ..usb.descriptors import (
     ATTRIBUTE_RESERVED_ONE,
     ATTRIBUTE_SELF_POWERED,
+    Companion,
     Configuration,
     Endpoint,
     Interface,
     bulk_endpoint,
     interrupt_endpoint,
 )
+from ..usb.device import DeviceEvents, Loop
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
-from ..usb.transfer import Transfer, TransferStatus
+from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
+from .isochronous import IsochronousSchedule, contents, fill, finish
 from .options import Options
 
 VENDOR_ID = 0x0525
 PRODUCT_ID = 0xA4A0
 PRODUCT = "Gadget Zero"
-OPTIONS = ("pattern", "speed", "serial")
+OPTIONS = ("pattern", "speed", "serial", "isoc_interval", "isoc_maxpacket", "isoc_mult", "isoc_maxburst")
 
 SOURCE_SINK = 3
 LOOPBACK = 2
@@ -52,9 +62,11 @@ ZEROS, MODULO_63, NONE = range(3)
 BULK_IN, BULK_OUT = 0x81, 0x01
 INTERRUPT_IN, INTERRUPT_OUT = 0x82, 0x02
 INTERRUPT_PACKET = 64
+ISOCHRONOUS_IN, ISOCHRONOUS_OUT = 0x83, 0x03
 
 _CHUNK = 1 << 16  # a multiple of every packet size
 _LOOPBACK_BUFFER = 1 << 20
+_ISOCHRONOUS = TransferType.ISOCHRONOUS
 _COMPLETED = TransferStatus.COMPLETED
 
 
@@ -74,10 +86,25 @@ class Loopback(VirtualDevice):
     product = PRODUCT
     device_class = (0xFF, 0, 0)
 
-    def __init__(self, *, pattern: int = ZEROS, speed: Speed = Speed.SUPER, serial: str = "") -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        pattern: int = ZEROS,
+        speed: Speed = Speed.SUPER,
+        serial: str = "",
+        isoc_interval: int = 4,
+        isoc_maxpacket: int = 1024,
+        isoc_mult: int = 0,
+        isoc_maxburst: int = 0,
+    ) -> None:
         self.serial = serial
+        self._isochronous = (isoc_interval, isoc_maxpacket, isoc_mult, isoc_maxburst)
         super().__init__(speed)
         self.pattern = pattern
+        self.schedule = IsochronousSchedule(speed, loop, self._interval_over)
+        self.wrong_packets = 0
+        """Isochronous packets that did not follow the pattern."""
         self.buffer = bytearray(0xFFFF)
         """What the vendor requests write and read."""
         self._chunks: dict[int, bytearray] = {}
@@ -93,7 +120,7 @@ class Loopback(VirtualDevice):
         source_sink = self.string("source and sink data")
         settings: list[tuple[Endpoint, ...]] = [
             bulk + interrupt,  # usbtest takes the first setting with a bulk pair and looks for the rest there
-            bulk,  # isochronous endpoints have their place here, as in gadget zero
+            bulk + tuple(self._isochronous_endpoint(each, speed) for each in (ISOCHRONOUS_IN, ISOCHRONOUS_OUT)),
         ]
         interfaces = tuple(
             Interface(0, 0xFF, endpoints=endpoints, alternate=number, name=source_sink)
@@ -106,7 +133,26 @@ class Loopback(VirtualDevice):
             Configuration((Interface(0, 0xFF, endpoints=bulk, name=loopback),), LOOPBACK, loopback, attributes),
         ]
 
+    def _isochronous_endpoint(self, address: int, speed: Speed) -> Endpoint:
+        interval, size, mult, burst = self._isochronous
+        if speed.is_usb3:
+            if burst:
+                size = 1024  # the only size there is in bursts (USB 3.2 9.6.6)
+            companion = Companion(burst, mult, size * (mult + 1) * (burst + 1))
+            return Endpoint(address, _ISOCHRONOUS, size, interval, companion)
+        if speed == Speed.HIGH:
+            return Endpoint(address, _ISOCHRONOUS, size | mult << 11, interval)
+        return Endpoint(address, _ISOCHRONOUS, min(size, 1023), interval)
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        self.schedule.attach(events)
+
+    def closed(self) -> None:
+        self.schedule.close()
+
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        self.schedule.restart()
         self._looped.clear()
         self._looped_bytes = 0
         for endpoint in endpoints:
@@ -117,6 +163,8 @@ class Loopback(VirtualDevice):
     def process(self, endpoint: VirtualEndpoint) -> None:
         if self.configuration is not None and self.configuration.value == LOOPBACK:
             self._loop_back()
+        elif endpoint.address & 0x7F == ISOCHRONOUS_OUT:
+            self.schedule.process(endpoint)
         elif endpoint.address & 0x80:
             while endpoint.queue:
                 transfer = endpoint.queue.popleft()
@@ -177,6 +225,27 @@ class Loopback(VirtualDevice):
                 place += part
         return True
 
+    # -- isochronous source and sink: a packet is what moves in one service interval -----------------------------------
+
+    def _interval_over(self, endpoint: VirtualEndpoint, transfer: Transfer) -> None:
+        descriptor = endpoint.descriptor
+        size = descriptor.packet_size
+        companion = descriptor.companion
+        payload = companion.bytes_per_interval if companion is not None else size * descriptor.transactions
+        chunk = self._chunks[size]
+        for packet in transfer.packets:
+            length = min(packet.length, payload)
+            if not endpoint.address & 0x80:
+                packet.actual = packet.length
+                found: object = contents(transfer, packet)[:length]
+                if self.pattern != NONE and chunk[:length] != found:
+                    self.wrong_packets += 1
+            elif self.pattern == NONE:
+                packet.actual = length
+            else:
+                fill(transfer, packet, memoryview(chunk)[:length])
+        finish(transfer)
+
     # -- loopback ------------------------------------------------------------------------------------------------------
 
     def _loop_back(self) -> None:
@@ -200,11 +269,16 @@ class Loopback(VirtualDevice):
                 return
 
 
-def open_loopback(options: Mapping[str, str]) -> Loopback:
+def open_loopback(options: Mapping[str, str], loop: Loop) -> Loopback:
     """Open `virtual:loopback` with the options above. Raises ConfigError."""
     given = Options("loopback", options, OPTIONS)
     return Loopback(
+        loop,
         pattern=int(given.choice("pattern", ("0", "1", "2"), "0")),
         speed=given.speed(("full", "high", "super"), "super"),
         serial=given.serial(),
+        isoc_interval=given.number("isoc_interval", 1, 16, 4),
+        isoc_maxpacket=given.number("isoc_maxpacket", 1, 1024, 1024),
+        isoc_mult=given.number("isoc_mult", 0, 2, 0),
+        isoc_maxburst=given.number("isoc_maxburst", 0, 15, 0),
     )

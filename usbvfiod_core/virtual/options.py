@@ -36,6 +36,17 @@ class Options:
             raise self._wrong(name, ("true", "false"))
         return value
 
+    def number(self, name: str, lowest: int, highest: int, default: int) -> int:
+        """A decimal number. Raises ConfigError."""
+        value = self._values.get(name)
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdecimal()) or not lowest <= int(value) <= highest:
+            raise ConfigError(
+                f"virtual:{self._device}: {name}={value} is not possible; {name} is a number from {lowest} to {highest}"
+            )
+        return int(value)
+
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
         """One of `choices`. Raises ConfigError."""
         value = self._values.get(name, default)

@@ -45,7 +45,7 @@ class TestLoopback(DeviceConformance):
         self.speed = speed
 
     def make_device(self, loop: Loop) -> Device:
-        return Loopback(speed=self.speed)
+        return Loopback(loop, speed=self.speed)
 
 
 class TestBackend(BackendConformance):

@@ -15,7 +15,7 @@ from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 from usbvfiod_core.virtual.loopback import LOOPBACK, SOURCE_SINK, Loopback, open_loopback, pattern_bytes
 
-IN, OUT, INTERRUPT_IN, INTERRUPT_OUT = 0x81, 0x01, 0x82, 0x02
+IN, OUT, INTERRUPT_IN, INTERRUPT_OUT, ISOCHRONOUS_IN, ISOCHRONOUS_OUT = 0x81, 0x01, 0x82, 0x02, 0x83, 0x03
 PACKETS = {Speed.FULL: 64, Speed.HIGH: 512, Speed.SUPER: 1024}
 LENGTHS = [0, 1, 62, 63, 64, 512, 1000, 1024, 4096, 65536, 65537, 200_000]
 
@@ -24,8 +24,9 @@ class Cable:
     """A loopback device on a bench."""
 
     def __init__(self, pattern: int, speed: Speed, configuration: int = SOURCE_SINK) -> None:
-        self.device = Loopback(pattern=pattern, speed=speed)
-        self.bench = DeviceBench(self.device, StepLoop(), submit_limit=2.0)
+        loop = StepLoop()
+        self.device = Loopback(loop, pattern=pattern, speed=speed)
+        self.bench = DeviceBench(self.device, loop, submit_limit=2.0)
         assert self.set(0, 9, configuration)
 
     def set(self, kind: int, request: int, value: int = 0, index: int = 0, data: bytes = b"") -> bool:
@@ -164,7 +165,7 @@ def test_identity_and_settings(cable: Cable) -> None:
     assert [each.alternate for each in first.interfaces] == [0, 1]
     assert set(device.endpoints) == {IN, OUT, INTERRUPT_IN, INTERRUPT_OUT}
     assert cable.set(1, 11, 1, 0)
-    assert set(device.endpoints) == {IN, OUT}
+    assert set(device.endpoints) == {IN, OUT, ISOCHRONOUS_IN, ISOCHRONOUS_OUT}
     assert cable.read(64).status is TransferStatus.COMPLETED
     assert cable.read(64, INTERRUPT_IN).status is TransferStatus.ERROR
 
@@ -217,13 +218,17 @@ def test_closing_while_transfers_wait(echo: Cable) -> None:
 
 
 def test_options() -> None:
-    assert open_loopback({}).pattern == 0
-    device = open_loopback({"pattern": "1", "speed": "high", "serial": "L1"})
+    loop = StepLoop()
+    assert open_loopback({}, loop).pattern == 0
+    device = open_loopback({"pattern": "1", "speed": "high", "serial": "L1"}, loop)
     assert (device.pattern, device.speed, device.serial) == (1, Speed.HIGH, "L1")
     with pytest.raises(ConfigError, match="pattern=3 is not possible; pattern is 0, 1 or 2"):
-        open_loopback({"pattern": "3"})
-    with pytest.raises(ConfigError, match="has no option 'image'; it has pattern, speed, serial"):
-        open_loopback({"image": "x"})
+        open_loopback({"pattern": "3"}, loop)
+    for value in ("0", "17", "-1", "x", "", "\u0663"):
+        with pytest.raises(ConfigError, match="isoc_interval is a number from 1 to 16"):
+            open_loopback({"isoc_interval": value}, loop)
+    with pytest.raises(ConfigError, match="has no option 'image'; it has pattern, speed, serial, isoc_interval"):
+        open_loopback({"image": "x"}, loop)
 
 
 def test_a_mebibyte_is_no_work_for_python() -> None:
