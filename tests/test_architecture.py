@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "usbvfiod_core"
-MAX_LINES = 420
+MAX_LINES = {"usbvfiod_core": 440, "tests": 500, "examples": 100}
+"""About 400 is the rule; here is where a file has to be divided."""
 
 LAYERS = {
     "errors": 0,
@@ -27,11 +28,21 @@ LAYERS = {
     "xhci.contexts": 2,
     "xhci.td": 2,
     "xhci.transfer_ring": 2,
+    "xhci.interrupters": 2,
+    "xhci.mfindex": 2,
+    "xhci.remapping": 2,
+    "xhci.engine": 3,
     "xhci.endpoint": 3,
+    "xhci.isochronous": 3,
+    "xhci.streams": 3,
     "xhci.slot": 3,
+    "xhci.slot_table": 3,
     "xhci.ports": 3,
+    "xhci.root_hub": 3,
     "vfio_user": 3,
     "xhci.commands": 4,
+    "xhci.command_ring": 4,
+    "xhci.command_ring": 4,
     "xhci": 5,
     "vfio_user.transport": 6,
     "hooks": 6,
@@ -155,16 +166,11 @@ def test_a_built_in_plugin_uses_the_plugin_api() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        path
-        for directory in ("usbvfiod_core", "tests", "examples")
-        for path in sorted((ROOT / directory).rglob("*.py"))
-        if ".venv" not in path.parts
-    ],
+    [path for directory in MAX_LINES for path in sorted((ROOT / directory).rglob("*.py")) if ".venv" not in path.parts],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+    assert len(path.read_text().splitlines()) <= MAX_LINES[path.relative_to(ROOT).parts[0]]
 
 
 def test_imports_are_seen_in_every_form() -> None:
