@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.unit.virtual.drive import Drive
+from tests.unit.virtual.uas_drive import UasDrive
+from usbvfiod_core.usb.speed import Speed
 
 BLOCKS = 4096
 
@@ -44,3 +46,27 @@ def make(image: Path) -> Iterator[Callable[..., Drive]]:
 @pytest.fixture
 def drive(make: Callable[..., Drive]) -> Drive:
     return make()
+
+
+@pytest.fixture
+def make_uas(image: Path) -> Iterator[Callable[..., UasDrive]]:
+    drives: list[UasDrive] = []
+
+    def make(**options: Any) -> UasDrive:
+        drives.append(UasDrive(image, **options))
+        return drives[-1]
+
+    yield make
+    for drive in drives:
+        drive.close()
+
+
+@pytest.fixture
+def uas(make_uas: Callable[..., UasDrive]) -> UasDrive:
+    return make_uas()
+
+
+@pytest.fixture
+def high(make_uas: Callable[..., UasDrive]) -> UasDrive:
+    """At high speed: without streams."""
+    return make_uas(speed=Speed.HIGH)
