@@ -24,10 +24,10 @@ demo: $(STAMP)
 	$(VENV)/bin/usbvfiod demo
 
 test: $(STAMP)
-	$(RUN) -m pytest -m "not long"
+	$(RUN) -m pytest -rs -m "not long"
 
 test-long: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -rs
 
 vm: $(STAMP)
 	$(RUN) tests/vm/prepare.py

@@ -42,7 +42,6 @@ LAYERS = {
     "vfio_user": 3,
     "xhci.commands": 4,
     "xhci.command_ring": 4,
-    "xhci.command_ring": 4,
     "xhci": 5,
     "vfio_user.transport": 6,
     "hooks": 6,

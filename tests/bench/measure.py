@@ -81,7 +81,10 @@ def cpu_seconds(pid: int) -> float:
     """Processor time of all threads of a process, to the nanosecond (a tick of utime is ten milliseconds)."""
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
-        total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
+        try:
+            total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            pass  # a thread that has just ended
     return total / 1e9
 
 

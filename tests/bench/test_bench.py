@@ -1,0 +1,68 @@
+"""The benchmarks themselves: that they run, and that what they print is what they measured."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.bench import micro
+from tests.bench.measure import Comparison, Figure, cpu_seconds, number
+
+
+def test_every_single_step_is_measured(tmp_path: Path) -> None:
+    figures = {figure.name: figure for figure in micro.measure(tmp_path, count=60)}
+    assert len(figures) == 9
+    for figure in figures.values():
+        assert figure.samples
+        assert figure.median >= 0
+        assert figure.name in figure.line()
+    assert 1 < figures["register read, round trip"].median < 100_000
+    assert 5 < figures["memory of its own"].median < 100
+    assert figures["doorbell to event, 512-byte bulk IN"].median > 1
+
+
+def test_a_figure_and_its_target() -> None:
+    figure = Figure("step", "µs", [1.0, 2.0, 300.0], 2.0)
+    assert figure.median == 2.0
+    assert figure.met
+    assert "ok: at most 2 µs" in figure.line()
+    assert "MISSED: at most 1 µs" in Figure("step", "µs", [1.5], 1.0).line()
+    assert "at most" not in Figure("step", "µs", [1.5]).line()
+
+
+def test_a_comparison_is_of_neighbouring_rounds() -> None:
+    comparison = Comparison("reads", "MB/s", 1.0, [10.0, 50.0, 90.0], [20.0, 50.0, 30.0])
+    assert comparison.ratios == [0.5, 1.0, 3.0]
+    assert comparison.met
+    assert "ratio 1.00 (0.50 to 3.00)   ok: at least 1" in comparison.line()
+    comparison.target = 1.1
+    assert "MISSED" in comparison.line()
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.1234, "0.123"), (45.678, "45.7"), (12345.6, "12,346")])
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_processor_time_counts_every_thread() -> None:
+    done, stop = threading.Event(), threading.Event()
+
+    def burn() -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        done.set()
+        stop.wait()
+
+    before = cpu_seconds(os.getpid())
+    thread = threading.Thread(target=burn)
+    thread.start()
+    assert done.wait(10)
+    used = cpu_seconds(os.getpid()) - before
+    stop.set()
+    thread.join()
+    assert used >= 0.05
