@@ -20,13 +20,12 @@ from ..usb.transfer import TransferType
 from . import registers as reg
 from . import spec
 from .command_ring import CommandRing
-from .contexts import DeviceContext
-from .endpoint import Endpoint
 from .engine import TransferEngine
-from .interrupter import Interrupter
+from .interrupters import Interrupters
 from .mfindex import MicroframeIndex
+from .remapping import REMAP_SECONDS, Remapping
 from .root_hub import RootHub
-from .slot import Slot, when_all
+from .slot import when_all
 from .slot_table import SlotTable
 
 log = logging.getLogger(__name__)
@@ -37,8 +36,6 @@ RUN_NS = 2_000_000
 """Time after which `run` lets the loop look at its sockets again."""
 HALT_SECONDS = 0.016
 """Time from USBCMD.RS=0 to USBSTS.HCH=1 at most (5.4.1.1)."""
-REMAP_SECONDS = 0.05
-"""Time that transfers taken back for a DMA_UNMAP wait for the memory to be mapped again."""
 
 _USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS
@@ -74,21 +71,30 @@ class Controller:
         self.wakeup: Callable[[], None] = lambda: None
         self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters)
         self.context_stride = 64 if registers.dwords[spec.HCCPARAMS1 >> 2] & spec.HCC1_CSZ else 32
+        self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
+        self.frame_number = self._mfindex.frame
+        self.microframe = self._mfindex.read
         self.table = SlotTable(registers, self)
         self._slots = self.table.slots
         self.hub = RootHub(registers, usb2_ports, usb3_ports, self)
-        self.interrupters = [
-            Interrupter(index, registers, memory, loop, interrupt, self._interrupter_dirty)
-            for index in range(interrupters)
-        ]
+        self.interrupters = Interrupters(
+            registers, memory, loop, interrupters, interrupt, self.work_due, self.host_system_error
+        )
         self._commands = CommandRing(registers, memory, self)
+        self.post = self.interrupters.post
+        self.blocked = self.interrupters.blocked
+        self.device_at = self.hub.device_at
+        self.port_bandwidth = self.hub.bandwidth
+        self.endpoints_at = self.table.endpoints
+        self.device_context = self.table.device_context
+        self.enable_slot = self.table.enable
+        self.release_slot = self.table.release
+        self.slot = self.table.get
+        self._remapping = Remapping(memory, loop, self.interrupters.primary.ring, self.work_due)
         registers.writers[_USBCMD] = self.write_usbcmd
-        self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.read = registers.read
         self._dwords = registers.dwords
         self._ready: deque[TransferEngine] = deque()
-        self._dirty: list[Interrupter] = []
-        self._blocked = False
         self._in_run = False
         self._commands_due = False
         self._resetting: list[Callable[[], object]] = []
@@ -144,8 +150,7 @@ class Controller:
         elif old & ~new & spec.USBCMD_RS:
             self._stop()
         if new & ~old & spec.USBCMD_INTE:
-            for interrupter in self.interrupters:
-                interrupter.deliver()
+            self.interrupters.deliver()
         if value & (spec.USBCMD_CSS | spec.USBCMD_CRS):
             self._save_or_restore(value)
         self._mfindex.watch(self.running and bool(new & spec.USBCMD_EWE))
@@ -181,49 +186,49 @@ class Controller:
             self._halt_due = False
             self._drain_for_halt()
         ready = self._ready
-        if (ready or self._commands_due or self.hub.dirty or self._dirty) and self.running and not self.bus_master:
+        if (
+            (ready or self._commands_due or self.hub.dirty or self.interrupters.dirty)
+            and self.running
+            and not self.bus_master
+        ):
             raise GuestMemoryError(0, 0, "the PCI command register forbids the controller to access memory")
         self.memory.check()
-        if self._dirty:
-            self._flush()
+        if self._remapping.waits():
+            self._run_endpoints(draining=True)
+            return False
+        if self.interrupters.dirty:
+            self.interrupters.flush()
         if self.hub.dirty:
             self.hub.flush()
         more = False
-        if self._commands_due and not self._blocked:
+        if self._commands_due and not self.blocked():
             self._commands_due = False
             if self._commands.run():
                 self._commands_due = more = True
         if ready:
             self._run_endpoints()
-        if self._dirty:
-            self._flush()
+        if self.interrupters.dirty:
+            self.interrupters.flush()
         more = more or self._commands_due or self.hub.dirty or (bool(ready) and self._fetching)
-        return more and not self._blocked
+        return more and not self.blocked()
 
-    def _run_endpoints(self) -> None:
-        """Give each endpoint that is ready its turn. One whose transfers are awaited has it whatever the state of the
-        controller: a command, a reset or an unplugging goes on when they are back."""
+    def _run_endpoints(self, *, draining: bool = False) -> None:
+        """Give each endpoint that is ready its turn. One whose transfers are awaited (with `draining`, only those) has
+        it whatever the state of the controller: a command, a reset or an unplugging goes on when they are back."""
         ready = self._ready
         deadline = monotonic_ns() + RUN_NS
+        fetching = self._fetching and not draining
         for _ in range(len(ready) + 1):
             if not ready:
                 break
             endpoint = ready.popleft()
-            if not endpoint.draining and (self._blocked or not self._fetching or monotonic_ns() > deadline):
+            if not endpoint.draining and (not fetching or self.blocked() or monotonic_ns() > deadline):
                 ready.append(endpoint)
                 continue
             endpoint.queued = False
             if endpoint.run(deadline) and not endpoint.queued:
                 endpoint.queued = True
                 ready.append(endpoint)
-
-    def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for interrupter in dirty:
-            interrupter.queued = False
-            interrupter.flush()
-        if self._blocked:
-            self._blocked = any(interrupter.blocked for interrupter in self.interrupters)
 
     @property
     def idle(self) -> bool:
@@ -261,6 +266,7 @@ class Controller:
         They are fetched again once the memory has had time to be mapped anew: QEMU unmaps and maps all of it while a
         firmware boots.
         """
+        self._remapping.unmapped()
         end = address + size
         endpoints = [endpoint for endpoint in self.table.endpoints() if endpoint.uses(address, end)]
 
@@ -292,59 +298,6 @@ class Controller:
         if not self._in_run:
             self.wakeup()
 
-    def _interrupter_dirty(self, interrupter: Interrupter) -> None:
-        if interrupter.queued:
-            return
-        interrupter.queued = True
-        self._dirty.append(interrupter)
-        if not self._in_run:
-            self.wakeup()
-
-    def blocked(self) -> bool:
-        return self._blocked
-
-    def frame_number(self) -> int:
-        return self._mfindex.read() >> 3
-
-    def microframe(self) -> int:
-        return self._mfindex.read()
-
-    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
-        """Publish an event on an interrupter; one that the driver has not set up is replaced by the primary one."""
-        if not self.running:
-            return
-        target = self.interrupters[interrupter] if interrupter < len(self.interrupters) else self.interrupters[0]
-        if interrupter and not target.usable:
-            target = self.interrupters[0]
-        try:
-            target.post(parameter, status, control, block_interrupt=block_interrupt)
-        except GuestMemoryError as error:
-            self.host_system_error(error)
-            return
-        if target.blocked:
-            self._blocked = True
-
-    def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
-        return self.hub.device_at(port_id, enabled=enabled)
-
-    def device_context(self, slot_id: int) -> DeviceContext | None:
-        return self.table.device_context(slot_id)
-
-    def slot(self, slot_id: int) -> Slot | None:
-        return self._slots[slot_id] if slot_id <= reg.MAX_SLOTS else None
-
-    def enable_slot(self) -> int:
-        return self.table.enable()
-
-    def release_slot(self, slot: Slot) -> None:
-        self.table.release(slot)
-
-    def port_bandwidth(self, usb_speed: int) -> bytes | None:
-        return self.hub.bandwidth(usb_speed)
-
-    def endpoints_at(self, port_id: int) -> list[Endpoint]:
-        return self.table.endpoints(port_id)
-
     def host_system_error(self, error: GuestMemoryError) -> None:
         """HSE (4.24.1): the controller stops; the driver resets it."""
         log.error("host system error, the controller stops until the guest resets it: %s", error)
@@ -361,8 +314,7 @@ class Controller:
         self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_HCH
         self._halt_due = False
         self._mfindex.start()
-        for interrupter in self.interrupters:
-            interrupter.run_started()
+        self.interrupters.run_started()
         self.hub.run_started()
         for endpoint in self.table.endpoints():
             if endpoint.draining:
@@ -376,11 +328,9 @@ class Controller:
         self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_SRE
         if not self.running and value & spec.USBCMD_CSS:
             self._saved = True
-            for interrupter in self.interrupters:
-                interrupter.save()
+            self.interrupters.save()
         elif not self.running and self._saved:
-            for interrupter in self.interrupters:
-                interrupter.restore()
+            self.interrupters.restore()
         else:
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_SRE
 
@@ -432,17 +382,16 @@ class Controller:
         self._draining = False
         self.table.release_all()
         self._commands.reset()
-        self._commands_due = self._blocked = self._halt_due = self._saved = self._failed = False
+        self._commands_due = self._halt_due = self._saved = self._failed = False
         self._mfindex.reset()
         self.registers.reset()
-        for interrupter in self.interrupters:
-            interrupter.reset()
+        self.interrupters.reset()
         self.hub.controller_reset()
         waiting, self._resetting = self._resetting, []
         for done in waiting:
             done()
 
     def _wrapped(self) -> None:
-        if not self._blocked:
+        if not self.blocked():
             status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
             self.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)

@@ -65,6 +65,16 @@ class EventRing:
         return self._size > 0
 
     @property
+    def reachable(self) -> bool:
+        """Whether its segments are guest memory now."""
+        try:
+            for segment in self._segments:
+                self._memory.window(segment.address, segment.size * spec.TRB_SIZE)
+        except GuestMemoryError:
+            return False
+        return True
+
+    @property
     def empty(self) -> bool:
         """Whether the driver has taken every event."""
         return self._segment.first + self._index == self._dequeue or not self._size
@@ -91,7 +101,11 @@ class EventRing:
         self._dequeue = 0
         if segments:
             self._segment = segments[0]
-            self._look_up()
+            try:
+                self._look_up()
+            except GuestMemoryError:
+                self._size = self._free = 0
+                raise
         self._count_free()
 
     def move_dequeue(self, erdp: int) -> None:
@@ -164,12 +178,7 @@ class EventRing:
     def _look_up(self) -> None:
         self._generation = -1
         for segment in self._segments:
-            try:
-                view = self._memory.window(segment.address, segment.size * spec.TRB_SIZE)
-            except GuestMemoryError:
-                self._size = self._free = 0
-                self._segments = []
-                raise
+            view = self._memory.window(segment.address, segment.size * spec.TRB_SIZE)
             segment.dwords = view.cast("I")
             segment.qwords = view.cast("Q")
         self._generation = self._memory.generation

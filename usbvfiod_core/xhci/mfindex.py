@@ -29,6 +29,10 @@ class MicroframeIndex:
             return self._value
         return int((self._loop.time() - self._start) / spec.MICROFRAME) & spec.MFINDEX_MASK
 
+    def frame(self) -> int:
+        """The number of the frame now: 11 bits, 1 ms each."""
+        return self.read() >> 3
+
     def start(self) -> None:
         self._start = self._loop.time() - self._value * spec.MICROFRAME
 

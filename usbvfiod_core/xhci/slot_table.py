@@ -33,6 +33,10 @@ class SlotTable:
         self._dwords = registers.dwords
         self._host = host
 
+    def get(self, slot_id: int) -> Slot | None:
+        """The enabled slot with this id."""
+        return self.slots[slot_id] if slot_id <= reg.MAX_SLOTS else None
+
     def enable(self) -> int:
         """A new slot's id, or 0: none is free among the CONFIG.MaxSlotsEn first ones (4.6.3)."""
         enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, reg.MAX_SLOTS)

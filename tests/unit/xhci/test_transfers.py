@@ -175,7 +175,7 @@ def test_an_error_halts_at_the_failing_trb(rig: Rig, status: TransferStatus, mov
 def test_an_interrupt_finds_the_context_halted(rig: Rig) -> None:
     seen: list[int] = []
     rig.bus._interrupt = lambda vector: seen.append(rig.bulk_in.state)  # type: ignore[method-assign]
-    interrupter = rig.controller.interrupters[0]
+    interrupter = rig.controller.interrupters.primary
     interrupter._interrupt = lambda vector: seen.append(rig.bulk_in.state)
     rig.device.answers(BULK_IN, TransferStatus.STALL)
     rig.bulk_in.submit(length=8)

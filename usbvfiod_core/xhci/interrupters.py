@@ -1,0 +1,104 @@
+"""All interrupters: which one an event goes to, and which have something to do (4.17)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import GuestMemoryError
+from ..memory import GuestMemory
+from ..usb.device import Loop
+from . import registers as reg
+from . import spec
+from .interrupter import Interrupter
+
+_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+
+
+class Interrupters:
+    """Interrupters 0 (the primary one) to `count - 1`.
+
+    `interrupt(index)` sends an MSI-X message; `work_due()` says that `flush` is wanted; `failed(error)` that an event
+    ring is not guest memory (4.24.1).
+    """
+
+    def __init__(
+        self,
+        registers: reg.RegisterFile,
+        memory: GuestMemory,
+        loop: Loop,
+        count: int,
+        interrupt: Callable[[int], None],
+        work_due: Callable[[], None],
+        failed: Callable[[GuestMemoryError], None],
+    ) -> None:
+        self._dwords = registers.dwords
+        self._work_due = work_due
+        self._failed = failed
+        self._dirty: list[Interrupter] = []
+        self._blocked = False
+        self._all = [Interrupter(index, registers, memory, loop, interrupt, self._look_at) for index in range(count)]
+        self.primary = self._all[0]
+
+    @property
+    def dirty(self) -> bool:
+        """Whether `flush` is wanted."""
+        return bool(self._dirty)
+
+    def blocked(self) -> bool:
+        """Whether an event ring is full, so that nothing new may be fetched (4.9.4)."""
+        return self._blocked
+
+    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
+        """Publish an event, `control` without its cycle bit, on an interrupter; the primary one stands in for one that
+        the driver has not set up. While the controller is halted there are no events."""
+        if self._dwords[_USBSTS] & spec.USBSTS_HCH:
+            return
+        target = self._all[interrupter] if interrupter < len(self._all) else self.primary
+        if interrupter and not target.usable:
+            target = self.primary
+        try:
+            target.post(parameter, status, control, block_interrupt=block_interrupt)
+        except GuestMemoryError as error:
+            self._failed(error)
+            return
+        if target.blocked:
+            self._blocked = True
+
+    def flush(self) -> None:
+        """Do what register writes have asked for, and send the interrupts that are due. Raises GuestMemoryError."""
+        dirty, self._dirty = self._dirty, []
+        for interrupter in dirty:
+            interrupter.queued = False
+            interrupter.flush()
+        if self._blocked:
+            self._blocked = any(interrupter.blocked for interrupter in self._all)
+
+    def deliver(self) -> None:
+        """USBCMD.INTE was set: send what has waited for it."""
+        for interrupter in self._all:
+            interrupter.deliver()
+
+    def run_started(self) -> None:
+        for interrupter in self._all:
+            interrupter.run_started()
+
+    def save(self) -> None:
+        """USBCMD.CSS (4.23.2)."""
+        for interrupter in self._all:
+            interrupter.save()
+
+    def restore(self) -> None:
+        """USBCMD.CRS (4.23.2)."""
+        for interrupter in self._all:
+            interrupter.restore()
+
+    def reset(self) -> None:
+        self._blocked = False
+        for interrupter in self._all:
+            interrupter.reset()
+
+    def _look_at(self, interrupter: Interrupter) -> None:
+        if not interrupter.queued:
+            interrupter.queued = True
+            self._dirty.append(interrupter)
+            self._work_due()
