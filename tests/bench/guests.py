@@ -41,7 +41,7 @@ class Subject:
         return end - start
 
     def register_read(self, count: int) -> float:
-        """Microseconds in the guest for one register read through the driver's debugfs file, the file's cost included."""
+        """Microseconds in the guest for a register read by the driver's debugfs file, whose own cost is in it."""
         output = self.guest.run(
             "file=$(ls /sys/kernel/debug/usb/xhci/*/reg-op | head -n 1); wc -l < $file; "
             "cut -d' ' -f1 /proc/uptime; i=0; "
