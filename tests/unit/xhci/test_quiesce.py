@@ -9,7 +9,7 @@ import pytest
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, Rig, codes, spec
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN
 from usbvfiod_core.usb.transfer import TransferStatus
-from usbvfiod_core.xhci.controller import REMAP_SECONDS
+from usbvfiod_core.xhci.remapping import REMAP_SECONDS
 
 EVERYTHING = (0, 1 << 64)
 
