@@ -15,7 +15,7 @@ import fcntl
 import mmap
 import os
 import stat
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from .errors import ClientError, GuestMemoryError
 
@@ -151,24 +151,27 @@ class GuestMemory:
         end = address + size
         if size <= 0 or address < 0 or end > ADDRESS_LIMIT:
             raise ClientError(errno.EINVAL, f"DMA unmap {address:#x}+{size:#x} is not a range of 64-bit addresses")
-        keep, gone = [], []
-        for region in self._regions:
-            if region.start >= end or region.end <= address:
-                keep.append(region)
-            elif address <= region.start and region.end <= end:
-                gone.append(region)
-            else:
+        first = bisect_right(self._starts, address) - 1
+        if first < 0 or self._regions[first].end <= address:
+            first += 1
+        last = bisect_left(self._starts, end)
+        gone = self._regions[first:last]
+        if not gone:
+            return 0
+        for region in (gone[0], gone[-1]):
+            if region.start < address or region.end > end:
                 raise ClientError(
                     errno.EINVAL,
                     f"DMA unmap {address:#x}+{size:#x} cuts the mapping {region.start:#x}-{region.end:#x}",
                 )
-        if gone:
-            self._replace(keep, gone)
+        del self._regions[first:last], self._starts[first:last]
+        self._forget(gone)
         return len(gone)
 
     def unmap_all(self) -> None:
         """Forget every mapping: DMA_UNMAP with the ALL flag, or the client went away."""
-        self._replace([], self._regions)
+        gone, self._regions, self._starts = self._regions, [], []
+        self._forget(gone)
 
     def settle(self) -> None:
         """Drop files that no region uses any more. Called when a burst of messages has been drained."""
@@ -281,12 +284,10 @@ class GuestMemory:
             code = getattr(error, "errno", None) or errno.EINVAL
             raise ClientError(code, f"DMA map: the file cannot be mapped: {error}") from None
 
-    def _replace(self, keep: list[Region], gone: list[Region]) -> None:
+    def _forget(self, gone: list[Region]) -> None:
         for region in gone:
             if region.backing is not None:
                 region.backing.regions -= 1
-        self._regions = keep
-        self._starts = [region.start for region in keep]
         self._last = Region(0, 0, False, False)
         self.generation += 1
 

@@ -177,3 +177,19 @@ def test_no_descriptor_is_kept(memfd: int) -> None:
         memory.unmap_all()
         memory.settle()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_unmapping_finds_its_regions_among_many(memfd: int) -> None:
+    """What is unmapped is what a search of every region finds, wherever the range begins and ends."""
+    pages = [1, 2, 4, 7, 8, 9, 12]
+    for first in range(14):
+        for last in range(first + 1, 15):
+            memory = GuestMemory()
+            for page in pages:
+                memory.map(page * PAGE_SIZE, PAGE_SIZE, memfd, page * PAGE_SIZE)
+            inside = [page for page in pages if first <= page < last]
+            assert memory.unmap(first * PAGE_SIZE, (last - first) * PAGE_SIZE) == len(inside)
+            left = [region.start // PAGE_SIZE for region in memory.regions]
+            assert left == [page for page in pages if page not in inside]
+            memory.map(0, PAGE_SIZE, memfd)  # the map is still in order
+            assert memory.regions[0].start == 0

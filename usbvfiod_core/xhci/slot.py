@@ -72,6 +72,8 @@ class Slot:
             or words[0] & spec.SLOT_ROUTE_STRING
             or endpoint.type != spec.EP_TYPE_CONTROL
             or not endpoint.valid_for(1)
+            or endpoint.max_packet_size < 8
+            or not port_id
             or context is None
         ):
             finish(spec.CC_PARAMETER_ERROR)
