@@ -92,7 +92,8 @@ class Guest:
     """A virtual machine and the shell in it. Made and booted by the constructor, ended by `kill` or leaving `with`.
 
     `directory` must exist; the kernel's console (console.log) and QEMU's messages (qemu.log) are kept in it.
-    `arguments` are added to QEMU's command line. The memory is a shared memfd, as vfio-user needs it.
+    `arguments` are added to QEMU's command line. The memory is a shared memfd, as vfio-user needs it. The kernel is
+    Debian's own, or with `backported` the newer one.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -104,6 +105,7 @@ class Guest:
         memory_mib: int = 512,
         processors: int = 1,
         kernel_arguments: str = "",
+        backported: bool = False,
         timeout: float = BOOT_TIMEOUT,
     ) -> None:
         reason = debian.why_unavailable()
@@ -136,7 +138,8 @@ class Guest:
             *("-chardev", f"socket,id=shell,fd={qemu_shell.fileno()}", "-serial", "chardev:shell"),
             *("-chardev", f"socket,id=monitor,fd={qemu_monitor.fileno()}"),
             *("-object", "monitor-qmp,id=qmp,chardev=monitor"),
-            *("-kernel", str(debian.kernel(tree)[0]), "-initrd", str(initramfs.ensure(tree))),
+            *("-kernel", str(debian.kernel(tree, backported=backported)[0])),
+            *("-initrd", str(initramfs.ensure(tree, backported=backported))),
             *("-append", f"console=ttyS0 panic=-1 {kernel_arguments}".strip()),
             *arguments,
         ]
@@ -233,10 +236,12 @@ class Guest:
         """Wait for an event of QEMU's machine protocol."""
         return self._qmp.wait_event(name, timeout)
 
-    def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
-        """Let the guest reboot itself (drivers shut down, file systems synchronised) and wait until it is up again."""
+    def reboot(self, script: str = "sync; reboot -f", timeout: float = BOOT_TIMEOUT) -> None:
+        """Let the guest reboot itself (drivers shut down, file systems synchronised) and wait until it is up again.
+
+        `script` may do it in another way, by kexec for one."""
         boots = self.boots
-        self.start("sync; reboot -f")
+        self.start(script)
         self._wait_boot(boots + 1, timeout)
 
     def system_reset(self, timeout: float = BOOT_TIMEOUT) -> None:

@@ -39,12 +39,15 @@ MODULES = (
     "hid_generic",
     "evdev",
     "usbtest",
-    "crc32c_generic",  # ext4 asks for it by its algorithm's name
+    "crc32c_generic",  # ext4 asks for it by its algorithm's name; newer kernels have it in their library
     "ext4",
     "vfat",
     "nls_cp437",
     "nls_ascii",
 )
+
+# Modules of MODULES that newer kernels do without.
+OLD_MODULES = ("crc32c_generic",)
 
 # There for `modprobe` in a test: a host controller and the kernel's own gadget zero behind it, and sound.
 LOADABLE_MODULES = ("dummy_hcd", "usb_f_ss_lb", "snd_usb_audio")
@@ -76,12 +79,13 @@ CONFIGURATION = ("etc/mke2fs.conf", "usr/share/alsa")  # files, or directories w
 HWDB_SOURCES = ("20-usb-classes.hwdb", "20-usb-vendor-model.hwdb")  # the names lsusb prints
 
 
-def ensure(tree: Path) -> Path:
-    """Return the initramfs for this tree and the present `guest_init.sh`, making it first if it is missing.
+def ensure(tree: Path, *, backported: bool = False) -> Path:
+    """Return the initramfs for a kernel of this tree and the present `guest_init.sh`, making it first if it is missing.
 
     Takes about two seconds, needs no root but a cache directory that can be written to. Raises `tree.VmError`.
     """
-    image = tree.parent / f"initramfs-{_fingerprint(tree)}.cpio"
+    release = debian.kernel(tree, backported=backported)[1]
+    image = tree.parent / f"initramfs-{_fingerprint(tree, release)}.cpio"
     if image.exists():
         return image
     try:
@@ -90,7 +94,7 @@ def ensure(tree: Path) -> Path:
                 return image
             with tempfile.NamedTemporaryFile(dir=tree.parent, suffix=".cpio.building", delete=False) as output:
                 try:
-                    output.write(archive(contents(tree)))
+                    output.write(archive(contents(tree, release)))
                     os.chmod(output.name, 0o644)
                     os.rename(output.name, image)
                 except BaseException:
@@ -106,11 +110,11 @@ def ensure(tree: Path) -> Path:
     return image
 
 
-def _fingerprint(tree: Path) -> str:
+def _fingerprint(tree: Path, release: str) -> str:
     digest = hashlib.sha256((tree / debian.STAMP).read_bytes())
     digest.update(INIT.read_bytes())
     digest.update(Path(__file__).read_bytes())
-    digest.update(json.dumps(str(tree)).encode())
+    digest.update(json.dumps([str(tree), release]).encode())
     return digest.hexdigest()[:12]
 
 
@@ -130,8 +134,8 @@ def archive(entries: list[Entry]) -> bytes:
     return b"".join(parts)
 
 
-def contents(tree: Path) -> list[Entry]:
-    """Everything in the guest's root file system, directories before what is in them."""
+def contents(tree: Path, release: str) -> list[Entry]:
+    """Everything in the guest's root file system for this kernel, directories before what is in them."""
     files: dict[str, Entry] = {}
 
     def add(path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
@@ -162,8 +166,7 @@ def contents(tree: Path) -> list[Entry]:
         link = f"usr/bin/{applet}"
         if link not in files and f"usr/sbin/{applet}" not in files:
             add(link, stat.S_IFLNK | 0o777, b"busybox")
-    release = debian.kernel(tree)[1]
-    modules, loaded = _modules(tree)
+    modules, loaded = _modules(tree, release)
     dependencies = []
     for name, module in modules.items():
         path = f"usr/lib/modules/{release}/{name}.ko"
@@ -212,9 +215,9 @@ class Module:
     needs: list[str]
 
 
-def _modules(tree: Path) -> tuple[dict[str, Module], list[str]]:
+def _modules(tree: Path, release: str) -> tuple[dict[str, Module], list[str]]:
     """The modules the guest gets, each after those it needs, and the names of the ones to load at boot."""
-    directory = tree / "usr/lib/modules" / debian.kernel(tree)[1]
+    directory = tree / "usr/lib/modules" / release
     known: dict[str, Module] = {}
     for line in (directory / "modules.dep").read_text().splitlines():
         path, _, needs = line.partition(":")
@@ -235,7 +238,7 @@ def _modules(tree: Path) -> tuple[dict[str, Module], list[str]]:
 
     loaded: list[str] = []
     for name in [*MODULES, *LOADABLE_MODULES]:
-        if name not in known and name not in builtin:
+        if name not in known and name not in builtin and name not in OLD_MODULES:
             raise debian.VmError(f"the guest's kernel has no module {name}")
         if name == LOADABLE_MODULES[0]:
             loaded = list(ordered)

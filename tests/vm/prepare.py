@@ -1,6 +1,6 @@
 """Build what the VM tests run: `python3 tests/vm/prepare.py`, also behind `make vm`. Standard library only.
 
-The first run takes about a minute, needs root and a Debian mirror; later ones find everything there and end at once.
+The first run takes about two minutes, needs root and a Debian mirror; later ones find everything there and end at once.
 What is built lies in ${USBVFIOD_CACHE:-${XDG_CACHE_HOME:-~/.cache}/usbvfiod}/vm, never in the checkout. Exit status 1
 with one line on stderr when it cannot be done.
 """
@@ -23,14 +23,16 @@ def main() -> int:
     """Make the tree and the initramfs if they are missing and say where they are; returns the exit status."""
     try:
         directory = tree.ensure()
-        image = initramfs.ensure(directory)
+        images = [initramfs.ensure(directory, backported=backported) for backported in (False, True)]
     except (tree.VmError, OSError) as error:
         print(f"vm: {error}", file=sys.stderr)
         return 1
     packages = tree.package_versions(directory)
     print(f"vm: {directory}")
-    print(f"vm: {image}")
-    print(f"vm: QEMU {packages['qemu-system-x86']}, guest kernel {tree.kernel(directory)[1]}")
+    kernels = " and ".join(tree.kernel(directory, backported=backported)[1] for backported in (False, True))
+    for image in images:
+        print(f"vm: {image}")
+    print(f"vm: QEMU {packages['qemu-system-x86']}, guest kernels {kernels}")
     return 0
 
 
