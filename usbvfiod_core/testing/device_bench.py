@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Sequence
@@ -120,14 +121,14 @@ class DeviceBench:
         """Submit a transfer of `data` (OUT) or of so many bytes (IN); its windows are of the sizes `pieces`."""
         transfer = WatchedTransfer(endpoint, type, data, setup=setup, pieces=pieces)
         self.transfers.append(transfer)
-        start = time.perf_counter()
+        start = _Clock()
         self.device.submit(transfer)
         self._note_time(transfer, "submit", start)
         return transfer
 
     def cancel(self, transfer: WatchedTransfer) -> None:
         """Cancel a transfer; it may take its time to end."""
-        start = time.perf_counter()
+        start = _Clock()
         self.device.cancel(transfer)
         self._note_time(transfer, "cancel", start)
 
@@ -167,10 +168,25 @@ class DeviceBench:
         assert not faults, "\n".join(faults)
         assert not watched, f"after close() the loop still watches the file descriptors {watched}"
 
-    def _note_time(self, transfer: WatchedTransfer, what: str, start: float) -> None:
-        taken = time.perf_counter() - start
+    def _note_time(self, transfer: WatchedTransfer, what: str, start: _Clock) -> None:
+        taken = start.taken()
         if taken > self.submit_limit:
             transfer.faults.append(f"{what} took {taken * 1000:.0f} ms: it blocks the loop")
+
+
+class _Clock:
+    """Seconds that this thread has worked or slept since; not those in which it was kept from running by others."""
+
+    def __init__(self) -> None:
+        self._wall, self._worked, self._sleeps = self._read()
+
+    def taken(self) -> float:
+        wall, worked, sleeps = self._read()
+        return wall - self._wall if sleeps != self._sleeps else worked - self._worked
+
+    @staticmethod
+    def _read() -> tuple[float, float, int]:
+        return time.perf_counter(), time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _nothing(transfer: Transfer) -> None:
