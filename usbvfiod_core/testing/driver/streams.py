@@ -26,6 +26,7 @@ class Stream(Pipe):
         super().__init__(endpoint.device, endpoint.address, endpoint.max_packet_size)
         self.endpoint = endpoint
         self.stream_id = stream_id
+        self._rung = False
 
     @property
     def context_address(self) -> int:
@@ -50,7 +51,12 @@ class Stream(Pipe):
 
     def doorbell(self, stream_id: int | None = None) -> None:
         """Ring the endpoint's doorbell with this stream, or with any number."""
+        self._rung = True
         super().doorbell(self.stream_id if stream_id is None else stream_id)
+
+    @property
+    def is_known(self) -> bool:
+        return self._rung
 
     def stop(self, *, suspend: bool = False) -> list[Event]:
         """Stop Endpoint; returns the Stopped events of all its streams."""
@@ -81,6 +87,10 @@ class StreamPipe(Pipe):
         for stream in self.streams.values():
             stream.write_context()
         self.stream_errors: list[Event] = []
+
+    @property
+    def is_known(self) -> bool:
+        return any(stream.is_known for stream in self.streams.values())
 
     @property
     def is_busy(self) -> bool:
