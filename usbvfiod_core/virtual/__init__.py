@@ -3,6 +3,7 @@
     virtual:flash?image=FILE   a flash drive on an image (`flash`)
     virtual:keyboard           a keyboard whose keys a program presses (`keyboard`)
     virtual:loopback           a source and sink of data for tests (`loopback`)
+    virtual:audio              a sound card on WAV files (`audio`)
 
 It is registered by a hook like every other backend, and its devices are the model of the `Device` contract: see
 `device` for how to write one.
@@ -17,7 +18,7 @@ from ..errors import ConfigError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from ..usb.speed import Speed
-from . import flash, keyboard, loopback
+from . import audio, flash, keyboard, loopback
 from .standard import StandardRequests
 
 
@@ -32,6 +33,7 @@ class VirtualBackend(Backend):
             self._info("flash", flash.Flash, Speed.SUPER, ", on an image: flash?image=FILE"),
             self._info("keyboard", keyboard.Keyboard, Speed.FULL),
             self._info("loopback", loopback.Loopback, Speed.SUPER, ", source and sink of data for tests"),
+            self._info("audio", audio.Audio, Speed.FULL, ", on WAV files: audio?playback=FILE&capture=FILE"),
         ]
 
     def _info(self, address: str, kind: type[StandardRequests], speed: Speed, more: str = "") -> DeviceInfo:
@@ -45,7 +47,9 @@ class VirtualBackend(Backend):
             return keyboard.open_keyboard(options, loop)
         if address == "loopback":
             return loopback.open_loopback(options, loop)
-        raise ConfigError(f"there is no virtual device {address!r}; there are flash, keyboard and loopback")
+        if address == "audio":
+            return audio.open_audio(options, loop)
+        raise ConfigError(f"there is no virtual device {address!r}; there are flash, keyboard, loopback and audio")
 
 
 @hookimpl

@@ -41,7 +41,7 @@ What a driver may rely on:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..usb.descriptors import Endpoint
 from ..usb.device import DeviceEvents, Loop, Timer
@@ -158,6 +158,12 @@ class IsochronousSchedule:
             if not 0 <= now - pace.next <= CATCH_UP:
                 self._begin(pace, now)
             self._set_timer()
+
+    def forget(self, addresses: Iterable[int]) -> None:
+        """Forget these endpoints: they are gone, or new."""
+        for address in addresses:
+            self._paces.pop(address, None)
+        self._set_timer()
 
     def restart(self) -> None:
         """Forget all endpoints: there are others now."""

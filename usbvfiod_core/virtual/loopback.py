@@ -25,6 +25,7 @@ counted in `Loopback.wrong_packets`.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -46,6 +47,8 @@ from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
 from .isochronous import IsochronousSchedule, contents, fill, finish
 from .options import Options
+
+_log = logging.getLogger(__name__)
 
 VENDOR_ID = 0x0525
 PRODUCT_ID = 0xA4A0
@@ -150,6 +153,8 @@ class Loopback(VirtualDevice):
 
     def closed(self) -> None:
         self.schedule.close()
+        if self.wrong_packets:
+            _log.warning("%s: %d isochronous packets did not follow the pattern", self.name, self.wrong_packets)
 
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
         self.schedule.restart()

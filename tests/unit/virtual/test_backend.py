@@ -10,6 +10,7 @@ from usbvfiod_core.errors import ConfigError
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.backend import Backend
 from usbvfiod_core.virtual import VirtualBackend, usbvfiod_register_backends
+from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.flash import Flash
 from usbvfiod_core.virtual.keyboard import Keyboard
 from usbvfiod_core.virtual.loopback import Loopback
@@ -23,7 +24,7 @@ def test_it_registers_itself() -> None:
 
 def test_it_opens_what_it_lists(image: Path) -> None:
     backend, loop = VirtualBackend(), StepLoop()
-    kinds = {"flash": Flash, "keyboard": Keyboard, "loopback": Loopback}
+    kinds = {"flash": Flash, "keyboard": Keyboard, "loopback": Loopback, "audio": Audio}
     assert [info.address for info in backend.list_devices()] == list(kinds)
     for info in backend.list_devices():
         device = backend.open(info.address, {"image": str(image)} if info.address == "flash" else {}, loop)
@@ -38,7 +39,9 @@ def test_it_opens_what_it_lists(image: Path) -> None:
 @pytest.mark.parametrize("address", ["", "Flash", "flash ", "disk", "/dev/bus/usb/001/002"])
 def test_other_addresses_are_refused(address: str) -> None:
     loop = StepLoop()
-    with pytest.raises(ConfigError, match=r"there is no virtual device '.*'; there are flash, keyboard and loopback"):
+    with pytest.raises(
+        ConfigError, match=r"there is no virtual device '.*'; there are flash, keyboard, loopback and audio"
+    ):
         VirtualBackend().open(address, {}, loop)
     loop.close()
 

@@ -12,6 +12,7 @@ from usbvfiod_core.usb.backend import Backend
 from usbvfiod_core.usb.device import Device, Loop
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.virtual import VirtualBackend
+from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.flash import Flash
 from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.keyboard import Keyboard
@@ -46,6 +47,16 @@ class TestLoopback(DeviceConformance):
 
     def make_device(self, loop: Loop) -> Device:
         return Loopback(loop, speed=self.speed)
+
+
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])
+class TestAudio(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _speed(self, speed: Speed) -> None:
+        self.speed = speed
+
+    def make_device(self, loop: Loop) -> Device:
+        return Audio(loop, speed=self.speed)
 
 
 class TestBackend(BackendConformance):

@@ -1,0 +1,237 @@
+"""`virtual:audio`: a sound card of the USB Audio Class 1.0, whose loudspeaker and microphone are WAV files.
+
+Stereo, 48 kHz, 16 bits in both directions. What the driver plays is written to a file, sample by sample in the order in
+which it came: volume and mute can be set and are remembered, but the recording is what was sent. What the driver
+records is a file's contents, from its beginning each time recording starts (an alternate setting with an endpoint is
+chosen), then silence.
+
+Options of the specification:
+
+    playback=FILE    WAV file to write, emptied first; default none: what is played is counted only
+    capture=FILE     WAV file to read, stereo, 48 kHz, 16 bits; default none: silence
+    speed=full|high  default full
+    serial=TEXT      default none
+
+The loudspeaker's endpoint is adaptive and the microphone's synchronous: both go with the frames of the bus, so neither
+needs feedback (USB 2.0 5.12.4.1).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from struct import pack
+
+from ..errors import ConfigError
+from ..usb.descriptors import Configuration, Endpoint, Interface
+from ..usb.device import DeviceEvents, Loop
+from ..usb.requests import SetupPacket
+from ..usb.speed import Speed
+from ..usb.transfer import Transfer, TransferType
+from .device import VirtualDevice
+from .endpoint import VirtualEndpoint
+from .feature_unit import FeatureUnit
+from .isochronous import IsochronousSchedule, contents, fill, finish
+from .options import Options
+from .wav import WavReader, WavWriter
+
+_log = logging.getLogger(__name__)
+
+PRODUCT_ID = 0x0004
+PRODUCT = "Audio"
+OPTIONS = ("playback", "capture", "speed", "serial")
+
+RATE = 48_000
+CHANNELS = 2
+FRAME_SIZE = 2 * CHANNELS
+"""Bytes of one sample of every channel (an audio frame)."""
+PACKET = RATE // 1000 * FRAME_SIZE
+"""Bytes of a packet, one a millisecond."""
+PLAYBACK_PACKET_MAX = PACKET + FRAME_SIZE
+"""A driver may send one audio frame more when its clock runs ahead (Audio Data Formats 2.2.1)."""
+
+CONTROL, PLAYBACK, CAPTURE = range(3)
+"""The interfaces."""
+OUT, IN = 0x01, 0x82
+
+# Entities of the audio function (Audio 1.0 4.3.2)
+PLAYBACK_STREAM, PLAYBACK_FEATURES, LOUDSPEAKER, MICROPHONE, CAPTURE_FEATURES, CAPTURE_STREAM = range(1, 7)
+
+# Audio 1.0 appendix A
+_AUDIO, _AUDIO_CONTROL, _AUDIO_STREAMING = 0x01, 0x01, 0x02
+_CS_INTERFACE, _CS_ENDPOINT = 0x24, 0x25
+_HEADER, _INPUT_TERMINAL, _OUTPUT_TERMINAL, _FEATURE_UNIT = 0x01, 0x02, 0x03, 0x06
+_AS_GENERAL, _FORMAT_TYPE, _FORMAT_TYPE_I, _EP_GENERAL, _PCM = 0x01, 0x02, 0x01, 0x01, 0x0001
+# Terminal types (Terminal Types 1.0 2.1 to 2.3), channels left and right (Audio 1.0 3.7.2.3)
+_USB_STREAMING, _MICROPHONE, _SPEAKER = 0x0101, 0x0201, 0x0301
+_LEFT_RIGHT = 0x0003
+# bmAttributes of an isochronous endpoint: bits 3:2 are the synchronization type (USB 2.0 9.6.6)
+_ADAPTIVE, _SYNCHRONOUS = TransferType.ISOCHRONOUS | 2 << 2, TransferType.ISOCHRONOUS | 3 << 2
+
+
+def _descriptor(kind: int, subtype: int, body: bytes) -> bytes:
+    return bytes((3 + len(body), kind, subtype)) + body
+
+
+class Audio(VirtualDevice):
+    """A sound card on two WAV files, which it closes; see the module.
+
+    `played` and `recorded` count audio frames since the device was made.
+    """
+
+    product_id = PRODUCT_ID
+    product = PRODUCT
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        playback: WavWriter | None = None,
+        capture: WavReader | None = None,
+        speed: Speed = Speed.FULL,
+        serial: str = "",
+    ) -> None:
+        self.serial = serial
+        self.features = {PLAYBACK_FEATURES: FeatureUnit(CHANNELS), CAPTURE_FEATURES: FeatureUnit(CHANNELS)}
+        """Volume and mute of the loudspeaker and the microphone."""
+        self.playback = playback
+        self.capture = capture
+        self.schedule = IsochronousSchedule(speed, loop, self._interval_over)
+        self.played = 0
+        self.recorded = 0
+        super().__init__(speed)
+
+    # -- counters ------------------------------------------------------------------------------------------------------
+
+    @property
+    def missed(self) -> int:
+        """Packets that were not moved: the driver's were too late (MISSED), or this process was."""
+        return self.schedule.missed + self.schedule.skipped
+
+    @property
+    def lost(self) -> int:
+        """Audio frames that were played but could not be written to the file."""
+        return self.playback.lost // FRAME_SIZE if self.playback is not None else 0
+
+    # -- descriptors (Audio 1.0 4) -------------------------------------------------------------------------------------
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        interval = 4 if speed == Speed.HIGH else 1  # a millisecond
+        playback = Endpoint(OUT, _ADAPTIVE, PLAYBACK_PACKET_MAX, interval, tail=bytes(2), extra=_STREAMING_ENDPOINT)
+        capture = Endpoint(IN, _SYNCHRONOUS, PACKET, interval, tail=bytes(2), extra=_STREAMING_ENDPOINT)
+        streams = [(PLAYBACK, PLAYBACK_STREAM, playback), (CAPTURE, CAPTURE_STREAM, capture)]
+        interfaces = [Interface(CONTROL, _AUDIO, _AUDIO_CONTROL, extra=self._topology())]
+        for number, terminal, endpoint in streams:
+            # Without an endpoint, it takes no bandwidth while nothing is played.
+            interfaces.append(Interface(number, _AUDIO, _AUDIO_STREAMING))
+            extra = _descriptor(_CS_INTERFACE, _AS_GENERAL, pack("<BBH", terminal, 1, _PCM)) + _descriptor(
+                _CS_INTERFACE, _FORMAT_TYPE, pack("<BBBBB", _FORMAT_TYPE_I, CHANNELS, 2, 16, 1) + pack("<I", RATE)[:3]
+            )
+            interfaces.append(
+                Interface(number, _AUDIO, _AUDIO_STREAMING, endpoints=(endpoint,), alternate=1, extra=extra)
+            )
+        return [Configuration(tuple(interfaces))]
+
+    def _topology(self) -> bytes:
+        """Stream, features, loudspeaker; microphone, features, stream (Audio 1.0 4.3.2)."""
+        entities = (
+            _input_terminal(PLAYBACK_STREAM, _USB_STREAMING)
+            + self.features[PLAYBACK_FEATURES].descriptor(PLAYBACK_FEATURES, PLAYBACK_STREAM)
+            + _output_terminal(LOUDSPEAKER, _SPEAKER, PLAYBACK_FEATURES)
+            + _input_terminal(MICROPHONE, _MICROPHONE)
+            + self.features[CAPTURE_FEATURES].descriptor(CAPTURE_FEATURES, MICROPHONE)
+            + _output_terminal(CAPTURE_STREAM, _USB_STREAMING, CAPTURE_FEATURES)
+        )
+        size = 10 + len(entities)
+        return _descriptor(_CS_INTERFACE, _HEADER, pack("<HHBBB", 0x0100, size, 2, PLAYBACK, CAPTURE)) + entities
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        unit = self.features.get(setup.index >> 8)
+        if unit is None or setup.index & 0xFF != CONTROL:
+            return None
+        return unit.control_request(setup, data)
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        self.schedule.attach(events)
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        # Choosing a setting of one interface leaves the stream of the other alone.
+        self.schedule.forget(each for each in (OUT, IN) if each not in self.endpoints)
+        for endpoint in endpoints:
+            self.schedule.forget((endpoint.address,))
+            if endpoint.address == IN and self.capture is not None:
+                self.capture.rewind()
+        if OUT not in self.endpoints and self.playback is not None:
+            self.playback.flush()
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        self.schedule.process(endpoint)
+
+    def _interval_over(self, endpoint: VirtualEndpoint, transfer: Transfer) -> None:
+        if endpoint.address == OUT:
+            playback = self.playback
+            for packet in transfer.packets:
+                packet.actual = packet.length
+                if playback is not None:
+                    playback.write(contents(transfer, packet))
+                self.played += packet.length // FRAME_SIZE
+        else:
+            capture = self.capture
+            for packet in transfer.packets:
+                fill(transfer, packet, capture.read(PACKET) if capture is not None else bytes(PACKET))
+                self.recorded += PACKET // FRAME_SIZE
+        finish(transfer)
+
+    def closed(self) -> None:
+        self.schedule.close()
+        if self.playback is not None:
+            self.playback.close()
+        if self.capture is not None:
+            self.capture.close()
+        level = logging.WARNING if self.missed or self.lost else logging.INFO
+        _log.log(
+            level,
+            "%s: %d audio frames were played and %d recorded; %d packets were missed, %d frames could not be written",
+            self.name,
+            self.played,
+            self.recorded,
+            self.missed,
+            self.lost,
+        )
+
+
+# No sampling frequency to set, no lock delay (Audio 1.0 4.6.1.2).
+_STREAMING_ENDPOINT = _descriptor(_CS_ENDPOINT, _EP_GENERAL, bytes(4))
+
+
+def _input_terminal(entity: int, kind: int) -> bytes:
+    """Audio 1.0 4.3.2.1."""
+    return _descriptor(_CS_INTERFACE, _INPUT_TERMINAL, pack("<BHBBHBB", entity, kind, 0, CHANNELS, _LEFT_RIGHT, 0, 0))
+
+
+def _output_terminal(entity: int, kind: int, source: int) -> bytes:
+    """Audio 1.0 4.3.2.2."""
+    return _descriptor(_CS_INTERFACE, _OUTPUT_TERMINAL, pack("<BHBBB", entity, kind, 0, source, 0))
+
+
+def open_audio(options: Mapping[str, str], loop: Loop) -> Audio:
+    """Open `virtual:audio` with the options above. Raises ConfigError."""
+    given = Options("audio", options, OPTIONS)
+    speed, serial = given.speed(("full", "high"), "full"), given.serial()
+    playback_path, capture_path = given.text("playback"), given.text("capture")
+    if playback_path and os.path.realpath(playback_path) == os.path.realpath(capture_path):
+        raise ConfigError(f"virtual:audio cannot write and read the same file, {playback_path}")
+    capture = WavReader(capture_path, rate=RATE, channels=CHANNELS) if capture_path else None
+    try:
+        playback = WavWriter(playback_path, rate=RATE, channels=CHANNELS) if playback_path else None
+    except ConfigError:
+        if capture is not None:
+            capture.close()
+        raise
+    return Audio(loop, playback=playback, capture=capture, speed=speed, serial=serial)

@@ -1,0 +1,189 @@
+"""WAV files of 16-bit PCM: reading one bit by bit, and writing one that is whole at any moment (RIFF 1.0)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import struct
+from typing import BinaryIO
+
+from ..errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+HEADER_SIZE = 44
+WRITE_SIZE = 1 << 14
+"""Bytes that are written at once: 85 ms of stereo at 48 kHz."""
+
+_RIFF = struct.Struct("<4sI4s")
+_CHUNK = struct.Struct("<4sI")
+_FORMAT = struct.Struct("<HHIIHH")
+_READ_SIZE = 1 << 16
+_SIZE_MAX = 0xFFFF_FFFF
+_PCM, _EXTENSIBLE = 0x0001, 0xFFFE
+_CHUNKS_MAX = 1000
+
+
+def header(rate: int, channels: int, length: int) -> bytes:
+    """The 44 bytes in front of `length` bytes of samples. A file of more than 4 GiB says that it has 4 GiB."""
+    block = 2 * channels
+    form = _FORMAT.pack(_PCM, channels, rate, rate * block, block, 16)
+    return (
+        _RIFF.pack(b"RIFF", min(HEADER_SIZE - 8 + length, _SIZE_MAX), b"WAVE")
+        + _CHUNK.pack(b"fmt ", len(form))
+        + form
+        + _CHUNK.pack(b"data", min(length, _SIZE_MAX))
+    )
+
+
+class WavWriter:
+    """Writes samples to a file, which is made or emptied. What it cannot write it counts, and goes on.
+
+    The header always says how much is there; up to WRITE_SIZE bytes wait in memory for `flush` or `close`.
+    """
+
+    def __init__(self, path: str, *, rate: int, channels: int) -> None:
+        """Raises ConfigError."""
+        self.path = path
+        self.written = 0
+        """Bytes of samples in the file."""
+        self.lost = 0
+        """Bytes that could not be written: the disk is full, say."""
+        self._rate = rate
+        self._channels = channels
+        self._waiting = bytearray()
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise ConfigError(f"cannot write {path}: it is not a regular file")
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, header(rate, channels, 0), 0)
+        except ConfigError:
+            os.close(self._fd)
+            raise
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Add samples."""
+        self._waiting += data
+        if len(self._waiting) >= WRITE_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put everything into the file, the header last."""
+        waiting = self._waiting
+        if not waiting or self._fd < 0:
+            return
+        self._waiting = bytearray()
+        done = 0
+        try:
+            while done < len(waiting):
+                done += os.pwrite(self._fd, memoryview(waiting)[done:], HEADER_SIZE + self.written + done)
+            os.pwrite(self._fd, header(self._rate, self._channels, self.written + done), 0)
+        except OSError as error:
+            if not self.lost:
+                _log.error("cannot write %s: %s; samples are lost", self.path, error.strerror)
+            self.lost += len(waiting) - done
+        self.written += done
+
+    def close(self) -> None:
+        """Finish the file; does nothing the second time."""
+        if self._fd >= 0:
+            self.flush()
+            os.close(self._fd)
+            self._fd = -1
+
+
+class WavReader:
+    """Reads the samples of a file of one format, and silence behind its end.
+
+    `length` is in bytes. The file may not change meanwhile; what can no longer be read is silence.
+    """
+
+    def __init__(self, path: str, *, rate: int, channels: int) -> None:
+        """Raises ConfigError, which says what the file has where something else is wanted."""
+        self.path = path
+        self._at = 0
+        self._chunk = memoryview(b"")
+        self._chunk_at = 0
+        try:
+            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        try:
+            self._start, self.length = _find_samples(self._file, path, rate, channels)
+        except OSError as error:
+            self._file.close()
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except ConfigError:
+            self._file.close()
+            raise
+
+    def rewind(self) -> None:
+        """Begin again with the first sample."""
+        self._at = 0
+
+    def read(self, length: int) -> bytes | memoryview:
+        """The next `length` bytes (at most 64 KiB)."""
+        at = self._at
+        self._at = at + length
+        if at < self._chunk_at or at + length > self._chunk_at + len(self._chunk):
+            if at >= self.length:
+                return bytes(length)
+            self._fetch(at)
+        part = self._chunk[at - self._chunk_at : at - self._chunk_at + length]
+        return part if len(part) == length else bytes(part).ljust(length, b"\0")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+    def _fetch(self, at: int) -> None:
+        size = min(_READ_SIZE, self.length - at)
+        try:
+            data = os.pread(self._file.fileno(), size, self._start + at)
+        except OSError as error:
+            _log.error("cannot read %s: %s", self.path, error.strerror)
+            data = b""
+        if len(data) < size:
+            self.length = at + len(data)
+        self._chunk, self._chunk_at = memoryview(data), at
+
+
+def _find_samples(file: BinaryIO, path: str, rate: int, channels: int) -> tuple[int, int]:
+    """Offset and length of the samples. Raises ConfigError, OSError."""
+    wanted = f"16-bit PCM with {channels} channels at {rate} Hz"
+    head = file.read(_RIFF.size)
+    if len(head) < _RIFF.size or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        raise ConfigError(f"{path} is not a WAV file")
+    fits = False
+    for _ in range(_CHUNKS_MAX):
+        head = file.read(_CHUNK.size)
+        if len(head) < _CHUNK.size:
+            break
+        name, size = _CHUNK.unpack(head)
+        start = file.tell()
+        if name == b"fmt ":
+            form = file.read(min(size, 40))
+            if len(form) < _FORMAT.size:
+                break
+            tag, count, frequency, _, _, bits = _FORMAT.unpack_from(form)
+            if tag == _EXTENSIBLE and len(form) >= 26:
+                tag = int.from_bytes(form[24:26], "little")
+            if (tag, count, frequency, bits) != (_PCM, channels, rate, 16):
+                kind = "PCM" if tag == _PCM else f"format {tag:#06x}"
+                raise ConfigError(f"{path} has {bits}-bit {kind} with {count} channels at {frequency} Hz, not {wanted}")
+            fits = True
+        elif name == b"data":
+            if not fits:
+                break
+            there = os.fstat(file.fileno()).st_size - start
+            return start, min(size, there) // (2 * channels) * (2 * channels)
+        file.seek(start + size + size % 2)
+    raise ConfigError(f"{path} is a WAV file without samples")
