@@ -61,18 +61,39 @@ BULK_AND_CONTROL = (
     Case(28, "bulk read throughput", 2, 65536, 0, 8),
     Case(29, "toggle after clear halt", 20, 1024),
 )
+# On alternate setting 1, which usbtest takes when it is told to (`find`).
+ISOCHRONOUS = (
+    Case(15, "isochronous write", 20, 4096),
+    Case(16, "isochronous read", 20, 4096),
+    Case(22, "isochronous write from an odd address", 20, 4096),
+    Case(23, "isochronous read to an odd address", 20, 4096),
+)
 INTERRUPT = (Case(25, "interrupt write", 20, 64), Case(26, "interrupt read", 20, 64))
 
 
 def find(guest: Guest, timeout: float = 20.0) -> str:
     """Wait for the device to be bound to usbtest and return its usbfs node in the guest."""
-    guest.wait_until("ls -d /sys/bus/usb/drivers/usbtest/*:*", timeout)
-    script = (
-        "cd $(readlink -f /sys/bus/usb/drivers/usbtest/*:*)/..; "
-        "printf '/dev/bus/usb/%03d/%03d' $(cat busnum) $(cat devnum)"
-    )
+    (node,) = find_all(guest, 1, timeout)
+    return node
+
+
+def find_all(guest: Guest, count: int, timeout: float = 20.0, *, alternate: int | None = None) -> list[str]:
+    """Wait for so many devices to be bound to usbtest, and return their usbfs nodes in the order of bus and port.
+
+    With `alternate` they are bound anew to that setting, else they stay with the first one that has a bulk pair.
+    """
+    guest.wait_until(f"cd /sys/bus/usb/drivers/usbtest; set -- *:*; [ -e $1 ] && [ $# = {count} ]", timeout)
+    if alternate is not None:
+        guest.run(
+            f"cd /sys/bus/usb/drivers/usbtest; echo {alternate} > /sys/module/usbtest/parameters/alt; "
+            "for interface in *:*; do echo $interface > unbind; echo $interface > bind; done"
+        )
     guest.run(f"cat > /tmp/usbtest.pl <<'END'\n{SCRIPT}END\n")
-    return guest.run(script)
+    script = (
+        "for interface in /sys/bus/usb/drivers/usbtest/*:*; do cd $(readlink -f $interface)/..; "
+        "printf '/dev/bus/usb/%03d/%03d\\n' $(cat busnum) $(cat devnum); done"
+    )
+    return guest.run(script).split()
 
 
 def run(guest: Guest, node: str, case: Case, timeout: float = 30.0) -> float:
