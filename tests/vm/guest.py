@@ -211,6 +211,13 @@ class Guest:
             raise CommandError(running.script, running.status, running.output)
         return running.output
 
+    def ended(self, running: Running, patience: float) -> bool:
+        """Whether a started script ends within so many seconds; `wait` takes its end then."""
+        deadline = time.monotonic() + patience
+        while running.status is None and self._receive(deadline):
+            pass
+        return running.status is not None
+
     def wait_until(self, condition: str, timeout: float = 30.0) -> None:
         """Wait until a shell command in the guest succeeds; raises CommandError with its last words if it does not."""
         rounds = max(1, int(timeout * 10))
