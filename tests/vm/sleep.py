@@ -40,12 +40,9 @@ done
 dmesg | tail -n 20
 exit 1
 """)
-    time.sleep(awake)
-    for _ in range(int(timeout)):
-        time.sleep(1.0)
-        guest.run("true")
-        if running.status is not None:
-            break
+    deadline = time.monotonic() + timeout
+    while not guest.ended(running, awake + 1.0) and time.monotonic() < deadline:
+        guest.start("true")
     guest.wait(running, timeout)
 
 

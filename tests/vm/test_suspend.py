@@ -28,7 +28,7 @@ EVALUATED_TOO_EARLY = "invalid context state for evaluate context command"
 
 @dataclass
 class Sleeper:
-    """The server, the guest, and its drives: "super" and "high" by their speed, an ext4 of each mounted at /mnt/NAME."""
+    """The server, the guest, and its drives: "super" and "high" by speed, an ext4 of each mounted at /mnt/NAME."""
 
     server: UsbvfiodServer
     guest: Guest
