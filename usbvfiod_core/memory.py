@@ -16,6 +16,7 @@ import mmap
 import os
 import stat
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 
 from .errors import ClientError, GuestMemoryError
 
@@ -226,6 +227,24 @@ class GuestMemory:
             views.append(self.window(address, part, write=write))
             address += part
             length -= part
+        return views
+
+    def gather(self, ranges: Iterable[tuple[int, int] | memoryview], *, write: bool) -> list[memoryview]:
+        """Views of many ranges (address and length) in order; what is a view already stays. Raises GuestMemoryError."""
+        views: list[memoryview] = []
+        last, view = self._last, None
+        for each in ranges:
+            if isinstance(each, memoryview):
+                views.append(each)
+                continue
+            address, length = each
+            if view is None or address < last.start or address + length > last.end:
+                views += self.windows(address, length, write=write)
+                last = self._last
+                view = last.view if last.readable and (last.writable or not write) else None
+                continue
+            start = address - last.start
+            views.append(view[start : start + length])
         return views
 
     def read(self, address: int, length: int) -> bytes:

@@ -96,6 +96,36 @@ class ConsumerRing:
                 cycle ^= 1
         raise RingLoopError(f"more than {LINK_LIMIT} Link TRBs in a row at {self.address:#x}")
 
+    def read_chain(self, trbs: list[Trb], limit: int) -> bool:
+        """Append the TRBs that are chained to the last of `trbs` (TRB_CH), until there are `limit`; False where the
+        driver has not written the next one yet. As so many calls of `read`, whose exceptions it raises."""
+        trb = trbs[-1]
+        while trb.control & spec.TRB_CH and len(trbs) < limit:
+            address, cycle = self.address, self.cycle
+            if address & ~0xFFF == self._page and self._generation == self._memory.generation:
+                # What lies ahead in this page, without a call for each TRB.
+                dwords, qwords = self._dwords, self._qwords
+                for index in range(
+                    (address & 0xFFF) >> 2, min(1024, ((address & 0xFFF) >> 2) + 4 * (limit - len(trbs))), 4
+                ):
+                    control = dwords[index + 3]
+                    if control & 1 != cycle or control & _TYPE_MASK == _LINK:
+                        break
+                    trb = Trb(address, qwords[index >> 1], dwords[index + 2], control)
+                    trbs.append(trb)
+                    address += 16
+                    if not control & spec.TRB_CH:
+                        break
+                if address != self.address:
+                    self.address = address
+                    continue
+            following = self.read()
+            if following is None:
+                return False
+            trb = following
+            trbs.append(trb)
+        return True
+
     def _look_at(self, page: int) -> None:
         memory = self._memory
         self._page = -1

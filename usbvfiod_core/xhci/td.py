@@ -54,10 +54,24 @@ class Td:
     """The TRBs of one TD (for a control endpoint: of its three stages) and the transfer made of them.
 
     `cycle` is the cycle bit at its first TRB. `done` bytes were moved before an earlier stop and are not moved again.
-    `setup` and `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op).
+    `event_data` says that there is an Event Data TRB in it. `setup` and `windows` are what the transfer needs;
+    `transfer` is None for a TD without one (No Op).
     """
 
-    __slots__ = ("cycle", "done", "ended", "is_in", "length", "links", "ring", "setup", "transfer", "trbs", "windows")
+    __slots__ = (
+        "cycle",
+        "done",
+        "ended",
+        "event_data",
+        "is_in",
+        "length",
+        "links",
+        "ring",
+        "setup",
+        "transfer",
+        "trbs",
+        "windows",
+    )
 
     ring: TransferRing
     """Where it was fetched; set by the engine."""
@@ -68,6 +82,7 @@ class Td:
         self.is_in = is_in
         self.length = 0
         self.done = 0
+        self.event_data = False
         self.setup: SetupPacket | None = None
         self.windows: list[memoryview] | None = None
         self.transfer: Transfer | None = None
@@ -138,14 +153,12 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
 
 def _collect_chain(trbs: list[Trb], ring: ConsumerRing) -> bool:
     """Append what is chained to the last of `trbs`; whether the chain is complete."""
-    trb: Trb | None = trbs[-1]
-    while trb is not None and trb.control & _CH:
-        if len(trbs) >= TRB_LIMIT:
-            raise TdFault(trb, f"more than {TRB_LIMIT} TRBs in one TD")
-        trb = ring.read()
-        if trb is not None:
-            trbs.append(trb)
-    return trb is not None
+    if not trbs[-1].control & _CH:
+        return True
+    complete = ring.read_chain(trbs, TRB_LIMIT)
+    if complete and trbs[-1].control & _CH:
+        raise TdFault(trbs[-1], f"more than {TRB_LIMIT} TRBs in one TD")
+    return complete
 
 
 def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
@@ -166,7 +179,9 @@ def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
         kind = trb.control & _TYPE
         if kind == (_NORMAL if data else leading):
             data.append(trb)
-        elif kind not in (_EVENT_DATA, _NO_OP):
+        elif kind == _EVENT_DATA:
+            td.event_data = True
+        elif kind != _NO_OP:
             raise TdFault(trb, "not a TRB for this endpoint")
     _map_data(td, data, memory)
 
@@ -175,7 +190,7 @@ def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
     """Windows for the data TRBs in order, neighbours in guest memory joined."""
     if not data:
         return
-    windows: list[memoryview] = []
+    ranges: list[tuple[int, int] | memoryview] = []
     start = length = total = 0
     for trb in data:
         size = trb.status & _LENGTH
@@ -184,22 +199,22 @@ def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
             if td.is_in or size > spec.IMMEDIATE_DATA_MAX:
                 raise TdFault(trb, "immediate data that is IN or longer than 8 bytes")
             if length:
-                windows += memory.windows(start, length, write=td.is_in)
+                ranges.append((start, length))
                 length = 0
-            windows.append(memoryview(trb.parameter.to_bytes(8, "little"))[:size])
+            ranges.append(memoryview(trb.parameter.to_bytes(8, "little"))[:size])
         elif size:
             if trb.parameter == start + length and length:
                 length += size
             else:
                 if length:
-                    windows += memory.windows(start, length, write=td.is_in)
+                    ranges.append((start, length))
                 start, length = trb.parameter, size
     if length:
-        windows += memory.windows(start, length, write=td.is_in)
+        ranges.append((start, length))
     if total > spec.TD_LENGTH_MAX:
         raise TdFault(data[0], "a TD of 16 MiB or more")
     td.length = total
-    td.windows = windows
+    td.windows = memory.gather(ranges, write=td.is_in)
 
 
 def _collect_control(td: Td, ring: ConsumerRing, memory: GuestMemory) -> bool:
@@ -294,6 +309,12 @@ def report(td: Td, emit: Emit) -> None:
             if control & _IOC or (residue and control & _ISP):
                 emit(trb.address, residue | (_SHORT if residue else _SUCCESS), 0, trb.status, control)
             return
+    if left == td.length and not td.event_data and td.setup is None:
+        # All of it was moved: what IOC asks for, and nothing else.
+        for trb in trbs:
+            if trb.control & _IOC:
+                emit(trb.address, _SUCCESS, 0, trb.status, trb.control)
+        return
     transferred = 0
     short = reported = False
     for trb in trbs:

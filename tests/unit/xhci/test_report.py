@@ -153,8 +153,14 @@ CASES = [
 ]
 
 
+DATA_TYPES = (spec.TRB_NORMAL, spec.TRB_DATA_STAGE)
+
+
 def make_td(trbs: list[Trb], actual: int) -> Td:
     td = Td([ring.Trb(0x8000 + 16 * index, *trb) for index, trb in enumerate(trbs)], 1, True)
+    td.length = sum(trb.status & spec.TRB_LENGTH_MASK for trb in trbs if trb.type in DATA_TYPES)
+    td.event_data = any(trb.type == spec.TRB_EVENT_DATA for trb in trbs)
+    td.setup = SETUP if trbs[0].type == spec.TRB_SETUP_STAGE else None
     td.done = actual
     return td
 
