@@ -8,6 +8,8 @@ the driver is told once, and the endpoint waits for the next doorbell.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..usb.device import Device
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
 from . import spec
@@ -31,6 +33,10 @@ class IsochronousEndpoint(Endpoint):
 
     missed = 0
     _flowing = False
+
+    def stop(self, finish: Callable[[int], None]) -> None:
+        self._flowing = False  # what follows begins anew, and a doorbell without TDs is no underrun
+        super().stop(finish)
 
     def _start(self, transfer: Transfer, td: Td, device: Device) -> None:
         self._flowing = True
