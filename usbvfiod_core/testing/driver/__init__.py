@@ -11,6 +11,7 @@ from .contexts import DeviceContext, InputContext, endpoint_dwords, slot_dwords
 from .device import UsbDevice
 from .driver import GuestDriver
 from .errors import DriverError, DriverTimeoutError, ProtocolError
+from .isochronous import IsochronousPipe
 from .pipe import Pipe
 from .ports import Port
 from .rings import EventRing, ProducerRing
@@ -29,6 +30,7 @@ __all__ = [
     "EventRing",
     "GuestDriver",
     "InputContext",
+    "IsochronousPipe",
     "Pipe",
     "Port",
     "ProducerRing",

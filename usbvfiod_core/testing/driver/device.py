@@ -12,6 +12,7 @@ from ...usb.transfer import TransferType
 from ...xhci import spec
 from .contexts import DeviceContext, InputContext, endpoint_dwords, slot_dwords
 from .errors import DriverError, ProtocolError
+from .isochronous import IsochronousPipe
 from .pipe import Pipe
 from .ports import Port
 from .streams import Stream, StreamPipe
@@ -172,7 +173,7 @@ class UsbDevice:
     def configure_endpoints(self, *, add: list[usb.Endpoint], drop: list[int], streams: int = 0) -> None:
         """Configure Endpoint (4.6.6): drop endpoints by address, add others, each with a new ring, or with `streams`.
 
-        Isochronous endpoints are left out. The rings of dropped endpoints are given back afterwards.
+        The rings of dropped endpoints are given back afterwards.
         """
         context = self.input_context
         context.clear()
@@ -185,13 +186,7 @@ class UsbDevice:
             context.drop(pipe.dci)
         arriving = []
         for endpoint in add:
-            if endpoint.type == TransferType.ISOCHRONOUS:
-                continue
-            pipe = (
-                StreamPipe(self, endpoint.address, endpoint.packet_size, streams)
-                if streams
-                else Pipe(self, endpoint.address, endpoint.packet_size)
-            )
+            pipe = self._pipe(endpoint, streams)
             arriving.append(pipe)
             context.add(pipe.dci)
             context.set_endpoint(pipe.dci, *self._endpoint_context(pipe, endpoint))
@@ -346,8 +341,17 @@ class UsbDevice:
         if size != self.control.max_packet_size:
             self.set_control_packet_size(size)
 
+    def _pipe(self, endpoint: usb.Endpoint, streams: int) -> Pipe:
+        if endpoint.type == TransferType.ISOCHRONOUS:
+            return IsochronousPipe(self, endpoint)
+        if streams:
+            return StreamPipe(self, endpoint.address, endpoint.packet_size, streams)
+        return Pipe(self, endpoint.address, endpoint.packet_size)
+
     def _endpoint_context(self, pipe: Pipe, endpoint: usb.Endpoint) -> tuple[int, ...]:
         """An endpoint context from descriptors (6.2.3, 4.14.2)."""
+        if isinstance(pipe, IsochronousPipe):
+            return pipe.endpoint_context()
         pointer, cycle = pipe.context_dequeue
         interrupt = endpoint.type == TransferType.INTERRUPT
         burst = endpoint.companion.max_burst if endpoint.companion is not None else 0

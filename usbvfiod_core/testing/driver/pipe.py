@@ -33,6 +33,8 @@ class Pipe:
 
     max_primary_streams = 0
     """MaxPStreams of the endpoint context (6.2.3)."""
+    halts = True
+    """Whether an error halts the endpoint."""
 
     def __init__(self, device: UsbDevice, address: int, max_packet_size: int) -> None:
         self.device = device

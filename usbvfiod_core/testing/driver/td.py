@@ -126,7 +126,7 @@ class Td:
     @property
     def has_halted(self) -> bool:
         """Whether it ended with an error that halts the endpoint (4.10.2)."""
-        return self.completion_code in _HALTING
+        return self.completion_code in _HALTING and self.pipe.halts
 
     def wait(self, timeout: float | None = None) -> Td:
         """Wait until it is done; returns itself, whatever the outcome. Raises DriverTimeoutError."""
