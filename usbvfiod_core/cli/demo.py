@@ -167,7 +167,7 @@ def _move_data(disk: MassStorage, image: Path, length: int) -> None:
         disk.read(places.randrange(length // SMALL_BYTES) * blocks, blocks)
         count += 1
     _say(f"4 KiB reads anywhere, one at a time: {count / elapsed:,.0f} a second, {elapsed / count * 1e6:.0f} µs each")
-    _say("(the guest's driver is in Python here; a real guest's is faster)")
+    _say("(the guest's driver is in Python here)")
 
 
 def _rate(length: int, work: Callable[[], None]) -> str:
