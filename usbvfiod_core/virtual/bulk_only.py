@@ -67,6 +67,7 @@ class BulkOnly(VirtualDevice):
         self._expects: VirtualEndpoint | None = None
         self._step: Callable[[Transfer], object] = self._command
         self._steps = (self._command, self._data_in, self._data_out, self._status)
+        self._held = False  # another transport's threads still use the image
         self._working = False  # a thread works for a command; whatever happens, nothing begins before it is done
         self._epoch = 0  # changes when the command that a thread works for is forgotten
         self._wedged = False  # halted until reset recovery (5.3.4)
@@ -128,10 +129,20 @@ class BulkOnly(VirtualDevice):
         self._wedged = False
         self._forget()
 
+    def thread_back(self) -> None:
+        """A thread has come back that worked for a command which is forgotten."""
+
     @property
-    def is_idle(self) -> bool:
-        """Whether the device is closed and no thread works for a bulk-only command."""
-        return self._closed and not self._working
+    def is_working(self) -> bool:
+        """Whether a thread works for a bulk-only command, forgotten or not."""
+        return self._working
+
+    def hold(self, held: bool) -> None:
+        """Begin nothing while another transport's threads still use the image."""
+        self._held = held
+        if not held and not self._working and self._expects is None and self._out is not None:
+            self._expects = self._out
+            self.serve(self._out)
 
     # -- the command -------------------------------------------------------------------------------------------------
 
@@ -335,10 +346,11 @@ class BulkOnly(VirtualDevice):
             if epoch == self._epoch:
                 then(result)
             else:
-                self._expects, self._step = self._out, self._steps[0]
+                self._expects, self._step = (None if self._held else self._out), self._steps[0]
                 if transfer is not None:
                     failed = isinstance(result, BaseException)
                     transfer.complete(TransferStatus.ERROR if failed else _COMPLETED, 0 if failed else count)
+                self.thread_back()
                 if self._closed:
                     self.given_back()
             if self._out is not None:
@@ -351,4 +363,4 @@ class BulkOnly(VirtualDevice):
         self._epoch += 1
         self._doing = GOOD
         self._left = self._wanted = 0
-        self._expects, self._step = (None if self._working else self._out), self._steps[0]
+        self._expects, self._step = (None if self._working or self._held else self._out), self._steps[0]

@@ -120,9 +120,10 @@ class UasFlash(Flash):
         self._chosen = self.alternates.get(0) == 1
         if self._chosen:
             self.suspend_transport()
-            self._uas.start(self.endpoints, streams=self.max_streams > 0)
+            self._uas.start(self.endpoints, streams=self.max_streams > 0, held=self.is_working)
         else:
             self._uas.stop()
+            self.hold(self._uas.working > 0)
             super().restart(endpoints)
 
     def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
@@ -136,8 +137,14 @@ class UasFlash(Flash):
         if not self._uas.working:
             super().given_back()
 
+    def thread_back(self) -> None:
+        self._uas.release()
+
     def _uas_back(self) -> None:
-        if self.is_idle:
+        if not self._closed:
+            if not self._chosen:
+                self.hold(False)
+        elif not self.is_working:
             super().given_back()
 
 

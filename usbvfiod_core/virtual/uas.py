@@ -23,7 +23,7 @@ from ..usb.transfer import Transfer, TransferStatus
 from . import information_units as iu
 from . import scsi
 from .bulk_only import BLOCKING_READ, BLOCKING_WRITE
-from .command import READ, RECEIVE, SEND, WRITE
+from .command import GOOD, READ, RECEIVE, SEND, WRITE
 from .disk import Disk
 from .endpoint import VirtualEndpoint
 from .image import head
@@ -44,8 +44,7 @@ _LUN_0 = bytes(8)
 class Uas:
     """The pipes of one logical unit while the interface has its UAS alternate setting.
 
-    `process` is called for a pipe with new transfers, `serve` has it called soon. `back` is called when the last thread
-    has come back.
+    `process` is called for a pipe with new transfers, `serve` has it called soon; `back` when the last thread is back.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Uas:
         self._management = TaskManagement(self, disk)
         self._free: deque[Task] = deque()  # may begin
         self._going_on = False
+        self._barrier: Task | None = None
         self._streams = False
         self._status = StatusPipe(self._delivered)
         self.answer = self._status.answer
@@ -71,13 +71,26 @@ class Uas:
         self._takers: dict[int, dict[int, Task]] = {DATA_IN: {}, DATA_OUT: {}}  # whose data moves on each stream
         self._turns: dict[int, deque[Task]] = {DATA_IN: deque(), DATA_OUT: deque()}  # who waits for a pipe
 
-    def start(self, endpoints: Mapping[int, VirtualEndpoint], *, streams: bool) -> None:
-        """The alternate setting was chosen, with these endpoints; all commands from before are forgotten."""
+    def start(self, endpoints: Mapping[int, VirtualEndpoint], *, streams: bool, held: bool = False) -> None:
+        """The alternate setting was chosen, with these endpoints; all commands from before are forgotten.
+
+        `held`: nothing may begin before `release`, because a thread of the other transport still uses the image.
+        """
         self.stop()
+        if held and self._barrier is None:
+            self._barrier = Task(0, GOOD, ordered=True)
+            self._tasks.enter(self._barrier)
         self._streams = streams
         self._command = endpoints.get(COMMAND)
         self._status.start(endpoints.get(STATUS), streams=streams)
         self._data = {address: endpoints[address] for address in (DATA_IN, DATA_OUT) if address in endpoints}
+
+    def release(self) -> None:
+        """The image is free: what was held by `start` may begin."""
+        if self._barrier is not None:
+            self._free.extend(self._tasks.leave(self._barrier))
+            self._barrier = None
+            self._go_on()
 
     def stop(self) -> None:
         """Another alternate setting, a reset, the end: forget all commands. Threads finish what they are doing."""
@@ -149,10 +162,10 @@ class Uas:
         if (tag in self.tags or tag in self._management.tags) and self._is_overlapped(tag):
             return
         if attribute not in (iu.SIMPLE, iu.HEAD_OF_QUEUE, iu.ORDERED):
+            unit = iu.response(tag, iu.INVALID_INFORMATION_UNIT)
             if attribute == iu.ACA:  # there never is an auto contingent allegiance (SAM-5 5.8)
-                self.answer(tag, iu.status(tag, iu.CHECK_CONDITION, scsi.INVALID_MESSAGE))
-            else:
-                self.answer(tag, iu.response(tag, iu.INVALID_INFORMATION_UNIT))
+                unit = iu.status(tag, iu.CHECK_CONDITION, scsi.INVALID_MESSAGE)
+            self.answer(tag, unit)
             return
         if len(self.tags) >= TASK_LIMIT:
             self.answer(tag, iu.status(tag, iu.TASK_SET_FULL))
@@ -249,8 +262,7 @@ class Uas:
         if task.aborted:
             transfer.complete(_COMPLETED, actual)
             return
-        place = task.place
-        task.place += count
+        place, task.place = task.place, task.place + count
         task.left = 0 if failed else task.left - count
         if not task.left:
             self._release(task)
@@ -374,16 +386,15 @@ class Uas:
         self._loop.run_blocking(call, done)
 
     def _worked(self, task: Task, result: object) -> None:
+        status = iu.status(task.tag, iu.GOOD)
         if isinstance(result, BaseException):
             self.disk.image_failed(result, writing=True, offset=task.command.offset)
-            self._end(task, self._failure(task.tag))
-        else:
-            self._end(task, iu.status(task.tag, iu.GOOD))
+            status = self._failure(task.tag)
+        self._end(task, status)
 
     def _came_back(self, task: Task) -> None:
         task.ended = True
         self._free.extend(self._tasks.leave(task))
-        waiting, task.when_back = task.when_back, []
-        for back in waiting:
+        for back in task.when_back:
             back()
         self._go_on()

@@ -109,6 +109,38 @@ def test_back_to_bulk_only_and_to_uas_again(uas: UasDrive, content: bytes) -> No
     uas.good(1)
 
 
+def wrapper(cdb: bytes, length: int, flags: int) -> bytes:
+    return b"USBC" + bytes(4) + length.to_bytes(4, "little") + bytes((flags, 0, 10)) + cdb.ljust(16, b"\0")
+
+
+def test_a_bulk_only_write_in_a_thread_is_waited_for_by_uas(uas: UasDrive, image: Path) -> None:
+    uas.choose(0)
+    uas.loop.holds = True
+    uas.submit(0x02, 0, wrapper(write_10(0, BIG), BIG * 512, 0))
+    uas.submit(0x02, 0, b"1" * BIG * 512)
+    uas.choose(1)
+    uas.command(1, write_10(0, 1))
+    later = uas.write(1, b"2" * 512)
+    assert later.status is None
+    uas.loop.release()
+    assert later.status is COMPLETED
+    uas.good(1)
+    assert image.read_bytes()[:1024] == b"2" * 512 + b"1" * 512
+
+
+def test_a_uas_write_in_a_thread_is_waited_for_by_bulk_only(uas: UasDrive, image: Path) -> None:
+    uas.loop.holds = True
+    uas.command(1, write_10(0, BIG))
+    uas.write(1, b"1" * BIG * 512)
+    uas.choose(0)
+    command = uas.submit(0x02, 0, wrapper(write_10(0, 1), 512, 0))
+    later = uas.submit(0x02, 0, b"2" * 512)
+    assert (command.status, later.status) == (None, None)
+    uas.loop.release()
+    assert (command.status, later.status) == (COMPLETED, COMPLETED)
+    assert image.read_bytes()[:1024] == b"2" * 512 + b"1" * 512
+
+
 def test_bulk_only_requests_are_refused_with_uas(uas: UasDrive) -> None:
     status = uas.bench.control(SetupPacket(0xA1, 0xFE, 0, 0, 1)).status
     assert status is TransferStatus.STALL
