@@ -42,16 +42,20 @@ wait
 
 @dataclass
 class Machine:
-    """The server with what is counted in it, its images (of different sizes) to be checked, and the guest."""
+    """The server with what is counted in it, its images, and the guest.
+
+    `images` are checked, each of another size; `kernel_image` has kernel and initramfs, each in whole blocks.
+    """
 
     server: UsbvfiodServer
     census: Census
     images: list[Path]
+    kernel_image: Path
     guest: Guest
 
     def wait_devices(self) -> None:
         """Wait until all devices are bound to their drivers, and check what the drives hold."""
-        disks = {disk.size: disk.path for disk in guest_usb.wait_disks(self.guest, 2)}
+        disks = {disk.size: disk.path for disk in guest_usb.wait_disks(self.guest, 3)}
         usbtest.find(self.guest)
         self.guest.wait_until("ls -d /sys/bus/usb/drivers/usbhid/*:*")
         for image in self.images:
@@ -60,6 +64,17 @@ class Machine:
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.server.process.pid}/fd"))
+
+
+def blocks(size: int) -> int:
+    """The size in whole blocks of 512 bytes."""
+    return -(-size // 512) * 512
+
+
+def kernel_and_initramfs() -> list[bytes]:
+    """What the guest boots, for it to boot again."""
+    tree = debian.tree_directory()
+    return [debian.kernel(tree)[0].read_bytes(), initramfs.ensure(tree).read_bytes()]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +88,12 @@ def machine(
         f"virtual:flash?image={image}&speed={speed}" for image, speed in zip(images, ("super", "high"), strict=True)
     ]
     census = Census(tmp_path_factory.mktemp("census"))
-    devices += ["virtual:keyboard", "virtual:loopback"]
+    kernel_image = tmp_path_factory.mktemp("kexec") / "kexec.img"
+    kernel_image.write_bytes(b"".join(each.ljust(blocks(len(each)), b"\0") for each in kernel_and_initramfs()))
+    devices += [f"virtual:flash?image={kernel_image}&readonly=true", "virtual:keyboard", "virtual:loopback"]
     with UsbvfiodServer(devices, environment=census.environment) as server:
-        yield Machine(server, census, images, module_guest_factory(server.arguments))
+        guest = module_guest_factory(server.arguments, memory_mib=768)
+        yield Machine(server, census, images, kernel_image, guest)
 
 
 def reload(machine: Machine, cycles: int) -> None:
@@ -113,7 +131,7 @@ def check_log(machine: Machine) -> None:
 
 
 def test_the_driver_is_reloaded_under_load(machine: Machine) -> None:
-    reload(machine, 4)
+    reload(machine, 3)
 
 
 @pytest.mark.long
@@ -137,58 +155,31 @@ syscall(169, 0xfee1dead, 0x28121969, 0x45584543, 0) == 0 or die "reboot: $!\n";
 """
 
 
-def blocks(size: int) -> int:
-    """The size in whole blocks of 512 bytes."""
-    return -(-size // 512) * 512
-
-
-@pytest.fixture(scope="module")
-def kexec_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
-    """The guest's kernel and initramfs behind each other, each in whole blocks of 512 bytes, and their sizes."""
-    path = tmp_path_factory.mktemp("kexec") / "kexec.img"
-    directory = debian.tree_directory()
-    files = [debian.kernel(directory)[0], initramfs.ensure(directory)]
-    data = [file.read_bytes() for file in files]
-    path.write_bytes(b"".join(each.ljust(blocks(len(each)), b"\0") for each in data))
-    return path, [len(each) for each in data]
-
-
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
-def test_kexec_under_load(
-    guest_factory: GuestFactory,
-    random_image: Callable[[int], Path],
-    kexec_image: tuple[Path, list[int]],
-    tmp_path: Path,
-    times: int,
-) -> None:
+def test_kexec_under_load(machine: Machine, times: int) -> None:
     """The next kernel finds the controller as the last one left it, and the server has nothing left of that."""
-    image, (kernel, initrd) = kexec_image
-    constant = random_image(5)
-    census = Census(tmp_path)
-    devices = [f"virtual:flash?image={constant}", f"virtual:flash?image={image}&readonly=true"]
-    devices += ["virtual:keyboard", "virtual:loopback?speed=high"]
-    with UsbvfiodServer(devices, environment=census.environment) as server:
-        guest = guest_factory(server.arguments, memory_mib=768)
-        machine = Machine(server, census, [constant], guest)
-        machine.wait_devices()
-        load = f"""set -e
+    guest, server = machine.guest, machine.server
+    kernel, initrd = (len(each) for each in kernel_and_initramfs())
+    machine.wait_devices()
+    load = f"""set -e
 cat > /tmp/kexec.pl <<'END'
 {KEXEC}END
 for disk in /sys/block/sd*; do
-    [ $(cat $disk/size) -ne {image.stat().st_size // 512} ] || image=/dev/${{disk##*/}}
+    [ $(cat $disk/size) -ne {machine.kernel_image.stat().st_size // 512} ] || image=/dev/${{disk##*/}}
 done
-head -c {kernel} $image > /tmp/kernel
-tail -c +{blocks(kernel) + 1} $image | head -c {initrd} > /tmp/initrd
+exact="bs=1M iflag=fullblock,skip_bytes,count_bytes"
+/usr/bin/dd if=$image of=/tmp/kernel $exact count={kernel} 2>/dev/null
+/usr/bin/dd if=$image of=/tmp/initrd $exact skip={blocks(kernel)} count={initrd} 2>/dev/null
 """
-        memory, descriptors = server.status("RssAnon"), machine.descriptors()
-        for boots in range(2, times + 2):
-            guest.run(load, timeout=90)
-            guest.start(BUSY)
-            guest.wait_until("[ -e /tmp/busy ]")
-            guest.run("sleep 0.3")
-            guest.reboot("perl /tmp/kexec.pl 2> /dev/console")
-            assert guest.boots == boots
-            machine.wait_devices()
-        check_log(machine)
-        assert server.status("RssAnon") <= memory + GROWTH_KIB
-        assert machine.descriptors() == descriptors
+    memory, descriptors = server.status("RssAnon"), machine.descriptors()
+    for boots in range(guest.boots + 1, guest.boots + 1 + times):
+        guest.run(load, timeout=90)
+        guest.start(BUSY)
+        guest.wait_until("[ -e /tmp/busy ]")
+        guest.run("sleep 0.3")
+        guest.reboot("perl /tmp/kexec.pl 2> /dev/console")
+        assert guest.boots == boots
+        machine.wait_devices()
+    check_log(machine)
+    assert server.status("RssAnon") <= memory + GROWTH_KIB
+    assert machine.descriptors() == descriptors

@@ -231,9 +231,9 @@ def check_reset_resume(sleeper: Sleeper, cycles: int) -> None:
 
 
 def test_a_copy_goes_on_after_suspend_to_ram(sleeper: Sleeper) -> None:
-    sleep_while_copying(sleeper, "mem", 2)
+    sleep_while_copying(sleeper, "mem", 1)
     check_after(sleeper)
-    check_reset_resume(sleeper, 2)
+    check_reset_resume(sleeper, 1)
 
 
 @pytest.mark.long
