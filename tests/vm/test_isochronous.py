@@ -6,7 +6,7 @@ import os
 import random
 import wave
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,20 +27,20 @@ LOOPBACKS = {
 }
 FRAME = 4  # bytes: two channels of 16 bits
 RATE = 48_000
-PLAY_SECONDS = 3.3
 APLAY = "-D hw:0,0 --buffer-time=500000"
 
 
-def test_usbtest_passes_its_isochronous_cases(guest_factory: GuestFactory) -> None:
+@pytest.mark.parametrize("iterations", [20, pytest.param(1000, marks=(pytest.mark.long, pytest.mark.timeout(1500)))])
+def test_usbtest_passes_its_isochronous_cases(guest_factory: GuestFactory, iterations: int) -> None:
     with UsbvfiodServer([f"virtual:loopback?{options}" for options in LOOPBACKS]) as server:
         guest = guest_factory(server.arguments)
         nodes = usbtest.find_all(guest, len(LOOPBACKS), alternate=1)
         for node, (options, rate) in zip(nodes, LOOPBACKS.items(), strict=True):
             for case in usbtest.ISOCHRONOUS:
-                seconds = usbtest.run(guest, node, case, 60.0)
-                total = int(guest.run("dmesg | grep -o '[0-9]* packets' | tail -n 1").split()[0])
-                # Not faster than the bus; a tenth is what schedules are allowed to make up for at the end.
-                assert seconds >= total / rate * 0.9 - 0.01, (options, case)
+                seconds = usbtest.run(guest, node, replace(case, iterations=iterations), 30.0 + iterations / 10)
+                packets = int(guest.run("dmesg | grep -o '[0-9]* packets' | tail -n 1").split()[0])
+                # Not faster than the bus: a schedule makes up for ten milliseconds at most.
+                assert seconds >= packets / rate - 0.02, (options, case)
         assert guest_usb.usb_complaints(guest) == []
         assert server.stop() == 0
         # Whatever its pattern is set to, usbtest writes zeros to isochronous endpoints: the device's pattern 0.
@@ -54,6 +54,7 @@ class Sound:
 
     server: UsbvfiodServer
     guest: Guest
+    seconds: float
     played: Path
     source: bytes
     drives: dict[str, Path]
@@ -68,8 +69,9 @@ class Sound:
         """A script that plays what is on the drive `in`, and fails for an xrun."""
         return f"dd if={self.drive('in')} of=/tmp/in.wav bs=1M; sync; aplay {APLAY} /tmp/in.wav > /tmp/play.log 2>&1"
 
-    def check_played(self, frames: bytes) -> None:
+    def check_played(self) -> None:
         """Every sample is in the file, in order; around them there is silence."""
+        frames = samples(2, self.seconds)
         assert "underrun" not in self.guest.run("cat /tmp/play.log")
         recording = read_wav(self.played)[self.checked :]
         self.checked += len(recording)
@@ -79,44 +81,52 @@ class Sound:
         assert not any(recording[:start])
         assert not any(recording[start + len(frames) :])
 
-    def record(self, seconds: int) -> str:
+    def record(self) -> str:
         """A script that records and puts the recording on the drive `out`."""
         return (
-            f"aplay -C {APLAY} -f dat -d {seconds} /tmp/out.wav > /tmp/record.log 2>&1; "
+            f"aplay -C {APLAY} -f dat -d {int(self.seconds)} /tmp/out.wav > /tmp/record.log 2>&1; "
             f"dd if=/tmp/out.wav of={self.drive('out')} bs=4096 conv=sync,fsync"
         )
 
-    def check_recorded(self, seconds: int) -> None:
+    def check_recorded(self) -> None:
         """Samples from somewhere near the beginning of the source, without a gap, and silence behind its end."""
         assert "overrun" not in self.guest.run("cat /tmp/record.log")
         recording = read_wav(self.drives["out"])
-        assert len(recording) == seconds * RATE * FRAME
+        assert len(recording) == int(self.seconds) * RATE * FRAME
         start = self.source.find(recording[:4096])
         assert 0 <= start < RATE * FRAME
         assert start % FRAME == 0
         assert recording == self.source[start : start + len(recording)].ljust(len(recording), b"\0")
 
 
-@pytest.fixture(scope="module", params=["full", "high"])
+LENGTHS = {"full": 3.3, "high": 3.3, "full-minute": 60.0, "high-minute": 60.0}
+"""Seconds that are played and recorded at which speed."""
+MINUTE = (pytest.mark.long, pytest.mark.timeout(900))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=MINUTE if seconds > 10 else ()) for name, seconds in LENGTHS.items()],
+)
 def sound(
     request: pytest.FixtureRequest, module_guest_factory: GuestFactory, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Sound]:
+    speed, seconds = request.param.split("-")[0], LENGTHS[request.param]
     directory = tmp_path_factory.mktemp("sound")
     played, source = directory / "played.wav", directory / "source.wav"
-    write_wav(source, samples(1, 2.5))
+    write_wav(source, samples(1, 0.8 * seconds))
     drives = {"in": directory / "in.img", "out": directory / "out.img"}
-    write_wav(drives["in"], samples(2, PLAY_SECONDS))
-    for path, size in zip(drives.values(), (1 << 20, 2 << 20), strict=True):
+    write_wav(drives["in"], samples(2, seconds))
+    size = drives["in"].stat().st_size + 1 >> 20
+    for path, mebibytes in zip(drives.values(), (size + 1, size + 2), strict=True):
         path.touch()
-        os.truncate(path, size)
+        os.truncate(path, mebibytes << 20)
     devices = [f"virtual:flash?image={path}" for path in drives.values()]
-    with UsbvfiodServer(
-        [f"virtual:audio?playback={played}&capture={source}&speed={request.param}", *devices]
-    ) as server:
+    with UsbvfiodServer([f"virtual:audio?playback={played}&capture={source}&speed={speed}", *devices]) as server:
         guest = module_guest_factory(server.arguments)
         guest.run("modprobe snd_usb_audio")
         guest.wait_until("grep -q USB-Audio /proc/asound/cards")
-        yield Sound(server, guest, played, samples(1, 2.5), drives)
+        yield Sound(server, guest, seconds, played, samples(1, 0.8 * seconds), drives)
 
 
 def test_the_sound_card_is_what_it_should_be(sound: Sound) -> None:
@@ -134,22 +144,22 @@ def test_volume_and_mute(sound: Sound) -> None:
 
 
 def test_every_sample_that_is_played_is_in_the_file(sound: Sound) -> None:
-    sound.guest.run(sound.play(), 60)
-    sound.check_played(samples(2, PLAY_SECONDS))
+    sound.guest.run(sound.play(), 60 + 2 * sound.seconds)
+    sound.check_played()
 
 
 def test_every_sample_that_is_recorded_is_the_files(sound: Sound) -> None:
-    sound.guest.run(sound.record(3), 60)
-    sound.check_recorded(3)
+    sound.guest.run(sound.record(), 60 + 2 * sound.seconds)
+    sound.check_recorded()
 
 
 def test_both_directions_at_once(sound: Sound) -> None:
     guest = sound.guest
-    playing, recording = guest.start(sound.play()), guest.start(sound.record(3))
-    guest.wait(playing, 60)
+    playing, recording = guest.start(sound.play()), guest.start(sound.record())
+    guest.wait(playing, 60 + 2 * sound.seconds)
     guest.wait(recording, 60)
-    sound.check_played(samples(2, PLAY_SECONDS))
-    sound.check_recorded(3)
+    sound.check_played()
+    sound.check_recorded()
 
 
 def test_no_driver_complains(sound: Sound) -> None:
