@@ -6,6 +6,8 @@ read back) comes out of the mask. The values of the BARs are stored and never us
 
 It is a conventional PCI function on purpose: no PCI Express and no power management capability. Both clients and all
 guests take it anywhere in the topology, there is no link or power state to get wrong, and reset comes as a message.
+So a guest that sleeps leaves the function in D0 and its state alone, unless the machine is reset on the way back (QEMU
+after S3), and it can reset the function only by its bus, behind a PCI Express port that has nothing else.
 """
 
 from __future__ import annotations
