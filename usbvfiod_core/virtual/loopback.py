@@ -15,7 +15,7 @@ Options of the specification:
     speed=full|high|super default super
     serial=TEXT           default none
     isoc_interval=1-16    bInterval of the isochronous endpoints, default 4: 1 ms, at full speed 8 ms
-    isoc_maxpacket=1-1024 bytes of one isochronous packet, default 1024; 1023 at most at full speed, always 1024 in bursts
+    isoc_maxpacket=1-1024 bytes of one isochronous packet, default 1024; 1023 at most at full speed; in bursts 1024
     isoc_mult=0-2         more packets a microframe (high speed) or more bursts an interval (SuperSpeed), default 0
     isoc_maxburst=0-15    more packets a burst (SuperSpeed), default 0
 
