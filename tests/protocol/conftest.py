@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,14 @@ from tests.protocol.fakes import Serving
 from tests.protocol.raw import RawClient, eventually, open_fds
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_by_others() -> None:
+    """What earlier tests have left in cycles of objects, memory files among it, would go at a time of its own."""
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
+def no_descriptor_leaks(nothing_left_by_others: None) -> Iterator[None]:
     """Every test gives back all descriptors, whatever it did to the server."""
     before = open_fds()
     yield
