@@ -106,7 +106,8 @@ class Audio(VirtualDevice):
 
     @property
     def missed(self) -> int:
-        """Packets that were not moved: the driver's were too late (MISSED), or this process was."""
+        """Service intervals in which nothing was moved: the driver's packet was too late for its frame, or this process
+        did not run. What waited then was moved later, or ended with MISSED."""
         return self.schedule.missed + self.schedule.skipped
 
     @property
@@ -197,7 +198,7 @@ class Audio(VirtualDevice):
         level = logging.WARNING if self.missed or self.lost else logging.INFO
         _log.log(
             level,
-            "%s: %d audio frames were played and %d recorded; %d packets were missed, %d frames could not be written",
+            "%s: %d audio frames were played and %d recorded; %d intervals were missed, %d frames could not be written",
             self.name,
             self.played,
             self.recorded,

@@ -379,7 +379,7 @@ def test_what_is_missed_is_counted_and_told_at_the_end(
     assert read_wav(played) == noise(48 * 20)  # late, but all of it
     (record,) = [each for each in caplog.records if "audio frames were played" in each.message]
     assert record.levelno == (logging.WARNING if late else logging.INFO)
-    assert f"960 audio frames were played and 0 recorded; {card.device.missed} packets were missed" in record.message
+    assert f"960 audio frames were played and 0 recorded; {card.device.missed} intervals were missed" in record.message
 
 
 # -- options and files -------------------------------------------------------------------------------------------------
