@@ -16,7 +16,6 @@ from time import monotonic_ns
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
 from ..usb.device import Device, Loop, Timer
-from ..usb.transfer import TransferType
 from . import registers as reg
 from . import spec
 from .command_ring import CommandRing
@@ -229,13 +228,6 @@ class Controller:
             if endpoint.run(deadline) and not endpoint.queued:
                 endpoint.queued = True
                 ready.append(endpoint)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is in flight that is expected to end soon; interrupt endpoints wait for ever."""
-        return not any(
-            endpoint.outstanding for endpoint in self.table.endpoints() if endpoint.type is not TransferType.INTERRUPT
-        )
 
     # -- devices -------------------------------------------------------------------------------------------------
 
