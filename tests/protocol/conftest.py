@@ -49,7 +49,7 @@ def client(serving: Serving, path: str) -> Iterator[RawClient]:
 @pytest.fixture
 def memfd(no_descriptor_leaks: None) -> Iterator[int]:
     """One MiB of guest memory."""
-    fd = os.memfd_create("guest")
+    fd = os.memfd_create("protocol-test")
     os.ftruncate(fd, 1 << 20)
     yield fd
     os.close(fd)

@@ -268,4 +268,4 @@ def test_five_thousand_maps_leave_nothing_behind(client: RawClient, serving: Ser
         client.receive(burst * (16 + 16 + 40))
     assert client.alive()
     assert eventually(lambda: open_fds() == before)
-    assert eventually(lambda: "memfd:guest" not in Path("/proc/self/maps").read_text())
+    assert eventually(lambda: "memfd:protocol-test" not in Path("/proc/self/maps").read_text())

@@ -201,4 +201,4 @@ class TestClientThatGoesMeanwhile:
         with RawClient(path) as client:  # waits in the backlog for the two deadlines
             assert client.alive()
         assert left.memory.regions == ()
-        assert eventually(lambda: "memfd:guest" not in Path("/proc/self/maps").read_text())
+        assert eventually(lambda: "memfd:protocol-test" not in Path("/proc/self/maps").read_text())
