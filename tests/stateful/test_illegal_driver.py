@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.stateful.play import play
 from tests.unit.xhci.kit import BULK_IN, CRCR, USBCMD, USBSTS, FakeDevice, Rig, Speed, make, reg, spec
 from usbvfiod_core.testing.driver import Trb
 from usbvfiod_core.usb.transfer import TransferStatus
@@ -24,8 +24,6 @@ RUN_SECONDS = 0.05
 """Processor time that one `Controller.run` may take: 2 ms by design, one TD of 4096 TRBs, and slack."""
 
 STOPPED = spec.USBSTS_HCH | spec.USBSTS_HSE | spec.USBSTS_HCE
-CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-
 dwords = st.integers(0, 0xFFFF_FFFF)
 qwords = st.integers(0, (1 << 64) - 1)
 sizes = st.sampled_from([1, 2, 4, 8])
@@ -266,25 +264,10 @@ def _quiet() -> Iterator[None]:
 
 
 def test_an_illegal_driver() -> None:
-    run_state_machine_as_test(
-        IllegalDriver,
-        settings=settings(
-            max_examples=250,
-            stateful_step_count=40,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=CHECKS,
-        ),
-    )
+    play(IllegalDriver, 250, 40, derandomize=True)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_an_illegal_driver_for_long() -> None:
-    run_state_machine_as_test(
-        IllegalDriver,
-        settings=settings(
-            max_examples=2000, stateful_step_count=120, deadline=None, database=None, suppress_health_check=CHECKS
-        ),
-    )
+    play(IllegalDriver, 2000, 120, derandomize=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -17,10 +16,10 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from tests.stateful.expected import FAILURES, Expected, stop_command, text
+from tests.stateful.play import play
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, FakeDevice, Pipe, Rig, Speed, spec
 from usbvfiod_core.testing.driver import Td
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT, Answer
@@ -389,29 +388,11 @@ class LegalDriver(RuleBasedStateMachine):
                     assert transfer.read() == data[len(expected.moved.get(td, b"")) :]
 
 
-CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-
-
 def test_a_legal_driver() -> None:
-    run_state_machine_as_test(
-        LegalDriver,
-        settings=settings(
-            max_examples=120,
-            stateful_step_count=50,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=CHECKS,
-        ),
-    )
+    play(LegalDriver, 120, 50, derandomize=True)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_legal_driver_for_long() -> None:
-    run_state_machine_as_test(
-        LegalDriver,
-        settings=settings(
-            max_examples=2000, stateful_step_count=120, deadline=None, database=None, suppress_health_check=CHECKS
-        ),
-    )
+    play(LegalDriver, 2000, 120, derandomize=False)

@@ -88,11 +88,6 @@ class TransferEngine(ABC):
         self._deadline: Timer | None = None
 
     @property
-    def outstanding(self) -> int:
-        """Transfers that the device has not given back."""
-        return self._outstanding
-
-    @property
     def draining(self) -> bool:
         """Whether somebody waits for the transfers to come back."""
         return bool(self._drained)

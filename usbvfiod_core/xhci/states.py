@@ -7,7 +7,6 @@ doorbell is ignored.
 from __future__ import annotations
 
 from .spec import (
-    EP_DISABLED,
     EP_ERROR,
     EP_HALTED,
     EP_RUNNING,
@@ -66,19 +65,4 @@ ENDPOINT: dict[tuple[int, str], int] = {
     (EP_HALTED, RESET): EP_STOPPED,
     (EP_STOPPED, SET_DEQUEUE): EP_STOPPED,
     (EP_ERROR, SET_DEQUEUE): EP_STOPPED,
-}
-
-SLOT_STATES = {
-    SLOT_DISABLED: "Disabled",
-    SLOT_ENABLED: "Enabled",
-    SLOT_DEFAULT: "Default",
-    SLOT_ADDRESSED: "Addressed",
-    SLOT_CONFIGURED: "Configured",
-}
-ENDPOINT_STATES = {
-    EP_DISABLED: "Disabled",
-    EP_RUNNING: "Running",
-    EP_HALTED: "Halted",
-    EP_STOPPED: "Stopped",
-    EP_ERROR: "Error",
 }
