@@ -22,7 +22,6 @@ HALTING_CODES: dict[TransferStatus | None, int] = {
 }
 """Completion codes of transfers that halt their endpoint; any other failure is a USB Transaction Error (4.10.2)."""
 
-_TAKEN_BACK = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
 _DEQUEUE = 8
 """Offset of the TR Dequeue Pointer in an endpoint context (6.2.3)."""
 
@@ -116,8 +115,7 @@ class Endpoint(TransferEngine):
         self._forget_doorbells()
         for ring in self.rings():
             self._retire_completed(ring)
-            head = ring.inflight[0].transfer if ring.inflight else None
-            if head is not None and head.status not in _TAKEN_BACK and ring.inflight[0].failed:
+            if ring.inflight and ring.inflight[0].failed and not ring.inflight[0].taken_back:
                 self._halt(ring)  # it failed before it could be cancelled
                 break
         if (self.state, states.STOP) not in states.ENDPOINT:

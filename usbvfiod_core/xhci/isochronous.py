@@ -75,11 +75,7 @@ class IsochronousEndpoint(Endpoint):
 
     def _retire_completed(self, ring: TransferRing) -> None:
         inflight = ring.inflight
-        taken_back = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
-        while inflight and inflight[0].ended:
-            head = inflight[0].transfer
-            if head is not None and head.status in taken_back:
-                break
+        while inflight and inflight[0].ended and not inflight[0].taken_back:
             self._retire(ring, inflight[0])
 
     def _starve(self, ring: TransferRing) -> None:

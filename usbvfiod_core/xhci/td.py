@@ -35,6 +35,7 @@ _ISP = spec.TRB_ISP
 _IDT = spec.TRB_IDT
 _LENGTH = spec.TRB_LENGTH_MASK
 _COMPLETED = TransferStatus.COMPLETED
+_TAKEN_BACK = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
 _SUCCESS = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
 _SHORT = spec.CC_SHORT_PACKET << spec.EVENT_CODE_SHIFT
 
@@ -101,6 +102,11 @@ class Td:
         return transfer is not None and (
             transfer.status is not _COMPLETED or (transfer.actual < transfer.length and not self.is_in)
         )
+
+    @property
+    def taken_back(self) -> bool:
+        """Whether its transfer did not end by itself: it was cancelled, given up on, or its device is gone."""
+        return self.transfer is not None and self.transfer.status in _TAKEN_BACK
 
     @property
     def whole(self) -> bool:
