@@ -16,7 +16,7 @@ help:
 	@echo "make bench      measure, beside QEMU's own controller where a VM can run"
 	@echo "make lint       format check, lint and types"
 
-$(STAMP): pyproject.toml .ci/environment
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 	.ci/environment $(VENV)
 	@touch $@
 
