@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..errors import DeviceError
 from .device import Device, Loop
 from .speed import Speed
 
@@ -34,6 +35,8 @@ class Backend(ABC):
     """A way to devices. Registered by the hook `usbvfiod_register_backends`.
 
     `list_devices` and `open` are called in a thread and may block; what they return is used on the loop's thread.
+    A backend whose devices come and go also has `watch`; one that opens device nodes also has `identify_fd` and
+    `open_fd`, with which a server needs no right to open them itself.
     """
 
     name: str
@@ -51,3 +54,34 @@ class Backend(ABC):
         Raises ConfigError for an address or option it does not know, naming those it does; DeviceError if the
         device is missing or cannot be opened.
         """
+
+    def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
+        """Call `changed` whenever `list_devices` may answer otherwise; return a function that ends that.
+
+        Called on the loop's thread, once while a server runs, and must not block; `changed` is to be called there too.
+        It may be called once too often and once for many changes, but a change must not pass without a call after it:
+        of a device that comes, goes, or can be opened now. Without events of its own a backend inherits this method,
+        and an attachment to a device that is not there is tried again by its back-off alone. Raises DeviceError if
+        events cannot be had; the server then goes on without them.
+        """
+        return _no_events
+
+    def identify_fd(self, fd: int) -> DeviceInfo:
+        """The device behind an open file descriptor that somebody handed to the server.
+
+        Called in a thread, before `open_fd`; `fd` is only looked at. Raises DeviceError if it is none of this
+        backend's devices, or (as here) if the backend takes no file descriptors.
+        """
+        raise DeviceError(f"backend {self.name} takes no file descriptors")
+
+    def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
+        """Open the device behind `fd`, which needs no right to its node. Otherwise like `open`.
+
+        The descriptor belongs to the backend from this call on: it closes it with the device, or before it raises.
+        Only called with an fd that `identify_fd` has accepted.
+        """
+        raise DeviceError(f"backend {self.name} takes no file descriptors")
+
+
+def _no_events() -> None:
+    pass

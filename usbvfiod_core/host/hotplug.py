@@ -1,0 +1,207 @@
+"""Hotplug events of the host's USB devices: kernel uevents over netlink, and the device nodes through inotify.
+
+Both are used wherever they are to be had, because each is deaf somewhere and does not say so. Uevents do not reach a
+network namespace that belongs to another user namespace (a rootless container); device nodes are not there in a
+container without /dev/bus/usb. An event says only that something changed: what there is now is read from sysfs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import ENOBUFS
+from pathlib import Path
+from typing import Final
+
+from ..errors import DeviceError
+from ..usb.device import Loop
+
+log = logging.getLogger(__name__)
+
+DEVICE_NODES: Final = Path("/dev/bus/usb")
+"""Where the nodes of USB devices are: a directory for each bus."""
+
+_NETLINK_KOBJECT_UEVENT: Final = 15
+_GROUP_KERNEL: Final = 1
+_GROUP_UDEV: Final = 2
+"""What udev sends on when it has done its part: the node then has its final owner and mode."""
+_UDEV_PREFIX: Final = b"libudev\0"
+_UDEV_MAGIC: Final = bytes.fromhex("feedcafe")
+_MESSAGE: Final = 64 << 10
+_RECEIVE_BUFFER: Final = 1 << 20
+_MESSAGES: Final = 256
+"""Messages read in one turn of the loop; the rest wait for the next."""
+
+_IN_ATTRIB, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x4, 0x40, 0x80, 0x100, 0x200
+_IN_ONLYDIR: Final = 0x0100_0000
+_WATCHED: Final = _IN_ATTRIB | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE
+
+
+@dataclass(frozen=True, slots=True)
+class Uevent:
+    """One event of the kernel's device model. `device_path` is below /sys."""
+
+    action: str
+    device_path: str
+    subsystem: str
+    device_type: str
+
+    @property
+    def of_usb_device(self) -> bool:
+        """Whether it is about a whole USB device, not an interface or what hangs on it."""
+        return self.subsystem == "usb" and self.device_type == "usb_device"
+
+
+def parse_uevent(message: bytes) -> Uevent | None:
+    """Parse a message of the kernel or of udev; None for what is neither. Raises nothing."""
+    if message.startswith(_UDEV_PREFIX):
+        # magic (big endian), then in host order: size of the header, offset and length of the properties
+        if len(message) < 24 or message[8:12] != _UDEV_MAGIC:
+            return None
+        offset = int.from_bytes(message[16:20], "little")
+        length = int.from_bytes(message[20:24], "little")
+        fields = message[offset : offset + length].split(b"\0")
+    else:
+        head, *fields = message.split(b"\0")
+        if b"@" not in head:
+            return None
+    values: dict[str, str] = {}
+    for field in fields:
+        key, equals, value = field.partition(b"=")
+        if equals:
+            values[key.decode(errors="replace")] = value.decode(errors="replace")
+    if "ACTION" not in values:
+        return None
+    return Uevent(values["ACTION"], values.get("DEVPATH", ""), values.get("SUBSYSTEM", ""), values.get("DEVTYPE", ""))
+
+
+def watch(loop: Loop, changed: Callable[[], object], nodes: Path = DEVICE_NODES) -> Callable[[], None]:
+    """Call `changed` on the loop's thread when a USB device came, went or changed; return what ends that.
+
+    For `Backend.watch`, on the loop's thread. Events that arrive together are one call. Raises DeviceError if neither
+    source of events is to be had.
+    """
+    sources: list[_Uevents | _Nodes] = []
+    reasons = []
+
+    def happened() -> None:
+        for source in sources:
+            source.refresh()
+        changed()
+
+    for kind in (lambda: _Uevents(loop, happened), lambda: _Nodes(loop, happened, nodes)):
+        try:
+            sources.append(kind())
+        except OSError as error:
+            reasons.append(f"{error.strerror or error}")
+    if not sources:
+        raise DeviceError(f"USB devices that come and go cannot be noticed: {'; '.join(reasons)}")
+
+    def stop() -> None:
+        while sources:
+            sources.pop().close()
+
+    return stop
+
+
+def uevent_socket() -> socket.socket:
+    """A socket for uevents, not bound yet. Raises OSError."""
+    flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    return socket.socket(socket.AF_NETLINK, flags, _NETLINK_KOBJECT_UEVENT)
+
+
+class _Uevents:
+    """The netlink socket. Raises OSError if it cannot be opened."""
+
+    def __init__(self, loop: Loop, happened: Callable[[], object]) -> None:
+        self._loop = loop
+        self._happened = happened
+        self._socket = uevent_socket()
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            self._socket.bind((0, _GROUP_KERNEL | _GROUP_UDEV))
+        except OSError:
+            self._socket.close()
+            raise
+        loop.add_reader(self._socket.fileno(), self._readable)
+
+    def refresh(self) -> None:
+        """Nothing to do: uevents are of the whole host."""
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _readable(self) -> None:
+        relevant = False
+        for _ in range(_MESSAGES):
+            try:
+                message, _, _, (port, groups) = self._socket.recvmsg(_MESSAGE)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    log.warning("no more uevents: %s", error.strerror)
+                    self._loop.remove_reader(self._socket.fileno())
+                relevant = True  # events were lost, who knows of what
+                break
+            # Only the multicast groups are closed to ordinary users; to us alone anybody can send.
+            if not groups or (groups == _GROUP_KERNEL and port != 0):
+                continue
+            event = parse_uevent(message)
+            relevant |= event is not None and event.of_usb_device
+        if relevant:
+            self._happened()
+
+
+class _Nodes:
+    """An inotify descriptor that watches the device nodes. Raises OSError if there are none."""
+
+    def __init__(self, loop: Loop, happened: Callable[[], object], nodes: Path) -> None:
+        self._loop = loop
+        self._happened = happened
+        self._nodes = nodes
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), f"inotify: {os.strerror(ctypes.get_errno())}")
+        try:
+            self._watch(nodes)
+        except OSError:
+            os.close(self._fd)
+            raise
+        self.refresh()
+        loop.add_reader(self._fd, self._readable)
+
+    def refresh(self) -> None:
+        """Watch the directories of buses that are new; watching one twice is watching it once."""
+        try:
+            self._watch(self._nodes)
+            for bus in self._nodes.iterdir():
+                if bus.name.isdigit():
+                    self._watch(bus)
+        except OSError:
+            pass  # gone again, or the limit of watches is reached: what is watched stays so
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+    def _watch(self, directory: Path) -> None:
+        mask = ctypes.c_uint32(_WATCHED | _IN_ONLYDIR)
+        if self._libc.inotify_add_watch(self._fd, os.fsencode(directory), mask) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{directory}: {os.strerror(code)}")
+
+    def _readable(self) -> None:
+        try:
+            while os.read(self._fd, _MESSAGE):  # which node it was does not matter
+                pass
+        except BlockingIOError:
+            pass
+        # A node that is made before its directory is watched makes no event, but `happened` is called after `refresh`.
+        self._happened()
