@@ -1,0 +1,307 @@
+"""A device that the host's operating system owns: what every backend for such devices shares.
+
+A guest's driver believes that it has the device to itself: it sets its address, its configuration and its alternate
+settings, clears halts, and resets the port. The host's kernel has done some of this and must be asked to do the rest,
+so that both sides and the device agree. Which request means what is the table in `requests.py`; here is the state,
+and the order of things.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+
+from ..usb.descriptors import CONFIGURATION, Configuration, walk
+from ..usb.device import Device, DeviceEvents, Loop
+from ..usb.speed import Speed
+from ..usb.transfer import Transfer, TransferStatus
+from . import requests
+from .descriptor_filter import without_remote_wakeup, without_streams
+from .operations import OperationFailed, Operations
+from .options import HostOptions, ResetPolicy
+
+log = logging.getLogger(__name__)
+
+
+class HostDevice(Device):
+    """Everything between endpoint 0 and the device. A backend writes the abstract methods, and `gone()` when it learns
+    that the device is.
+
+    descriptors     the device descriptor, followed by all configurations, as sysfs and usbfs give them
+    configuration   the value of the configuration that the host has set, 0 for none
+    reset_quirk     the host knows that the device does not survive a reset
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        name: str,
+        speed: Speed,
+        descriptors: bytes,
+        configuration: int,
+        options: HostOptions,
+        max_streams: int = 0,
+        reset_quirk: bool = False,
+    ) -> None:
+        self.name = name
+        self.speed = speed
+        self.max_streams = max_streams
+        self.options = options
+        self.configuration = 0
+        """What the guest has set; the host's may be set while this is 0."""
+        self.features: set[tuple[int, int]] = set()
+        """(recipient's index, selector) of the features that the guest has set and the device was not told of."""
+        self.moved = False
+        """Whether something has gone through the endpoints since the configuration was set."""
+        self._loop = loop
+        self._events: DeviceEvents | None = None
+        self._host_configuration = configuration
+        raws = configurations(descriptors)
+        self._configurations = {raw[5]: Configuration.unpack(raw) for raw in raws}
+        self._shown = [self._filtered(raw) for raw in raws]
+        self._touched = False
+        self._soft_reset = options.reset is ResetPolicy.NEVER or (reset_quirk and options.reset is ResetPolicy.AUTO)
+        self._operations = Operations(loop, name, self.pause, self._resumed)
+        self._held: deque[Transfer] = deque()
+        self._stop_later: list[Transfer] = []
+        self._gone = False
+        self._closed = False
+
+    # -- what a backend writes: on the loop's thread, never blocking -------------------------------------------------
+
+    @abstractmethod
+    def start(self, transfer: Transfer) -> None:
+        """Send a transfer to the device; it is completed later, or at once. As `Device.submit`."""
+
+    @abstractmethod
+    def stop(self, transfer: Transfer) -> None:
+        """End a transfer that was given to `start`. As `Device.cancel`."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """An operation starts in a thread: until `resume` nothing else is called, and the loop's thread must not use
+        the device, transfers' ends included."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """The operation is over."""
+
+    # -- what a backend writes: in a thread, may block, raises OperationFailed -----------------------------------------
+
+    @abstractmethod
+    def set_configuration(self, value: int) -> None:
+        """Set a configuration other than the present one, and take its interfaces."""
+
+    @abstractmethod
+    def reset_configuration(self) -> None:
+        """Set the present configuration again: alternate settings 0, halts cleared."""
+
+    @abstractmethod
+    def set_interface(self, interface: int, alternate: int) -> None:
+        """Select an alternate setting, which the configuration has; also if it is the present one."""
+
+    @abstractmethod
+    def clear_halt(self, endpoint: int) -> None:
+        """Clear the halt of an endpoint of the configuration, and both sides' data toggle or sequence."""
+
+    @abstractmethod
+    def reset_port(self) -> None:
+        """Reset the device and take its interfaces again. OperationFailed(DISCONNECTED) if it did not come back as it
+        was."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the device back to the host, drivers too if `options.reattach`. The last call in a thread."""
+
+    @abstractmethod
+    def released(self) -> None:
+        """On the loop's thread, after `release`: complete the transfers that have not come back. The last call."""
+
+    # -- what a backend uses -----------------------------------------------------------------------------------------
+
+    def gone(self) -> None:
+        """The device has left the host. Transfers in flight must still be completed; no new ones are started."""
+        if self._gone:
+            return
+        self._gone = True
+        self._refuse_held(TransferStatus.DISCONNECTED)
+        if self._events is not None and not self._closed:
+            self._events.disconnected()
+
+    def run_operation(
+        self, call: Callable[[], None], then: Callable[[OperationFailed | None], object] | None = None
+    ) -> None:
+        """Run `call` in a thread while everything else waits; `then` gets None or the failure, on the loop's thread."""
+
+        if self._closed:
+            if then is not None:
+                then(OperationFailed(TransferStatus.DISCONNECTED))
+            return
+
+        def over(failure: OperationFailed | None) -> None:
+            if failure is not None and failure.status is TransferStatus.DISCONNECTED:
+                self.gone()
+            if then is not None:
+                then(failure)
+            self._go_on()
+
+        self._operations.run(call, over)
+
+    def active_configuration(self) -> Configuration | None:
+        """The descriptors of the configuration that the host has set; None if it has set none."""
+        return self._configurations.get(self._host_configuration)
+
+    # -- Device ------------------------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        self._events = events
+        if self._gone:
+            self._loop.call_soon(events.disconnected)
+
+    def submit(self, transfer: Transfer) -> None:
+        if self._gone or self._closed:
+            transfer.complete(TransferStatus.DISCONNECTED)
+        elif self._operations.running or self._held:
+            self._held.append(transfer)
+        elif transfer.setup is None:
+            self._touched = self.moved = True
+            self.start(transfer)
+        else:
+            requests.submit(self, transfer)
+
+    def cancel(self, transfer: Transfer) -> None:
+        if transfer.status is not None:
+            return
+        if transfer in self._held:
+            self._held.remove(transfer)
+            transfer.complete(TransferStatus.CANCELLED)
+        elif self._operations.running:
+            self._stop_later.append(transfer)
+        else:
+            self.stop(transfer)
+
+    def reset(self, done: Callable[[], object]) -> None:
+        def forget(failure: OperationFailed | None) -> None:
+            if failure is None:
+                self._touched = self.moved = False
+            else:
+                log.warning("%s: the reset failed: %s", self.name, failure)
+            self.configuration = 0
+            self.features.clear()
+            done()
+
+        if self._gone or self._closed or not (self._touched or self.options.reset is ResetPolicy.ALWAYS):
+            forget(None)
+        elif not self._soft_reset:
+            self.run_operation(self.reset_port, forget)
+        elif self._host_configuration:
+            self.run_operation(self.reset_configuration, forget)
+        else:
+            forget(None)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._refuse_held(TransferStatus.DISCONNECTED)
+        self._operations.run(self.release, lambda failure: self.released())
+
+    # -- what the requests need ----------------------------------------------------------------------------------------
+
+    def forward(self, transfer: Transfer, *, touches: bool) -> None:
+        """Send a control transfer on; `touches` if it may change the device, so that a reset has to be a real one."""
+        self._touched |= touches
+        self.start(transfer)
+
+    def touched(self) -> None:
+        """The device has shown that a reset has to be a real one."""
+        self._touched = True
+
+    def configuration_descriptor(self, index: int) -> bytes | None:
+        """The configuration with this index as the guest sees it."""
+        return self._shown[index] if index < len(self._shown) else None
+
+    def select_configuration(self, value: int, then: Callable[[OperationFailed | None], object]) -> None:
+        """SET_CONFIGURATION with a value other than 0 (USB 2.0 9.4.7): only as much as is needed to get there."""
+
+        def over(failure: OperationFailed | None) -> None:
+            if failure is None:
+                self.configuration = self._host_configuration = value
+                self.moved = False
+            then(failure)
+
+        if value not in self._configurations:
+            over(OperationFailed(TransferStatus.STALL, f"there is no configuration {value}"))
+        elif value != self._host_configuration:
+            self._touched = True
+            self.run_operation(lambda: self.set_configuration(value), over)
+        elif self.moved:
+            self.run_operation(self.reset_configuration, over)
+        else:
+            over(None)
+
+    def select_setting(self, interface: int, alternate: int, then: Callable[[OperationFailed | None], object]) -> None:
+        """SET_INTERFACE (USB 2.0 9.4.10)."""
+        configuration = self.active_configuration() if self.configuration else None
+        settings = () if configuration is None else configuration.interfaces
+        if not any((each.number, each.alternate) == (interface, alternate) for each in settings):
+            then(OperationFailed(TransferStatus.STALL, f"there is no setting {alternate} of interface {interface}"))
+            return
+        self._touched = self.moved = True
+        self.run_operation(lambda: self.set_interface(interface, alternate), then)
+
+    def has_endpoint(self, address: int) -> bool:
+        """Whether the configuration has an endpoint of this address."""
+        configuration = self.active_configuration()
+        return configuration is not None and any(
+            endpoint.address == address for each in configuration.interfaces for endpoint in each.endpoints
+        )
+
+    # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _filtered(self, raw: bytes) -> bytes:
+        if not self.options.remote_wakeup:
+            raw = without_remote_wakeup(raw)
+        return raw if self.max_streams else without_streams(raw)
+
+    def _resumed(self) -> None:
+        if not self._closed:
+            self.resume()
+
+    def _go_on(self) -> None:
+        """What waited for the operation: transfers to be cancelled, then transfers to be started, in order."""
+        if self._operations.running:
+            return
+        stopping, self._stop_later = self._stop_later, []
+        for transfer in stopping:
+            self.cancel(transfer)
+        # What is submitted meanwhile lines up behind those that are held.
+        while self._held and not self._operations.running:
+            transfer = self._held.popleft()
+            if transfer.setup is None:
+                self._touched = self.moved = True
+                self.start(transfer)
+            else:
+                requests.submit(self, transfer)
+
+    def _refuse_held(self, status: TransferStatus) -> None:
+        held, self._held = self._held, deque()
+        for transfer in held:
+            transfer.complete(status)
+
+
+def configurations(descriptors: bytes) -> list[bytes]:
+    """The configurations behind a device descriptor, each with all that belongs to it, as long as they can be read.
+
+    Where one ends and the next starts is seen by the descriptors' kinds: total lengths are wrong on some devices.
+    """
+    found: list[list[bytes]] = []
+    for kind, part in walk(descriptors):
+        if kind == CONFIGURATION and len(part) >= 9:
+            found.append([])
+        if found:
+            found[-1].append(part)
+    return [b"".join(parts) for parts in found]

@@ -1,0 +1,68 @@
+"""One operation at a time on a device of the host, in a thread, while everything else for the device waits.
+
+Setting a configuration or an alternate setting, clearing a halt and resetting block for milliseconds, with a wedged
+device for seconds, and the host's kernel lets nobody else use the device meanwhile. So nothing may: what a guest
+submits is held, in order, until the operation is over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from ..usb.device import Loop
+from ..usb.transfer import TransferStatus
+
+log = logging.getLogger(__name__)
+
+Then = Callable[["OperationFailed | None"], object]
+
+
+class OperationFailed(Exception):
+    """The device, or the host, did not do what was asked; `status` is what a guest's request for it ends with."""
+
+    def __init__(self, status: TransferStatus, message: str = "") -> None:
+        super().__init__(message or status.value)
+        self.status = status
+
+
+class Operations:
+    """The operations of one device. `pause` is called before one starts, `resume` when none is left."""
+
+    def __init__(self, loop: Loop, name: str, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._loop = loop
+        self._name = name
+        self._pause = pause
+        self._resume = resume
+        self._waiting: deque[tuple[Callable[[], None], Then]] = deque()
+        self.running = False
+
+    def run(self, call: Callable[[], None], then: Then) -> None:
+        """Run `call` in a thread after those asked for before; `then` gets None, or why it failed."""
+        self._waiting.append((call, then))
+        if not self.running:
+            self.running = True
+            self._pause()
+            self._next()
+
+    def _next(self) -> None:
+        call, then = self._waiting.popleft()
+
+        def over(result: BaseException | None) -> None:
+            failure = None
+            if isinstance(result, OperationFailed):
+                failure = result
+            elif isinstance(result, BaseException):
+                log.error("%s: %s: %s", self._name, type(result).__name__, result, exc_info=result)
+                failure = OperationFailed(TransferStatus.ERROR, str(result))
+            if self._waiting:
+                then(failure)
+                self._next()
+            else:
+                # The device can be used again before anybody is told; whoever is told may start the next operation.
+                self.running = False
+                self._resume()
+                then(failure)
+
+        self._loop.run_blocking(call, over)

@@ -1,0 +1,63 @@
+"""The options that every real device takes in its specification: `/dev/bus/usb/002/003?reset=never&reattach=no`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+
+from ..errors import ConfigError
+
+
+class ResetPolicy(Enum):
+    """What a reset of the guest's port does to the device."""
+
+    AUTO = "auto"
+    """Reset it, unless it is as it was after the last reset; a device that the host knows not to survive one is only
+    configured anew."""
+    ALWAYS = "always"
+    """Reset it each time."""
+    NEVER = "never"
+    """Configure it anew instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """The options, checked."""
+
+    reset: ResetPolicy = ResetPolicy.AUTO
+    remote_wakeup: bool = False
+    """Whether the guest sees that the device can wake it. A device of a suspended port is not asked for data, so it
+    would sleep for ever; without this, guests do not suspend what must wake them."""
+    reattach: bool = True
+    """Whether the host's drivers get the device back at the end."""
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> HostOptions:
+        """Read them from a device specification's options. Raises ConfigError, naming what would be right."""
+        for key in options:
+            if key not in _KEYS:
+                near = get_close_matches(key, _KEYS, 1)
+                hint = f"{near[0]!r} is meant?" if near else f"there are: port, {', '.join(_KEYS)}"
+                raise ConfigError(f"unknown option {key!r}; {hint}")
+        reset = options.get("reset", ResetPolicy.AUTO.value)
+        try:
+            policy = ResetPolicy(reset)
+        except ValueError:
+            choices = ", ".join(each.value for each in ResetPolicy)
+            raise ConfigError(f"reset is one of {choices}, not {reset!r}") from None
+        return cls(policy, _flag(options, "remote-wakeup", False), _flag(options, "reattach", True))
+
+
+_KEYS = ("reset", "remote-wakeup", "reattach")
+_FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
+
+def _flag(options: Mapping[str, str], key: str, default: bool) -> bool:
+    value = options.get(key)
+    if value is None:
+        return default
+    if value not in _FLAGS:
+        raise ConfigError(f"{key} is yes or no, not {value!r}")
+    return _FLAGS[value]

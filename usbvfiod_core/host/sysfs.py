@@ -1,0 +1,194 @@
+"""The host's USB devices as Linux lists them in sysfs, for backends whose devices are these.
+
+Nothing is opened here, so listing disturbs no device and needs no right. A device may vanish while it is read: then it
+is not in the list.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DeviceError
+from ..usb.backend import DeviceInfo
+from ..usb.speed import Speed
+
+DEVICES = Path("/sys/bus/usb/devices")
+NODES = Path("/dev/bus/usb")
+
+HUB_CLASS = 0x09
+_RESET_QUIRK = 0x10
+"""USB_QUIRK_RESET of the kernel's list: the device loses itself in a reset."""
+
+_DEVICE_NAME = re.compile(r"usb\d+|\d+-\d+(\.\d+)*")
+_PORT_PATH = re.compile(r"\d+-\d+(\.\d+)*")
+_SPEEDS = {
+    "1.5": Speed.LOW,
+    "12": Speed.FULL,
+    "480": Speed.HIGH,
+    "5000": Speed.SUPER,
+    "10000": Speed.SUPER_PLUS,
+    "20000": Speed.SUPER_PLUS,
+}
+"""The attribute `speed`, in Mbit/s."""
+
+
+@dataclass(frozen=True, slots=True)
+class SysfsDevice:
+    """One device. `name` is sysfs's: the port path (`2-1.4`), `usb2` for the root hub of bus 2."""
+
+    name: str
+    bus: int
+    number: int
+    """The device's number on its bus, new each time it is plugged in."""
+    vendor_id: int
+    product_id: int
+    manufacturer: str = ""
+    product: str = ""
+    serial: str = ""
+    speed: Speed | None = None
+    device_class: int = 0
+    configuration: int = 0
+    """The configuration that is set, 0 for none."""
+    descriptors: bytes = b""
+    """The device descriptor and the descriptors of every configuration, as the device sent them."""
+    drivers: dict[int, str] = field(default_factory=dict)
+    """Who holds which interface."""
+    reset_quirk: bool = False
+    """The kernel knows that the device does not survive a reset."""
+
+    @property
+    def node(self) -> Path:
+        """The device file."""
+        return NODES / f"{self.bus:03d}" / f"{self.number:03d}"
+
+    @property
+    def is_root_hub(self) -> bool:
+        return self.name.startswith("usb")
+
+    @property
+    def label(self) -> str:
+        """Manufacturer and product for people; the identity where the device has no texts."""
+        text = " ".join(part for part in (self.manufacturer, self.product) if part)
+        return text or f"USB device {self.vendor_id:04x}:{self.product_id:04x}"
+
+
+def scan(root: Path = DEVICES) -> list[SysfsDevice]:
+    """Every device there is now, in the order of buses and ports; none where the host has no USB."""
+    try:
+        names = [entry.name for entry in os.scandir(root) if _DEVICE_NAME.fullmatch(entry.name)]
+    except OSError:
+        return []
+    found = [device for name in names if (device := read(root / name)) is not None]
+    return sorted(found, key=lambda device: [int(part) for part in re.findall(r"\d+", device.name)])
+
+
+def read(directory: Path) -> SysfsDevice | None:
+    """One device's directory; None if it is gone, or no device."""
+    text = _Attributes(directory)
+    try:
+        return SysfsDevice(
+            name=directory.name,
+            bus=int(text["busnum"]),
+            number=int(text["devnum"]),
+            vendor_id=int(text["idVendor"], 16),
+            product_id=int(text["idProduct"], 16),
+            manufacturer=text.get("manufacturer"),
+            product=text.get("product"),
+            serial=text.get("serial"),
+            speed=_SPEEDS.get(text["speed"]),
+            device_class=int(text["bDeviceClass"], 16),
+            configuration=int(text.get("bConfigurationValue") or 0),
+            descriptors=(directory / "descriptors").read_bytes(),
+            drivers=_drivers(directory),
+            reset_quirk=bool(int(text.get("quirks") or "0", 16) & _RESET_QUIRK) or text.get("avoid_reset_quirk") == "1",
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def find(address: str, devices: list[SysfsDevice]) -> SysfsDevice:
+    """The device whose node (or a link to it), or port path, is `address`. Raises DeviceError: there is none."""
+    if _PORT_PATH.fullmatch(address):
+        matches = [device for device in devices if device.name == address]
+    else:
+        node = Path(os.path.realpath(address))
+        matches = [device for device in devices if device.node == node]
+    if not matches:
+        raise DeviceError(f"there is no device {address}; `usbvfiod devices` lists what there is")
+    return matches[0]
+
+
+def refusal(device: SysfsDevice) -> str | None:
+    """Why the device is one that cannot be given to a guest at all; None if it can."""
+    if device.is_root_hub:
+        return "a root hub belongs to the host's controller; give the devices behind it"
+    if device.device_class == HUB_CLASS:
+        return "a hub is not passed through; give the devices behind it, each for itself"
+    if device.speed is None:
+        return "its speed is not known to this host"
+    return None
+
+
+def access_problem(device: SysfsDevice) -> str | None:
+    """Why this process may not open the device, and what would help; None if it may."""
+    try:
+        if os.access(device.node, os.R_OK | os.W_OK):
+            return None
+        mode = device.node.stat()
+    except OSError as error:
+        return f"{device.node}: {error.strerror}"
+    return (
+        f"no permission for {device.node} (mode {mode.st_mode & 0o777:04o}, owner {mode.st_uid}:{mode.st_gid}); "
+        f"a udev rule would help: {udev_rule(device)}"
+    )
+
+
+def udev_rule(device: SysfsDevice) -> str:
+    """A rule for /etc/udev/rules.d that lets whoever sits at the machine, and the group plugdev, open the device."""
+    identity = f'ATTR{{idVendor}}=="{device.vendor_id:04x}", ATTR{{idProduct}}=="{device.product_id:04x}"'
+    return f'SUBSYSTEM=="usb", {identity}, MODE="0660", GROUP="plugdev", TAG+="uaccess"'
+
+
+def device_info(backend: str, device: SysfsDevice) -> DeviceInfo:
+    """What `usbvfiod devices` and the other parts of the core want to know of a device."""
+    return DeviceInfo(
+        backend=backend,
+        address=str(device.node),
+        vendor_id=device.vendor_id,
+        product_id=device.product_id,
+        name=device.label,
+        serial=device.serial,
+        speed=device.speed,
+        port_path="" if device.is_root_hub else device.name,
+        driver=", ".join(sorted(set(device.drivers.values()))),
+        note=refusal(device) or access_problem(device) or "",
+    )
+
+
+class _Attributes:
+    """The text attributes of a directory, without the line's end. `[]` raises OSError where one is missing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __getitem__(self, name: str) -> str:
+        return (self._directory / name).read_bytes().decode(errors="replace").strip()
+
+    def get(self, name: str) -> str:
+        try:
+            return self[name]
+        except OSError:
+            return ""
+
+
+def _drivers(directory: Path) -> dict[int, str]:
+    drivers = {}
+    for interface in directory.glob(f"{directory.name}:*"):
+        driver = interface / "driver"
+        if driver.is_symlink():
+            number = int((interface / "bInterfaceNumber").read_text(), 16)
+            drivers[number] = Path(os.readlink(driver)).name
+    return drivers
