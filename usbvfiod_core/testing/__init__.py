@@ -8,7 +8,7 @@ memory          `GuestRam`: guest physical memory in a memfd
 client          `VfioUserClient`: the VMM's end of the socket
 served          `ServedController` (a server in a thread) and `ServerProcess` (the daemon)
 fake_device     `FakeDevice`: a device whose answers a test decides
-conformance     `DeviceConformance`, `BackendConformance`: suites to inherit from
+conformance     `DeviceConformance`, `SourceSinkConformance`, `BackendConformance`: suites to inherit from
 device_bench    `DeviceBench`: a device without a controller
 mass_storage    `MassStorage`: a bulk-only SCSI disk over the driver
 loop            `StepLoop`: a deterministic loop

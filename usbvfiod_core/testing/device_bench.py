@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..usb.device import Device
 from ..usb.requests import DIRECTION_IN, SetupPacket
-from ..usb.transfer import Transfer, TransferStatus, TransferType
+from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType
 from .loop import StepLoop
 
 GUARD = 64
@@ -33,6 +33,8 @@ class WatchedTransfer(Transfer):
         *,
         setup: SetupPacket | None = None,
         pieces: Sequence[int] = (),
+        stream_id: int = 0,
+        packets: Sequence[int] = (),
     ) -> None:
         length = data if isinstance(data, int) else len(data)
         sizes = [*pieces, length - sum(pieces)] if pieces else [length]
@@ -53,7 +55,11 @@ class WatchedTransfer(Transfer):
         self._thread = threading.get_ident()
         self.completions = 0
         self.faults: list[str] = []
-        super().__init__(endpoint, type, windows, length, _nothing, setup=setup)
+        super().__init__(endpoint, type, windows, length, _nothing, setup=setup, stream_id=stream_id)
+        offset = 0
+        for size in packets:
+            self.packets.append(IsochronousPacket(offset, size))
+            offset += size
 
     def complete(self, status: TransferStatus, actual: int = 0) -> None:
         """Note the completion, and everything about it that breaks the contract of `Transfer.complete`."""
@@ -64,6 +70,11 @@ class WatchedTransfer(Transfer):
             self.faults.append("completed on another thread than the loop's")
         if not 0 <= actual <= self.length:
             self.faults.append(f"{actual} of {self.length} bytes moved")
+        for number, packet in enumerate(self.packets):
+            if not 0 <= packet.actual <= packet.length:
+                self.faults.append(f"{packet.actual} of {packet.length} bytes moved in packet {number}")
+        if self.packets and status is TransferStatus.COMPLETED and actual != sum(each.actual for each in self.packets):
+            self.faults.append(f"{actual} bytes moved, but not by its packets")
         if not self.is_in and bytes(self.memory) != self._given:
             self.faults.append("wrote into the data of an OUT transfer")
         if any(self.memory[start:end] != self._given[start:end] for start, end in self._gaps):
@@ -74,6 +85,10 @@ class WatchedTransfer(Transfer):
     def data(self) -> bytes:
         """What an IN transfer has moved."""
         return self.read()[: self.actual]
+
+    def packet_data(self, packet: IsochronousPacket) -> bytes:
+        """What one packet of an isochronous transfer has moved."""
+        return self.read()[packet.offset : packet.offset + packet.actual]
 
 
 class Events:
@@ -98,7 +113,12 @@ class Events:
 
 
 class DeviceBench:
-    """Attaches a device and speaks to it as the controller does, without rings. Bounded by `timeout` everywhere."""
+    """Attaches a device and speaks to it as the controller does, without rings. Bounded by `timeout` everywhere.
+
+    timeout        seconds that anything may take
+    submit_limit   seconds that `submit` and `cancel` may take
+    transfers      all that were submitted, `ended` those that are completed, in the order in which they were
+    """
 
     def __init__(self, device: Device, loop: StepLoop, *, timeout: float = 5.0, submit_limit: float = 0.05) -> None:
         self.device = device
@@ -107,6 +127,8 @@ class DeviceBench:
         self.submit_limit = submit_limit
         self.events = Events(loop)
         self.transfers: list[WatchedTransfer] = []
+        self.ended: list[Transfer] = []
+        self._closed = False
         device.attach(self.events)
 
     def submit(
@@ -117,10 +139,21 @@ class DeviceBench:
         *,
         setup: SetupPacket | None = None,
         pieces: Sequence[int] = (),
+        stream_id: int = 0,
     ) -> WatchedTransfer:
         """Submit a transfer of `data` (OUT) or of so many bytes (IN); its windows are of the sizes `pieces`."""
-        transfer = WatchedTransfer(endpoint, type, data, setup=setup, pieces=pieces)
+        return self._submit(WatchedTransfer(endpoint, type, data, setup=setup, pieces=pieces, stream_id=stream_id))
+
+    def submit_packets(self, endpoint: int, packets: Sequence[bytes | int]) -> WatchedTransfer:
+        """Submit an isochronous transfer, for the next intervals that are free, of these packets (OUT) or of packets of
+        so many bytes (IN)."""
+        sizes = [each if isinstance(each, int) else len(each) for each in packets]
+        data = sum(sizes) if endpoint & DIRECTION_IN else b"".join(each for each in packets if isinstance(each, bytes))
+        return self._submit(WatchedTransfer(endpoint, TransferType.ISOCHRONOUS, data, packets=sizes))
+
+    def _submit(self, transfer: WatchedTransfer) -> WatchedTransfer:
         self.transfers.append(transfer)
+        transfer.on_complete = self.ended.append
         start = _Clock()
         self.device.submit(transfer)
         self._note_time(transfer, "submit", start)
@@ -154,13 +187,19 @@ class DeviceBench:
         self.loop.run_ready()
         assert len(done) == 1, "reset called done() more than once"
 
+    def close_device(self) -> None:
+        """Unplug the device with whatever is in flight."""
+        if not self._closed:
+            self._closed = True
+            self.device.close()
+
     def close(self) -> None:
         """End what is in flight, close the device and the loop. Raises AssertionError for everything it did wrong."""
         for transfer in self.transfers:
             if transfer.status is None:
                 self.cancel(transfer)
         self.wait(*self.transfers)
-        self.device.close()
+        self.close_device()
         self.loop.run_ready()
         watched = self.loop.watched
         self.loop.close()

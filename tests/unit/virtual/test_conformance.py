@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import pytest
 
-from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance
+from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance, SourceSinkConformance
 from usbvfiod_core.usb.backend import Backend
 from usbvfiod_core.usb.device import Device, Loop
 from usbvfiod_core.usb.speed import Speed
@@ -47,6 +47,19 @@ class TestLoopback(DeviceConformance):
 
     def make_device(self, loop: Loop) -> Device:
         return Loopback(loop, speed=self.speed)
+
+
+@pytest.mark.parametrize("pattern", [0, 1, 2])
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH, Speed.SUPER])
+class TestSourceSink(SourceSinkConformance):
+    control_limit = 0xFFFF
+
+    @pytest.fixture(autouse=True)
+    def _options(self, speed: Speed, pattern: int) -> None:
+        self.speed, self.pattern = speed, pattern
+
+    def make_device(self, loop: Loop) -> Device:
+        return Loopback(loop, speed=self.speed, pattern=self.pattern)
 
 
 @pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])

@@ -1,31 +1,28 @@
-"""The conformance suites: what every `Device` and every `Backend` must do, as pytest base classes.
-
-    from usbvfiod_core.testing.conformance import DeviceConformance
-
-    class TestMyDevice(DeviceConformance):
-        def make_device(self, loop):
-            return MyDevice(loop)
-
-All tests run in real time against a `StepLoop`; a device that needs a host's hardware works too.
-"""
+"""The contract of `Device`, for any device there is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 
 import pytest
 
-from ..errors import ConfigError, UsbvfiodError
-from ..usb import requests
-from ..usb.backend import Backend, DeviceInfo
-from ..usb.descriptors import CONFIGURATION, DEVICE, Configuration, DeviceDescriptor, Endpoint
-from ..usb.device import Device, Loop
-from ..usb.requests import SetupPacket
-from ..usb.speed import Speed
-from ..usb.transfer import TransferStatus, TransferType
-from .device_bench import DeviceBench, WatchedTransfer
-from .loop import StepLoop
+from ...usb import requests
+from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint
+from ...usb.device import Device, Loop
+from ...usb.requests import SetupPacket
+from ...usb.speed import Speed
+from ...usb.transfer import TransferStatus, TransferType
+from ..device_bench import DeviceBench, WatchedTransfer
+from ..loop import StepLoop
+from .enumeration import (
+    configurations,
+    configure,
+    descriptor_request,
+    get_configuration,
+    get_descriptor,
+    halt,
+    set_configuration,
+)
 
 _REFUSALS = (TransferStatus.STALL, TransferStatus.ERROR, TransferStatus.DISCONNECTED)
 _PACKETS = {
@@ -71,7 +68,7 @@ class DeviceConformance:
         assert bench.device.name
 
     def test_device_descriptor(self, bench: DeviceBench) -> None:
-        descriptor = DeviceDescriptor.unpack(_get_descriptor(bench, DEVICE, 0, 18).data)
+        descriptor = DeviceDescriptor.unpack(get_descriptor(bench, DEVICE, 0, 18).data)
         speed = bench.device.speed
         sizes = (9,) if speed.is_usb3 else (64,) if speed is Speed.HIGH else (8, 16, 32, 64)
         assert descriptor.max_packet_size_0 in (sizes if speed is not Speed.LOW else (8,))
@@ -79,18 +76,18 @@ class DeviceConformance:
 
     @pytest.mark.parametrize("length", [1, 8, 9, 17, 18, 64, 255])
     def test_a_descriptor_is_cut_to_what_is_asked_for(self, bench: DeviceBench, length: int) -> None:
-        whole = _get_descriptor(bench, DEVICE, 0, 18).data
-        part = _get_descriptor(bench, DEVICE, 0, length)
+        whole = get_descriptor(bench, DEVICE, 0, 18).data
+        part = get_descriptor(bench, DEVICE, 0, length)
         assert part.status is TransferStatus.COMPLETED
         assert part.data == whole[:length]
 
     def test_windows_may_be_scattered(self, bench: DeviceBench) -> None:
-        whole = _get_descriptor(bench, DEVICE, 0, 18).data
-        setup = _descriptor_request(DEVICE, 0, 18)
+        whole = get_descriptor(bench, DEVICE, 0, 18).data
+        setup = descriptor_request(DEVICE, 0, 18)
         assert bench.control(setup, pieces=[1, 2, 3, 1, 4]).data == whole
 
     def test_configurations_are_consistent(self, bench: DeviceBench) -> None:
-        for configuration, raw in _configurations(bench):
+        for configuration, raw in configurations(bench):
             assert configuration.pack() == raw, "lengths and counts in the configuration do not agree"
             for interface in configuration.interfaces:
                 addresses = [endpoint.address for endpoint in interface.endpoints]
@@ -101,21 +98,21 @@ class DeviceConformance:
     # -- control transfers -----------------------------------------------------------------------------------------
 
     def test_set_configuration(self, bench: DeviceBench) -> None:
-        assert _get_configuration(bench) == 0
-        value = _configure(bench).value
-        assert _get_configuration(bench) == value
-        assert _set_configuration(bench, 0).status is TransferStatus.COMPLETED
-        assert _get_configuration(bench) == 0
+        assert get_configuration(bench) == 0
+        value = configure(bench).value
+        assert get_configuration(bench) == value
+        assert set_configuration(bench, 0).status is TransferStatus.COMPLETED
+        assert get_configuration(bench) == 0
 
     def test_an_unknown_request_is_stalled(self, bench: DeviceBench) -> None:
         assert bench.control(self.unknown_request).status is TransferStatus.STALL
-        assert _get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
+        assert get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
 
     def test_control_transfers_end_in_order(self, bench: DeviceBench) -> None:
         ended: list[int] = []
         transfers: list[WatchedTransfer] = []
         for length in (18, 8, 18, 1, 9):
-            setup = _descriptor_request(DEVICE, 0, length)
+            setup = descriptor_request(DEVICE, 0, length)
             transfer = WatchedTransfer(0, TransferType.CONTROL, length, setup=setup)
             transfer.on_complete = lambda each: ended.append(each.context)
             transfer.context = len(transfers)
@@ -151,7 +148,7 @@ class DeviceConformance:
         bench.cancel(transfer)
         bench.wait(transfer)
         bench.cancel(transfer)
-        ended = _get_descriptor(bench, DEVICE, 0, 18)
+        ended = get_descriptor(bench, DEVICE, 0, 18)
         bench.cancel(ended)
         bench.loop.advance(0.02)
         assert (transfer.completions, ended.completions) == (1, 1)
@@ -169,7 +166,7 @@ class DeviceConformance:
     # -- halts, reset, absent endpoints ----------------------------------------------------------------------------
 
     def test_an_endpoint_that_is_not_there_refuses(self, bench: DeviceBench) -> None:
-        configuration = _configure(bench)
+        configuration = configure(bench)
         taken = {each.address for interface in configuration.interfaces for each in interface.endpoints}
         absent = next(address for address in range(0x8F, 0x80, -1) if address not in taken)
         transfer = bench.submit(absent, TransferType.BULK, 64)
@@ -179,31 +176,31 @@ class DeviceConformance:
     def test_a_halt_stalls_until_it_is_cleared(self, bench: DeviceBench) -> None:
         if not self.can_halt:
             pytest.skip("the device does not take SET_FEATURE(ENDPOINT_HALT)")
-        endpoint = self._idle(bench, _configure(bench))
-        assert _halt(bench, endpoint, requests.SET_FEATURE).status is TransferStatus.COMPLETED
+        endpoint = self._idle(bench, configure(bench))
+        assert halt(bench, endpoint, requests.SET_FEATURE).status is TransferStatus.COMPLETED
         stalled = bench.submit(endpoint.address, endpoint.type, endpoint.packet_size)
         bench.wait(stalled)
         assert stalled.status is TransferStatus.STALL
-        assert _halt(bench, endpoint, requests.CLEAR_FEATURE).status is TransferStatus.COMPLETED
+        assert halt(bench, endpoint, requests.CLEAR_FEATURE).status is TransferStatus.COMPLETED
         after = bench.submit(endpoint.address, endpoint.type, endpoint.packet_size)
         assert after.status is not TransferStatus.STALL
 
     def test_a_reset_leads_back_to_the_default_state(self, bench: DeviceBench) -> None:
-        configuration = _configure(bench)
+        configuration = configure(bench)
         endpoint = self._idle(bench, configuration)
         if self.can_halt:
-            _halt(bench, endpoint, requests.SET_FEATURE)
+            halt(bench, endpoint, requests.SET_FEATURE)
         bench.reset()
         assert bench.events.disconnections == 0
-        assert _get_configuration(bench) == 0
-        assert _configure(bench).value == configuration.value
+        assert get_configuration(bench) == 0
+        assert configure(bench).value == configuration.value
         after = bench.submit(endpoint.address, endpoint.type, endpoint.packet_size)
         assert after.status is not TransferStatus.STALL
 
     def test_a_reset_may_follow_a_reset(self, bench: DeviceBench) -> None:
         bench.reset()
         bench.reset()
-        assert _get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
+        assert get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
 
     # -- own -------------------------------------------------------------------------------------------------------
 
@@ -223,94 +220,8 @@ class DeviceConformance:
 
     def _submit_idle(self, bench: DeviceBench, number: int = 0) -> WatchedTransfer:
         if not number:
-            self._found = self._idle(bench, _configure(bench))
+            self._found = self._idle(bench, configure(bench))
         return bench.submit(self._found.address, self._found.type, self._found.packet_size)
-
-
-class BackendConformance:
-    """The contract of `Backend`, tested. A subclass writes `make_backend`, and gives `address` and its `options`."""
-
-    address: str
-    options: Mapping[str, str] = MappingProxyType({})
-
-    def make_backend(self) -> Backend:
-        """The backend."""
-        raise NotImplementedError
-
-    def test_it_has_a_name_for_specifications(self) -> None:
-        name = self.make_backend().name
-        assert name
-        assert all(letter.isalnum() or letter == "-" for letter in name)
-
-    def test_it_lists_devices(self) -> None:
-        backend = self.make_backend()
-        for info in backend.list_devices():
-            assert isinstance(info, DeviceInfo)
-            assert info.backend == backend.name
-            assert info.address
-
-    def test_it_opens_a_device_anew_each_time(self) -> None:
-        for _ in range(2):
-            loop = StepLoop(virtual_time=False)
-            device = self.make_backend().open(self.address, dict(self.options), loop)
-            bench = DeviceBench(device, loop)
-            assert _get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
-            bench.close()
-
-    def test_an_unknown_option_is_named(self) -> None:
-        loop = StepLoop()
-        with pytest.raises(ConfigError, match="no-such-option"):
-            self.make_backend().open(self.address, {**self.options, "no-such-option": "1"}, loop)
-        loop.close()
-
-    def test_an_unknown_address_is_refused(self) -> None:
-        loop = StepLoop()
-        with pytest.raises(UsbvfiodError):
-            self.make_backend().open("no such device", {}, loop)
-        loop.close()
-
-
-# -- requests ------------------------------------------------------------------------------------------------------
-
-
-def _descriptor_request(kind: int, index: int, length: int) -> SetupPacket:
-    return SetupPacket(requests.DIRECTION_IN, requests.GET_DESCRIPTOR, kind << 8 | index, 0, length)
-
-
-def _get_descriptor(bench: DeviceBench, kind: int, index: int, length: int) -> WatchedTransfer:
-    return bench.control(_descriptor_request(kind, index, length))
-
-
-def _get_configuration(bench: DeviceBench) -> int:
-    transfer = bench.control(SetupPacket(requests.DIRECTION_IN, requests.GET_CONFIGURATION, 0, 0, 1))
-    assert (transfer.status, transfer.actual) == (TransferStatus.COMPLETED, 1)
-    return transfer.data[0]
-
-
-def _set_configuration(bench: DeviceBench, value: int) -> WatchedTransfer:
-    return bench.control(SetupPacket(0, requests.SET_CONFIGURATION, value, 0, 0))
-
-
-def _configurations(bench: DeviceBench) -> list[tuple[Configuration, bytes]]:
-    count = DeviceDescriptor.unpack(_get_descriptor(bench, DEVICE, 0, 18).data).num_configurations
-    found = []
-    for index in range(count):
-        head = _get_descriptor(bench, CONFIGURATION, index, 9).data
-        assert len(head) == 9
-        raw = _get_descriptor(bench, CONFIGURATION, index, int.from_bytes(head[2:4], "little")).data
-        found.append((Configuration.unpack(raw), raw))
-    return found
-
-
-def _configure(bench: DeviceBench) -> Configuration:
-    configuration, _ = _configurations(bench)[0]
-    assert _set_configuration(bench, configuration.value).status is TransferStatus.COMPLETED
-    return configuration
-
-
-def _halt(bench: DeviceBench, endpoint: Endpoint, request: int) -> WatchedTransfer:
-    setup = SetupPacket(requests.RECIPIENT_ENDPOINT, request, requests.FEATURE_ENDPOINT_HALT, endpoint.address, 0)
-    return bench.control(setup)
 
 
 def _check_endpoint(speed: Speed, endpoint: Endpoint) -> None:
