@@ -1,0 +1,121 @@
+"""Reading the host's devices from a directory that looks like sysfs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from usbvfiod_core import DeviceError, Speed
+from usbvfiod_core.host import sysfs
+
+
+def make(root: Path, name: str, *, drivers: dict[int, str] | None = None, **attributes: str) -> Path:
+    """A device's directory with attributes as Linux writes them."""
+    directory = root / name
+    directory.mkdir(parents=True)
+    text = {
+        "busnum": "1",
+        "devnum": "4",
+        "idVendor": "0403",
+        "idProduct": "6001",
+        "speed": "12",
+        "bDeviceClass": "00",
+        "bConfigurationValue": "1",
+        **attributes,
+    }
+    for key, value in text.items():
+        (directory / key).write_text(f"{value}\n")
+    (directory / "descriptors").write_bytes(b"\x12\x01")
+    for number, driver in (drivers or {}).items():
+        interface = directory / f"{name}:1.{number}"
+        interface.mkdir()
+        (interface / "bInterfaceNumber").write_text(f"{number:02x}\n")
+        target = root / "drivers" / driver
+        target.mkdir(parents=True, exist_ok=True)
+        (interface / "driver").symlink_to(target)
+    return directory
+
+
+def test_devices_are_listed_in_the_order_of_their_ports(tmp_path: Path) -> None:
+    for name in ("2-1", "1-10", "1-2.3", "usb1", "1-2"):
+        make(tmp_path, name)
+    make(tmp_path, "1-0:1.0")
+    assert [device.name for device in sysfs.scan(tmp_path)] == ["usb1", "1-2", "1-2.3", "1-10", "2-1"]
+
+
+def test_a_device_is_read_whole(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "1-2",
+        drivers={0: "ftdi_sio", 10: "usbhid"},
+        manufacturer="FTDI",
+        product="UART",
+        serial="A1",
+        speed="10000",
+        quirks="0x10",
+    )
+    (device,) = sysfs.scan(tmp_path)
+    assert (device.bus, device.number, device.node) == (1, 4, Path("/dev/bus/usb/001/004"))
+    assert (device.vendor_id, device.product_id, device.serial) == (0x0403, 0x6001, "A1")
+    assert (device.speed, device.configuration, device.descriptors) == (Speed.SUPER_PLUS, 1, b"\x12\x01")
+    assert device.drivers == {0: "ftdi_sio", 10: "usbhid"}
+    assert device.reset_quirk
+    info = sysfs.device_info("usbfs", device)
+    assert (info.address, info.name, info.driver) == ("/dev/bus/usb/001/004", "FTDI UART", "ftdi_sio, usbhid")
+    assert info.port_path == "1-2"
+
+
+def test_an_unconfigured_device_and_odd_texts_are_no_error(tmp_path: Path) -> None:
+    directory = make(tmp_path, "1-2", bConfigurationValue="", speed="unknown")
+    (directory / "product").write_bytes(b"\xff\xfe\n")
+    (device,) = sysfs.scan(tmp_path)
+    assert (device.configuration, device.speed, device.product) == (0, None, "\ufffd\ufffd")
+    assert sysfs.refusal(device) == "its speed is not known to this host"
+
+
+@pytest.mark.parametrize("missing", ["busnum", "idVendor", "descriptors"])
+def test_a_device_that_vanishes_is_not_listed(tmp_path: Path, missing: str) -> None:
+    (make(tmp_path, "1-2") / missing).unlink()
+    assert sysfs.scan(tmp_path) == []
+
+
+def test_a_host_without_usb_has_no_devices(tmp_path: Path) -> None:
+    assert sysfs.scan(tmp_path / "missing") == []
+
+
+def test_hubs_are_refused_with_the_reason(tmp_path: Path) -> None:
+    make(tmp_path, "usb1", bDeviceClass="09")
+    make(tmp_path, "1-2", bDeviceClass="09")
+    root_hub, hub = sysfs.scan(tmp_path)
+    assert "a root hub belongs to the host's controller" in (sysfs.refusal(root_hub) or "")
+    assert "a hub is not passed through" in (sysfs.refusal(hub) or "")
+    assert sysfs.device_info("usbfs", root_hub).port_path == ""
+
+
+def test_a_device_is_found_by_node_link_and_port(tmp_path: Path) -> None:
+    make(tmp_path, "1-2")
+    devices = sysfs.scan(tmp_path)
+    link = tmp_path / "zigbee"
+    link.symlink_to("/dev/bus/usb/001/004")
+    for address in ("/dev/bus/usb/001/004", str(link), "1-2"):
+        assert sysfs.find(address, devices) is devices[0]
+    for address in ("/dev/bus/usb/001/005", "1-3", "nonsense"):
+        with pytest.raises(DeviceError, match=f"there is no device {address}"):
+            sysfs.find(address, devices)
+
+
+def test_a_missing_right_comes_with_the_rule_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "1-2")
+    monkeypatch.setattr(sysfs, "NODES", tmp_path / "nodes")
+    (device,) = sysfs.scan(tmp_path)
+    assert "No such file" in (sysfs.access_problem(device) or "")
+    device.node.parent.mkdir(parents=True)
+    device.node.write_bytes(b"")
+    assert sysfs.access_problem(device) is None
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    problem = sysfs.access_problem(device) or ""
+    assert problem.startswith(f"no permission for {device.node} (mode 0644, owner ")
+    assert sysfs.udev_rule(device) in problem
+    assert 'ATTR{idVendor}=="0403", ATTR{idProduct}=="6001"' in problem
