@@ -25,6 +25,8 @@ class DeviceInfo:
     speed: Speed | None = None
     port_path: str = ""
     """Bus and ports as in sysfs, `2-1.4`."""
+    twin: str = ""
+    """The port path of the other side of the same socket, the USB 3 side of a USB 2 one and the other way round."""
     driver: str = ""
     """The driver that holds the device now."""
     note: str = ""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usbvfiod_core import ConfigError
-from usbvfiod_core.daemon.config import Config, DeviceSpec, check_backend, parse_device
+from usbvfiod_core.daemon.config import Config, DeviceSpec, Mode, check_backend, parse_device
 
 BACKENDS = ("virtual", "usbfs", "libusb")
 
@@ -56,6 +56,12 @@ def test_specifications(text: str, backend: str, address: str, options: dict[str
         ("virtual:flash?port=256", "port is a number"),
         ("virtual:flash?port=²", "port is a number"),
         ("virtual:flash?port=", "port is a number"),
+        ("virtual:flash?name=", "a name has letters"),
+        ("virtual:flash?name=1", "a name has letters"),
+        ("virtual:flash?name=a b", "a name has letters"),
+        ("virtual:flash?name=" + "a" * 65, "at most 64 long"),
+        ("virtual:flash?mode=sometimes", "there is no mode 'sometimes' (there are: auto, required, manual, ask)"),
+        ("virtual:flash?follow-port=yes", "follow-port is true or false, not 'yes'"),
     ],
 )
 def test_mistakes_in_specifications(text: str, message: str) -> None:
@@ -63,6 +69,22 @@ def test_mistakes_in_specifications(text: str, message: str) -> None:
         parse_device(text, BACKENDS)
     assert message in str(error.value)
     assert repr(text) in str(error.value)
+
+
+def test_the_options_of_the_core() -> None:
+    text = "usbfs:2-1?follow-port=true&name=flasher&reset=never&mode=required&port=2"
+    spec = parse_device(text, BACKENDS)
+    assert spec == DeviceSpec(text, "usbfs", "2-1", {"reset": "never"}, 2, "flasher", Mode.REQUIRED, True)
+    spec = parse_device("usbfs:2-1?follow-port=false", BACKENDS)
+    assert (spec.name, spec.mode, spec.follow_port, spec.options) == ("", Mode.AUTO, False, {})
+
+
+def test_two_devices_cannot_have_one_name() -> None:
+    specs = tuple(parse_device(f"virtual:{text}", BACKENDS) for text in ("a?name=x", "b", "c", "d?name=x"))
+    with pytest.raises(ConfigError, match=r"virtual:a\?name=x and virtual:d\?name=x have the same name"):
+        Config(Path("x"), devices=specs)
+    with pytest.raises(ConfigError, match="the same name"):
+        Config(Path("x"), devices=(specs[0], parse_device("virtual:a?name=x", BACKENDS)))
 
 
 @given(st.text())
