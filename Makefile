@@ -12,7 +12,7 @@ help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
 	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
 	@echo "make test-long  the long loops as well"
-	@echo "make vm         prepare the Debian tree and the guest of the VM tests (once, outside the checkout)"
+	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
 	@echo "make bench      measure, beside QEMU's own controller where a VM can run"
 	@echo "make lint       format check, lint and types"
 

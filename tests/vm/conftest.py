@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.vm.guest import Guest, GuestFactory
+from tests.vm.guest import Guest, GuestError, GuestFactory
+from tests.vm.lab import Lab
 from tests.vm.prepare import why_unavailable
 
 TIMEOUT = 240  # seconds for one test with its fixtures; several boots of up to a minute each on a busy machine
@@ -73,6 +74,47 @@ def guest_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestFac
 def module_guest_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestFactory]:
     """As `guest_factory`, for guests that a module's tests share."""
     yield from _factory(tmp_path_factory)
+
+
+class SharedLab:
+    """The lab of a test session: booted when first asked for, and anew after it was broken."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self._tmp_path_factory = tmp_path_factory
+        self._lab: Lab | None = None
+
+    def get(self) -> Lab:
+        """The lab, which answers."""
+        if self._lab is not None:
+            try:
+                self._lab.run("true", timeout=10)
+            except GuestError:
+                self.end()
+        if self._lab is None:
+            self._lab = Lab(self._tmp_path_factory.mktemp("lab"))
+            _guests.append(self._lab)
+        return self._lab
+
+    def end(self) -> None:
+        """End the lab, if there is one."""
+        if self._lab is not None:
+            self._lab.kill()
+            _guests.remove(self._lab)
+            self._lab = None
+
+
+@pytest.fixture(scope="session")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedLab]:
+    """One lab for all tests that use it: its boot is what is expensive about it."""
+    shared = SharedLab(tmp_path_factory)
+    yield shared
+    shared.end()
+
+
+@pytest.fixture
+def lab(shared_lab: SharedLab) -> Lab:
+    """The lab. Whoever uses it leaves no devices behind."""
+    return shared_lab.get()
 
 
 @pytest.fixture(scope="session")

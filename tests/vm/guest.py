@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.vm import initramfs
 from tests.vm import tree as debian
@@ -92,8 +92,8 @@ class Guest:
     """A virtual machine and the shell in it. Made and booted by the constructor, ended by `kill` or leaving `with`.
 
     `directory` must exist; the kernel's console (console.log) and QEMU's messages (qemu.log) are kept in it.
-    `arguments` are added to QEMU's command line. The memory is a shared memfd, as vfio-user needs it. The kernel is
-    Debian's own, or with `backported` the newer one.
+    `arguments` are added to QEMU's command line, which may name the file descriptors in `descriptors`. The memory is a
+    shared memfd, as vfio-user needs it. The kernel is Debian's own, or with `backported` the newer one.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -106,6 +106,8 @@ class Guest:
         processors: int = 1,
         kernel_arguments: str = "",
         backported: bool = False,
+        recipe: initramfs.Recipe = initramfs.GUEST,
+        descriptors: Sequence[int] = (),
         timeout: float = BOOT_TIMEOUT,
     ) -> None:
         reason = debian.why_unavailable()
@@ -139,7 +141,7 @@ class Guest:
             *("-chardev", f"socket,id=monitor,fd={qemu_monitor.fileno()}"),
             *("-object", "monitor-qmp,id=qmp,chardev=monitor"),
             *("-kernel", str(debian.kernel(tree, backported=backported)[0])),
-            *("-initrd", str(initramfs.ensure(tree, backported=backported))),
+            *("-initrd", str(initramfs.ensure(tree, recipe, backported=backported))),
             *("-append", f"console=ttyS0 panic=-1 {kernel_arguments}".strip()),
             *arguments,
         ]
@@ -152,7 +154,7 @@ class Guest:
                     stdout=log,
                     stderr=log,
                     env=debian.qemu_environment(tree),
-                    pass_fds=(qemu_shell.fileno(), qemu_monitor.fileno()),
+                    pass_fds=(qemu_shell.fileno(), qemu_monitor.fileno(), *descriptors),
                     start_new_session=True,
                 )
         except BaseException:
@@ -168,7 +170,7 @@ class Guest:
             self.kill()
             raise
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,6 +3,9 @@
 It is made from the Debian tree without root (the archive is written here, device nodes are only entries in it) and kept
 beside the tree under a name that covers everything it is made of, so a change to `guest_init.sh` costs a second. It is
 not compressed, and neither are the modules in it: an emulated processor unpacks slowly.
+
+There are two recipes: `GUEST` is all a guest has; `LAB` is what the lab starts from, before the Debian tree itself is
+its root.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from pathlib import Path
 
 from tests.vm import tree as debian
 
-INIT = Path(__file__).with_name("guest_init.sh")
+HERE = Path(__file__).parent
+SHELL = HERE / "guest_shell.sh"
 BUSYBOX = "usr/bin/busybox"
 UNUSED_AFTER = 24 * 3600.0  # seconds after which an image of another recipe is taken to be nobody's
 
@@ -79,13 +83,48 @@ CONFIGURATION = ("etc/mke2fs.conf", "usr/share/alsa")  # files, or directories w
 HWDB_SOURCES = ("20-usb-classes.hwdb", "20-usb-vendor-model.hwdb")  # the names lsusb prints
 
 
-def ensure(tree: Path, *, backported: bool = False) -> Path:
-    """Return the initramfs for a kernel of this tree and the present `guest_init.sh`, making it first if it is missing.
+# The lab's: the way to its root file system and to QEMU's monitor, then the drivers of every kind of device that tests
+# give away, so that there is something to take them from. All others are in the tree for `modprobe`.
+LAB_MODULES = (
+    "virtio_pci",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "virtio_console",
+    *(name for name in MODULES if name not in ("ext4", "vfat", "nls_cp437", "nls_ascii")),
+    "ehci_pci",
+    "usbmon",
+    "cdc_acm",
+    "cdc_ncm",
+    "rndis_host",
+    "usblp",
+    "ftdi_sio",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is in an initramfs: its `init`, the modules that are loaded by it and those that can be, the programs."""
+
+    init: Path
+    modules: tuple[str, ...]
+    loadable: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    configuration: tuple[str, ...] = ()
+    hardware_names: bool = False
+
+
+GUEST = Recipe(HERE / "guest_init.sh", MODULES, LOADABLE_MODULES, PROGRAMS, CONFIGURATION, hardware_names=True)
+LAB = Recipe(HERE / "lab_init.sh", LAB_MODULES)
+
+
+def ensure(tree: Path, recipe: Recipe = GUEST, *, backported: bool = False) -> Path:
+    """Return the initramfs of a recipe for a kernel of this tree, making it first if it is missing.
 
     Takes about two seconds, needs no root but a cache directory that can be written to. Raises `tree.VmError`.
     """
     release = debian.kernel(tree, backported=backported)[1]
-    image = tree.parent / f"initramfs-{_fingerprint(tree, release)}.cpio"
+    image = tree.parent / f"initramfs-{_fingerprint(tree, recipe, release)}.cpio"
     if image.exists():
         return image
     try:
@@ -94,7 +133,7 @@ def ensure(tree: Path, *, backported: bool = False) -> Path:
                 return image
             with tempfile.NamedTemporaryFile(dir=tree.parent, suffix=".cpio.building", delete=False) as output:
                 try:
-                    output.write(archive(contents(tree, release)))
+                    output.write(archive(contents(tree, recipe, release)))
                     os.chmod(output.name, 0o644)
                     os.rename(output.name, image)
                 except BaseException:
@@ -110,10 +149,10 @@ def ensure(tree: Path, *, backported: bool = False) -> Path:
     return image
 
 
-def _fingerprint(tree: Path, release: str) -> str:
+def _fingerprint(tree: Path, recipe: Recipe, release: str) -> str:
     digest = hashlib.sha256((tree / debian.STAMP).read_bytes())
-    digest.update(INIT.read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    for source in (recipe.init, SHELL, Path(__file__)):
+        digest.update(source.read_bytes())
     digest.update(json.dumps([str(tree), release]).encode())
     return digest.hexdigest()[:12]
 
@@ -134,8 +173,8 @@ def archive(entries: list[Entry]) -> bytes:
     return b"".join(parts)
 
 
-def contents(tree: Path, release: str) -> list[Entry]:
-    """Everything in the guest's root file system for this kernel, directories before what is in them."""
+def contents(tree: Path, recipe: Recipe, release: str) -> list[Entry]:
+    """Everything in a recipe's root file system for this kernel, directories before what is in them."""
     files: dict[str, Entry] = {}
 
     def add(path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
@@ -149,24 +188,26 @@ def contents(tree: Path, release: str) -> list[Entry]:
     for name in ("bin", "sbin", "lib", "lib64"):
         add(name, stat.S_IFLNK | 0o777, f"usr/{name}".encode())
     add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))  # the kernel opens it for init, before devtmpfs is there
-    add("init", stat.S_IFREG | 0o755, INIT.read_bytes())
+    add("init", stat.S_IFREG | 0o755, recipe.init.read_bytes())
+    add("guest_shell.sh", stat.S_IFREG | 0o755, SHELL.read_bytes())
     add(BUSYBOX, stat.S_IFREG | 0o755, (tree / BUSYBOX).read_bytes())
-    for path in PROGRAMS:
+    for path in recipe.programs:
         add(path, stat.S_IFREG | 0o755, (tree / path).read_bytes())
         for soname, library in _libraries(tree, path):
             add(soname, stat.S_IFREG | 0o755, library.read_bytes())
-    for configuration in CONFIGURATION:
+    for configuration in recipe.configuration:
         top = tree / configuration
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if file.is_file():
                 add(str(file.relative_to(tree)), stat.S_IFREG | 0o644, file.read_bytes())
-    add("etc/udev/hwdb.bin", stat.S_IFREG | 0o444, _hardware_names(tree))
+    if recipe.hardware_names:
+        add("etc/udev/hwdb.bin", stat.S_IFREG | 0o444, _hardware_names(tree))
     applets = subprocess.run([tree / BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
     for applet in applets:
         link = f"usr/bin/{applet}"
         if link not in files and f"usr/sbin/{applet}" not in files:
             add(link, stat.S_IFLNK | 0o777, b"busybox")
-    modules, loaded = _modules(tree, release)
+    modules, loaded = _modules(tree, recipe, release)
     dependencies = []
     for name, module in modules.items():
         path = f"usr/lib/modules/{release}/{name}.ko"
@@ -215,7 +256,7 @@ class Module:
     needs: list[str]
 
 
-def _modules(tree: Path, release: str) -> tuple[dict[str, Module], list[str]]:
+def _modules(tree: Path, recipe: Recipe, release: str) -> tuple[dict[str, Module], list[str]]:
     """The modules the guest gets, each after those it needs, and the names of the ones to load at boot."""
     directory = tree / "usr/lib/modules" / release
     known: dict[str, Module] = {}
@@ -236,12 +277,13 @@ def _modules(tree: Path, release: str) -> tuple[dict[str, Module], list[str]]:
                 visit(needed)
             ordered[name] = known[name]
 
-    loaded: list[str] = []
-    for name in [*MODULES, *LOADABLE_MODULES]:
+    for name in (*recipe.modules, *recipe.loadable):
         if name not in known and name not in builtin and name not in OLD_MODULES:
             raise debian.VmError(f"the guest's kernel has no module {name}")
-        if name == LOADABLE_MODULES[0]:
-            loaded = list(ordered)
+    for name in recipe.modules:
+        visit(name)
+    loaded = list(ordered)
+    for name in recipe.loadable:
         visit(name)
     return ordered, loaded
 

@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, this directory is on the path where the checkout should be
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.vm import initramfs, tree
+from tests.vm import initramfs, lab_packages, tree
 from tests.vm.tree import why_unavailable
 
 __all__ = ["main", "why_unavailable"]
@@ -24,6 +24,8 @@ def main() -> int:
     try:
         directory = tree.ensure()
         images = [initramfs.ensure(directory, backported=backported) for backported in (False, True)]
+        images.append(initramfs.ensure(directory, initramfs.LAB))
+        site = lab_packages.ensure(directory)
     except (tree.VmError, OSError) as error:
         print(f"vm: {error}", file=sys.stderr)
         return 1
@@ -32,6 +34,7 @@ def main() -> int:
     kernels = " and ".join(tree.kernel(directory, backported=backported)[1] for backported in (False, True))
     for image in images:
         print(f"vm: {image}")
+    print(f"vm: {site}")
     print(f"vm: QEMU {packages['qemu-system-x86']}, guest kernels {kernels}")
     return 0
 

@@ -1,0 +1,67 @@
+"""The lab itself, and in it all tests that need one: those in directories named `lab`, a file each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.vm import lab_packages
+from tests.vm.guest import CommandError
+from tests.vm.lab import Lab, LabFailure
+
+pytestmark = pytest.mark.vm
+
+CHECKOUT = lab_packages.CHECKOUT
+PATTERNS = ("tests/lab/test_*.py", "plugins/*/tests/lab/test_*.py")
+FILES = sorted(path.relative_to(CHECKOUT) for pattern in PATTERNS for path in CHECKOUT.glob(pattern))
+LONG_FILES = [path for path in FILES if "mark.long" in (CHECKOUT / path).read_text()]
+FILE_TIMEOUT = 600
+LONG_TIMEOUT = 3600
+
+
+def test_its_root_is_the_tree_and_can_be_written_to(lab: Lab) -> None:
+    assert (
+        lab.run("echo kept > /etc/kept; cat /etc/kept; . /etc/os-release; echo $VERSION_CODENAME") == "kept\ntrixie\n"
+    )
+    with pytest.raises(CommandError, match="exit status 3"):
+        lab.run("exit 3")
+
+
+def test_it_has_the_controllers_of_both_kinds(lab: Lab) -> None:
+    hubs = lab.run("cat /sys/bus/usb/devices/usb*/speed").split()
+    assert sorted(hubs) == ["480", "480", "5000"]
+    assert "usbmon" in lab.run("cat /proc/modules")
+
+
+def test_it_runs_the_checkout_with_all_its_plugins(lab: Lab) -> None:
+    (Path(lab.exchange) / "probe.py").write_text("import usbvfiod_core, sys; print(usbvfiod_core.__file__, sys.argv)\n")
+    assert lab.run("python3 /exchange/probe.py a").startswith("/usbvfiod/usbvfiod_core/__init__.py ")
+    listed = lab.run("python3 -m usbvfiod_core plugins")
+    for _, content in lab_packages.projects():
+        assert f"{content['project']['name']} {content['project']['version']}" in listed
+
+
+def test_the_result_of_tests_inside_is_theirs(lab: Lab) -> None:
+    test = lab.exchange / "test_inside.py"
+    test.write_text("import pytest\n\ndef test_good():\n    pass\n\ndef test_left():\n    pytest.skip('not now')\n")
+    assert lab.pytest("/exchange/test_inside.py") == {"passed": 1, "skipped": 1}
+    with pytest.raises(LabFailure, match="2 deselected"):
+        lab.pytest("/exchange/test_inside.py", "-k", "missing")
+    test.write_text("def test_bad():\n    assert 6 * 7 == 41\n")
+    with pytest.raises(LabFailure, match="test_bad"):
+        lab.pytest("/exchange/test_inside.py")
+
+
+@pytest.mark.timeout(FILE_TIMEOUT + 60)
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_inside(lab: Lab, path: Path) -> None:
+    """A file of tests, run by the lab's own pytest; none of them may be skipped."""
+    assert lab.pytest(str(path), "-m", "not long", timeout=FILE_TIMEOUT)["skipped"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(LONG_TIMEOUT + 60)
+@pytest.mark.parametrize("path", LONG_FILES, ids=str)
+def test_inside_at_length(lab: Lab, path: Path) -> None:
+    assert lab.pytest(str(path), "-m", "long", timeout=LONG_TIMEOUT)["skipped"] == 0
