@@ -5,6 +5,8 @@
     virtual:loopback           a source and sink of data for tests (`loopback`)
     virtual:audio              a sound card on WAV files (`audio`)
 
+With the option `fault` any of them goes wrong where a test wants it (`faults`).
+
 It is registered by a hook like every other backend, and its devices are the model of the `Device` contract: see
 `device` for how to write one.
 """
@@ -19,6 +21,8 @@ from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from ..usb.speed import Speed
 from . import audio, flash, keyboard, loopback
+from .faults import parse_faults
+from .faulty import FaultyDevice
 from .standard import StandardRequests
 
 
@@ -41,6 +45,13 @@ class VirtualBackend(Backend):
         return DeviceInfo(self.name, address, kind.vendor_id, kind.product_id, name, speed=speed)
 
     def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+        if "fault" not in options:
+            return self._open(address, options, loop)
+        own = dict(options)
+        faults = parse_faults(own.pop("fault"))
+        return FaultyDevice(self._open(address, own, loop), faults, loop)
+
+    def _open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
         if address == "flash":
             return flash.open_flash(options, loop)
         if address == "keyboard":

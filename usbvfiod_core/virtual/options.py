@@ -12,6 +12,10 @@ SPEEDS = {"full": Speed.FULL, "high": Speed.HIGH, "super": Speed.SUPER}
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 
 
+COMMON = ("fault",)
+"""Options of every virtual device, which are dealt with before these are read."""
+
+
 class Options:
     """The options of one device, taken one by one; `known` are the names it has."""
 
@@ -21,7 +25,7 @@ class Options:
         self._values = values
         for name in values:
             if name not in known:
-                raise ConfigError(f"virtual:{device} has no option {name!r}; it has {', '.join(known)}")
+                raise ConfigError(f"virtual:{device} has no option {name!r}; it has {', '.join((*known, *COMMON))}")
 
     def text(self, name: str, default: str = "") -> str:
         """The value as it is."""

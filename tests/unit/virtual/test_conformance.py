@@ -13,6 +13,8 @@ from usbvfiod_core.usb.device import Device, Loop
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.audio import Audio
+from usbvfiod_core.virtual.faults import parse_faults
+from usbvfiod_core.virtual.faulty import FaultyDevice
 from usbvfiod_core.virtual.flash import Flash
 from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.keyboard import Keyboard
@@ -60,6 +62,27 @@ class TestSourceSink(SourceSinkConformance):
 
     def make_device(self, loop: Loop) -> Device:
         return Loopback(loop, speed=self.speed, pattern=self.pattern)
+
+
+FAR_AWAY = "error@in:99999999M,error@out:99999999M,stall@control#99999999"
+"""Faults for which every transfer is looked at, and that never happen."""
+
+
+class TestSourceSinkWithFaults(SourceSinkConformance):
+    pattern = 1
+    control_limit = 0xFFFF
+
+    def make_device(self, loop: Loop) -> Device:
+        return FaultyDevice(Loopback(loop, speed=Speed.HIGH, pattern=1), parse_faults(FAR_AWAY), loop)
+
+    def unplug(self, device: Device) -> None:
+        assert isinstance(device, FaultyDevice)
+        device.disconnect()
+
+
+class TestLoopbackWithFaults(DeviceConformance):
+    def make_device(self, loop: Loop) -> Device:
+        return FaultyDevice(Loopback(loop, speed=Speed.SUPER), parse_faults(FAR_AWAY), loop)
 
 
 @pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])
