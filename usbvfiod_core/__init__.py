@@ -6,6 +6,7 @@ The names here are what a plugin needs. They, and the hooks in `usbvfiod_core.ho
 from __future__ import annotations
 
 from .errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from .hooks.interceptor import InterceptedTransfer, Interceptor
 from .hooks.registry import hookimpl
 from .hooks.specs import PLUGIN_API
 from .hooks.wrapper import WrappedDevice
@@ -23,6 +24,8 @@ __all__ = [
     "DeviceError",
     "DeviceEvents",
     "DeviceInfo",
+    "InterceptedTransfer",
+    "Interceptor",
     "IsochronousPacket",
     "Loop",
     "PluginError",

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
+from ..hooks.settings import Settings
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .config import DeviceSpec, check_backend
@@ -133,7 +134,7 @@ class Attachments:
         info = find(spec.address, backend.list_devices())
         if info is not None:
             attachment.info = info
-        refusal = self._registry.refusal(attachment.info, spec.options)
+        refusal = self._registry.refusal(attachment.info, Settings())
         if refusal is not None:
             raise AttachmentRefused(refusal)
         return backend.open(attachment.info.address, spec.options, self._loop)
@@ -142,7 +143,7 @@ class Attachments:
         if self._closing:
             device.close()
             raise DeviceError("the server is ending")
-        device = self._registry.wrap(device, attachment.info, attachment.spec.options)
+        device = self._registry.wrap(device, attachment.info, Settings(), self._loop)
         attachment.name = device.name
         attachment.device = device
         try:

@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -21,9 +21,12 @@ import pluggy
 
 from ..errors import PluginError
 from ..usb.backend import Backend, DeviceInfo
-from ..usb.device import Device
+from ..usb.device import Device, Loop
 from . import specs
+from .interception import intercept
+from .interceptor import Interceptor
 from .requirement import satisfies
+from .settings import Settings
 
 if TYPE_CHECKING:
     import click
@@ -117,11 +120,11 @@ class Registry:
                 self._blame(plugin_name, "usbvfiod_register_backends", error)
         return backends
 
-    def refusal(self, info: DeviceInfo, options: Mapping[str, str]) -> str | None:
+    def refusal(self, info: DeviceInfo, settings: Settings) -> str | None:
         """Why `info` may not be attached, with the name of the plugin that says so; None if it may."""
         for plugin_name, call in self._implementations("usbvfiod_admit_device"):
             try:
-                reason = call(info=info, options=options)
+                reason = call(info=info, **settings.of(plugin_name))
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_admit_device", error)
                 return f"plugin {plugin_name} failed: {_one_line(error)}"
@@ -132,21 +135,34 @@ class Registry:
             return f"plugin {plugin_name} answered {reason!r} instead of None or a reason"
         return None
 
-    def wrap(self, device: Device, info: DeviceInfo, options: Mapping[str, str]) -> Device:
-        """`device`, inside whatever the plugins put around it. Raises PluginError, and has then closed the device."""
-        for plugin_name, call in self._implementations("usbvfiod_wrap_device"):
-            try:
-                wrapper = call(device=device, info=info, options=options)
-            except Exception as error:
-                self._blame(plugin_name, "usbvfiod_wrap_device", error)
-                device.close()
-                raise PluginError(f"plugin {plugin_name} cannot wrap the device: {_one_line(error)}") from error
-            if wrapper is None:
-                continue
-            if not isinstance(wrapper, Device):
-                device.close()
-                raise PluginError(f"plugin {plugin_name} wrapped the device in {wrapper!r}, which is no Device")
-            device = wrapper
+    def wrap(self, device: Device, info: DeviceInfo, settings: Settings, loop: Loop) -> Device:
+        """`device`, inside whatever the plugins put around it: wrappers, then interceptors. Raises PluginError, and has
+        then closed the device."""
+        try:
+            for plugin_name, call in self._implementations("usbvfiod_wrap_device"):
+                try:
+                    wrapper = call(device=device, info=info, **settings.of(plugin_name))
+                except Exception as error:
+                    self._blame(plugin_name, "usbvfiod_wrap_device", error)
+                    raise PluginError(f"plugin {plugin_name} cannot wrap the device: {_one_line(error)}") from error
+                if not isinstance(wrapper, Device | None):
+                    raise PluginError(f"plugin {plugin_name} wrapped the device in {wrapper!r}, which is no Device")
+                device = wrapper or device
+            for plugin_name, call in self._implementations("usbvfiod_intercept_device"):
+                try:
+                    interceptor = call(info=info, **settings.of(plugin_name))
+                except Exception as error:
+                    self._blame(plugin_name, "usbvfiod_intercept_device", error)
+                    raise PluginError(
+                        f"plugin {plugin_name} cannot intercept the device: {_one_line(error)}"
+                    ) from error
+                if not isinstance(interceptor, Interceptor | None):
+                    raise PluginError(f"plugin {plugin_name} answered {interceptor!r}, which is no Interceptor")
+                if interceptor is not None:
+                    device = intercept(device, interceptor, plugin_name, loop)
+        except PluginError:
+            device.close()
+            raise
         return device
 
     def observe(self, info: DeviceInfo, port_id: int, event: str) -> None:

@@ -3,7 +3,9 @@
 A plugin is a module named by an entry point of the group `usbvfiod`. It implements the hooks it needs as functions of
 these names, marked with `usbvfiod_core.hookimpl`, and may take fewer arguments than a hook offers. Hooks are called
 when something is registered, attached or started, never for a transfer: what a plugin does to transfers it does in the
-`Device` it opens or wraps.
+`Device` it opens, or in the `Interceptor` it returns.
+
+`options` and `config` are the calling plugin's own: see `usbvfiod_register_options`.
 
 Order, for every hook: implementations marked `tryfirst`, then the rest in alphabetical order of the plugins' names,
 then those marked `trylast`. Each implementation is called on its own; what an exception does is said per hook, and it
@@ -12,11 +14,12 @@ is always logged with the plugin's name. Hook wrappers are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
+from .interceptor import Interceptor
 
 if TYPE_CHECKING:
     import click
@@ -36,25 +39,37 @@ def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
     """
 
 
-def usbvfiod_admit_device(info: DeviceInfo, options: Mapping[str, str]) -> str | None:
+def usbvfiod_admit_device(info: DeviceInfo, options: Any, config: Any) -> str | None:
     """Say whether a device may be attached: None for yes, a str is a refusal and its reason, for people.
 
     When: once for each attachment, before the device is opened, so a refused device is not disturbed. In a thread of
     its own; it may block. `info` is what the backend lists; for a device it cannot list, vendor and product are 0 and
-    the name is the address. `options` are those of the device specification. The first refusal decides.
+    the name is the address. The first refusal decides.
     An exception refuses the device, and so does a result that is neither None nor a str.
     """
 
 
-def usbvfiod_wrap_device(device: Device, info: DeviceInfo, options: Mapping[str, str]) -> Device | None:
-    """Return a Device that takes the place of `device`, or None to leave it as it is.
+def usbvfiod_wrap_device(device: Device, info: DeviceInfo, options: Any, config: Any) -> Device | None:
+    """Return a Device that takes the place of `device`, or None to leave it as it is: the low-level door, for what
+    `usbvfiod_intercept_device` does not offer.
 
     When: once for each attachment, after the device was opened and before it is plugged in. On the loop's thread; it
-    must not block. Implementations called later wrap what those before them returned, so the last one called sees a
-    guest's transfers first. The wrapper owns what it wraps and must pass on `close`; `WrappedDevice` is a base
+    must not block. Implementations called later wrap what those before them returned, and all interceptors are nearer
+    to the guest than any wrapper. The wrapper owns what it wraps and must pass on `close`; `WrappedDevice` is a base
     class that passes on everything, and at no cost what is not overridden.
     An exception, or a result that is no Device, fails the attachment: a device that should have been wrapped is never
     given to a guest bare.
+    """
+
+
+def usbvfiod_intercept_device(info: DeviceInfo, options: Any, config: Any) -> Interceptor | None:
+    """Return an Interceptor of this device's transfers, a new one each time, or None to leave the device alone.
+
+    When: once for each attachment, after the device was opened and wrapped and before it is plugged in. On the loop's
+    thread; it must not block. The interceptor of an implementation called later is nearer to the guest: it sees a
+    transfer first on the way down, and last on the way up.
+    An exception, or a result that is no Interceptor, fails the attachment: a device that should have been intercepted
+    is never given to a guest bare.
     """
 
 

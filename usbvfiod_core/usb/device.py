@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from .speed import Speed
-from .transfer import Transfer
+from .transfer import Transfer, TransferType
 
 T = TypeVar("T")
 
@@ -77,6 +77,12 @@ class Device(ABC):
     @abstractmethod
     def attach(self, events: DeviceEvents) -> None:
         """The device is plugged in; keep `events` to tell of disconnection and remote wake-up."""
+
+    def route(self, endpoint: int, type: TransferType) -> Callable[[Transfer], None]:
+        """What the transfers of an endpoint are submitted to: `submit`, or a shorter way. Asked whenever the driver
+        configures the endpoint (address as in its descriptor); a wrapper that has no interest in it answers with the
+        route of the device it wraps, and costs it nothing."""
+        return self.submit
 
     @abstractmethod
     def submit(self, transfer: Transfer) -> None:

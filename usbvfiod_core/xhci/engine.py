@@ -79,6 +79,7 @@ class TransferEngine(ABC):
         """Whether it waits for its `run`; kept by the controller."""
         self._xhc = xhc
         self._device = device
+        self._route = device.route(self.address, type) if device is not None else _disconnected
         self._limit = IN_FLIGHT[type]
         self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT
         self._due: list[TransferRing] = []
@@ -193,7 +194,7 @@ class TransferEngine(ABC):
     def _start(self, transfer: Transfer, td: Td, device: Device) -> None:
         """Hand a transfer to the device."""
         try:
-            device.submit(transfer)
+            self._route(transfer)
         except Exception:
             log.exception("%s: submit raised; the transfer fails", device.name)
             transfer.complete(TransferStatus.ERROR)
@@ -356,3 +357,7 @@ class TransferEngine(ABC):
 
         self.drain(back)
         self._device = None
+
+
+def _disconnected(transfer: Transfer) -> None:
+    transfer.complete(TransferStatus.DISCONNECTED)
