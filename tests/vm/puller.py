@@ -17,8 +17,8 @@ from usbvfiod_core import hookimpl
 
 
 @hookimpl
-def usbvfiod_wrap_device(device, options):
-    if "image" in options and os.path.basename(options["image"]) == os.environ["PULLER_IMAGE"]:
+def usbvfiod_wrap_device(device, backend_options):
+    if os.path.basename(backend_options.get("image", "")) == os.environ["PULLER_IMAGE"]:
         # For reading and writing: so there is no end of file when the other side closes it.
         fifo = os.open(os.environ["PULLER_FIFO"], os.O_RDWR | os.O_NONBLOCK)
         loop = asyncio.get_running_loop()

@@ -134,7 +134,7 @@ class Attachments:
         info = find(spec.address, backend.list_devices())
         if info is not None:
             attachment.info = info
-        refusal = self._registry.refusal(attachment.info, Settings())
+        refusal = self._registry.refusal(attachment.info, Settings(spec.options))
         if refusal is not None:
             raise AttachmentRefused(refusal)
         return backend.open(attachment.info.address, spec.options, self._loop)
@@ -143,7 +143,7 @@ class Attachments:
         if self._closing:
             device.close()
             raise DeviceError("the server is ending")
-        device = self._registry.wrap(device, attachment.info, Settings(), self._loop)
+        device = self._registry.wrap(device, attachment.info, Settings(attachment.spec.options), self._loop)
         attachment.name = device.name
         attachment.device = device
         try:

@@ -5,16 +5,19 @@ The whole descriptor is read from the device each time, whatever the guest asked
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from ..usb import descriptors
 from ..usb.device import Device
 from ..usb.requests import DIRECTION_IN, GET_DESCRIPTOR, SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
+from .blame import Blame
 from .interceptor import Interceptor
 from .wrapper import WrappedDevice
+
+log = logging.getLogger(__name__)
 
 MAX_LENGTH = 0xFFFF
 _HEADERS = {
@@ -24,18 +27,13 @@ _HEADERS = {
     descriptors.BOS: 5,
     descriptors.STRING: 255,
 }
-"""What is asked for first; a descriptor that others belong to says in it how long they all are."""
+"""What is asked for first; a descriptor that others belong to says in it how long they all are. No edit is given less,
+but of a string, which is as long as it is."""
 
 _WITH_TOTAL = (descriptors.CONFIGURATION, descriptors.OTHER_SPEED_CONFIGURATION, descriptors.BOS)
 
 Edit = Callable[[int, bytes], bytes]
 """Makes the descriptor with an index into what the guest sees."""
-
-
-class Blamed(Protocol):
-    """Says in the log that a method has failed."""
-
-    def __call__(self, method: str, error: BaseException) -> None: ...
 
 
 def edits_of(interceptor: Interceptor) -> dict[int, tuple[str, Edit]]:
@@ -62,7 +60,7 @@ def edits_of(interceptor: Interceptor) -> dict[int, tuple[str, Edit]]:
 class EditedDescriptors(WrappedDevice):
     """A device some of whose descriptors are edited. Control transfers behind one that is being read wait for it."""
 
-    def __init__(self, device: Device, edits: dict[int, tuple[str, Edit]], blame: Blamed) -> None:
+    def __init__(self, device: Device, edits: dict[int, tuple[str, Edit]], blame: Blame) -> None:
         super().__init__(device)
         self._edits = edits
         self._blame = blame
@@ -135,7 +133,11 @@ class EditedDescriptors(WrappedDevice):
         if own.status is not TransferStatus.COMPLETED:
             self._end(own.status or TransferStatus.ERROR)
             return
-        if not self._whole and len(raw) >= 4:
+        if len(raw) < (2 if kind == descriptors.STRING else _HEADERS[kind]):
+            log.warning("%s: only %d bytes of a descriptor of type %d", self.name, len(raw), kind)
+            self._end(TransferStatus.ERROR)
+            return
+        if not self._whole:
             self._whole = True
             total = int.from_bytes(raw[2:4], "little")
             if total > len(raw):
@@ -151,7 +153,9 @@ class EditedDescriptors(WrappedDevice):
         edited = bytes(memoryview(self._edits[kind][1](index, raw)))
         if len(edited) > (MAX_LENGTH if kind in _WITH_TOTAL else 255):
             raise ValueError(f"a descriptor of {len(edited)} bytes is too long")
-        if kind in _WITH_TOTAL and len(edited) >= 4:
+        if kind in _WITH_TOTAL:
+            if len(edited) < 4:
+                raise ValueError(f"{len(edited)} bytes are no descriptor")
             edited = edited[:2] + len(edited).to_bytes(2, "little") + edited[4:]
         return edited
 

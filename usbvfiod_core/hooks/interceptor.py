@@ -21,7 +21,7 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 
 if TYPE_CHECKING:
     from ..usb.device import Device, Loop, Timer
-    from .interception import Path
+    from .path import Path
 
 # Where an intercepted transfer is.
 QUEUED = 0  # behind one of its endpoint that is held; its method has not been called
@@ -45,7 +45,7 @@ class InterceptedTransfer(Transfer):
     A verb that comes too late, because the guest has cancelled the transfer meanwhile, does nothing.
     """
 
-    __slots__ = ("outer", "path", "piece", "private", "stage", "timer")
+    __slots__ = ("cancelled", "outer", "path", "piece", "private", "stage", "timer")
 
     def __init__(self, outer: Transfer, path: Path) -> None:
         # Not by super().__init__: this is made for every transfer of the endpoint.
@@ -64,6 +64,7 @@ class InterceptedTransfer(Transfer):
         self.outer = outer
         self.path = path
         self.stage = QUEUED
+        self.cancelled = False
         self.piece = 0
         self.private: bytes | bytearray | None = None
         self.timer: Timer | None = None
@@ -174,6 +175,15 @@ class InterceptedTransfer(Transfer):
             self.timer = self.path.interceptor.loop.call_later(seconds, self.pass_on)
 
     # -- for the framework -------------------------------------------------------------------------------------------
+
+    def complete(self, status: TransferStatus, actual: int = 0) -> None:
+        """For the device below. Raises ValueError while the device does not have the transfer."""
+        if self.stage == PASSED:
+            self.status = status
+            self.actual = actual
+            self.on_complete(self)
+        elif self.stage < PASSED:
+            raise ValueError("an interceptor ends a transfer by answer or refuse, not by complete")
 
     def end(self) -> None:
         """Nothing happens to it any more."""

@@ -9,14 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings that hold for one device, by plugin: `options` of the device, `config` of the server.
+    """The settings that hold for one device: `backend` its backend's options, and by plugin `options` of the device
+    and `config` of the server. A plugin that has registered none of a kind is given None."""
 
-    A plugin that has registered none of a kind is given None.
-    """
-
+    backend: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
 
     def of(self, plugin: str) -> dict[str, Any]:
-        """The arguments `options` and `config` of that plugin's hooks."""
-        return {"options": self.options.get(plugin), "config": self.config.get(plugin)}
+        """The arguments that the hooks of a plugin get of this."""
+        return {
+            "backend_options": self.backend,
+            "options": self.options.get(plugin),
+            "config": self.config.get(plugin),
+        }

@@ -5,7 +5,8 @@ these names, marked with `usbvfiod_core.hookimpl`, and may take fewer arguments 
 when something is registered, attached or started, never for a transfer: what a plugin does to transfers it does in the
 `Device` it opens, or in the `Interceptor` it returns.
 
-`options` and `config` are the calling plugin's own: see `usbvfiod_register_options`.
+`options` and `config` are the plugin's own: see `usbvfiod_register_options`. `backend_options` are what the device's
+specification gives its backend, as text.
 
 Order, for every hook: implementations marked `tryfirst`, then the rest in alphabetical order of the plugins' names,
 then those marked `trylast`. Each implementation is called on its own; what an exception does is said per hook, and it
@@ -14,7 +15,7 @@ is always logged with the plugin's name. Hook wrappers are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..usb.backend import Backend, DeviceInfo
@@ -39,7 +40,9 @@ def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
     """
 
 
-def usbvfiod_admit_device(info: DeviceInfo, options: Any, config: Any) -> str | None:
+def usbvfiod_admit_device(
+    info: DeviceInfo, backend_options: Mapping[str, str], options: Any, config: Any
+) -> str | None:
     """Say whether a device may be attached: None for yes, a str is a refusal and its reason, for people.
 
     When: once for each attachment, before the device is opened, so a refused device is not disturbed. In a thread of
@@ -49,7 +52,9 @@ def usbvfiod_admit_device(info: DeviceInfo, options: Any, config: Any) -> str | 
     """
 
 
-def usbvfiod_wrap_device(device: Device, info: DeviceInfo, options: Any, config: Any) -> Device | None:
+def usbvfiod_wrap_device(
+    device: Device, info: DeviceInfo, backend_options: Mapping[str, str], options: Any, config: Any
+) -> Device | None:
     """Return a Device that takes the place of `device`, or None to leave it as it is: the low-level door, for what
     `usbvfiod_intercept_device` does not offer.
 
@@ -62,7 +67,9 @@ def usbvfiod_wrap_device(device: Device, info: DeviceInfo, options: Any, config:
     """
 
 
-def usbvfiod_intercept_device(info: DeviceInfo, options: Any, config: Any) -> Interceptor | None:
+def usbvfiod_intercept_device(
+    info: DeviceInfo, backend_options: Mapping[str, str], options: Any, config: Any
+) -> Interceptor | None:
     """Return an Interceptor of this device's transfers, a new one each time, or None to leave the device alone.
 
     When: once for each attachment, after the device was opened and wrapped and before it is plugged in. On the loop's

@@ -23,6 +23,8 @@ from usbvfiod_core import (
     hookimpl,
 )
 from usbvfiod_core.hooks.registry import OBSERVER_FAILURES, Plugin, Registry, hook_signatures
+from usbvfiod_core.hooks.settings import Settings
+from usbvfiod_core.testing.loop import StepLoop
 
 INFO = DeviceInfo("pile", "one", 0x1234, 0x5678, "One")
 
@@ -124,7 +126,7 @@ def test_a_plugin_refused_half_way_leaves_nothing_behind() -> None:
         plugin(usbvfiod_admit_device=lambda info: "no", usbvfiod_wrap_device=lambda gadget: None), "plug"
     )
     assert record.error
-    assert registry.refusal(INFO, {}) is None
+    assert registry.refusal(INFO, Settings()) is None
 
 
 def test_a_function_that_is_not_marked_is_pointed_out() -> None:
@@ -151,7 +153,7 @@ def test_two_plugins_of_one_name() -> None:
     taken(registry, usbvfiod_admit_device=lambda info: None)
     second = registry.register(plugin(usbvfiod_admit_device=lambda info: "no"), "plug")
     assert second.error == "another plugin has the same name"
-    assert registry.refusal(INFO, {}) is None
+    assert registry.refusal(INFO, Settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_installed_plugins_are_found_and_broken_ones_are_isolated(
     assert good.origin == str(tmp_path / "plug_good.py")
     assert good.seconds > 0
     assert "virtual" in registry.backends()
-    assert registry.refusal(INFO, {}) == "not today (plugin good)"
+    assert registry.refusal(INFO, Settings()) == "not today (plugin good)"
 
 
 # -- the hooks ------------------------------------------------------------------------------------------------------
@@ -251,8 +253,8 @@ def test_admission_takes_the_first_refusal() -> None:
     asked: list[str] = []
 
     def asks(name: str, answer: str | None) -> Callable[..., str | None]:
-        def usbvfiod_admit_device(info: DeviceInfo, options: Mapping[str, str]) -> str | None:
-            asked.append(name + options["x"])
+        def usbvfiod_admit_device(info: DeviceInfo, backend_options: Mapping[str, str]) -> str | None:
+            asked.append(name + backend_options["x"])
             return answer
 
         return usbvfiod_admit_device
@@ -260,7 +262,7 @@ def test_admission_takes_the_first_refusal() -> None:
     registry = Registry()
     for name, answer in (("c", "never"), ("b", "no sticks"), ("a", None)):
         taken(registry, name, usbvfiod_admit_device=asks(name, answer))
-    assert registry.refusal(INFO, {"x": "1"}) == "no sticks (plugin b)"
+    assert registry.refusal(INFO, Settings({"x": "1"})) == "no sticks (plugin b)"
     assert asked == ["a1", "b1"]
 
 
@@ -275,7 +277,7 @@ def test_admission_takes_the_first_refusal() -> None:
 def test_admission_fails_closed(answer: Callable[..., object], reason: str) -> None:
     registry = Registry()
     taken(registry, usbvfiod_admit_device=answer)
-    assert registry.refusal(INFO, {}) == reason
+    assert registry.refusal(INFO, Settings()) == reason
 
 
 def test_wrappers_are_put_on_in_order_and_the_last_is_outermost() -> None:
@@ -292,7 +294,7 @@ def test_wrappers_are_put_on_in_order_and_the_last_is_outermost() -> None:
         usbvfiod_wrap_device=hookimpl(tryfirst=True)(lambda device: Layer(device, "z")),
     )
     registry.register(first, "z")
-    assert registry.wrap(PlainDevice(), INFO, {}).name == "b(a(z(plain)))"
+    assert registry.wrap(PlainDevice(), INFO, Settings(), StepLoop()).name == "b(a(z(plain)))"
 
 
 @pytest.mark.parametrize("answer", [lambda device: 1 / 0, lambda device: "a device"])
@@ -301,7 +303,7 @@ def test_a_device_that_cannot_be_wrapped_is_closed(answer: Callable[..., object]
     taken(registry, usbvfiod_wrap_device=answer)
     device = PlainDevice()
     with pytest.raises(PluginError, match="plugin plug"):
-        registry.wrap(device, INFO, {})
+        registry.wrap(device, INFO, Settings(), StepLoop())
     assert device.log == ["close"]
 
 
@@ -384,7 +386,7 @@ def test_faults_are_one_line_and_the_traceback_is_for_debugging(caplog: pytest.L
     registry = Registry()
     taken(registry, usbvfiod_admit_device=fails)
     with caplog.at_level(logging.DEBUG):
-        registry.refusal(INFO, {})
+        registry.refusal(INFO, Settings())
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.getMessage() for record in errors] == [
         "plugin plug: usbvfiod_admit_device failed: ValueError: two lines"
