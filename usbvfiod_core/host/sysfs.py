@@ -6,8 +6,10 @@ is not in the list.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,9 @@ NODES = Path("/dev/bus/usb")
 HUB_CLASS = 0x09
 _RESET_QUIRK = 0x10
 """USB_QUIRK_RESET of the kernel's list: the device loses itself in a reset."""
+
+_MAJOR, _NUMBERS = 189, 128
+"""The device number of USB device nodes, and how many of them a bus has (Linux Documentation/admin-guide/devices)."""
 
 _DEVICE_NAME = re.compile(r"usb\d+|\d+-\d+(\.\d+)*")
 _PORT_PATH = re.compile(r"\d+-\d+(\.\d+)*")
@@ -119,6 +124,24 @@ def find(address: str, devices: list[SysfsDevice]) -> SysfsDevice:
     if not matches:
         raise DeviceError(f"there is no device {address}; `usbvfiod devices` lists what there is")
     return matches[0]
+
+
+def find_fd(fd: int, devices: list[SysfsDevice]) -> SysfsDevice:
+    """The device whose node is open as `fd`, for reading and writing. Raises DeviceError: it is none of these."""
+    try:
+        status = os.fstat(fd)
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError as error:
+        raise DeviceError(f"file descriptor {fd}: {error.strerror}") from error
+    if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) != _MAJOR:
+        raise DeviceError(f"file descriptor {fd} is no USB device node (/dev/bus/usb/BBB/DDD)")
+    if access != os.O_RDWR:
+        raise DeviceError(f"file descriptor {fd}: a USB device node has to be opened for reading and writing")
+    bus, number = divmod(os.minor(status.st_rdev), _NUMBERS)
+    for device in devices:
+        if (device.bus, device.number) == (bus + 1, number + 1):
+            return device
+    raise DeviceError(f"the device behind file descriptor {fd} is gone")
 
 
 def refusal(device: SysfsDevice) -> str | None:

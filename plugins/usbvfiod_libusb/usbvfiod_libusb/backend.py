@@ -1,0 +1,133 @@
+"""The backend `libusb`: which devices there are, and opening one.
+
+Devices are listed from sysfs and watched by the core's hotplug events, not by libusb: that opens nothing, needs no
+right, tells of drivers and permissions, and is the same for every backend of a Linux host.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Mapping
+from threading import Lock
+
+from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
+from usbvfiod_core.host import hotplug, sysfs
+from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.host.sysfs import SysfsDevice
+
+from . import binding
+from .binding import Libusb
+from .device import LibusbDevice
+from .status import ERROR_BUSY, ERROR_NO_DEVICE, error_code
+
+log = logging.getLogger(__name__)
+
+
+class LibusbBackend(Backend):
+    """`load` gives the library; `scan` the devices of the host."""
+
+    name = "libusb"
+
+    def __init__(
+        self, load: Callable[[], Libusb] = binding.load, scan: Callable[[], list[SysfsDevice]] = sysfs.scan
+    ) -> None:
+        self._load = load
+        self._scan = scan
+        self._libusb: Libusb | None = None
+        self._lock = Lock()
+
+    def list_devices(self) -> list[DeviceInfo]:
+        return [sysfs.device_info(self.name, device) for device in self._scan()]
+
+    def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
+        return hotplug.watch(loop, changed)
+
+    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+        parsed = HostOptions.parse(options)
+        device = sysfs.find(address, self._scan())
+        _check(device)
+        try:
+            fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeviceError(_open_problem(device, error)) from error
+        return self._open(fd, device, parsed, loop)
+
+    def identify_fd(self, fd: int) -> DeviceInfo:
+        return sysfs.device_info(self.name, sysfs.find_fd(fd, self._scan()))
+
+    def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
+        try:
+            parsed = HostOptions.parse(options)
+            device = sysfs.find_fd(fd, self._scan())
+            _check(device)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._open(fd, device, parsed, loop)
+
+    def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> LibusbDevice:
+        """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""
+        assert device.speed is not None
+        context = handle = None
+        libusb = None
+        try:
+            libusb = self._library()
+            context = libusb.open_context()
+            handle = context.wrapSysDevice(fd)
+            opened = LibusbDevice(
+                libusb,
+                context,
+                handle,
+                fd,
+                loop,
+                name=device.label,
+                speed=device.speed,
+                descriptors=device.descriptors,
+                configuration=device.configuration,
+                options=options,
+                reset_quirk=device.reset_quirk,
+            )
+            opened.take()
+            return opened
+        except BaseException as error:
+            if handle is not None:
+                handle.close()
+            if context is not None:
+                context.close()
+            os.close(fd)
+            if libusb is not None and isinstance(error, libusb.USBError):
+                raise DeviceError(_libusb_problem(device, error)) from error
+            raise
+
+    def _library(self) -> Libusb:
+        with self._lock:
+            if self._libusb is None:
+                self._libusb = self._load()
+            return self._libusb
+
+
+def _check(device: SysfsDevice) -> None:
+    """Raises DeviceError for a device that cannot be given to a guest."""
+    reason = sysfs.refusal(device)
+    if reason is not None:
+        raise DeviceError(f"{device.label} ({device.name}): {reason}")
+
+
+def _open_problem(device: SysfsDevice, error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return sysfs.access_problem(device) or f"no permission for {device.node}"
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return f"{device.label} ({device.name}) is gone, or {device.node} is not to be seen from here"
+    return f"{device.node}: {error.strerror}"
+
+
+def _libusb_problem(device: SysfsDevice, error: Exception) -> str:
+    """What went wrong with a device that was there a moment ago."""
+    code = error_code(error)
+    if code == ERROR_NO_DEVICE:
+        return f"{device.label} ({device.name}) has just gone"
+    if code == ERROR_BUSY:
+        return f"{device.label} ({device.name}) is in use by another program; end it, or its use of the device"
+    return f"{device.label} ({device.name}) cannot be opened: {error}"

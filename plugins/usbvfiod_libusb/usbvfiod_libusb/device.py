@@ -1,0 +1,365 @@
+"""A device of the host behind libusb.
+
+Each device has a libusb context of its own. So the descriptors of one device can be taken from the loop while an
+operation on it blocks in a thread (the kernel holds the device then, and reaping its URBs would wait for it), the
+others go on, and one that never answers hurts nobody else. libusb is told to look for no devices: the device's node is
+opened by the backend and handed to it, in the same way as a file descriptor that the server was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from usbvfiod_core import Loop, Speed, Transfer, TransferStatus
+from usbvfiod_core.host.device import HostDevice, configurations
+from usbvfiod_core.host.operations import OperationFailed
+from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.usb import requests
+from usbvfiod_core.usb.descriptors import Configuration
+
+from .binding import Context, Handle, Libusb, NativeTransfer
+from .events import ContextEvents
+from .interfaces import Interfaces
+from .status import ERROR_INTERRUPTED, ERROR_INVALID_PARAM, ERROR_NO_MEM, error_code, operation_failed, submit_error
+from .transfers import NativeTransfers
+
+log = logging.getLogger(__name__)
+
+CONTROL_LIMIT = 4096
+"""Bytes in the data stage of a control transfer; libusb for Linux refuses more."""
+MEMORY_PATIENCE = 1.0
+"""Seconds that a transfer waits for the kernel to have memory for it."""
+_MEMORY_PAUSE = 0.01
+_RETURN_PATIENCE = 2.0
+"""Seconds that `release` waits for transfers that it has cancelled."""
+
+
+class LibusbDevice(HostDevice):
+    """See the module. `fd` is the device's open node; it is closed with the device. Made in any thread."""
+
+    def __init__(
+        self,
+        libusb: Libusb,
+        context: Context,
+        handle: Handle,
+        fd: int,
+        loop: Loop,
+        *,
+        name: str,
+        speed: Speed,
+        descriptors: bytes,
+        configuration: int,
+        options: HostOptions,
+        reset_quirk: bool = False,
+    ) -> None:
+        super().__init__(
+            loop,
+            name=name,
+            speed=speed,
+            descriptors=descriptors,
+            configuration=configuration,
+            options=options,
+            max_streams=0,  # the binding has no streams
+            reset_quirk=reset_quirk,
+        )
+        self._libusb = libusb
+        self._context = context
+        self._handle = handle
+        self._fd = fd
+        self._interfaces = Interfaces(libusb, handle, name)
+        self._numbers, self._owners = _interfaces(descriptors)
+        self._first_configuration = self._set = configuration
+        self._in_flight: dict[Transfer, NativeTransfer] = {}
+        self._stopping: set[Transfer] = set()
+        self._waiting: deque[tuple[Transfer, float]] = deque()
+        """Transfers for which the kernel had no memory, each with the time at which it is given up."""
+        self._ended: list[NativeTransfer] = []
+        self._taken_back = TransferStatus.ERROR
+        """What a transfer ends with that was cancelled, but not by `stop`."""
+        self._paused = False
+        self._natives = NativeTransfers(handle, self._native_ended)
+        self._events_of_context = ContextEvents(loop, context, self._ready)
+
+    def take(self) -> None:
+        """Claim the interfaces of the present configuration, and go. In any thread, once. Raises USBError."""
+        try:
+            self._interfaces.take(self._numbers.get(self._set, ()))
+        except self._libusb.USBError:
+            self._interfaces.give_back()
+            raise
+        self._loop.call_soon_threadsafe(self._begin)
+
+    # -- on the loop's thread -----------------------------------------------------------------------------------------
+
+    def start(self, transfer: Transfer) -> None:
+        if self._waiting:
+            self._waiting.append((transfer, self._loop.time() + MEMORY_PATIENCE))
+        elif not self._send(transfer):
+            self._waiting.append((transfer, self._loop.time() + MEMORY_PATIENCE))
+            self._loop.call_later(_MEMORY_PAUSE, self._retry)
+
+    def stop(self, transfer: Transfer) -> None:
+        native = self._in_flight.get(transfer)
+        if native is not None:
+            self._stopping.add(transfer)
+            self._cancel(native)
+            return
+        for each in self._waiting:
+            if each[0] is transfer:
+                self._waiting.remove(each)
+                transfer.complete(TransferStatus.CANCELLED)
+                return
+
+    def pause(self) -> None:
+        self._paused = True
+        self._events_of_context.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._events_of_context.watch()
+        if self._waiting:
+            self._loop.call_soon(self._retry)
+
+    def released(self) -> None:
+        self._deliver()
+        waiting, self._waiting = self._waiting, deque()
+        for transfer, _ in waiting:
+            transfer.complete(TransferStatus.DISCONNECTED)
+        left = list(self._in_flight)
+        self._in_flight.clear()
+        for transfer in left:
+            transfer.complete(TransferStatus.DISCONNECTED)
+
+    # -- in a thread --------------------------------------------------------------------------------------------------
+
+    def set_configuration(self, value: int) -> None:
+        self._take_back()
+        self._with_interfaces_free(lambda: self._handle.setConfiguration(value), value)
+
+    def reset_configuration(self) -> None:
+        self.set_configuration(self._set)
+
+    def set_interface(self, interface: int, alternate: int) -> None:
+        self._take_back(self._owners.get((self._set, interface), ()))
+        self._do(
+            f"set setting {alternate} of interface {interface}",
+            lambda: self._handle.setInterfaceAltSetting(interface, alternate),
+        )
+
+    def clear_halt(self, endpoint: int) -> None:
+        self._do(f"clear the halt of endpoint {endpoint:#04x}", lambda: self._handle.clearHalt(endpoint))
+
+    def reset_port(self) -> None:
+        self._take_back()
+        numbers = list(self._numbers.get(self._set, ()))
+        failure = None
+        try:
+            self._handle.resetDevice()
+        except self._libusb.USBError as error:
+            # Either the device came back as another, or one of the host's drivers was faster with an interface: then
+            # taking it again goes well.
+            failure = error
+        try:
+            self._interfaces.take(numbers)
+        except self._libusb.USBError as error:
+            raise operation_failed("take the interfaces after a reset", error) from error
+        if failure is not None and not numbers:
+            raise OperationFailed(TransferStatus.DISCONNECTED, f"reset: {failure}")
+        if failure is not None:
+            log.info("%s: %s in a reset, made good", self.name, failure)
+
+    def release(self) -> None:
+        self._taken_back = TransferStatus.DISCONNECTED
+        self._take_back()
+        deadline = time.monotonic() + _RETURN_PATIENCE
+        while len(self._ended) < len(self._in_flight) and time.monotonic() < deadline:
+            self._handle_events(0.1)
+        if not self.options.reattach:
+            self._quietly("release", self._interfaces.drop)
+        elif self._set != self._first_configuration and self._first_configuration:
+            # The host looks for drivers by itself when a configuration is set.
+            self._quietly("release", self._interfaces.drop)
+            self._quietly("configure", lambda: self._handle.setConfiguration(self._first_configuration))
+        else:
+            self._interfaces.give_back()
+        try:
+            if len(self._ended) >= len(self._in_flight):
+                self._natives.close()
+            self._handle.close()
+            self._context.close()
+        finally:
+            os.close(self._fd)
+
+    # -- own, on the loop's thread ------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if not self._paused:
+            self._events_of_context.watch()
+
+    def _send(self, transfer: Transfer, length: int | None = None) -> bool:
+        """Submit it, or complete it if that is refused; False if the kernel has no memory for it now."""
+        setup = transfer.setup
+        if setup is not None and not setup.is_in and transfer.length < setup.length:
+            transfer.complete(TransferStatus.ERROR)  # its data stage would never end
+            return True
+        native = None
+        try:
+            native = self._natives.prepare(transfer, length)
+            if native is None:
+                self._loop.call_soon(self._skip, transfer)
+                return True
+            self._in_flight[transfer] = native
+            native.submit()
+        except self._libusb.USBError as error:
+            self._in_flight.pop(transfer, None)
+            if native is not None:
+                self._natives.spare(native) if not transfer.packets else native.close()
+            return self._refused(transfer, error, length)
+        return True
+
+    def _refused(self, transfer: Transfer, error: Exception, length: int | None) -> bool:
+        code = error_code(error)
+        if code == ERROR_NO_MEM:
+            return False
+        setup = transfer.setup
+        if code == ERROR_INVALID_PARAM and setup is not None and setup.length > CONTROL_LIMIT and length is None:
+            if setup.is_in and setup.kind == requests.TYPE_STANDARD:
+                # Less may be asked for if no more is there; `_finish` sees whether there was.
+                return self._send(transfer, CONTROL_LIMIT)
+            log.warning(
+                "%s: libusb moves at most %d bytes in a control transfer, and the guest asks for %d (%s); "
+                "the backend usbfs has no such limit",
+                self.name,
+                CONTROL_LIMIT,
+                setup.length,
+                setup,
+            )
+        status = submit_error(error)
+        log.debug("%s: %r is refused: %s", self.name, transfer, error)
+        transfer.complete(status)
+        if status is TransferStatus.DISCONNECTED:
+            self.gone()
+        return True
+
+    def _skip(self, transfer: Transfer) -> None:
+        for packet in transfer.packets:
+            packet.status = TransferStatus.MISSED
+        transfer.complete(TransferStatus.COMPLETED)
+
+    def _retry(self) -> None:
+        """Send what waits for memory, in order. What has waited too long fails."""
+        while self._waiting and not self._paused:
+            transfer, deadline = self._waiting[0]
+            late = self._loop.time() >= deadline
+            sent = self._send(transfer)
+            if not sent and not late:
+                self._loop.call_later(_MEMORY_PAUSE, self._retry)
+                return
+            self._waiting.popleft()
+            if not sent:
+                log.warning(
+                    "%s: the kernel has no memory for a transfer of %d bytes; raise "
+                    "/sys/module/usbcore/parameters/usbfs_memory_mb",
+                    self.name,
+                    transfer.length,
+                )
+                transfer.complete(TransferStatus.ERROR)
+
+    def _native_ended(self, native: NativeTransfer) -> None:
+        """libusb's callback, inside its event handling: transfers are completed after it."""
+        self._ended.append(native)
+
+    def _ready(self) -> None:
+        self._handle_events(0)
+        self._deliver()
+        if self._fd in self._events_of_context.removed:
+            self.gone()
+
+    def _deliver(self) -> None:
+        ended, self._ended = self._ended, []
+        for native in ended:
+            transfer, status, actual = self._natives.finish(native)
+            self._in_flight.pop(transfer, None)
+            if status is TransferStatus.CANCELLED:
+                if actual == transfer.length and actual:
+                    status = TransferStatus.COMPLETED  # it won the race
+                elif transfer not in self._stopping:
+                    status = self._taken_back
+            self._stopping.discard(transfer)
+            setup = transfer.setup
+            if setup is not None and setup.is_in and actual == CONTROL_LIMIT < setup.length:
+                log.warning("%s: libusb cannot read more than %d bytes of %s", self.name, CONTROL_LIMIT, setup)
+                status = TransferStatus.ERROR
+            transfer.complete(status, actual)
+
+    # -- own, in any thread -------------------------------------------------------------------------------------------
+
+    def _handle_events(self, seconds: float) -> None:
+        try:
+            self._context.handleEventsTimeout(seconds)
+        except self._libusb.USBError as error:
+            if error_code(error) != ERROR_INTERRUPTED:
+                log.warning("%s: libusb's event handling: %s", self.name, error)
+
+    def _cancel(self, native: NativeTransfer) -> None:
+        try:
+            native.cancel()
+        except self._libusb.USBError:
+            pass  # it has ended, or the device has: it comes back by itself
+
+    def _take_back(self, endpoints: Iterable[int] | None = None) -> None:
+        """Cancel what is in flight, on these endpoints or all: the kernel would end it as if it were done."""
+        wanted = None if endpoints is None else set(endpoints)
+        for transfer, native in list(self._in_flight.items()):
+            if wanted is None or transfer.endpoint in wanted:
+                self._cancel(native)
+
+    def _with_interfaces_free(self, call: Callable[[], object], value: int) -> None:
+        """Run `call` with no interface claimed, and claim those of configuration `value`, or the former ones."""
+        try:
+            self._interfaces.drop()
+        except self._libusb.USBError as error:
+            raise operation_failed("release the interfaces", error) from error
+        failure = None
+        try:
+            self._do(f"set configuration {value}", call)
+            self._set = value
+        except OperationFailed as error:
+            failure = error
+        try:
+            self._interfaces.take(self._numbers.get(self._set, ()))
+        except self._libusb.USBError as error:
+            log.warning("%s: its interfaces are not claimed again: %s", self.name, error)
+            if failure is None:
+                raise operation_failed("take the interfaces", error) from error
+        if failure is not None:
+            raise failure
+
+    def _do(self, what: str, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except self._libusb.USBError as error:
+            raise operation_failed(what, error) from error
+
+    def _quietly(self, what: str, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except self._libusb.USBError as error:
+            log.debug("%s: %s at the end: %s", self.name, what, error)
+
+
+def _interfaces(descriptors: bytes) -> tuple[dict[int, Sequence[int]], dict[tuple[int, int], set[int]]]:
+    """The numbers of the interfaces in each configuration, and the endpoints of each interface in it."""
+    numbers: dict[int, Sequence[int]] = {}
+    endpoints: dict[tuple[int, int], set[int]] = {}
+    for raw in configurations(descriptors):
+        configuration = Configuration.unpack(raw)
+        value = configuration.value
+        numbers[value] = sorted({each.number for each in configuration.interfaces})
+        for interface in configuration.interfaces:
+            endpoints.setdefault((value, interface.number), set()).update(e.address for e in interface.endpoints)
+    return numbers, endpoints

@@ -1,0 +1,79 @@
+"""Taking a device's interfaces from the host's drivers, and giving them back.
+
+Everything here blocks, and is called in a thread. Between two calls the host may give an interface that is free to one
+of its drivers (a configuration that is set, a reset); such races are lost now and then, and tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from .binding import Handle, Libusb
+from .status import ERROR_BUSY, ERROR_NO_DEVICE, error_code
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 1.0
+"""Seconds in which an interface that somebody else holds is tried again."""
+_PAUSE = 0.02
+
+
+class Interfaces:
+    """The interfaces of one open device that this process holds."""
+
+    def __init__(self, libusb: Libusb, handle: Handle, name: str) -> None:
+        self._libusb = libusb
+        self._handle = handle
+        self._name = name
+        self.held: list[int] = []
+
+    def take(self, numbers: Iterable[int]) -> None:
+        """Claim these, detaching the host's drivers in the same step. Raises USBError: BUSY if another program has one.
+
+        What was claimed before the error stays so.
+        """
+        self._automatic(True)
+        deadline = time.monotonic() + PATIENCE
+        for number in numbers:
+            while True:
+                try:
+                    self._handle.claimInterface(number)
+                    break
+                except self._libusb.USBError as error:
+                    if error_code(error) != ERROR_BUSY or time.monotonic() >= deadline:
+                        raise
+                    time.sleep(_PAUSE)
+            if number not in self.held:
+                self.held.append(number)
+
+    def drop(self) -> None:
+        """Release all, without letting the host's drivers have them. Raises USBError if the device is gone."""
+        self._automatic(False)
+        self._release()
+
+    def give_back(self) -> None:
+        """Release all, and have the host look for drivers for each. A device that is gone needs nothing."""
+        self._automatic(True)
+        try:
+            self._release()
+        except self._libusb.USBError as error:
+            log.debug("%s: interfaces are not released: %s", self._name, error)
+
+    def _release(self) -> None:
+        while self.held:
+            number = self.held.pop()
+            try:
+                self._handle.releaseInterface(number)
+            except self._libusb.USBError as error:
+                if error_code(error) == ERROR_NO_DEVICE:
+                    self.held.clear()
+                    raise
+                log.debug("%s: interface %d is not released: %s", self._name, number, error)
+
+    def _automatic(self, enable: bool) -> None:
+        try:
+            self._handle.setAutoDetachKernelDriver(enable)
+        except self._libusb.USBError as error:  # an operating system without drivers to detach
+            log.debug("%s: %s", self._name, error)
