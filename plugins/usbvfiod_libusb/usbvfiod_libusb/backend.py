@@ -93,7 +93,7 @@ class LibusbBackend(Backend):
             return opened
         except BaseException as error:
             if handle is not None:
-                handle.close()
+                handle.getDevice().close()
             if context is not None:
                 context.close()
             os.close(fd)

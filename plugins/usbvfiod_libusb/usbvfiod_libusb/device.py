@@ -189,7 +189,7 @@ class LibusbDevice(HostDevice):
         try:
             if len(self._ended) >= len(self._in_flight):
                 self._natives.close()
-            self._handle.close()
+            self._handle.getDevice().close()
             self._context.close()
         finally:
             os.close(self._fd)
