@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,32 @@ def test_a_missing_right_comes_with_the_rule_that_helps(tmp_path: Path, monkeypa
     assert problem.startswith(f"no permission for {device.node} (mode 0644, owner ")
     assert sysfs.udev_rule(device) in problem
     assert 'ATTR{idVendor}=="0403", ATTR{idProduct}=="6001"' in problem
+
+
+def test_a_device_is_found_by_its_open_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "2-1", busnum="2", devnum="128")
+    devices = sysfs.scan(tmp_path)
+    read_end, write_end = os.pipe()
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    with open(path, "r+b") as file, open(path, "rb") as readable, open("/dev/null", "r+b") as null:
+        for fd in (read_end, file.fileno(), null.fileno()):
+            with pytest.raises(DeviceError, match=f"file descriptor {fd} is no USB device node"):
+                sysfs.find_fd(fd, devices)
+
+        def node(major: int, minor: int) -> None:
+            values = [stat.S_IFCHR | 0o660, *[0] * 9]
+            monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result(values, {"st_rdev": os.makedev(major, minor)}))
+
+        node(189, 128 + 127)
+        assert sysfs.find_fd(file.fileno(), devices) is devices[0]
+        with pytest.raises(DeviceError, match="has to be opened for reading and writing"):
+            sysfs.find_fd(readable.fileno(), devices)
+        node(189, 128 + 126)
+        with pytest.raises(DeviceError, match="is gone"):
+            sysfs.find_fd(file.fileno(), devices)
+        monkeypatch.undo()
+    os.close(write_end)
+    os.close(read_end)
+    with pytest.raises(DeviceError, match="Bad file descriptor"):
+        sysfs.find_fd(read_end, devices)

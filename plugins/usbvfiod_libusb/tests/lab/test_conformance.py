@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from usbvfiod_libusb.backend import LibusbBackend
 
 from usbvfiod_core import Device, Loop
 from usbvfiod_core.host import sysfs
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance, SourceSinkConformance
-from usbvfiod_libusb.backend import LibusbBackend
 
 GADGET = (0x0525, 0xA4A0)
 
