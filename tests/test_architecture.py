@@ -32,6 +32,7 @@ LAYERS = {
     "xhci.interrupters": 2,
     "xhci.mfindex": 2,
     "xhci.remapping": 2,
+    "xhci.statistics": 2,
     "xhci.engine": 3,
     "xhci.endpoint": 3,
     "xhci.isochronous": 3,

@@ -49,7 +49,8 @@ class DeviceEvents(Protocol):
         ...
 
     def remote_wakeup(self) -> None:
-        """The device signals resume while its port is suspended (USB 2.0 7.1.7.7); ignored otherwise."""
+        """The device signals resume while its port is suspended (USB 2.0 7.1.7.7), or is about to be: then it
+        wakes when it is suspended, unless a transfer of the device (but of endpoint 0) has ended well in between."""
         ...
 
     def microframe(self) -> int:

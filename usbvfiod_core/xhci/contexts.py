@@ -76,6 +76,8 @@ class EndpointContext:
             or not self.words[0] & spec.EP_LSA
         ):
             return False
+        if (self.words[0] & spec.EP_MULT_MASK) >> spec.EP_MULT_SHIFT > 2:
+            return False
         return self.max_burst <= 15 and self.interval <= 15
 
 

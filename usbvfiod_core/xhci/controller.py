@@ -26,6 +26,7 @@ from .remapping import REMAP_SECONDS, Remapping
 from .root_hub import RootHub
 from .slot import when_all
 from .slot_table import SlotTable
+from .statistics import EndpointStatistics
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,9 @@ class Controller:
         self._commands = CommandRing(registers, memory, self)
         self.post = self.interrupters.post
         self.blocked = self.interrupters.blocked
+        self.has_port = self.hub.has_port
         self.device_at = self.hub.device_at
+        self.counters_at = self.hub.counters_at
         self.port_bandwidth = self.hub.bandwidth
         self.endpoints_at = self.table.endpoints
         self.device_context = self.table.device_context
@@ -242,6 +245,14 @@ class Controller:
         """Take the device at a port away, as when it is pulled out: no further event about its transfers, and
         `device.close` when the last of them is back."""
         self.hub.unplug(port_id)
+
+    def statistics(self) -> list[EndpointStatistics]:
+        """What each endpoint of each device has done since the device was plugged in, by port and endpoint address.
+
+        Endpoints that the driver has never configured are not in it. Costs some microseconds an endpoint; to be called
+        on the loop's thread, whenever somebody wants to know. See `EndpointStatistics` for the fields.
+        """
+        return self.hub.statistics()
 
     # -- the client's side ---------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from ..usb.device import Device
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec, states
 from .engine import TransferEngine, Xhc
-from .td import current
+from .ring import Trb
+from .td import current, data_length
 from .transfer_ring import TransferRing
 
 HALTING_CODES: dict[TransferStatus | None, int] = {
@@ -86,16 +87,21 @@ class Endpoint(TransferEngine):
             self._take_back(other)
         # The context first: the driver reads it in its interrupt handler.
         self._enter(states.HALT, ring, trb.address | trb.control & 1)
+        self.counters.error(code)
         self.emit_code(code, trb, residue)
 
-    def _trb_error(self, ring: TransferRing, dequeue: int) -> None:
+    def _trb_error(self, ring: TransferRing, dequeue: int, trb: Trb | None) -> None:
         def stopped() -> None:
             if self.state == spec.EP_RUNNING:
                 for other in self.rings():
                     self._retire_completed(other)
                     self._take_back(other)
                 self._enter(states.TRB_FAULT, ring, dequeue)
-                self.emit(dequeue & ~0xF, spec.CC_TRB_ERROR << spec.EVENT_CODE_SHIFT, 0, 0, 0)
+                self.counters.error(spec.CC_TRB_ERROR)
+                if trb is None:
+                    self.emit_without_trb(dequeue & ~0xF, spec.CC_TRB_ERROR)
+                else:
+                    self.emit_code(spec.CC_TRB_ERROR, trb, data_length(trb))
 
         self.drain(stopped)
 
@@ -121,22 +127,23 @@ class Endpoint(TransferEngine):
         if (self.state, states.STOP) not in states.ENDPOINT:
             finish(spec.CC_CONTEXT_STATE_ERROR)
             return
-        stopped = []
+        stopped: list[tuple[Trb, int]] = []
+        dequeue = None
         for ring in self.rings():
             if ring.inflight:
                 trb, residue = current(ring.inflight[0])
                 ring.rewind(keep_progress=True)
                 self._write_back(ring, trb.address | trb.control & 1)
-                stopped.append((spec.CC_STOPPED, trb.address, residue, trb.status))
+                stopped.append((trb, residue))
             else:
                 self._write_back(ring, ring.dequeue)
-        if not stopped:
-            # A Forced Stopped Event, so that the driver knows where the ring stands (4.6.9).
-            for ring in self.rings():
-                stopped = [(spec.CC_STOPPED_LENGTH_INVALID, ring.dequeue & ~0xF, 0, 0)]
+                dequeue = ring.dequeue
         self._enter(states.STOP)
-        for code, pointer, length, status in stopped:
-            self.emit(pointer, code << spec.EVENT_CODE_SHIFT | length, 0, status, 0)
+        for trb, residue in stopped:
+            self.emit_code(spec.CC_STOPPED, trb, residue)
+        if dequeue is not None and not stopped:
+            # A Forced Stopped Event, so that the driver knows where the ring stands (4.6.9).
+            self.emit_without_trb(dequeue & ~0xF, spec.CC_STOPPED_LENGTH_INVALID)
         finish(spec.CC_SUCCESS)
 
     def reset(self, *, keep_progress: bool) -> int:

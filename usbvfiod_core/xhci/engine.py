@@ -23,6 +23,7 @@ from ..usb.device import Device, Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .ring import RingLoopError, Trb
+from .statistics import EndpointCounters
 from .td import Td, TdFault, report
 from .transfer_ring import TransferRing
 
@@ -77,6 +78,10 @@ class TransferEngine(ABC):
         self.state = spec.EP_RUNNING
         self.queued = False
         """Whether it waits for its `run`; kept by the controller."""
+        self.counters = EndpointCounters(type)
+        self.interrupter = 0
+        """Interrupter Target of the slot context, for events that are about no TRB (6.2.2); kept by the slot."""
+        self.slot_id = slot_id
         self._xhc = xhc
         self._device = device
         self._route = device.route(self.address, type) if device is not None else _disconnected
@@ -106,8 +111,9 @@ class TransferEngine(ABC):
         """The oldest TD of `ring` has failed and nothing is in flight any more."""
 
     @abstractmethod
-    def _trb_error(self, ring: TransferRing, dequeue: int) -> None:
-        """The ring has a TRB at `dequeue` (address and cycle) that cannot be executed; nothing is in flight on it."""
+    def _trb_error(self, ring: TransferRing, dequeue: int, trb: Trb | None) -> None:
+        """The ring has a TRB at `dequeue` (address and cycle) that cannot be executed, or not even be read: then `trb`
+        is None. Nothing is in flight on the ring."""
 
     # -- work ----------------------------------------------------------------------------------------------------
 
@@ -143,13 +149,13 @@ class TransferEngine(ABC):
         try:
             return self._work(ring, device, deadline)
         except TdFault as fault:
-            dequeue, error = fault.trb.address | fault.trb.control & 1, str(fault)
+            trb, dequeue, error = fault.trb, fault.trb.address | fault.trb.control & 1, str(fault)
         except (RingLoopError, GuestMemoryError) as fault:
-            dequeue, error = ring.fetch.address | ring.fetch.cycle, str(fault)
+            trb, dequeue, error = None, ring.fetch.address | ring.fetch.cycle, str(fault)
         # Not before the TDs ahead of it are done; until then each completion comes back here.
         if not ring.inflight:
             log.warning("endpoint %#04x: TRB error: %s", self.address, error)
-            self._trb_error(ring, dequeue)
+            self._trb_error(ring, dequeue, trb)
         return False
 
     def _work(self, ring: TransferRing, device: Device, deadline: int) -> bool:
@@ -162,7 +168,8 @@ class TransferEngine(ABC):
                 continue
             if len(inflight) >= self._limit:
                 return False
-            if self._xhc.blocked() or monotonic_ns() > deadline:
+            now = monotonic_ns()
+            if self._xhc.blocked() or now > deadline:
                 return True
             td = ring.next(self.type, is_in=self.is_in)
             if td is None:
@@ -170,6 +177,7 @@ class TransferEngine(ABC):
                     self._starve(ring)
                 return False
             td.ring = ring
+            td.submitted = now
             inflight.append(td)
             if td.windows is None:
                 td.ended = True
@@ -218,19 +226,25 @@ class TransferEngine(ABC):
             self.drain(lambda: self._halt(ring))
             return False
         ring.inflight.popleft()
+        self._report(td)
+        return True
+
+    def _report(self, td: Td) -> None:
+        """Tell the driver of a TD that has ended well, and count it."""
         if td.links:
             self._report_links(td.links)
         report(td, self.emit)
-        return True
+        if td.transfer is not None:
+            counters = self.counters
+            counters.transfers += 1
+            counters.bytes += td.done + td.transfer.actual
+            counters.latency[(monotonic_ns() - td.submitted).bit_length()] += 1
 
     def _retire_completed(self, ring: TransferRing) -> None:
         """Report the TDs at the head that were done before they could be cancelled."""
         inflight = ring.inflight
         while inflight and inflight[0].ended and (not inflight[0].failed or inflight[0].whole):
-            td = inflight.popleft()
-            if td.links:
-                self._report_links(td.links)
-            report(td, self.emit)
+            self._report(inflight.popleft())
 
     def _starve(self, ring: TransferRing) -> None:
         """The ring is empty and nothing is in flight on it."""
@@ -252,6 +266,10 @@ class TransferEngine(ABC):
     def emit_code(self, code: int, trb: Trb, length: int) -> None:
         """An event with this completion code about a TRB, which interrupts whatever the TRB says."""
         self.emit(trb.address, code << spec.EVENT_CODE_SHIFT | length, 0, trb.status, 0)
+
+    def emit_without_trb(self, parameter: int, code: int) -> None:
+        """An event that is about no TRB; it goes to the interrupter that the slot context names (6.2.2)."""
+        self.emit(parameter, code << spec.EVENT_CODE_SHIFT, 0, self.interrupter << spec.TRB_INTERRUPTER_SHIFT, 0)
 
     def _report_links(self, links: list[Trb]) -> None:
         for link in links:

@@ -14,7 +14,7 @@ from ..usb.device import Device
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
 from . import spec
 from .endpoint import Endpoint
-from .td import Td, current, report
+from .td import Td, current
 from .transfer_ring import TransferRing
 
 FRAMES = 2048
@@ -29,9 +29,8 @@ _CODES: dict[TransferStatus | None, int] = {
 
 
 class IsochronousEndpoint(Endpoint):
-    """An endpoint of type Isoch IN or Isoch OUT. `missed` counts service intervals that were not served."""
+    """An endpoint of type Isoch IN or Isoch OUT."""
 
-    missed = 0
     _flowing = False
 
     def stop(self, finish: Callable[[int], None]) -> None:
@@ -52,23 +51,23 @@ class IsochronousEndpoint(Endpoint):
     def _retire(self, ring: TransferRing, td: Td) -> bool:
         """Report a TD however it ended; nothing halts an isochronous endpoint (4.10.2)."""
         ring.inflight.popleft()
-        if td.links:
-            self._report_links(td.links)
         transfer = td.transfer
         if transfer is None:
-            report(td, self.emit)
+            self._report(td)
             return True
         status = transfer.status
         if status is TransferStatus.COMPLETED and transfer.packets:
             status = transfer.packets[0].status
         if status is TransferStatus.COMPLETED and (self.is_in or not td.failed):
-            report(td, self.emit)
+            self._report(td)
             return True
-        self.missed += 1
+        if td.links:
+            self._report_links(td.links)
         if status is TransferStatus.OVERRUN:
             code = spec.CC_ISOCH_BUFFER_OVERRUN if self.is_in else spec.CC_DATA_BUFFER_ERROR
         else:
             code = _CODES.get(status, spec.CC_TRANSACTION_ERROR)
+        self.counters.error(code)
         trb, residue = current(td)
         self.emit(trb.address, code << spec.EVENT_CODE_SHIFT | residue, 0, trb.status, trb.control)
         return True
@@ -84,4 +83,5 @@ class IsochronousEndpoint(Endpoint):
         if self._flowing:
             self._flowing = False
             code = spec.CC_RING_OVERRUN if self.is_in else spec.CC_RING_UNDERRUN
-            self.emit(0, code << spec.EVENT_CODE_SHIFT, 0, 0, 0)
+            self.counters.error(code)
+            self.emit_without_trb(0, code)

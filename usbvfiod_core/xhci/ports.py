@@ -13,8 +13,13 @@ from typing import Protocol
 from ..usb.device import Device
 from . import registers as reg
 from . import spec
+from .statistics import EndpointCounters
 
 log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.010
+"""Time in U3 before a wake-up that was signalled earlier resumes the port. The bus must have been idle for 5 ms by then
+(USB 2.0 7.1.7.7), and Linux waits until it has seen U3."""
 
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
 _LINK = spec.PORTSC_PLS
@@ -32,18 +37,24 @@ class PortHost(Protocol):
         """Publish a Port Status Change Event (6.4.2.3); False if the controller is halted and it has to wait."""
         ...
 
+    def call_later(self, delay: float, callback: Callable[[], object]) -> None:
+        """Call back after `delay` seconds."""
+        ...
+
     def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
         """Take the transfers of the device at this port back; `then` when none is in flight."""
         ...
 
 
 class Port:
-    """Port `port_id` (1-based). `device` is what is plugged in. Register writes only note; `flush` acts."""
+    """Port `port_id` (1-based). `device` is what is plugged in, `counters` what its endpoints have done, by address.
+    Register writes only note; `flush` acts."""
 
     def __init__(self, port_id: int, is_usb3: bool, registers: reg.RegisterFile, hub: PortHost) -> None:
         self.port_id = port_id
         self.is_usb3 = is_usb3
         self.device: Device | None = None
+        self.counters: dict[int, EndpointCounters] = {}
         self.queued = False
         """Whether it waits for its `flush`; kept by the controller."""
         self._hub = hub
@@ -54,6 +65,7 @@ class Port:
         self._event_due = False
         self._reset_due = 0
         self._resets = 0
+        self._wakeup: int | None = None
         registers.writers[self._offset] = self.write_portsc
 
     @property
@@ -73,11 +85,14 @@ class Port:
     def plug(self, device: Device) -> None:
         """A device appears at the empty port (4.19.1)."""
         self.device = device
+        self.counters = {}
         self._connect(device)
 
     def unplug(self) -> None:
         """The device is gone; what is in flight is the controller's business."""
         self.device = None
+        self.counters = {}
+        self._wakeup = None
         self._resets += 1  # a reset under way does not end at another device
         self._reset_due = 0
         keep = self.portsc & ~(spec.PORTSC_CCS | spec.PORTSC_PED | spec.PORTSC_PR | spec.PORTSC_SPEED | _LINK)
@@ -89,14 +104,20 @@ class Port:
         self._event_due = False
         self._resets += 1
         self._reset_due = 0
+        self._wakeup = None
         if self.device is not None:
             self._connect(self.device)
 
     def remote_wakeup(self) -> None:
-        """The device signals resume (4.15.2.2); without effect unless the port is suspended."""
+        """The device signals resume (4.15.2.2).
+
+        A driver stops the endpoints before it suspends the port. What the device wants to say in between wakes the
+        port as soon as it is suspended, unless the driver has fetched something from the device by then.
+        """
         if self.link_state == spec.PLS_U3:
-            self._set_link(spec.PLS_RESUME)
-            self._change(spec.PORTSC_PLC)
+            self._wake()
+        elif self.enabled:
+            self._wakeup = self._fetched
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -162,12 +183,30 @@ class Port:
             wanted == spec.PLS_RESUME and now == spec.PLS_U3 and not self.is_usb3
         ):
             self._set_link(wanted)
+            if wanted == spec.PLS_U3 and self._wakeup is not None:
+                self._hub.call_later(IDLE_SECONDS, self._idle)
         elif wanted == spec.PLS_DISABLED and self.is_usb3 and self.enabled:
             self._disable()
         elif wanted == spec.PLS_RXDETECT and self.is_usb3 and now == spec.PLS_DISABLED:
             self._set_link(spec.PLS_RXDETECT)
             if self.device is not None:
                 self._connect(self.device)
+
+    @property
+    def _fetched(self) -> int:
+        """How many transfers the device has ended well, without those of endpoint 0."""
+        return sum(counters.transfers for address, counters in self.counters.items() if address)
+
+    def _wake(self) -> None:
+        self._wakeup = None
+        self._set_link(spec.PLS_RESUME)
+        self._change(spec.PORTSC_PLC)
+
+    def _idle(self) -> None:
+        if self.link_state == spec.PLS_U3 and self._wakeup is not None:
+            if self._wakeup == self._fetched:
+                self._wake()
+            self._wakeup = None
 
     def _ask_for_reset(self, change: int) -> None:
         self._dwords[self._index] |= spec.PORTSC_PR
@@ -182,6 +221,7 @@ class Port:
         def finish() -> None:
             if number != self._resets:
                 return  # unplugged, or the controller was reset, meanwhile
+            self._wakeup = None
             state = spec.PORTSC_PED | spec.PORTSC_CCS | spec.PLS_U0 << _SHIFT
             self._dwords[self._index] = self.portsc & ~(spec.PORTSC_PR | _LINK) | state
             self._change(change)

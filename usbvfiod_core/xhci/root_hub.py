@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import ConfigError
-from ..usb.device import Device
+from ..usb.device import Device, Loop
+from ..usb.transfer import TransferType
 from . import spec
 from .endpoint import Endpoint
 from .ports import Port
 from .registers import RegisterFile
 from .slot import when_all
+from .statistics import EndpointCounters, EndpointStatistics, describe
 
 
 class HubHost(Protocol):
@@ -29,6 +31,9 @@ class HubHost(Protocol):
     def work_due(self) -> None:
         """Call `RootHub.flush` soon."""
         ...
+
+    @property
+    def loop(self) -> Loop: ...
 
     def microframe(self) -> int:
         """MFINDEX now."""
@@ -81,7 +86,7 @@ class RootHub:
             if port is None:
                 raise ConfigError(f"no free {kind} port for {device.name}; detach a device first")
         else:
-            if not 1 <= port_id <= len(self.ports):
+            if not self.has_port(port_id):
                 raise ConfigError(f"port {port_id} does not exist; the ports are 1 to {len(self.ports)}")
             port = self.ports[port_id - 1]
             if port not in fitting:
@@ -107,12 +112,38 @@ class RootHub:
 
         when_all([endpoint.device_gone for endpoint in self._host.endpoints_at(port_id)], closed)
 
+    def has_port(self, port_id: int) -> bool:
+        """Whether there is this port."""
+        return 1 <= port_id <= len(self.ports)
+
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
         """The device at a port that is connected (and, if asked for, enabled)."""
-        if not 1 <= port_id <= len(self.ports):
+        if not self.has_port(port_id):
             return None
         port = self.ports[port_id - 1]
         return port.device if port.enabled or not enabled else None
+
+    def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters:
+        """The counters of an endpoint of the device at a port, since it was plugged in."""
+        counters = self.ports[port_id - 1].counters
+        found = counters.get(address)
+        if found is None:
+            found = counters[address] = EndpointCounters(type)
+        found.type = type
+        return found
+
+    def statistics(self) -> list[EndpointStatistics]:
+        """See `Controller.statistics`."""
+        found = []
+        for port in self.ports:
+            # Not those of a slot that is left over from a device that was here before.
+            live = [each for each in self._host.endpoints_at(port.port_id) if each.counters in port.counters.values()]
+            states = {each.address: each.state for each in live}
+            slot_id = live[0].slot_id if live else 0
+            for address, counters in sorted(port.counters.items()):
+                state = states.get(address, spec.EP_DISABLED)
+                found.append(describe(port.port_id, address, counters, slot_id=slot_id, state=state))
+        return found
 
     def bandwidth(self, usb_speed: int) -> bytes | None:
         """The Port Bandwidth Context for a speed ID (6.2.6), byte 0 reserved; None for a speed that is none.
@@ -153,6 +184,9 @@ class RootHub:
             port.queued = True
             self._dirty.append(port)
             self._host.work_due()
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> None:
+        self._host.loop.call_later(delay, callback)
 
     def port_event(self, port_id: int) -> bool:
         if not self._host.running:

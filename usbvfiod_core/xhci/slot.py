@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..usb.device import Device
+from ..usb.speed import Speed
 from ..usb.transfer import TransferType
 from . import spec, states
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
 from .endpoint import Endpoint
 from .engine import Xhc
 from .isochronous import IsochronousEndpoint
+from .statistics import EndpointCounters
 from .streams import StreamEndpoint
 
 Finish = Callable[[int], None]
@@ -33,8 +35,16 @@ class SlotHost(Xhc, Protocol):
         """The output context that DCBAAP names for the slot now; None if the driver has not set one."""
         ...
 
+    def has_port(self, port_id: int) -> bool:
+        """Whether the root hub has this port."""
+        ...
+
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
         """The device at a root hub port that is connected (and, if asked for, enabled)."""
+        ...
+
+    def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters:
+        """The counters of an endpoint of the device at a port."""
         ...
 
 
@@ -48,6 +58,7 @@ class Slot:
         self.endpoints: list[Endpoint | None] = [None] * 32
         self._host = host
         self._device: Device | None = None
+        self._interrupter = 0
         self._abandoned = False
 
     def active(self) -> list[Endpoint]:
@@ -73,7 +84,7 @@ class Slot:
             or endpoint.type != spec.EP_TYPE_CONTROL
             or not endpoint.valid_for(1)
             or endpoint.max_packet_size < 8
-            or not port_id
+            or not self._host.has_port(port_id)
             or context is None
         ):
             finish(spec.CC_PARAMETER_ERROR)
@@ -82,10 +93,14 @@ class Slot:
         if device is None:
             finish(spec.CC_TRANSACTION_ERROR)
             return
+        if not _is_speed_of(device, (words[0] & spec.SLOT_SPEED_MASK) >> spec.SLOT_SPEED_SHIFT):
+            finish(spec.CC_PARAMETER_ERROR)
+            return
 
         def apply() -> None:
             self.port_id = port_id
             self._device = device
+            self._interrupter = words[2] >> spec.SLOT_INTERRUPTER_SHIFT
             self._enable(1, endpoint, context, device)
             address = 0 if block_set_address else self.slot_id
             self.state = states.SLOT[self.state, command]
@@ -128,6 +143,7 @@ class Slot:
             second = old[1] & ~spec.SLOT_HUB_PORTS_MASK | words[1] & spec.SLOT_HUB_PORTS_MASK
             self.state = states.SLOT[self.state, states.CONFIGURE]
             context.write_slot((first, second, words[2]), self.state, old[3] & spec.SLOT_ADDRESS)
+            self._target(words[2])
             finish(spec.CC_SUCCESS)
 
         self._disable(dropped | added.keys(), apply)
@@ -178,6 +194,7 @@ class Slot:
             keep = (1 << spec.SLOT_INTERRUPTER_SHIFT) - 1
             third = old[2] & keep | words[2] & ~keep
             context.write_slot((old[0], second, third), self.state, old[3] & spec.SLOT_ADDRESS)
+            self._target(third)
         if size:
             context.write_max_packet_size(1, size)
         return spec.CC_SUCCESS
@@ -206,14 +223,25 @@ class Slot:
 
     def _enable(self, dci: int, source: EndpointContext, context: DeviceContext, device: Device | None) -> None:
         context.write_endpoint(dci, source, spec.EP_RUNNING)
-        type, at = ENDPOINT_TYPES[source.type], context.endpoint_address(dci)
+        host, type, at = self._host, ENDPOINT_TYPES[source.type], context.endpoint_address(dci)
+        endpoint: Endpoint
         if source.max_primary_streams:
             streams = 2 << source.max_primary_streams
-            self.endpoints[dci] = StreamEndpoint(self._host, self.slot_id, dci, at, source.dequeue, device, streams)
+            endpoint = StreamEndpoint(host, self.slot_id, dci, at, source.dequeue, device, streams)
         elif type is TransferType.ISOCHRONOUS:
-            self.endpoints[dci] = IsochronousEndpoint(self._host, self.slot_id, dci, type, at, source.dequeue, device)
+            endpoint = IsochronousEndpoint(host, self.slot_id, dci, type, at, source.dequeue, device)
         else:
-            self.endpoints[dci] = Endpoint(self._host, self.slot_id, dci, type, at, source.dequeue, device)
+            endpoint = Endpoint(host, self.slot_id, dci, type, at, source.dequeue, device)
+        if device is not None:
+            endpoint.counters = host.counters_at(self.port_id, endpoint.address, type)
+        endpoint.interrupter = self._interrupter
+        self.endpoints[dci] = endpoint
+
+    def _target(self, word: int) -> None:
+        """The third dword of the slot context has changed, with the Interrupter Target in it (6.2.2)."""
+        self._interrupter = word >> spec.SLOT_INTERRUPTER_SHIFT
+        for endpoint in self.active():
+            endpoint.interrupter = self._interrupter
 
     def _disable(self, dcis: set[int], then: Callable[[], None]) -> None:
         """Take these endpoints away; `then` when none of their transfers is in flight, unless the controller was reset
@@ -229,6 +257,12 @@ class Slot:
             then()
 
         when_all([endpoint.disable for endpoint in leaving], gone)
+
+
+def _is_speed_of(device: Device, speed: int) -> bool:
+    """Whether a slot context's Speed fits the device: 0 says nothing, which is what xHCI 1.2 asks of drivers (6.2.2).
+    Linux takes a SuperSpeedPlus device at a port that claims USB 3.0 for a SuperSpeed one."""
+    return speed in (0, device.speed) or (device.speed.is_usb3 and speed in (Speed.SUPER, Speed.SUPER_PLUS))
 
 
 def when_all(actions: list[Callable[[Callable[[], None]], None]], then: Callable[[], None]) -> None:

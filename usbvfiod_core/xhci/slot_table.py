@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..usb.device import Device
+from ..usb.transfer import TransferType
 from . import registers as reg
 from . import spec
 from .contexts import DeviceContext
 from .endpoint import Endpoint
 from .engine import Xhc
 from .slot import Slot
+from .statistics import EndpointCounters
 
 _DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
 _CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
@@ -22,7 +24,9 @@ class TableHost(Xhc, Protocol):
     context_stride: int
 
     def device_context(self, slot_id: int) -> DeviceContext | None: ...
+    def has_port(self, port_id: int) -> bool: ...
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None: ...
+    def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters: ...
 
 
 class SlotTable:

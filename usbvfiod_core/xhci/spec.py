@@ -352,11 +352,15 @@ ERST_SEGMENT_MIN = 16
 ERST_SEGMENT_MAX = 4096
 
 
+_ABBREVIATIONS = {"Trb": "TRB", "Tr": "TR", "Vf": "VF", "Mfindex": "MFINDEX"}
+
+
 def _names(prefix: str, *leave_out: str) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, value in list(globals().items()):
         if name.startswith(prefix) and name not in leave_out and isinstance(value, int):
-            found.setdefault(value, name.removeprefix(prefix).replace("_", " ").title())
+            words = name.removeprefix(prefix).title().split("_")
+            found.setdefault(value, " ".join(_ABBREVIATIONS.get(word, word) for word in words))
     return found
 
 

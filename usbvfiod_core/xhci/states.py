@@ -7,6 +7,7 @@ doorbell is ignored.
 from __future__ import annotations
 
 from .spec import (
+    EP_DISABLED,
     EP_ERROR,
     EP_HALTED,
     EP_RUNNING,
@@ -48,6 +49,15 @@ SLOT: dict[tuple[int, str], int] = {
     (SLOT_CONFIGURED, RESET_DEVICE): SLOT_DEFAULT,
 }
 
+SLOT_STATES = {
+    SLOT_DISABLED: "Disabled",
+    SLOT_ENABLED: "Enabled",
+    SLOT_DEFAULT: "Default",
+    SLOT_ADDRESSED: "Addressed",
+    SLOT_CONFIGURED: "Configured",
+}
+"""Names of the slot states, for people."""
+
 # What happens to an endpoint.
 DOORBELL = "doorbell"
 HALT = "halt"
@@ -66,3 +76,12 @@ ENDPOINT: dict[tuple[int, str], int] = {
     (EP_STOPPED, SET_DEQUEUE): EP_STOPPED,
     (EP_ERROR, SET_DEQUEUE): EP_STOPPED,
 }
+
+ENDPOINT_STATES = {
+    EP_DISABLED: "Disabled",
+    EP_RUNNING: "Running",
+    EP_HALTED: "Halted",
+    EP_STOPPED: "Stopped",
+    EP_ERROR: "Error",
+}
+"""Names of the endpoint states, for people."""

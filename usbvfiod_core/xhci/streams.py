@@ -96,4 +96,5 @@ class StreamEndpoint(Endpoint):
 
     def _error(self, code: int) -> None:
         """An event about a doorbell: there is no TRB to point to (4.12.2.1)."""
-        self.emit(0, code << spec.EVENT_CODE_SHIFT, 0, 0, 0)
+        self.counters.error(code)
+        self.emit_without_trb(0, code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..errors import GuestMemoryError
 from ..memory import GuestMemory
 from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
@@ -69,6 +70,7 @@ class Td:
         "links",
         "ring",
         "setup",
+        "submitted",
         "transfer",
         "trbs",
         "windows",
@@ -76,6 +78,8 @@ class Td:
 
     ring: TransferRing
     """Where it was fetched; set by the engine."""
+    submitted: int
+    """When it was fetched (time.monotonic_ns); set by the engine."""
 
     def __init__(self, trbs: list[Trb], cycle: int, is_in: bool) -> None:
         self.trbs = trbs
@@ -177,8 +181,10 @@ def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
     if len(trbs) == 1 and first.control & (_TYPE | _IDT) == leading:
         length = first.status & _LENGTH
         td.length = length
-        last = memory.windows(first.parameter, length, write=td.is_in) if length else []
-        td.windows = last
+        try:
+            td.windows = memory.windows(first.parameter, length, write=td.is_in) if length else []
+        except GuestMemoryError as error:
+            raise TdFault(first, str(error)) from error
         return
     data: list[Trb] = []
     for trb in trbs:
@@ -220,7 +226,18 @@ def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
     if total > spec.TD_LENGTH_MAX:
         raise TdFault(data[0], "a TD of 16 MiB or more")
     td.length = total
-    td.windows = memory.gather(ranges, write=td.is_in)
+    try:
+        td.windows = memory.gather(ranges, write=td.is_in)
+    except GuestMemoryError as error:
+        raise TdFault(_at(data, error.address), str(error)) from error
+
+
+def _at(data: list[Trb], address: int) -> Trb:
+    """The TRB whose buffer has a byte at this address, or begins with it."""
+    for trb in data:
+        if not trb.control & _IDT and trb.parameter <= address < trb.parameter + max(trb.status & _LENGTH, 1):
+            return trb
+    return data[0]
 
 
 def _collect_control(td: Td, ring: ConsumerRing, memory: GuestMemory) -> bool:
@@ -275,6 +292,11 @@ def _shorten(td: Td, length: int) -> None:
 
 
 # -- the way back ---------------------------------------------------------------------------------------------
+
+
+def data_length(trb: Trb) -> int:
+    """Bytes of a TRB's buffer; 0 for one that has none."""
+    return trb.status & _LENGTH if trb.control & _TYPE in (_NORMAL, _DATA, _ISOCH) else 0
 
 
 def current(td: Td) -> tuple[Trb, int]:

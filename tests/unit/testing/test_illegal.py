@@ -48,6 +48,11 @@ def events(guest: Guest, count: int) -> list[Event]:
     return found
 
 
+def not_moved(trb: Trb) -> int:
+    """The residue of a TRB that is refused: all of its buffer."""
+    return trb.status & spec.TRB_LENGTH_MASK if trb.type in (spec.TRB_NORMAL, spec.TRB_DATA_STAGE) else 0
+
+
 def brief(found: Sequence[Event]) -> list[tuple[int, int, int]]:
     return [(event.pointer, event.completion_code, event.length) for event in found]
 
@@ -126,7 +131,7 @@ def test_a_trb_that_does_not_belong_there_stops_the_endpoint(
 ) -> None:
     pipe = device.pipe(BULK_IN)
     (address,) = push(pipe, bad)
-    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, 0)]
+    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, not_moved(bad))]
     assert pipe.state == spec.EP_ERROR
     pipe.set_dequeue(pipe.ring.position)
     assert pipe.state == spec.EP_STOPPED
@@ -173,7 +178,7 @@ def test_a_link_with_ioc_has_an_event(guest: Guest, fake: FakeDevice, device: Us
 def test_stages_that_make_no_control_transfer(guest: Guest, device: UsbDevice, trbs: list[Trb]) -> None:
     pipe = device.control
     addresses = push(pipe, *trbs)
-    assert brief(events(guest, 1)) == [(addresses[-1], spec.CC_TRB_ERROR, 0)]
+    assert brief(events(guest, 1)) == [(addresses[-1], spec.CC_TRB_ERROR, not_moved(trbs[-1]))]
     pipe.set_dequeue(pipe.ring.position)
     assert len(device.get_descriptor(1, 0, 18)) == 18
 
@@ -290,6 +295,6 @@ def test_a_bad_trb_behind_good_ones_is_reported_after_them(
 def test_a_buffer_that_is_not_memory(guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
     pipe = device.pipe(BULK_IN)
     (address,) = push(pipe, make.normal(0xDEAD_0000_0000, 100, IOC))
-    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, 0)]
+    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, 100)]
     assert fake.in_flight == 0
     device.bulk_out(BULK_OUT, b"the other endpoint works")

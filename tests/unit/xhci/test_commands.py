@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CONFIG, DCBAAP, Rig, Speed, codes, make, of_type, spec
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CONFIG, DCBAAP, FakeDevice, Rig, Speed, codes, make, of_type, spec
 from usbvfiod_core.testing.driver import InputContext, UsbDevice, endpoint_dwords, slot_dwords
 from usbvfiod_core.usb.transfer import TransferStatus
 
@@ -139,6 +139,12 @@ def test_address_device_in_two_steps(enabled: UsbDevice) -> None:
         {"type": spec.EP_TYPE_BULK_IN},
         {"max_packet_size": 0},
         {"route_string": 1},
+        {"port_id": 0},
+        {"port_id": 16},
+        {"port_id": 255},
+        {"speed": Speed.FULL},
+        {"speed": Speed.SUPER},
+        {"speed": 15},
     ],
     ids=str,
 )
@@ -149,11 +155,29 @@ def test_address_device_checks_its_parameters(rig: Rig, enabled: UsbDevice, chan
     assert address(enabled, fill_address(enabled)) == spec.CC_SUCCESS
 
 
-@pytest.mark.parametrize("port_id", [0, 2, 16, 255])
+@pytest.mark.parametrize("port_id", [2, 9, 15])
 def test_address_device_at_a_port_without_a_device(enabled: UsbDevice, port_id: int) -> None:
-    code = address(enabled, fill_address(enabled, port_id=port_id))
-    assert code in (spec.CC_TRANSACTION_ERROR, spec.CC_PARAMETER_ERROR)
+    assert address(enabled, fill_address(enabled, port_id=port_id)) == spec.CC_TRANSACTION_ERROR
     assert enabled.context.slot_state == spec.SLOT_DISABLED
+
+
+@pytest.mark.parametrize(
+    ("device", "speed"),
+    [
+        (Speed.HIGH, 0),  # reserved, as xHCI 1.2 has it
+        (Speed.SUPER_PLUS, 0),
+        (Speed.SUPER_PLUS, Speed.SUPER_PLUS),
+        (Speed.SUPER_PLUS, Speed.SUPER),  # Linux, at a root hub port of USB 3.0
+    ],
+)
+def test_speeds_that_a_slot_context_may_have(make_rig: Callable[..., Rig], device: Speed, speed: int) -> None:
+    fake = FakeDevice(min(device, Speed.SUPER))
+    fake.speed = device
+    rig = make_rig(device=fake)
+    rig.usb.disable()
+    usb = UsbDevice(rig.driver, rig.port)
+    assert address(usb, fill_address(usb, speed=speed)) == spec.CC_SUCCESS
+    assert len(usb.get_descriptor(1, 0, 18)) == 18
 
 
 def test_address_device_needs_an_enabled_port(rig: Rig, enabled: UsbDevice) -> None:
@@ -250,6 +274,7 @@ def test_transfers_of_a_dropped_endpoint_come_back_first(rig: Rig) -> None:
         {"interval": 16},
         {"interval": 255},
         {"max_burst": 16},
+        {"mult": 3},
     ],
     ids=str,
 )

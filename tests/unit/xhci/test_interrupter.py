@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.xhci.kit import BULK_OUT, USBCMD, USBSTS, Rig, reg, spec
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, USBCMD, USBSTS, Rig, codes, reg, spec
 from usbvfiod_core.xhci.interrupter import IMOD_UNIT
 
 IMAN = reg.interrupter_base(0) + spec.IMAN
@@ -222,6 +222,25 @@ def test_a_target_without_an_event_ring_falls_back_to_the_primary(target: int) -
     assert len(rig.events(0)) == 1
     assert rig.signals == 1
     assert sum(rig.bus.signals) == 1
+
+
+def test_events_about_no_trb_go_to_the_interrupter_of_the_slot() -> None:
+    rig = Quiet(interrupters=3)
+    source = rig.usb.input_context
+    for target in (2, 1):
+        source.clear()
+        source.add(0)
+        source.set_slot(0, 0, target << spec.SLOT_INTERRUPTER_SHIFT, 0)
+        assert rig.command(spec.TRB_EVALUATE_CONTEXT, parameter=source.address) == spec.CC_SUCCESS
+        rig.submit_command(spec.TRB_STOP_ENDPOINT, dci=rig.bulk_out.dci)
+        assert codes(rig.events(target)) == [spec.CC_STOPPED_LENGTH_INVALID]
+        rig.handle()
+        rig.bulk_out.doorbell()
+    rig.handle()
+    # A slot that is configured anew says it again, and so do the endpoints that are made then.
+    rig.usb.configure_endpoints(add=[rig.usb.interface(0).endpoints[0]], drop=[BULK_IN])
+    rig.submit_command(spec.TRB_STOP_ENDPOINT, dci=rig.bulk_in.dci)
+    assert codes(rig.events(1)) == [spec.CC_STOPPED_LENGTH_INVALID]
 
 
 def test_interrupters_are_busy_each_on_its_own() -> None:

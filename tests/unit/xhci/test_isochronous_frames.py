@@ -63,6 +63,19 @@ def test_one_missed_td_holds_up_none(rig: Rig) -> None:
 # -- rings that run dry ------------------------------------------------------------------------------------------------
 
 
+def test_a_ring_that_runs_dry_is_told_to_the_interrupter_of_the_slot(make_rig: Make) -> None:
+    rig = make_rig(device=FakeDevice(Speed.HIGH, configurations=[CONFIGURATION]), interrupters=2)
+    source = rig.usb.input_context
+    source.clear()
+    source.add(0)
+    source.set_slot(0, 0, 1 << spec.SLOT_INTERRUPTER_SHIFT, 0)
+    assert rig.command(spec.TRB_EVALUATE_CONTEXT, parameter=source.address) == spec.CC_SUCCESS
+    submit(rig, OUT)
+    rig.device.answers(OUT, TransferStatus.COMPLETED)
+    rig.bus.run()
+    assert (codes(rig.events(0)), codes(rig.events(1))) == ([spec.CC_SUCCESS], [spec.CC_RING_UNDERRUN])
+
+
 @pytest.mark.parametrize(("address", "code"), [(IN, spec.CC_RING_OVERRUN), (OUT, spec.CC_RING_UNDERRUN)])
 def test_a_ring_that_runs_dry_says_so_once(rig: Rig, address: int, code: int) -> None:
     endpoint = pipe(rig, address)

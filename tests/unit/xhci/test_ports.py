@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.xhci.hub import Hub
 from tests.unit.xhci.kit import USBSTS, DirectBus, FakeDevice, Speed, reg, spec
+from usbvfiod_core.xhci.ports import IDLE_SECONDS
 
 CCS, PED, PR, WPR, LWS = spec.PORTSC_CCS, spec.PORTSC_PED, spec.PORTSC_PR, spec.PORTSC_WPR, spec.PORTSC_LWS
 CSC, PRC, WRC, PLC, PEC = spec.PORTSC_CSC, spec.PORTSC_PRC, spec.PORTSC_WRC, spec.PORTSC_PLC, spec.PORTSC_PEC
@@ -210,6 +211,51 @@ def test_remote_wakeup(hub: Callable[..., Hub], speed: Speed) -> None:
     it.port.set_link_state(spec.PLS_U0)
     assert (it.port.link_state, it.changes) == (spec.PLS_U0, PLC)
     assert it.events() == 1
+
+
+@pytest.mark.parametrize("speed", [USB2, USB3])
+def test_remote_wakeup_before_the_port_is_suspended(hub: Callable[..., Hub], speed: Speed) -> None:
+    """A key between the driver's decision to suspend the keyboard and U3."""
+    it = hub(speed)
+    it.port.reset()
+    it.events()
+    it.device.wake()
+    it.port.suspend()
+    assert (it.port.link_state, it.changes) == (spec.PLS_U3, 0), "not before the bus has been idle"
+    it.bus.pause(IDLE_SECONDS)
+    assert (it.port.link_state, it.changes) == (spec.PLS_RESUME, PLC)
+    assert it.events() == 1
+    it.port.clear_changes()
+    it.port.resume()
+    it.port.clear_changes()
+    it.port.suspend()
+    it.bus.pause(1.0)
+    assert (it.port.link_state, it.changes) == (spec.PLS_U3, 0), "one signal, one wake-up"
+
+
+@pytest.mark.parametrize("what", ["reset", "resume", "unplug", "halt and reset"])
+def test_a_wakeup_that_is_over(hub: Callable[..., Hub], what: str) -> None:
+    it = hub(USB2)
+    it.port.reset()
+    it.device.wake()
+    if what == "reset":
+        it.port.reset()
+    elif what == "resume":
+        it.port.suspend()
+        it.port.resume()  # faster than the device can signal; it does when the port is suspended again
+    elif what == "unplug":
+        it.bus.unplug(it.port.port_id)
+        it.bus.plug(FakeDevice(USB2), it.port.port_id)
+        it.port.reset()
+    else:
+        it.driver.start()
+        it.port.reset()
+    it.port.clear_changes()
+    it.bus.pause(1.0)
+    assert (it.port.link_state, it.changes) == (spec.PLS_U0, 0)
+    it.port.suspend()
+    it.bus.pause(1.0)
+    assert it.port.link_state == (spec.PLS_RESUME if what == "resume" else spec.PLS_U3)
 
 
 def test_a_usb_2_port_is_disabled_and_reset_again(hub: Callable[..., Hub]) -> None:

@@ -48,3 +48,35 @@ def test_a_key_wakes_its_port_and_arrives(bus: DirectBus) -> None:
         usb.port.clear_changes(spec.PORTSC_PLC)
         usb.resume()
         assert [report.result()[2] for report in reports] == [4, 0]
+
+
+def test_a_key_on_the_way_to_sleep_wakes_its_port(bus: DirectBus) -> None:
+    """As Linux does it: endpoints stopped, remote wake-up allowed, U3; the key comes in between."""
+    driver = GuestDriver(bus).start()
+    keyboard = Keyboard(bus.loop)
+    usb = driver.enumerate(bus.plug(keyboard))
+    for _ in range(CYCLES):
+        reports = [usb.submit_in(KEYS, 8) for _ in range(2)]
+        usb.pipe(KEYS).stop(suspend=True)
+        usb.control_out(0x00, SET_FEATURE, DEVICE_REMOTE_WAKEUP, 0)
+        keyboard.type("a")
+        usb.suspend()
+        usb.port.wait_for(spec.PORTSC_PLC, spec.PORTSC_PLC, "does not wake up")
+        assert usb.port.link_state == spec.PLS_RESUME
+        usb.port.clear_changes(spec.PORTSC_PLC)
+        usb.resume()
+        assert [report.result()[2] for report in reports] == [4, 0]
+
+
+def test_a_key_that_was_read_does_not_wake_later(bus: DirectBus) -> None:
+    """Windows leaves remote wake-up allowed while the keyboard is in use."""
+    driver = GuestDriver(bus).start()
+    keyboard = Keyboard(bus.loop)
+    usb = driver.enumerate(bus.plug(keyboard))
+    usb.control_out(0x00, SET_FEATURE, DEVICE_REMOTE_WAKEUP, 0)
+    reports = [usb.submit_in(KEYS, 8) for _ in range(2)]
+    keyboard.type("a")
+    assert [report.result()[2] for report in reports] == [4, 0]
+    usb.suspend()
+    bus.pause(1.0)
+    assert usb.port.link_state == spec.PLS_U3

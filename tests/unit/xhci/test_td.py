@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.xhci.kit import CHAIN, IOC, Trb, make, spec
-from usbvfiod_core.errors import GuestMemoryError
 from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.testing.memory import GuestRam
 from usbvfiod_core.usb.requests import SetupPacket
@@ -198,9 +197,25 @@ def test_16_mib_less_one_byte_are_not(ring: Ring) -> None:
 @pytest.mark.parametrize("address", [0, NEXT + 0x10_0000, NEXT + 0xF_FFFF, (1 << 64) - 4])
 def test_a_buffer_outside_memory(ring: Ring, address: int) -> None:
     ring.put(make.normal(address, 8, IOC))
-    with pytest.raises(GuestMemoryError):
+    with pytest.raises(TdFault, match="guest memory") as fault:
         ring.collect()
+    assert fault.value.trb.address == RING
     assert ring.ring.address == RING
+
+
+@pytest.mark.parametrize("bad", range(4))
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_fault_is_that_of_the_trb_whose_buffer_is_outside_memory(ring: Ring, bad: int, joined: bool) -> None:
+    end = NEXT + 0x10_0000
+    buffers = [0x20_0000 + 0x100 * number for number in range(4)]
+    for number in range(bad, 4):
+        buffers[number] = end + 16 * (number - bad) if joined else end
+    if joined:
+        buffers[:bad] = [end - 16 * (bad - number) for number in range(bad)]
+    ring.put(*(make.normal(buffer, 16, CHAIN if number < 3 else IOC) for number, buffer in enumerate(buffers)))
+    with pytest.raises(TdFault) as fault:
+        ring.collect()
+    assert fault.value.trb.address == RING + 16 * bad
 
 
 # -- control transfers (3.2.9, 4.11.2.2) ---------------------------------------------------------------------------

@@ -275,6 +275,18 @@ def test_a_trb_error_comes_after_the_tds_in_front_of_it(rig: Rig) -> None:
     assert rig.device.received[BULK_OUT] == [b"good"]
 
 
+def test_a_trb_error_is_told_where_the_trb_says(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(interrupters=2)
+    good, hole = rig.ram.allocate(64), 0x0800_0000
+    trbs = [make.normal(good, 64, CHAIN), make.normal(hole, 32, CHAIN, interrupter=1), make.normal(good, 64, IOC)]
+    bad = rig.bulk_in.submit_trbs(trbs)
+    assert rig.events() == []
+    (event,) = rig.events(1)
+    assert (event.pointer, event.completion_code, event.length) == (bad.addresses[1], spec.CC_TRB_ERROR, 32)
+    assert rig.usb.context.dequeue(rig.bulk_in.dci)[0] == bad.addresses[1]
+    assert rig.bulk_in.state == spec.EP_ERROR
+
+
 @pytest.mark.parametrize("in_front", [False, True])
 @pytest.mark.parametrize("address", [0, 0xFFFF_FFFF_FFFF_FFF0, 0x0800_0000])
 def test_a_buffer_outside_memory_is_a_trb_error(rig: Rig, address: int, in_front: bool) -> None:
