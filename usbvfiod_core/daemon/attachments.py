@@ -1,24 +1,31 @@
-"""Attachments: what should be plugged into the controller, and what became of it.
+"""Attachments: what should be plugged into the controller, and keeping it so.
 
-Attaching goes through four gates, and each failure is one error for whoever asked: find the device among those its
-backend lists, ask the plugins whether it may be used, open it, let the plugins wrap it. What may block of this runs in
-a thread. Then it is plugged into a port and stays there, whatever the client does, until it is lost or detached.
+Each attachment is an intent. Whenever a backend says that devices came or went, what it lists is compared with the
+intents, and those whose device is there go through four gates: ask the plugins whether it may be used, open it, let the
+plugins wrap it, plug it in. What may block of this runs in a thread of its own, so that no device holds up another. A
+device that is lost is unplugged, and plugged into the same port when it is back.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from enum import Enum
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
-from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..hooks.settings import Settings
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
-from .config import DeviceSpec, check_backend
-from .matching import find
+from .assignment import assign
+from .config import DeviceSpec, Mode, check_backend
+from .guest_ports import GuestPorts
+from .intents import Attachment, Done, State, instance
+from .inventory import Inventory
+from .matching import Kind, describe, kind_of
+from .opening import AttachmentRefused, DeviceAbsent, explained, open_device
 
 log = logging.getLogger(__name__)
 
@@ -33,143 +40,396 @@ class RootHub(Protocol):
     def unplug(self, port_id: int) -> None: ...
 
 
-class AttachmentRefused(DeviceError):
-    """A plugin does not admit the device."""
-
-
-class State(Enum):
-    """Where an attachment is in its life."""
-
-    OPENING = "opening"
-    PLUGGED = "plugged"
-    LEAVING = "leaving"
-    """Unplugged; its transfers are on their way back."""
-    GONE = "gone"
-
-
-class Attachment:
-    """One device in one port. `port_id` is 0 until it is plugged."""
-
-    def __init__(self, spec: DeviceSpec) -> None:
-        self.spec = spec
-        self.info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
-        self.state = State.OPENING
-        self.port_id = 0
-        self.name = spec.text
-        self.device: Device | None = None
-
-
 class Attachments:
-    """The attachments of one controller, which calls `unplugged`. All methods are called on the loop's thread."""
+    """The attachments of one controller, which calls `unplugged`. All methods are called on the loop's thread.
 
-    def __init__(self, loop: Loop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend]) -> None:
+    `changed` is called with an attachment after it has come into another state, or the reason for it is another.
+    """
+
+    def __init__(
+        self, loop: Loop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend], ports: GuestPorts
+    ) -> None:
         self._loop = loop
         self._hub = hub
         self._registry = registry
         self._backends = backends
         self._attachments: list[Attachment] = []
+        self._results: dict[Attachment, Device | BaseException] = {}
+        self._count = 0
         self._closing = False
         self._when_empty: Callable[[], object] | None = None
+        self.ports = ports
+        self.inventory = Inventory(loop, backends, self._listed)
+        self.changed: Callable[[Attachment], object] = lambda attachment: None
+
+    def __iter__(self) -> Iterator[Attachment]:
+        """The attachments that are not gone, in the order they were asked for."""
+        return iter(tuple(self._attachments))
 
     @property
-    def present(self) -> tuple[Attachment, ...]:
-        """The attachments that are not gone, in the order they were asked for."""
-        return tuple(self._attachments)
+    def missing(self) -> list[Attachment]:
+        """Those of mode `required` that are not plugged in."""
+        return [each for each in self if each.spec.mode is Mode.REQUIRED and each.state is not State.PLUGGED]
 
-    def attach(self, spec: DeviceSpec, done: Callable[[Attachment | UsbvfiodError], object]) -> None:
-        """Open and plug in what `spec` says; give `done` the attachment, or the error that prevented it, later."""
+    def attach(self, spec: DeviceSpec, done: Done, *, fd: int | None = None, configured: bool = False) -> None:
+        """From now on keep plugged in what `spec` says; tell `done` later how the first try ended.
+
+        `done` gets the attachment, which may as well wait for its device, or the error that ended it. `fd` is a
+        descriptor of the device itself, which belongs to the attachment from this call on.
+        """
+        attachment = Attachment(self._count + 1, spec, configured=configured)
+        attachment.since = self._loop.time()
         try:
-            backend = self._backends[check_backend(spec.backend, self._backends)]
+            check_backend(spec.backend, self._backends)
+            if spec.port is not None:
+                self.ports.claim(attachment, spec.port)
         except UsbvfiodError as error:
-            self._loop.call_soon(done, error)
+            if fd is not None:
+                os.close(fd)
+            self._loop.call_soon(done, explained(spec, error))
             return
-        attachment = Attachment(spec)
+        self._count += 1
         self._attachments.append(attachment)
+        attachment.waiters.append(done)
+        if fd is not None:
+            attachment.wanted = attachment.allowed = True
+        if not attachment.wanted:
+            self._loop.call_soon(self._arrive, attachment, State.HELD)
+            return
+        slow = self._loop.call_later(OPEN_NOTICE, self._slow, attachment)
+        attachment.waiters.append(lambda result: slow.cancel())
+        self._pursue(attachment, fd)
 
-        slow = self._loop.call_later(OPEN_NOTICE, log.warning, "device %s takes long to open", spec.text)
+    def plug(self, attachment: Attachment, done: Done, *, fd: int | None = None) -> None:
+        """Somebody asks for an attachment: plug it in now if its device is there, and keep it so."""
+        if attachment.holds or self._closing:
+            if fd is not None:
+                os.close(fd)
+            state = "the server is ending" if self._closing else f"it is {attachment.state.value} already"
+            self._loop.call_soon(done, DeviceError(f"device {attachment}: {state}"))
+            return
+        attachment.wanted = attachment.allowed = True
+        attachment.cancel_timer()
+        attachment.soon()
+        attachment.waiters.append(done)
+        self._set(attachment, State.WAITING)
+        self._pursue(attachment, fd)
 
-        def opened(result: Device | BaseException) -> None:
-            slow.cancel()
-            try:
-                if isinstance(result, BaseException):
-                    raise result
-                self._plug(attachment, result)
-            except BaseException as error:
-                self._forget(attachment)
-                done(_explained(spec, error))
-            else:
-                done(attachment)
+    def detach(self, attachment: Attachment, done: Done | None = None, *, forget: bool = False) -> None:
+        """Unplug a device, as if pulled out of the port, and keep it out; `done` when its transfers have come back.
 
-        self._loop.run_blocking(lambda: self._open(backend, attachment), opened)
-
-    def detach(self, attachment: Attachment) -> None:
-        """Unplug a device, as if pulled out of the port; it is gone when its transfers have come back."""
+        The attachment stays, with its port, unless it is to be forgotten.
+        """
+        if attachment.wanted:
+            self._answer(attachment, DeviceError(f"device {attachment.spec.text}: {self._why_not}"))
+        attachment.wanted = False
+        attachment.allowed = attachment.spec.mode is not Mode.ASK
+        attachment.forget |= forget
+        attachment.cancel_timer()
+        if done is not None:
+            attachment.waiters.append(done)
         if attachment.state is State.PLUGGED:
-            attachment.state = State.LEAVING
+            self._set(attachment, State.LEAVING)
             self._hub.unplug(attachment.port_id)
+        elif not attachment.holds:
+            self._loop.call_soon(self._rest, attachment)
+
+    def move(self, attachment: Attachment, port_id: int, done: Done) -> None:
+        """Unplug a device and plug it into another port of its kind, which it keeps. Raises ConfigError: it cannot."""
+        is_usb3 = self.ports.check(attachment, port_id)
+        if attachment.device is not None and attachment.device.speed.is_usb3 is not is_usb3:
+            raise ConfigError(self._wrong_kind(attachment.device, port_id))
+        if attachment.port_id == port_id:
+            self._loop.call_soon(done, attachment)
+            return
+        self.ports.claim(attachment, port_id)
+        if attachment.state is State.PLUGGED:
+            attachment.waiters.append(done)
+            attachment.soon()
+            self._set(attachment, State.LEAVING)
+            self._hub.unplug(attachment.port_id)
+        else:
+            self._loop.call_soon(done, attachment)
 
     def unplugged(self, port_id: int, device: Device) -> None:
         """The controller has unplugged and closed a device, because it was told to or because the device was lost."""
-        for attachment in self.present:
+        for attachment in self:
             if attachment.port_id == port_id and attachment.device is device:
                 if attachment.state is State.PLUGGED:
+                    attachment.lost(self._loop.time())
                     log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, port_id)
-                attachment.state = State.GONE
-                self._forget(attachment)
+                attachment.device = None
+                attachment.port_id = 0
                 self._registry.observe(attachment.info, port_id, "unplugged")
+                self._rest(attachment)
 
     def close(self, done: Callable[[], object]) -> None:
         """Detach everything; `done` when every device has been closed. What is still being opened is closed then."""
         self._closing = True
         self._when_empty = done
-        for attachment in self.present:
-            self.detach(attachment)
+        self.inventory.close()
+        for attachment in self:
+            self.detach(attachment, forget=True)
         self._check_empty()
 
-    # -- own ----------------------------------------------------------------------------------------------------
+    # -- from the intent to an open device ---------------------------------------------------------------------------
 
-    def _open(self, backend: Backend, attachment: Attachment) -> Device:
-        """Find, admit and open; in a thread."""
+    def _pursue(self, attachment: Attachment, fd: int | None = None) -> None:
+        """Find its device: behind the descriptor, or in the list that is made next."""
+        backend = attachment.spec.backend
+        if fd is None:
+            self.inventory.look(backend)
+            return
+        attachment.fd = fd
+        self._set(attachment, State.OPENING)
+        identify = partial(self._backends[backend].identify_fd, fd)
+        self._loop.run_blocking(identify, partial(self._identified, attachment))
+
+    def _identified(self, attachment: Attachment, result: DeviceInfo | BaseException) -> None:
+        if self._closing or not attachment.wanted:
+            self._drop_fd(attachment)
+            self._rest(attachment)
+            return
+        try:
+            if isinstance(result, BaseException):
+                raise result
+            choice = assign((each for each in self if each is not attachment), [attachment], [result])[attachment]
+            if isinstance(choice, ConfigError | DeviceError):
+                raise choice
+            if choice is None and kind_of(attachment.spec.address) is not Kind.OWN:
+                raise DeviceError(f"the descriptor is of another device, {describe(result)}")
+        except Exception as error:
+            self._drop_fd(attachment)
+            self._failed(attachment, error)
+            return
+        self._open(attachment, result)
+
+    def _listed(self, backend: str, result: list[DeviceInfo] | BaseException, event: bool) -> None:
+        """What a backend lists was read again."""
+        pending = [each for each in self if each.spec.backend == backend and each.pending]
+        if isinstance(result, BaseException):
+            for attachment in pending:
+                self._failed(attachment, result)
+            return
+        for attachment, choice in assign(self, pending, result).items():
+            if isinstance(choice, ConfigError | DeviceError):
+                self._undecided(attachment, choice)
+            else:
+                self._consider(attachment, choice, event)
+
+    def _consider(self, attachment: Attachment, info: DeviceInfo | None, event: bool) -> None:
         spec = attachment.spec
-        info = find(spec.address, backend.list_devices())
-        if info is not None:
-            attachment.info = info
-        refusal = self._registry.refusal(attachment.info, Settings(spec.options))
-        if refusal is not None:
-            raise AttachmentRefused(refusal)
-        return backend.open(attachment.info.address, spec.options, self._loop)
+        if info is None:
+            if kind_of(spec.address) is not Kind.OWN:
+                self._absent(attachment)
+                return
+            info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        same = instance(info) == instance(attachment.info)
+        attachment.found(info, self._loop.time())
+        attachment.info = info
+        if not attachment.allowed:
+            if attachment.state is not State.ASKING:
+                log.info("%s (%s) is there; attach it to allow it", info.name, attachment)
+            self._arrive(attachment, State.ASKING)
+            return
+        if attachment.state is State.REFUSED and same:
+            return
+        wait = attachment.wait(self._loop.time(), event=event)
+        if wait:
+            self._later(attachment, wait)
+        else:
+            self._open(attachment, info)
+
+    def _open(self, attachment: Attachment, info: DeviceInfo) -> None:
+        attachment.cancel_timer()
+        attachment.info = info
+        attachment.trying(self._loop.time())
+        self._set(attachment, State.OPENING)
+        fd, attachment.fd = attachment.fd, None
+        spec = attachment.spec
+        call = partial(open_device, self._registry, self._backends[spec.backend], spec, info, fd, self._loop)
+        self._loop.run_blocking(call, partial(self._opened, attachment))
+
+    def _opened(self, attachment: Attachment, result: Device | BaseException) -> None:
+        self._results[attachment] = result
+        self._settle()
+
+    def _settle(self) -> None:
+        """Plug in what was opened, new attachments in the order they were asked for: so they get the same ports."""
+        in_turn = True
+        for attachment in self:
+            if attachment in self._results and (in_turn or not attachment.fresh):
+                self._finish(attachment, self._results.pop(attachment))
+            in_turn = in_turn and not attachment.fresh
+
+    def _finish(self, attachment: Attachment, result: Device | BaseException) -> None:
+        try:
+            if isinstance(result, BaseException):
+                raise result
+            self._plug(attachment, result)
+        except DeviceAbsent:
+            self._absent(attachment)
+        except BaseException as error:
+            self._failed(attachment, error)
 
     def _plug(self, attachment: Attachment, device: Device) -> None:
-        if self._closing:
+        if self._closing or not attachment.wanted:
             device.close()
-            raise DeviceError("the server is ending")
+            raise DeviceError(self._why_not)
         device = self._registry.wrap(device, attachment.info, Settings(attachment.spec.options), self._loop)
-        attachment.name = device.name
-        attachment.device = device
         try:
-            attachment.port_id = self._hub.plug(device, attachment.spec.port)
+            port_id = self._port_for(attachment, device)
+            self._hub.plug(device, port_id)
         except BaseException:
             device.close()
             raise
-        attachment.state = State.PLUGGED
-        log.info("%s (%s) is plugged into port %d", attachment.name, attachment.spec.text, attachment.port_id)
-        self._registry.observe(attachment.info, attachment.port_id, "plugged")
+        attachment.device, attachment.name, attachment.port_id = device, device.name, port_id
+        attachment.last = attachment.info
+        attachment.plugs += 1
+        attachment.failures = 0
+        attachment.complaint = ""
+        log.info("%s (%s) is plugged into port %d", device.name, attachment.spec.text, port_id)
+        self._arrive(attachment, State.PLUGGED)
+        self._registry.observe(attachment.info, port_id, "plugged")
 
-    def _forget(self, attachment: Attachment) -> None:
-        if attachment in self._attachments:
+    def _port_for(self, attachment: Attachment, device: Device) -> int:
+        """The port that the device goes into. Raises ConfigError."""
+        is_usb3, spec = device.speed.is_usb3, attachment.spec
+        owned = self.ports.owned(attachment)
+        if is_usb3 not in owned and owned and attachment.last is None and not spec.follow_port:
+            raise ConfigError(self._wrong_kind(device, owned[not is_usb3]))
+        port_id = self.ports.port_for(attachment, is_usb3)
+        if spec.follow_port:
+            # What sits in the socket next may need the other kind; then there may be none left.
+            try:
+                self.ports.port_for(attachment, not is_usb3)
+            except ConfigError as error:
+                log.warning("%s follows its port, but %s", attachment, error)
+        return port_id
+
+    @property
+    def _why_not(self) -> str:
+        return "the server is ending" if self._closing else "it was detached"
+
+    def _wrong_kind(self, device: Device, port_id: int) -> str:
+        is_usb3 = device.speed.is_usb3
+        kind = "USB 3" if is_usb3 else "USB 2"
+        return f"{device.name} needs a {kind} port, and port {port_id} is none; use {self.ports.usable(is_usb3)}"
+
+    # -- where it ends -----------------------------------------------------------------------------------------------
+
+    def _absent(self, attachment: Attachment) -> None:
+        """Its device is not there."""
+        attachment.cancel_timer()
+        if attachment.fresh and not self._closing:
+            required = attachment.spec.mode is Mode.REQUIRED
+            what = "it is required, and nothing is served before" if required else "it is plugged in when it comes"
+            log.log(logging.ERROR if required else logging.INFO, "device %s is not there; %s", attachment, what)
+        if self._closing or not attachment.wanted:
+            self._rest(attachment)
+            return
+        self._arrive(attachment, State.WAITING, "it is not there")
+        if self.inventory.has_events(attachment.spec.backend):
+            attachment.failures = 0
+        else:
+            attachment.failures += 1
+            self._later(attachment, attachment.delay)
+
+    def _undecided(self, attachment: Attachment, error: UsbvfiodError) -> None:
+        """There are several devices that it may mean, or another attachment has the one."""
+        if attachment.fresh:
+            self._failed(attachment, error)
+            return
+        attachment.cancel_timer()
+        self._complain(attachment, explained(attachment.spec, error))
+        self._set(attachment, State.WAITING, str(error))
+        self._answer(attachment, explained(attachment.spec, error))
+
+    def _failed(self, attachment: Attachment, error: BaseException) -> None:
+        """Its device could not be listed, found, admitted, opened, wrapped or plugged in."""
+        if self._closing or not attachment.wanted:
+            self._rest(attachment)
+            return
+        told = explained(attachment.spec, error)
+        if attachment.fresh:
+            attachment.forget = True
+            self._answer(attachment, told)
+            self._rest(attachment)
+            return
+        attachment.failures += 1
+        self._complain(attachment, told)
+        refused = isinstance(error, AttachmentRefused)
+        self._set(attachment, State.REFUSED if refused else State.RETRYING, str(error))
+        if not refused:
+            self._later(attachment, attachment.delay)
+        self._answer(attachment, told)
+
+    def _complain(self, attachment: Attachment, error: UsbvfiodError) -> None:
+        """Log what is wrong, once for many tries."""
+        if attachment.complaint != str(error):
+            attachment.complaint = str(error)
+            log.warning("%s", error)
+
+    def _rest(self, attachment: Attachment) -> None:
+        """Nothing of it is open any more."""
+        if attachment.state is State.GONE:
+            return
+        if self._closing or attachment.forget:
+            self.ports.release(attachment)
             self._attachments.remove(attachment)
-        self._check_empty()
+            self._arrive(attachment, State.GONE)
+            self._settle()
+            self._check_empty()
+        elif not attachment.wanted:
+            self._arrive(attachment, State.HELD)
+        else:
+            attachment.allowed = attachment.allowed and attachment.spec.mode is not Mode.ASK
+            self._set(attachment, State.WAITING, "it is gone")
+            self.inventory.look(attachment.spec.backend)
+
+    def _arrive(self, attachment: Attachment, state: State, reason: str = "") -> None:
+        if attachment.state is not State.GONE:
+            fresh, attachment.fresh = attachment.fresh, False
+            self._set(attachment, state, reason)
+            self._answer(attachment, attachment)
+            if fresh:
+                self._settle()
+
+    def _set(self, attachment: Attachment, state: State, reason: str = "") -> None:
+        if (attachment.state, attachment.reason) != (state, reason):
+            if attachment.state is not state:
+                attachment.since = self._loop.time()
+            attachment.state, attachment.reason = state, reason
+            self.changed(attachment)
+
+    def _answer(self, attachment: Attachment, result: Attachment | UsbvfiodError) -> None:
+        waiters, attachment.waiters = attachment.waiters, []
+        for done in waiters:
+            done(result)
+
+    def _slow(self, attachment: Attachment) -> None:
+        """It takes long: nobody waits for it any more."""
+        log.warning("device %s takes long to open", attachment.spec.text)
+        attachment.fresh = False
+        self._answer(attachment, attachment)
+        self._settle()
+
+    def _later(self, attachment: Attachment, delay: float) -> None:
+        """Look for its device again after `delay` seconds."""
+        attachment.cancel_timer()
+        attachment.next_try = self._loop.time() + delay
+        attachment.timer = self._loop.call_later(delay, self._due, attachment)
+
+    def _due(self, attachment: Attachment) -> None:
+        attachment.cancel_timer()
+        self.inventory.look(attachment.spec.backend)
+
+    def _drop_fd(self, attachment: Attachment) -> None:
+        if attachment.fd is not None:
+            os.close(attachment.fd)
+            attachment.fd = None
 
     def _check_empty(self) -> None:
         if self._when_empty is not None and not self._attachments:
             done, self._when_empty = self._when_empty, None
             self._loop.call_soon(done)
-
-
-def _explained(spec: DeviceSpec, error: BaseException) -> UsbvfiodError:
-    """`error` with the device it is about in front."""
-    for kind in (AttachmentRefused, DeviceError, ConfigError, PluginError):
-        if isinstance(error, kind):
-            return kind(f"device {spec.text}: {error}")
-    log.debug("device %s", spec.text, exc_info=error)
-    return DeviceError(f"device {spec.text}: backend {spec.backend} failed: {type(error).__name__}: {error}")

@@ -15,8 +15,10 @@ from ..pci.msix import Msix
 from ..usb.backend import Backend
 from ..vfio_user import transport
 from ..xhci.controller import Controller
-from .attachments import Attachment, Attachments, State
+from .attachments import Attachments
 from .config import Config, SocketError
+from .guest_ports import GuestPorts
+from .intents import Attachment, State
 from .loop import ServerLoop
 from .notify import notify
 
@@ -61,16 +63,21 @@ class Server:
             on_ended=self._client_ended,
             on_closed=self.stop,
         )
-        self.attachments = Attachments(loop, self.controller, registry, backends)
-        self.controller.hub.unplugged = self.attachments.unplugged
-        # Devices that ask for a port get it before those that take the next free one.
-        self._to_attach = sorted(config.devices, key=lambda spec: spec.port is None)
+        hub = self.controller.hub
+        usb3_ports = sum(port.is_usb3 for port in hub.ports)
+        ports = GuestPorts(len(hub.ports) - usb3_ports, usb3_ports)
+        self.attachments = Attachments(loop, self.controller, registry, backends, ports)
+        self.attachments.changed = self._attachment_changed
+        hub.unplugged = self.attachments.unplugged
+        self._starting = len(config.devices)
+        """Devices of which it is not known yet whether they can be used."""
+        self._serving = False
 
     def run(self) -> None:
         """Plug in the devices, serve, and end. Raises UsbvfiodError if a device or the socket cannot be used."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
-        self._loop.call_soon(self._attach_next)
+        self._loop.call_soon(self._start)
         self._loop.run_forever()
         if self._errors:
             for error in self._errors[:-1]:
@@ -90,21 +97,33 @@ class Server:
 
     # -- own ----------------------------------------------------------------------------------------------------
 
-    def _attach_next(self) -> None:
-        """Attach the devices one after the other, so that each start gives them the same ports."""
-        if self._stopping:
-            return
-        if self._to_attach:
-            self.attachments.attach(self._to_attach.pop(0), self._attached)
-        elif self._errors:
-            self.stop()
-        else:
-            self._listen()
+    def _start(self) -> None:
+        # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
+        for spec in self._config.devices:
+            self.attachments.attach(spec, self._attached, configured=True)
+        self._proceed()
 
     def _attached(self, result: Attachment | UsbvfiodError) -> None:
+        self._starting -= 1
         if isinstance(result, UsbvfiodError) and not self._stopping:
             self._errors.append(result)
-        self._attach_next()
+        self._proceed()
+
+    def _attachment_changed(self, attachment: Attachment) -> None:
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Serve, if every device was tried, none is an error, and those that are required are there."""
+        if self._stopping or self._serving or self._starting:
+            return
+        if self._errors:
+            self.stop()
+        elif not self.attachments.missing:
+            self._serving = True
+            self._listen()
+        else:
+            missing = ", ".join(str(attachment) for attachment in self.attachments.missing)
+            notify(f"STATUS=waiting for required devices: {missing}")
 
     def _listen(self) -> None:
         try:
@@ -143,7 +162,7 @@ class Server:
             self._loop.stop()
 
     def _give_up(self) -> None:
-        for attachment in self.attachments.present:
+        for attachment in self.attachments:
             what = "does not open" if attachment.state is State.OPENING else "does not end its transfers"
             log.warning("device %s %s; ending without it", attachment.spec.text, what)
         self._loop.stop()

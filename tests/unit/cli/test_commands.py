@@ -28,8 +28,8 @@ from usbvfiod_core import (
 )
 from usbvfiod_core.cli import exit_code, main
 from usbvfiod_core.cli.output import print_table, printable
-from usbvfiod_core.daemon.attachments import AttachmentRefused
 from usbvfiod_core.daemon.config import SocketError
+from usbvfiod_core.daemon.opening import AttachmentRefused
 from usbvfiod_core.hooks.registry import Registry
 
 

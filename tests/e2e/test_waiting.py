@@ -1,0 +1,31 @@
+"""Devices that are not there at start, with the real process."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from tests.e2e.conftest import Serve
+from tests.e2e.process import ServerProcess
+
+
+def test_a_device_that_is_not_there_is_waited_for(serve: Serve, image: Path) -> None:
+    server = serve("--device", "virtual:0403:6001", "--device", f"virtual:flash?image={image}")
+    assert "device virtual:0403:6001 is not there; it is plugged in when it comes" in server.log
+    assert "is plugged into port 9" in server.log
+    assert server.errors == []
+    assert server.terminate() == 0
+
+
+def test_nothing_is_served_before_a_required_device_is_there(tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(10)
+        arguments = ("--device", "virtual:keyboard", "--device", "virtual:0403:6001?mode=required&name=zigbee")
+        with ServerProcess(tmp_path, arguments, environment={"NOTIFY_SOCKET": str(address)}) as server:
+            assert manager.recv(200) == b"STATUS=waiting for required devices: zigbee"
+            assert not server.socket_path.exists()
+            assert "device zigbee is not there; it is required, and nothing is served before" in server.log
+            assert server.terminate() == 0
+            assert manager.recv(200) == b"STOPPING=1"

@@ -1,0 +1,46 @@
+"""Which of the devices that a backend lists goes to which attachment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from ..errors import ConfigError, DeviceError
+from ..usb.backend import DeviceInfo
+from .intents import Attachment
+from .matching import find_again, rank
+
+Choice: TypeAlias = "DeviceInfo | ConfigError | DeviceError | None"
+"""The device; or why it cannot be told which (ConfigError), or that another attachment has it (DeviceError); or None:
+it is not there."""
+
+
+def assign(
+    attachments: Iterable[Attachment], pending: Sequence[Attachment], devices: Sequence[DeviceInfo]
+) -> dict[Attachment, Choice]:
+    """A choice for each of `pending`, in their order.
+
+    No device goes to two attachments, if it is one that can only be in one place. Attachments whose address says more
+    about the device choose before those whose address says less.
+    """
+    held = {each.info.port_path: each for each in attachments if each.holds}
+    choices: dict[Attachment, Choice] = dict.fromkeys(pending)
+    for attachment in sorted(pending, key=lambda each: rank(each.spec.address)):
+        choice = choices[attachment] = _choose(attachment, devices, held)
+        if isinstance(choice, DeviceInfo):
+            held[choice.port_path] = attachment
+    return choices
+
+
+def _choose(attachment: Attachment, devices: Sequence[DeviceInfo], held: dict[str, Attachment]) -> Choice:
+    address, last, follow_port = attachment.spec.address, attachment.last, attachment.spec.follow_port
+    free = [info for info in devices if not info.port_path or info.port_path not in held]
+    try:
+        info = find_again(address, last, free, follow_port=follow_port)
+        if info is None and len(free) < len(devices):
+            taken = find_again(address, last, devices, follow_port=follow_port)
+            if taken is not None:
+                return DeviceError(f"{taken.address} is taken by {held[taken.port_path]}")
+    except ConfigError as error:
+        return error
+    return info

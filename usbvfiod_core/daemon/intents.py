@@ -1,0 +1,163 @@
+"""One attachment: the intent that a device be plugged in, and where it stands.
+
+Nothing here acts; `attachments` does. When to try again is decided here, without chance: see `wait`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from ..errors import UsbvfiodError
+from ..usb.backend import DeviceInfo
+from ..usb.device import Device, Timer
+from .config import DeviceSpec, Mode
+
+RETRIES: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds to wait after the first, second, ... failure in a row; the last one from then on."""
+AFTER_EVENT: Final = 1.0
+"""When a device came, went or changed, a failed attachment is tried again this long after its last try at most."""
+PACE: Final = 0.1
+"""Seconds between two tries at least, however often the device comes and goes."""
+STABLE: Final = 10.0
+"""A device that has been plugged in for this many seconds has nothing held against it any more."""
+
+
+class State(Enum):
+    """Where an attachment is in its life."""
+
+    WAITING = "waiting"
+    """Its device is not there, or it cannot be told which one it is."""
+    ASKING = "asking"
+    """Its device is there, and somebody has to allow it (mode `ask`)."""
+    HELD = "held"
+    """Not to be plugged in: mode `manual` before it was asked for, or detached."""
+    OPENING = "opening"
+    PLUGGED = "plugged"
+    LEAVING = "leaving"
+    """Unplugged; its transfers are on their way back."""
+    RETRYING = "retrying"
+    """Its device is there and could not be used; it is tried again at `next_try`."""
+    REFUSED = "refused"
+    """A plugin does not admit the device; tried again when the device changes or somebody asks for it."""
+    GONE = "gone"
+
+
+HOLDING: Final = (State.OPENING, State.PLUGGED, State.LEAVING)
+"""The states in which the device belongs to the attachment."""
+
+Done = Callable[["Attachment | UsbvfiodError"], object]
+
+
+class Attachment:
+    """What is known of one. `number` is never used again.
+
+    info        the device as its backend lists it; a stand-in before it was found
+    last        the device that it had last, by which it is recognized when it comes back
+    reason      why it is not plugged in, for people; empty if there is nothing to say
+    port_id     where it is plugged in, 0 if it is not
+    wanted      False: detached, or in mode `manual` not asked for yet
+    allowed     False: in mode `ask` and not allowed yet
+    waiters     told once when it has arrived at a state that is not on the way to another
+    """
+
+    def __init__(self, number: int, spec: DeviceSpec, *, configured: bool) -> None:
+        self.number = number
+        self.spec = spec
+        self.configured = configured
+        """Of the command line or the configuration file; else of a request."""
+        self.info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        self.last: DeviceInfo | None = None
+        self.state = State.WAITING
+        self.reason = ""
+        self.complaint = ""
+        """What was logged last of what is wrong."""
+        self.name = spec.text
+        self.device: Device | None = None
+        self.port_id = 0
+        self.wanted = spec.mode is not Mode.MANUAL
+        self.allowed = spec.mode is not Mode.ASK
+        self.forget = False
+        """Not to be kept once it is detached."""
+        self.fresh = True
+        """Nobody knows of it yet but who asked for it: an error ends it."""
+        self.fd: int | None = None
+        """A descriptor of the device that was handed to the server and is to be opened."""
+        self.waiters: list[Done] = []
+        self.timer: Timer | None = None
+        self.next_try: float | None = None
+        self.since = 0.0
+        """When it came into its state, by the loop's clock."""
+        self.plugs = 0
+        """How often it was plugged in."""
+        self.failures = 0
+        self._losses = 0
+        self._lost: tuple[object, ...] | None = None
+        self._last_try = float("-inf")
+
+    def __str__(self) -> str:
+        return self.spec.name or self.spec.text
+
+    @property
+    def holds(self) -> bool:
+        """Whether nobody else may have the device."""
+        return self.state in HOLDING
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is plugged in as soon as that can be done."""
+        return self.wanted and self.state in (State.WAITING, State.ASKING, State.RETRYING, State.REFUSED)
+
+    # -- when to try again -------------------------------------------------------------------------------------------
+
+    def trying(self, now: float) -> None:
+        """It is being opened."""
+        self._last_try = now
+        self._lost = None
+
+    def lost(self, now: float) -> None:
+        """Its device says that it is gone."""
+        if now - self.since >= STABLE:
+            self._losses = 0
+        self._lost = instance(self.info)
+
+    def found(self, info: DeviceInfo, now: float) -> None:
+        """Its device is listed. That one which disconnected is still there is a failure; or the host is about to
+        notice, and there is time for it to do so."""
+        if self._lost == instance(info):
+            self._losses += 1
+            self._last_try = now
+        elif self._lost is not None:
+            self._losses = 0
+        self._lost = None
+
+    def wait(self, now: float, *, event: bool) -> float:
+        """Seconds until it may be tried: RETRIES after a failure, sooner after an event, and never in a rush."""
+        delay = self.delay
+        if event:
+            delay = min(delay, AFTER_EVENT)
+        return max(self._last_try + delay - now, 0.0)
+
+    @property
+    def delay(self) -> float:
+        """Seconds between the last try and the next."""
+        failures = max(self.failures, self._losses)
+        return RETRIES[min(failures, len(RETRIES)) - 1] if failures else PACE
+
+    def soon(self) -> None:
+        """Somebody asks for it: what happened before is forgotten."""
+        self.failures = self._losses = 0
+        self._lost = None
+        self._last_try = float("-inf")
+
+    def cancel_timer(self) -> None:
+        """It does not try by itself any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.next_try = None
+
+
+def instance(info: DeviceInfo) -> tuple[object, ...]:
+    """What changes when a device was plugged in anew, or became another."""
+    return info.address, info.vendor_id, info.product_id, info.serial, info.note

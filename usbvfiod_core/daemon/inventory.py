@@ -1,0 +1,131 @@
+"""What the backends list, read again when they say that it changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from ..errors import UsbvfiodError
+from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Loop, Timer
+
+log = logging.getLogger(__name__)
+
+SCAN_PACE = 0.03
+"""Seconds from the end of one scan of a backend to the start of one because of an event: flapping costs no more."""
+
+
+@dataclass(slots=True)
+class _Scan:
+    """The scans of one backend."""
+
+    running: bool = False
+    wanted: bool = False
+    """Something changed since the scan that is running began."""
+    event: bool = False
+    """The next scan is because of an event."""
+    ended: float = float("-inf")
+    timer: Timer | None = None
+    stop: Callable[[], object] | None = None
+    """Ends the watch; None if there is none."""
+    watched: bool = False
+    """Whether it was tried to watch."""
+    events: bool = False
+    devices: dict[str, DeviceInfo] = field(default_factory=dict)
+
+
+class Inventory:
+    """Lists devices in threads, one scan of a backend at a time. All methods are called on the loop's thread.
+
+    `listed` is called after each scan with the backend's name, the devices or the exception, and whether it was made
+    because of an event. `changed` is called with "added" or "removed" and a device that the last scan did not list, or
+    did list; nothing is new in the first.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        backends: Mapping[str, Backend],
+        listed: Callable[[str, list[DeviceInfo] | BaseException, bool], object],
+    ) -> None:
+        self._loop = loop
+        self._backends = backends
+        self._listed = listed
+        self._scans = {name: _Scan() for name in backends}
+        self._closed = False
+        self.changed: Callable[[str, DeviceInfo], object] = lambda change, info: None
+
+    def look(self, backend: str, *, event: bool = False) -> None:
+        """Make a scan that begins after this call, at once or soon. The backend is watched from now on."""
+        scan = self._scans[backend]
+        if self._closed:
+            return
+        self.watch(backend)
+        scan.event |= event
+        if scan.running:
+            scan.wanted = True
+            return
+        wait = scan.ended + SCAN_PACE - self._loop.time() if event else 0.0
+        if wait <= 0:
+            self._start(backend)
+        elif scan.timer is None:
+            scan.timer = self._loop.call_later(wait, self._start, backend)
+
+    def watch(self, backend: str) -> None:
+        """Notice from now on when devices of a backend come and go."""
+        scan = self._scans[backend]
+        if scan.watched or self._closed:
+            return
+        scan.watched = True
+        implementation = self._backends[backend]
+        try:
+            scan.stop = implementation.watch(self._loop, partial(self.look, backend, event=True))
+        except Exception as error:
+            what = error if isinstance(error, UsbvfiodError) else f"{type(error).__name__}: {error}"
+            log.warning("backend %s has no events, so devices that come are noticed late: %s", backend, what)
+        else:
+            scan.events = type(implementation).watch is not Backend.watch
+
+    def has_events(self, backend: str) -> bool:
+        """Whether the backend says when devices come and go."""
+        return self._scans[backend].events
+
+    def close(self) -> None:
+        """End all watches; nothing is listed any more."""
+        self._closed = True
+        for scan in self._scans.values():
+            if scan.timer is not None:
+                scan.timer.cancel()
+            if scan.stop is not None:
+                scan.stop()
+                scan.stop = None
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, backend: str) -> None:
+        scan = self._scans[backend]
+        if scan.timer is not None:
+            scan.timer.cancel()
+            scan.timer = None
+        scan.running = True
+        event, scan.event = scan.event, False
+        self._loop.run_blocking(self._backends[backend].list_devices, partial(self._ended, backend, event))
+
+    def _ended(self, backend: str, event: bool, result: list[DeviceInfo] | BaseException) -> None:
+        scan = self._scans[backend]
+        scan.running = False
+        scan.ended = self._loop.time()
+        if self._closed:
+            return
+        if not isinstance(result, BaseException):
+            before, scan.devices = scan.devices, {info.address: info for info in result}
+            if before:
+                for change, some, others in (("removed", before, scan.devices), ("added", scan.devices, before)):
+                    for address in some.keys() - others.keys():
+                        self.changed(change, some[address])
+        self._listed(backend, result, event)
+        if scan.wanted:
+            scan.wanted = False
+            self.look(backend, event=scan.event)
