@@ -15,7 +15,7 @@ from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.faults import parse_faults
 from usbvfiod_core.virtual.faulty import FaultyDevice
-from usbvfiod_core.virtual.flash import Flash
+from usbvfiod_core.virtual.flash import Flash, UasFlash
 from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.keyboard import Keyboard
 from usbvfiod_core.virtual.loopback import Loopback
@@ -83,6 +83,20 @@ class TestSourceSinkWithFaults(SourceSinkConformance):
 class TestLoopbackWithFaults(DeviceConformance):
     def make_device(self, loop: Loop) -> Device:
         return FaultyDevice(Loopback(loop, speed=Speed.SUPER), parse_faults(FAR_AWAY), loop)
+
+    def unplug(self, device: Device) -> None:
+        assert isinstance(device, FaultyDevice)
+        device.disconnect()
+
+
+@pytest.mark.parametrize("speed", [Speed.HIGH, Speed.SUPER])
+class TestUasFlash(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _image(self, image: Path, speed: Speed) -> None:
+        self.path, self.speed = str(image), speed
+
+    def make_device(self, loop: Loop) -> Device:
+        return UasFlash(Image(self.path), loop, speed=self.speed)
 
 
 @pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])

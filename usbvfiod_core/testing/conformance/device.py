@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from ...usb import requests
-from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint
+from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint, Interface
 from ...usb.device import Device, Loop
 from ...usb.requests import SetupPacket
 from ...usb.speed import Speed
@@ -20,8 +20,10 @@ from .enumeration import (
     descriptor_request,
     get_configuration,
     get_descriptor,
+    get_interface,
     halt,
     set_configuration,
+    set_interface,
 )
 
 _REFUSALS = (TransferStatus.STALL, TransferStatus.ERROR, TransferStatus.DISCONNECTED)
@@ -43,21 +45,32 @@ class DeviceConformance:
                       device, for the tests of cancellation. Default: the first interrupt or bulk IN endpoint
     can_halt          False for a device that does not take SET_FEATURE(ENDPOINT_HALT)
     unknown_request   a control transfer that the device refuses
+    timeout           seconds for anything to end
+    submit_limit      seconds that `submit` and `cancel` may take
+
+    What a device does not have (alternate settings, isochronous endpoints, streams) is skipped.
     """
 
     idle_endpoint: int | None = None
     can_halt: bool = True
     unknown_request = SetupPacket(0xC0 | requests.DIRECTION_IN, 0xFE, 0xFEFE, 0xFEFE, 8)
+    timeout: float = 5.0
+    submit_limit: float = 0.2
 
     def make_device(self, loop: Loop) -> Device:
         """A new device, ready for `attach`. Called once for each test."""
         raise NotImplementedError
 
+    def unplug(self, device: Device) -> None:
+        """Make the device vanish, as if its cable were pulled, and see to it that the next test finds it again."""
+        pytest.skip("the suite does not know how to unplug this device")
+
     @pytest.fixture
     def bench(self) -> Iterator[DeviceBench]:
         """The device on a bench; everything it does wrong with a transfer fails the test at its end."""
         loop = StepLoop(virtual_time=False)
-        bench = DeviceBench(self.make_device(loop), loop)
+        device = self.make_device(loop)
+        bench = DeviceBench(device, loop, timeout=self.timeout, submit_limit=self.submit_limit)
         yield bench
         bench.close()
 
@@ -123,6 +136,87 @@ class DeviceConformance:
         bench.wait(*transfers)
         assert ended == [0, 1, 2, 3, 4]
 
+    def test_a_control_transfer_may_be_cancelled(self, bench: DeviceBench) -> None:
+        for _ in range(5):
+            transfer = bench.submit(0, TransferType.CONTROL, 18, setup=descriptor_request(DEVICE, 0, 18))
+            bench.cancel(transfer)
+            bench.wait(transfer)
+            assert transfer.status in (TransferStatus.COMPLETED, TransferStatus.CANCELLED)
+            assert get_descriptor(bench, DEVICE, 0, 18).actual == 18
+
+    # -- alternate settings ------------------------------------------------------------------------------------------
+
+    def test_alternate_settings_are_chosen_one_by_one(self, bench: DeviceBench) -> None:
+        configuration = configure(bench)
+        for interface in _with_settings(configuration):
+            assert set_interface(bench, interface.number, interface.alternate).status is TransferStatus.COMPLETED
+            assert get_interface(bench, interface.number) == interface.alternate
+            assert set_interface(bench, interface.number, 0xEE).status in _REFUSALS
+            assert get_interface(bench, interface.number) == interface.alternate
+        assert set_configuration(bench, configuration.value).status is TransferStatus.COMPLETED
+        for interface in _with_settings(configuration):
+            assert get_interface(bench, interface.number) == 0, "a new configuration begins with settings 0"
+
+    def test_endpoints_are_those_of_the_alternate_setting(self, bench: DeviceBench) -> None:
+        configuration = configure(bench)
+        settings = _with_settings(configuration)
+        for interface in settings:
+            elsewhere = [
+                endpoint
+                for other in settings
+                if other.number == interface.number
+                for endpoint in other.endpoints
+                if endpoint.is_in and endpoint.address not in {each.address for each in interface.endpoints}
+            ]
+            assert set_interface(bench, interface.number, interface.alternate).status is TransferStatus.COMPLETED
+            for endpoint in elsewhere:
+                refused = bench.submit(endpoint.address, endpoint.type, endpoint.packet_size)
+                bench.wait(refused)
+                assert refused.status in _REFUSALS
+
+    # -- isochronous endpoints, streams ------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("is_in", [True, False], ids=["in", "out"])
+    def test_isochronous_packets_end_in_order(self, bench: DeviceBench, is_in: bool) -> None:
+        endpoint = _select(bench, lambda each: each.type is TransferType.ISOCHRONOUS and each.is_in is is_in)
+        size = endpoint.packet_size
+        transfers = [bench.submit_packets(endpoint.address, [size if is_in else bytes(size)] * 4) for _ in range(8)]
+        bench.wait(*transfers)
+        assert bench.ended[-8:] == transfers
+        statuses = {packet.status for transfer in transfers for packet in transfer.packets}
+        assert TransferStatus.COMPLETED in statuses
+        assert not statuses & {TransferStatus.STALL, TransferStatus.CANCELLED, TransferStatus.DISCONNECTED}
+
+    @pytest.mark.parametrize("is_in", [True, False], ids=["in", "out"])
+    def test_isochronous_transfers_are_cancelled(self, bench: DeviceBench, is_in: bool) -> None:
+        endpoint = _select(bench, lambda each: each.type is TransferType.ISOCHRONOUS and each.is_in is is_in)
+        packets = [endpoint.packet_size if is_in else bytes(endpoint.packet_size)] * 8
+        transfers = [bench.submit_packets(endpoint.address, packets) for _ in range(32)]
+        for transfer in reversed(transfers):
+            bench.cancel(transfer)
+        bench.wait(*transfers)
+        assert transfers[-1].status is TransferStatus.CANCELLED
+        again = bench.submit_packets(endpoint.address, packets)
+        bench.wait(again)
+        assert again.status is TransferStatus.COMPLETED
+
+    def test_streams_wait_and_are_cancelled_one_by_one(self, bench: DeviceBench) -> None:
+        if not bench.device.max_streams:
+            pytest.skip("the device, or its backend, has no streams")
+        endpoint = _select(bench, lambda each: each.is_in and each.companion is not None and each.companion.max_streams)
+        assert endpoint.companion is not None
+        count = min(bench.device.max_streams, endpoint.companion.max_streams, 8)
+        waiting = {
+            stream_id: bench.submit(endpoint.address, TransferType.BULK, endpoint.packet_size, stream_id=stream_id)
+            for stream_id in range(1, count + 1)
+        }
+        bench.loop.advance(0.02)
+        for stream_id in sorted(waiting, key=lambda each: each * 5 % 7):
+            assert waiting[stream_id].status is None
+            bench.cancel(waiting[stream_id])
+            bench.wait(waiting[stream_id])
+            assert waiting[stream_id].status is TransferStatus.CANCELLED
+
     # -- cancellation ----------------------------------------------------------------------------------------------
 
     def test_a_cancelled_transfer_ends_once_and_leaves_memory_alone(self, bench: DeviceBench) -> None:
@@ -163,6 +257,15 @@ class DeviceConformance:
         bench.cancel(second)
         bench.wait(second)
 
+    def test_the_newest_may_be_cancelled_first(self, bench: DeviceBench) -> None:
+        """As the controller does it: what completes meanwhile is the oldest."""
+        transfers = [self._submit_idle(bench, number) for number in range(16)]
+        for transfer in reversed(transfers):
+            bench.cancel(transfer)
+            bench.wait(transfer)
+        done = [transfer.status is TransferStatus.COMPLETED for transfer in transfers]
+        assert done == sorted(done, reverse=True)
+
     # -- halts, reset, absent endpoints ----------------------------------------------------------------------------
 
     def test_an_endpoint_that_is_not_there_refuses(self, bench: DeviceBench) -> None:
@@ -202,6 +305,24 @@ class DeviceConformance:
         bench.reset()
         assert get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
 
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def test_closing_gives_everything_back(self, bench: DeviceBench) -> None:
+        transfers = [self._submit_idle(bench, number) for number in range(5)]
+        bench.close_device()
+        bench.wait(*transfers)
+        assert [transfer.completions for transfer in transfers] == [1] * 5
+
+    def test_a_device_that_vanishes_ends_its_transfers(self, bench: DeviceBench) -> None:
+        transfers = [self._submit_idle(bench, number) for number in range(5)]
+        self.unplug(bench.device)
+        bench.wait(*transfers)
+        assert bench.loop.run_until(lambda: bench.events.disconnections > 0, self.timeout)
+        late = bench.control(descriptor_request(DEVICE, 0, 18))
+        assert late.status in _REFUSALS
+        bench.loop.advance(0.02)
+        assert bench.events.disconnections == 1
+
     # -- own -------------------------------------------------------------------------------------------------------
 
     def _idle(self, bench: DeviceBench, configuration: Configuration) -> Endpoint:
@@ -222,6 +343,25 @@ class DeviceConformance:
         if not number:
             self._found = self._idle(bench, configure(bench))
         return bench.submit(self._found.address, self._found.type, self._found.packet_size)
+
+
+def _with_settings(configuration: Configuration) -> list[Interface]:
+    """The settings of the interfaces that have more than one."""
+    numbers = [interface.number for interface in configuration.interfaces]
+    found = [interface for interface in configuration.interfaces if numbers.count(interface.number) > 1]
+    return found or pytest.skip("the device has no alternate settings")
+
+
+def _select(bench: DeviceBench, wanted: Callable[[Endpoint], object]) -> Endpoint:
+    """Configure the device, and select the setting with the first endpoint that is wanted."""
+    for interface in configure(bench).interfaces:
+        for endpoint in interface.endpoints:
+            if wanted(endpoint):
+                if interface.alternate:
+                    chosen = set_interface(bench, interface.number, interface.alternate)
+                    assert chosen.status is TransferStatus.COMPLETED
+                return endpoint
+    pytest.skip("the device has no endpoint for this test")
 
 
 def _check_endpoint(speed: Speed, endpoint: Endpoint) -> None:

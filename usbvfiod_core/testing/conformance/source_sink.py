@@ -93,7 +93,7 @@ class SourceSinkConformance:
     pattern: int = 0
     control_limit: int = 4096
     timeout: float = 5.0
-    submit_limit: float = 0.05
+    submit_limit: float = 0.2
 
     def make_device(self, loop: Loop) -> Device:
         """The device, opened anew, ready for `attach`. Called once for each test."""
