@@ -117,6 +117,7 @@ class DirectBus(Bus):
         usb2_ports: int = 8,
         usb3_ports: int = 7,
         interrupters: int = 8,
+        context_size: int = 32,
     ) -> None:
         from ..xhci.controller import Controller  # here, so that importing the kit stays cheap
 
@@ -135,6 +136,7 @@ class DirectBus(Bus):
             usb2_ports=usb2_ports,
             usb3_ports=usb3_ports,
             interrupters=interrupters,
+            context_size=context_size,
         )
         self.controller.wakeup = self._schedule
         self.controller.bus_master = True

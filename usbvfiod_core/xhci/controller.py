@@ -50,6 +50,7 @@ class Controller:
     loop        for timers
     wakeup      set by the owner: `run` is wanted, because of something that happened outside of it
     hub         the root hub; its `unplugged` callback is for the owner to set
+    context_size   bytes of a context in guest memory, 32 or 64 (HCCPARAMS1.CSZ): drivers have to honour both
     bus_master  kept by the owner: PCI command register, Bus Master Enable
 
     Nothing here raises on what a guest does. `read`, `write` and `run` are the hot path.
@@ -64,13 +65,14 @@ class Controller:
         usb2_ports: int = 8,
         usb3_ports: int = 7,
         interrupters: int = 8,
+        context_size: int = 32,
     ) -> None:
         self.memory = memory
         self.loop = loop
         self.bus_master = False
         self.wakeup: Callable[[], None] = lambda: None
-        self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters)
-        self.context_stride = 64 if registers.dwords[spec.HCCPARAMS1 >> 2] & spec.HCC1_CSZ else 32
+        self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters, context_size)
+        self.context_stride = context_size
         self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.frame_number = self._mfindex.frame
         self.microframe = self._mfindex.read

@@ -113,7 +113,7 @@ class RegisterFile:
     stored by `store_masked`. `readers` maps the few offsets whose value is made when it is read.
     """
 
-    def __init__(self, usb2_ports: int, usb3_ports: int, interrupters: int) -> None:
+    def __init__(self, usb2_ports: int, usb3_ports: int, interrupters: int, context_size: int = 32) -> None:
         ports = usb2_ports + usb3_ports
         self._bytes = bytearray(REGISTER_SPACE)
         self.dwords = memoryview(self._bytes).cast("I")
@@ -121,6 +121,8 @@ class RegisterFile:
         self.readers: dict[int, Callable[[], int]] = {}
         self._rows = {offset: register for _, offset, register in register_map(ports, interrupters)}
         self._lay_out_capabilities(usb2_ports, usb3_ports, interrupters)
+        if context_size == 64:
+            self.dwords[spec.HCCPARAMS1 >> 2] |= spec.HCC1_CSZ
         self.reset()
 
     def reset(self) -> None:

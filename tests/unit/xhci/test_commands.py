@@ -10,6 +10,8 @@ from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CONFIG, DCBAAP, FakeDevice, R
 from usbvfiod_core.testing.driver import InputContext, UsbDevice, endpoint_dwords, slot_dwords
 from usbvfiod_core.usb.transfer import TransferStatus
 
+CONTEXT_SIZES = (32, 64)
+
 BULK_IN_DCI, BULK_OUT_DCI = 3, 4
 
 

@@ -6,6 +6,8 @@ from tests.unit.xhci.kit import Rig, codes, make, spec
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus
 
+CONTEXT_SIZES = (32, 64)
+
 VENDOR_IN, VENDOR_OUT = 0xC0, 0x40
 
 

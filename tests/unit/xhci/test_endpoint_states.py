@@ -24,6 +24,8 @@ STOP, RESET, RESET_TSP, SET_DEQUEUE, DOORBELL = (
     "Set TR Dequeue Pointer",
     "doorbell",
 )
+
+CONTEXT_SIZES = (32, 64)
 COMMANDS = {
     STOP: (spec.TRB_STOP_ENDPOINT, 0),
     RESET: (spec.TRB_RESET_ENDPOINT, 0),

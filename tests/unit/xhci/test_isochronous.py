@@ -11,6 +11,8 @@ from tests.unit.xhci.kit import FakeDevice, Rig, Speed, codes, make, spec
 from usbvfiod_core.usb.descriptors import Companion, Configuration, Endpoint, Interface
 from usbvfiod_core.usb.transfer import TransferStatus
 
+CONTEXT_SIZES = (32, 64)
+
 Make = Callable[..., Rig]
 
 

@@ -27,6 +27,8 @@ from usbvfiod_core.usb.transfer import TransferStatus
 from usbvfiod_core.xhci.controller import HALT_SECONDS
 from usbvfiod_core.xhci.engine import CANCEL_TIMEOUT
 
+CONTEXT_SIZES = (32, 64)
+
 RS, HCRST, INTE = spec.USBCMD_RS, spec.USBCMD_HCRST, spec.USBCMD_INTE
 HCH, CNR, HSE, HCE = spec.USBSTS_HCH, spec.USBSTS_CNR, spec.USBSTS_HSE, spec.USBSTS_HCE
 
@@ -41,8 +43,8 @@ def enumerate_again(rig: Rig) -> None:
 # -- HCRST -------------------------------------------------------------------------------------------------------
 
 
-def test_every_register_has_its_reset_value_after_hcrst(rig: Rig) -> None:
-    fresh = DirectBus()
+def test_every_register_has_its_reset_value_after_hcrst(rig: Rig, context_size: int) -> None:
+    fresh = DirectBus(context_size=context_size)
     rig.bus.unplug(rig.port_id)
     rig.bus.write(USBCMD, HCRST)
     for offset in range(0, reg.REGISTER_SPACE, 4):

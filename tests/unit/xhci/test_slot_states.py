@@ -28,6 +28,8 @@ ADDRESS, ADDRESS_BSR, CONFIGURE, DECONFIGURE, EVALUATE, RESET, DISABLE = (
     "Reset Device",
     "Disable Slot",
 )
+
+CONTEXT_SIZES = (32, 64)
 COMMANDS = [ADDRESS, ADDRESS_BSR, CONFIGURE, DECONFIGURE, EVALUATE, RESET, DISABLE]
 
 #: What the specification's figure 4-2 and the command sections allow, and the state that follows.
@@ -137,3 +139,34 @@ def test_a_slot_that_is_not_enabled(make_rig: Callable[..., Rig], type: int, slo
     rig = make_rig()
     assert rig.command(type, slot_id=slot_id, dci=1) == spec.CC_SLOT_NOT_ENABLED
     rig.works()
+
+
+# -- the size of contexts ----------------------------------------------------------------------------------------------
+
+
+def test_contexts_lie_as_far_apart_as_the_controller_says(rig: Rig, context_size: int) -> None:
+    capabilities = rig.bus.read(spec.HCCPARAMS1)
+    assert bool(capabilities & spec.HCC1_CSZ) == (context_size == 64)
+    assert rig.driver.capabilities.context_size == context_size
+    configured = {1: spec.EP_TYPE_CONTROL, 3: spec.EP_TYPE_BULK_IN, 4: spec.EP_TYPE_BULK_OUT}
+    for dci, type in configured.items():
+        words = rig.ram.dwords(rig.usb.context.address + dci * context_size, 2)
+        assert words[0] & spec.EP_STATE == spec.EP_RUNNING
+        assert (words[1] & spec.EP_TYPE_MASK) >> spec.EP_TYPE_SHIFT == type
+
+
+def test_only_the_words_that_are_defined_are_written(rig: Rig, context_size: int) -> None:
+    """What the driver keeps behind them is its own (6.2: reserved for the xHC, which does not need it)."""
+    context = rig.usb.context
+    rest = {0: 16} | dict.fromkeys(range(1, 32), 20)
+    for entry, used in rest.items():
+        rig.ram.write(context.address + entry * context_size + used, b"\xa5" * (context_size - used))
+    rig.usb.set_configuration(0)
+    rig.usb.set_configuration(1)
+    rig.works()
+    rig.bulk_in.stop()
+    rig.usb.reset()
+    rig.usb.disable()
+    for entry, used in rest.items():
+        start = context.address + entry * context_size + used
+        assert rig.ram.read(start, context_size - used) == b"\xa5" * (context_size - used)

@@ -10,6 +10,8 @@ from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus
 from usbvfiod_core.xhci.engine import CANCEL_TIMEOUT
 
+CONTEXT_SIZES = (32, 64)
+
 DATA = bytes(range(256)) * 8
 
 

@@ -14,6 +14,8 @@ from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
 
+CONTEXT_SIZES = (32, 64)
+
 STREAMS = 16
 OUTSIDE = 0x7FFF_0000_0000  # far from all guest memory
 

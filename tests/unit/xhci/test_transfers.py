@@ -13,6 +13,8 @@ from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
 
+CONTEXT_SIZES = (32, 64)
+
 DATA = bytes(range(256)) * 20
 SPLITS = [[], [0], [1, 0, 4000], [5119], [512] * 9, [7] * 40, [0, 0, 1, 0]]
 VENDOR_IN, VENDOR_OUT = 0xC0, 0x40
