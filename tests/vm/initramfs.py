@@ -99,6 +99,7 @@ LAB_MODULES = (
     "rndis_host",
     "usblp",
     "ftdi_sio",
+    "snd_usb_audio",
 )
 
 

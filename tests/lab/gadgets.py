@@ -1,0 +1,225 @@
+"""USB devices made of the kernel's own gadget functions, on the host controllers of dummy_hcd.
+
+    with Gadget([source_sink()], identity="0525:a4a0", speed="super") as gadget:
+        device = gadget.bind()
+
+A gadget is a directory of configfs (Documentation/usb/gadget_configfs.rst in Linux); writing the name of a device
+controller into its UDC plugs it in. dummy_hcd is a device controller and the host controller it is wired to in one:
+everything is real but the cable. It has no isochronous endpoints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from tests.lab.uevents import Uevents
+from tests.lab.usb_device import HostUsbDevice, at_ports, root_hubs, wait_plugged, wait_unplugged
+
+CONFIGFS = Path("/sys/kernel/config")
+GADGETS = CONFIGFS / "usb_gadget"
+CONTROLLERS = 4
+SPEEDS = {"full": "full-speed", "high": "high-speed", "super": "super-speed"}
+ENGLISH = "0x409"
+
+# A keyboard's report descriptor: eight bytes in (modifiers, reserved, six keys), one byte of lights out; HID 1.11, B.1.
+KEYBOARD_REPORT = bytes.fromhex(
+    "05 01 09 06 a1 01 05 07 19 e0 29 e7 15 00 25 01 75 01 95 08 81 02 95 01 75 08 81 03 95 05 75 01 05 08 19 01 29 05"
+    "91 02 95 01 75 03 91 03 95 06 75 08 15 00 25 65 05 07 19 00 29 65 81 00 c0"
+)
+
+_names = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function of a gadget: its driver's name in configfs and the attributes to write, paths below the function."""
+
+    kind: str
+    attributes: Mapping[str, str | bytes] = field(default_factory=dict)
+
+
+def source_sink(**attributes: int) -> Function:
+    """Gadget zero's source and sink (attributes such as pattern, bulk_qlen, bulk_buflen); usbtest drives it."""
+    return Function("SourceSink", {name: str(value) for name, value in attributes.items()})
+
+
+def loopback() -> Function:
+    """Gives back what it is sent."""
+    return Function("Loopback")
+
+
+def mass_storage(image: Path, *, stall: bool = True, read_only: bool = False) -> Function:
+    """A bulk-only drive with a unit for this image; with `stall` it halts endpoints as real ones do."""
+    attributes = {"stall": str(int(stall)), "lun.0/ro": str(int(read_only)), "lun.0/removable": "1"}
+    return Function("mass_storage", {**attributes, "lun.0/file": str(image)})
+
+
+def keyboard() -> Function:
+    """A boot keyboard; reports are written to the gadget's `node("hid")`."""
+    numbers = {"protocol": "1", "subclass": "1", "report_length": "8"}
+    return Function("hid", {**numbers, "report_desc": KEYBOARD_REPORT})
+
+
+def acm() -> Function:
+    """A CDC ACM serial port; its other end is the gadget's `node("acm")`."""
+    return Function("acm")
+
+
+def network(kind: str = "ncm") -> Function:
+    """A network adapter ("ncm", "ecm", "rndis"); its other end is the interface `network_interface`."""
+    return Function(kind)
+
+
+def printer() -> Function:
+    """A printer; what is printed is read from the gadget's `node("printer")`."""
+    return Function("printer", {"pnp_string": "MFG:usbvfiod;MDL:lab;CLS:PRINTER;"})
+
+
+def midi() -> Function:
+    """A MIDI port, which ALSA has on the gadget's side."""
+    return Function("midi")
+
+
+class Gadget:
+    """A gadget, made by the constructor, plugged in by `bind`. `remove`, or leaving `with`, takes it apart.
+
+    `speed` is the highest it offers: "full", "high" or "super"; `identity` is "VENDOR:PRODUCT" in hexadecimal,
+    by default one that no driver claims (0525:a4a0 is usbtest's).
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Function],
+        *,
+        identity: str = "1d6b:0104",
+        speed: str = "high",
+        serial: str = "0123456789",
+        product: str = "Lab gadget",
+    ) -> None:
+        _load()
+        self.device: HostUsbDevice | None = None
+        self._controller: int | None = None
+        self._path = GADGETS / f"usbvfiod-{os.getpid()}-{next(_names)}"
+        self._path.mkdir()
+        self._functions: list[Path] = []
+        try:
+            self._write("max_speed", SPEEDS[speed])
+            self.set_identity(identity)
+            self._write("bcdUSB", "0x0320" if speed == "super" else "0x0200")
+            for name, text in (("serialnumber", serial), ("manufacturer", "usbvfiod"), ("product", product)):
+                self._make(f"strings/{ENGLISH}")
+                self._write(f"strings/{ENGLISH}/{name}", text)
+            self._make(f"configs/c.1/strings/{ENGLISH}")
+            self._write(f"configs/c.1/strings/{ENGLISH}/configuration", "all of it")
+            for number, function in enumerate(functions):
+                self._add(number, function)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> Gadget:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def set_identity(self, identity: str) -> None:
+        """Change vendor and product; the next `bind` shows them."""
+        vendor, product = identity.split(":")
+        self._write("idVendor", f"0x{vendor}")
+        self._write("idProduct", f"0x{product}")
+
+    def bind(self, timeout: float = 20.0) -> HostUsbDevice:
+        """Plug it in, always at the same port, and wait until Linux has bound its drivers."""
+        with Uevents() as uevents:
+            if self._controller is None:
+                self._controller = _free_controller()
+            self._write("UDC", f"dummy_udc.{self._controller}")
+            hubs = root_hubs(Path(f"/sys/devices/platform/dummy_hcd.{self._controller}"))
+            self.device = wait_plugged(uevents, lambda: at_ports(hubs, "1"), f"gadget {self._path.name}", timeout)
+        return self.device
+
+    def unbind(self, timeout: float = 20.0) -> None:
+        """Pull it out and wait until Linux has let it go."""
+        with Uevents() as uevents:
+            self._write("UDC", "\n")
+            if self.device is not None:
+                wait_unplugged(uevents, self.device, timeout)
+                self.device = None
+
+    def remove(self) -> None:
+        """Pull it out if it is plugged in, and take it apart; nothing is left in configfs."""
+        if not self._path.exists():
+            return
+        if (self._path / "UDC").read_text().strip():
+            self.unbind()
+        for link in (self._path / "configs/c.1").glob("*.lab*"):
+            link.unlink()
+        for function in self._functions:
+            function.rmdir()
+        for directory in (f"configs/c.1/strings/{ENGLISH}", "configs/c.1", f"strings/{ENGLISH}", "."):
+            if (self._path / directory).exists():
+                (self._path / directory).rmdir()
+
+    def node(self, kind: str) -> Path:
+        """The gadget's own end of a function: the node that "acm", "hid" or "printer" has."""
+        function = self._function(kind)
+        if kind == "acm":
+            return Path(f"/dev/ttyGS{(function / 'port_num').read_text().strip()}")
+        if kind == "hid":
+            numbers = (function / "dev").read_text().strip()
+            return Path("/dev") / Path(f"/sys/dev/char/{numbers}").resolve().name
+        return Path("/dev/g_printer0")
+
+    @property
+    def network_interface(self) -> str:
+        """The interface at the gadget's end of a network adapter; there once it is bound."""
+        for kind in ("ncm", "ecm", "rndis"):
+            for function in self._functions:
+                if function.name.startswith(f"{kind}."):
+                    return (function / "ifname").read_text().strip()
+        raise LookupError("this gadget has no network adapter")
+
+    def _function(self, kind: str) -> Path:
+        return next(function for function in self._functions if function.name.startswith(f"{kind}."))
+
+    def _add(self, number: int, function: Function) -> None:
+        path = self._make(f"functions/{function.kind}.lab{os.getpid()}_{self._path.name.rpartition('-')[2]}_{number}")
+        self._functions.append(path)
+        for name, value in function.attributes.items():
+            target = path / name
+            data = value.encode() if isinstance(value, str) else value
+            target.write_bytes(data)
+        (self._path / "configs/c.1" / path.name).symlink_to(path)
+
+    def _make(self, name: str) -> Path:
+        path = self._path / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write(self, name: str, text: str) -> None:
+        (self._path / name).write_text(text)
+
+
+def _load() -> None:
+    """Load the modules and mount configfs, the first time."""
+    if not Path("/sys/class/udc/dummy_udc.0").exists():
+        subprocess.run(["modprobe", "libcomposite"], check=True)
+        subprocess.run(["modprobe", "dummy_hcd", "is_super_speed=1", f"num={CONTROLLERS}"], check=True)
+    if not GADGETS.exists():
+        subprocess.run(["mount", "-t", "configfs", "config", str(CONFIGFS)], check=True)
+
+
+def _free_controller() -> int:
+    for number in range(CONTROLLERS):
+        if not Path(f"/sys/class/udc/dummy_udc.{number}/function").read_text().strip():
+            return number
+    raise RuntimeError(f"all {CONTROLLERS} controllers of dummy_hcd are in use")
