@@ -154,7 +154,7 @@ def _fingerprint(tree: Path, recipe: Recipe, release: str) -> str:
     digest = hashlib.sha256((tree / debian.STAMP).read_bytes())
     for source in (recipe.init, SHELL, Path(__file__)):
         digest.update(source.read_bytes())
-    digest.update(json.dumps([str(tree), release]).encode())
+    digest.update(json.dumps([tree.name, release]).encode())
     return digest.hexdigest()[:12]
 
 

@@ -58,7 +58,9 @@ class Lab(Guest):
         self.exchange.mkdir()
         site = lab_packages.ensure(tree)
         self._write_environment()
+        initramfs.ensure(tree)  # for guests of the lab's own
         shares = {"tree": tree, "checkout": lab_packages.CHECKOUT, "site": site, "exchange": self.exchange}
+        shares["cache"] = tree.parent
         inside, qemu_inside = socket.socketpair()
         with inside, qemu_inside:
             super().__init__(
@@ -105,6 +107,7 @@ class Lab(Guest):
         path = [str(INSIDE / place.relative_to(lab_packages.CHECKOUT)) for place in places]
         variables = {"PYTHONPATH": ":".join([*path, "/exchange/distributions", "/site"]), "PYTHONUNBUFFERED": "1"}
         variables["USBVFIOD_EXCHANGE"] = str(self.exchange)
+        variables["USBVFIOD_CACHE"] = "/var/cache/usbvfiod"
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         (self.exchange / "environment").write_text("".join(lines))
 
