@@ -25,7 +25,7 @@ from .binding import Context, Handle, Libusb, NativeTransfer
 from .events import ContextEvents
 from .interfaces import Interfaces
 from .status import ERROR_INTERRUPTED, ERROR_INVALID_PARAM, ERROR_NO_MEM, error_code, operation_failed, submit_error
-from .transfers import NativeTransfers
+from .transfers import NativeTransfers, Result
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class LibusbDevice(HostDevice):
         self._waiting: deque[tuple[Transfer, float]] = deque()
         """Transfers for which the kernel had no memory, each with the time at which it is given up."""
         self._ended: list[NativeTransfer] = []
+        self._results: list[Result] = []
         self._taken_back = TransferStatus.ERROR
         """What a transfer ends with that was cancelled, but not by `stop`."""
         self._paused = False
@@ -125,12 +126,10 @@ class LibusbDevice(HostDevice):
             self._loop.call_soon(self._retry)
 
     def released(self) -> None:
-        self._deliver()
-        waiting, self._waiting = self._waiting, deque()
-        for transfer, _ in waiting:
-            transfer.complete(TransferStatus.DISCONNECTED)
-        left = list(self._in_flight)
+        self._complete(self._results)
+        left = [*self._in_flight, *(transfer for transfer, _ in self._waiting)]
         self._in_flight.clear()
+        self._waiting.clear()
         for transfer in left:
             transfer.complete(TransferStatus.DISCONNECTED)
 
@@ -178,6 +177,7 @@ class LibusbDevice(HostDevice):
         deadline = time.monotonic() + _RETURN_PATIENCE
         while len(self._ended) < len(self._in_flight) and time.monotonic() < deadline:
             self._handle_events(0.1)
+        self._results = self._take_results()  # natives are freed with the handle
         if not self.options.reattach:
             self._quietly("release", self._interfaces.drop)
         elif self._set != self._first_configuration and self._first_configuration:
@@ -187,8 +187,7 @@ class LibusbDevice(HostDevice):
         else:
             self._interfaces.give_back()
         try:
-            if len(self._ended) >= len(self._in_flight):
-                self._natives.close()
+            self._natives.close()
             self._handle.getDevice().close()
             self._context.close()
         finally:
@@ -275,14 +274,12 @@ class LibusbDevice(HostDevice):
 
     def _ready(self) -> None:
         self._handle_events(0)
-        self._deliver()
+        self._complete(self._take_results())
         if self._fd in self._events_of_context.removed:
             self.gone()
 
-    def _deliver(self) -> None:
-        ended, self._ended = self._ended, []
-        for native in ended:
-            transfer, status, actual = self._natives.finish(native)
+    def _complete(self, results: list[Result]) -> None:
+        for transfer, status, actual in results:
             self._in_flight.pop(transfer, None)
             if status is TransferStatus.CANCELLED:
                 if actual == transfer.length and actual:
@@ -297,6 +294,11 @@ class LibusbDevice(HostDevice):
             transfer.complete(status, actual)
 
     # -- own, in any thread -------------------------------------------------------------------------------------------
+
+    def _take_results(self) -> list[Result]:
+        """What has come back since the last time, in order."""
+        ended, self._ended = self._ended, []
+        return [self._natives.finish(native) for native in ended]
 
     def _handle_events(self, seconds: float) -> None:
         try:

@@ -19,6 +19,9 @@ from .status import TRANSFER_STATUS
 MAX_SPARE = 64
 """Native transfers that are kept for the next ones."""
 
+Result = tuple[Transfer, TransferStatus, int]
+"""A transfer that has come back, how it ended, and how much it has moved."""
+
 _NOTHING = bytearray()
 _CONTROL, _ISOCHRONOUS, _BULK = TransferType.CONTROL, TransferType.ISOCHRONOUS, TransferType.BULK
 _COMPLETED = TransferStatus.COMPLETED
@@ -62,8 +65,8 @@ class NativeTransfers:
             fill(transfer.endpoint, buffer, self._ended, (transfer, buffer))
         return native
 
-    def finish(self, native: NativeTransfer) -> tuple[Transfer, TransferStatus, int]:
-        """What a native transfer that has come back was made for, how it ended, and how much it has moved."""
+    def finish(self, native: NativeTransfer) -> Result:
+        """Read what a native transfer that has come back says, and put its data where it belongs."""
         transfer, buffer = native.getUserData()
         status = TRANSFER_STATUS.get(native.getStatus(), TransferStatus.ERROR)
         if transfer.type is _ISOCHRONOUS:
