@@ -128,7 +128,7 @@ class Endpoint(TransferEngine):
             finish(spec.CC_CONTEXT_STATE_ERROR)
             return
         stopped: list[tuple[Trb, int]] = []
-        dequeue = None
+        dequeue, code = None, spec.CC_STOPPED_LENGTH_INVALID
         for ring in self.rings():
             if ring.inflight:
                 trb, residue = current(ring.inflight[0])
@@ -138,12 +138,15 @@ class Endpoint(TransferEngine):
             else:
                 self._write_back(ring, ring.dequeue)
                 dequeue = ring.dequeue
+                if ring.skipping:
+                    code = spec.CC_STOPPED_SHORT_PACKET
         self._enter(states.STOP)
         for trb, residue in stopped:
             self.emit_code(spec.CC_STOPPED, trb, residue)
         if dequeue is not None and not stopped:
-            # A Forced Stopped Event, so that the driver knows where the ring stands (4.6.9).
-            self.emit_without_trb(dequeue & ~0xF, spec.CC_STOPPED_LENGTH_INVALID)
+            # A Forced Stopped Event, so that the driver knows where the ring stands (4.6.9). In a TD whose data a short
+            # packet has ended it is Stopped - Short Packet, with the bytes since the last Event Data TRB: none.
+            self.emit_without_trb(dequeue & ~0xF, code)
         finish(spec.CC_SUCCESS)
 
     def reset(self, *, keep_progress: bool) -> int:

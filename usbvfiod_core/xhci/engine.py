@@ -24,7 +24,7 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .ring import RingLoopError, Trb
 from .statistics import EndpointCounters
-from .td import Td, TdFault, report
+from .td import Td, TdFault, report, report_skipped
 from .transfer_ring import TransferRing
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,12 @@ class TransferEngine(ABC):
         """Tell the driver of a TD that has ended well, and count it."""
         if td.links:
             self._report_links(td.links)
-        report(td, self.emit)
+        if td.skipped:
+            report_skipped(td, self.emit)
+        else:
+            report(td, self.emit)
+            if td.partial:
+                td.ring.retired(td)
         if td.transfer is not None:
             counters = self.counters
             counters.transfers += 1

@@ -1,7 +1,9 @@
 """Transfer Descriptors: from the TRBs of a ring to one transfer, and from its result to events (3.2.8, 4.10, 4.11).
 
-A TD is collected only when the driver has written all of it. Its buffers become windows of guest memory; nothing is
-copied. When it has ended, `report` walks it once more and says which events it owes.
+A TD is collected when the driver has written all of it, or a part that it wants to hear of: macOS writes a TD of 1 MiB
+in pieces, and the next one when the Event Data TRB of the last has told it that there is room (4.11.7). Its buffers
+become windows of guest memory; nothing is copied. When it has ended, `report` walks it once more and says which events
+it owes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from .ring import ConsumerRing, Trb
 
 if TYPE_CHECKING:
     from .transfer_ring import TransferRing
+
+PART = 1024
+"""A part of a TD moves a multiple of this, and so of any packet size: a short packet would end the transfer."""
 
 TRB_LIMIT = 4096
 """TRBs in one TD; more is no driver but a guest that wants to keep us busy."""
@@ -55,9 +60,10 @@ class TdFault(Exception):
 class Td:
     """The TRBs of one TD (for a control endpoint: of its three stages) and the transfer made of them.
 
-    `cycle` is the cycle bit at its first TRB. `done` bytes were moved before an earlier stop and are not moved again.
-    `event_data` says that there is an Event Data TRB in it. `setup` and `windows` are what the transfer needs;
-    `transfer` is None for a TD without one (No Op).
+    `cycle` is the cycle bit at its first TRB. `partial` says that the driver has not written the rest of the TD yet,
+    `skipped` that it is such a rest, and that a short packet has ended the data before it. `done` bytes were moved
+    before an earlier stop and are not moved again. `event_data` says that there is an Event Data TRB in it. `setup` and
+    `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op).
     """
 
     __slots__ = (
@@ -68,8 +74,10 @@ class Td:
         "is_in",
         "length",
         "links",
+        "partial",
         "ring",
         "setup",
+        "skipped",
         "submitted",
         "transfer",
         "trbs",
@@ -92,6 +100,8 @@ class Td:
         self.windows: list[memoryview] | None = None
         self.transfer: Transfer | None = None
         self.ended = False
+        self.partial = False
+        self.skipped = False
         self.links: list[Trb] = []
 
     @property
@@ -134,7 +144,8 @@ class Td:
 def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_in: bool) -> Td | None:
     """Take the next whole TD off the ring; None, and the ring as it was, if the driver has not written one yet.
 
-    For a control endpoint that is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op.
+    For a bulk or interrupt endpoint the part of a TD up to an Event Data TRB will do (`Td.partial`). For a control
+    endpoint it is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op.
     Raises TdFault, RingLoopError, GuestMemoryError; the ring then stands at the TD's first TRB.
     """
     first = ring.read()
@@ -147,8 +158,13 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
     try:
         if type is TransferType.CONTROL and first.control & _TYPE != _NO_OP:
             complete = _collect_control(td, ring, memory)
-        elif _collect_chain(td.trbs, ring):
-            _map_normal(td, memory, _ISOCH if type is TransferType.ISOCHRONOUS else _NORMAL)
+        else:
+            isochronous = type is TransferType.ISOCHRONOUS
+            if not _collect_chain(td.trbs, ring):
+                if isochronous or not _cut(td.trbs, ring):
+                    return None
+                td.partial = True
+            _map_normal(td, memory, _ISOCH if isochronous else _NORMAL)
             complete = True
     finally:
         if complete:
@@ -169,6 +185,21 @@ def _collect_chain(trbs: list[Trb], ring: ConsumerRing) -> bool:
     if complete and trbs[-1].control & _CH:
         raise TdFault(trbs[-1], f"more than {TRB_LIMIT} TRBs in one TD")
     return complete
+
+
+def _cut(trbs: list[Trb], ring: ConsumerRing) -> bool:
+    """Leave of an incomplete chain what ends with an Event Data TRB, and the ring right behind it; False if there is no
+    such part, or none of whole packets."""
+    for index in range(len(trbs) - 1, -1, -1):
+        if trbs[index].control & _TYPE == _EVENT_DATA:
+            if sum(map(data_length, trbs[:index])) % PART:
+                return False
+            if index + 1 < len(trbs):
+                following = trbs[index + 1]
+                ring.address, ring.cycle = following.address, following.control & 1
+                del trbs[index + 1 :]
+            return True
+    return False
 
 
 def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
@@ -318,6 +349,13 @@ def current(td: Td) -> tuple[Trb, int]:
         elif kind == _STATUS:
             return trb, 0
     return at, 0
+
+
+def report_skipped(td: Td, emit: Emit) -> None:
+    """Emit the events of the rest of a TD whose data a short packet has ended earlier: Event Data only."""
+    for trb in td.trbs:
+        if trb.control & (_TYPE | _IOC) == _EVENT_DATA | _IOC:
+            emit(trb.parameter, _SHORT, spec.TRB_ED, trb.status, trb.control)
 
 
 def report(td: Td, emit: Emit) -> None:

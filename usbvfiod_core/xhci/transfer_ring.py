@@ -25,7 +25,7 @@ class TransferRing:
     address of that field, and `context_type` what else it holds: the Stream Context Type of a stream (6.2.4.1).
     """
 
-    __slots__ = ("_context", "_context_type", "_memory", "_resume", "due", "fetch", "inflight", "stream_id")
+    __slots__ = ("_context", "_context_type", "_memory", "_resume", "due", "fetch", "inflight", "skipping", "stream_id")
 
     def __init__(
         self, memory: GuestMemory, dequeue: int, context: int, *, stream_id: int = 0, context_type: int = 0
@@ -38,7 +38,9 @@ class TransferRing:
         self.inflight: deque[Td] = deque()
         self.due = False
         """Whether the endpoint is to look at it; kept by the endpoint."""
-        self._resume: tuple[int, int, int] | None = None
+        self.skipping = False
+        """Whether it stands in a TD that a short packet has ended before the driver had written all of it."""
+        self._resume: tuple[int, int, int, bool] | None = None
 
     @property
     def dequeue(self) -> int:
@@ -57,18 +59,33 @@ class TransferRing:
     def move(self, dequeue: int) -> None:
         """Set TR Dequeue Pointer (4.6.10): go to another position and forget a half-done TD. Nothing is in flight."""
         self.fetch.move(dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
+        self.skipping = False
         self._resume = None
 
     def next(self, type: TransferType, *, is_in: bool) -> Td | None:
-        """Fetch the next whole TD, without what an earlier stop has already moved; raises as `collect`."""
+        """Fetch the next TD, or the next part of one, without what an earlier stop has already moved; raises as
+        `collect`. What follows a part waits until that has ended: it may be short, and then the rest is skipped."""
+        if self.inflight and self.inflight[-1].partial:
+            return None
         td = collect(self.fetch, self._memory, type, is_in=is_in)
-        if td is not None and self._resume is not None:
-            address, length, done = self._resume
+        if td is None:
+            return None
+        if self._resume is not None:
+            address, length, done, partial = self._resume
             self._resume = None
-            # The driver may have turned the TD into No Ops meanwhile; then it is another TD.
-            if td.trbs[0].address == address and td.length == length and td.windows is not None:
+            # The driver may have turned the TD into No Ops meanwhile; then it is another TD. It may also have gone on
+            # writing one of which there was only a part.
+            same = td.length == length or (partial and td.length > length)
+            if td.trbs[0].address == address and same and td.windows is not None:
                 td.skip(done)
+        if self.skipping:
+            td.skipped, td.windows = True, None
+            self.skipping = td.partial
         return td
+
+    def retired(self, td: Td) -> None:
+        """A part of a TD has ended well."""
+        self.skipping = td.skipped or td.actual < td.length
 
     def rewind(self, *, keep_progress: bool) -> None:
         """Give back what is in flight: the fetch position becomes the retired one. No transfer is in flight any more.
@@ -82,7 +99,7 @@ class TransferRing:
         self.fetch.move(head.trbs[0].address, head.cycle)
         done = head.actual
         keep_progress = keep_progress and 0 < done < head.length and head.setup is None
-        self._resume = (head.trbs[0].address, head.length, done) if keep_progress else None
+        self._resume = (head.trbs[0].address, head.length, done, head.partial) if keep_progress else None
         self.inflight.clear()
 
     def forget_progress(self) -> None:

@@ -311,3 +311,14 @@ def test_no_ops_between_control_transfers(ring: Ring) -> None:
 def test_stages_in_disorder(ring: Ring, trbs: list[Trb], index: int) -> None:
     ring.put(*trbs)
     ring.faults(index, control=True)
+
+
+@pytest.mark.parametrize("type", [TransferType.CONTROL, TransferType.ISOCHRONOUS])
+def test_only_bulk_and_interrupt_tds_come_in_parts(ring: Ring, type: TransferType) -> None:
+    if type is TransferType.CONTROL:
+        ring.put(make.setup_stage(GET), make.data_stage(DATA, 1024, is_in=True, flags=CHAIN))
+    else:
+        ring.put(make.trb(spec.TRB_ISOCH, parameter=DATA, status=1024, control=CHAIN))
+    ring.put(make.event_data(1, IOC | CHAIN))
+    assert collect(ring.ring, ring.memory, type, is_in=True) is None
+    assert ring.ring.address == RING
