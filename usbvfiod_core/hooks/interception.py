@@ -29,15 +29,14 @@ def intercept(device: Device, interceptor: Interceptor, plugin: str, loop: Loop)
     """`device` behind `interceptor`, which belongs to the plugin of that name."""
     blame = Blame(plugin, type(interceptor).__name__)
     edits = edits_of(interceptor)
-    if edits:
-        device = EditedDescriptors(device, edits, blame)
-    return InterceptedDevice(device, interceptor, blame, loop)
+    edited = EditedDescriptors(device, edits, blame) if edits else device
+    return InterceptedDevice(edited, interceptor, blame, loop, device)
 
 
 class InterceptedDevice(WrappedDevice, Requester):
-    """A device with one interceptor in front of it."""
+    """A device with one interceptor in front of it. Its own requests go to `below`, past its edits of descriptors."""
 
-    def __init__(self, device: Device, interceptor: Interceptor, blame: Blame, loop: Loop) -> None:
+    def __init__(self, device: Device, interceptor: Interceptor, blame: Blame, loop: Loop, below: Device) -> None:
         super().__init__(device)
         self.blame = blame
         self.in_flight: dict[Transfer, InterceptedTransfer] = {}
@@ -50,7 +49,7 @@ class InterceptedDevice(WrappedDevice, Requester):
         self._when_idle: Callable[[], None] | None = None
         self._closed = False
         interceptor.loop = loop
-        interceptor.device = device
+        interceptor.device = self._below = below
         interceptor.requester = self
 
     # -- Device ------------------------------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ class InterceptedDevice(WrappedDevice, Requester):
             self._loop.call_soon(transfer.complete, TransferStatus.CANCELLED)
             return
         try:
-            self.device.submit(transfer)
+            self._below.submit(transfer)
         except Exception:
             log.exception("%s: submit raised; the transfer fails", self.device.name)
             transfer.complete(TransferStatus.ERROR)

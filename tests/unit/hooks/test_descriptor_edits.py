@@ -7,7 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.hooks.conftest import Stack
-from usbvfiod_core import Device, InterceptedTransfer, Interceptor, SetupPacket, Speed, TransferStatus, TransferType
+from usbvfiod_core import (
+    Device,
+    InterceptedTransfer,
+    Interceptor,
+    SetupPacket,
+    Speed,
+    Transfer,
+    TransferStatus,
+    TransferType,
+)
 from usbvfiod_core.hooks.interception import intercept
 from usbvfiod_core.testing.conformance import DeviceConformance
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
@@ -49,6 +58,22 @@ def test_edits_are_made_on_edits(stack: Stack) -> None:
 
     data = stack(Longer(), Shorter()).control(ask(CONFIGURATION, 255)).data
     assert (len(data), data[2:4]) == (9, b"\x09\x00")
+
+
+def test_what_an_interceptor_asks_itself_is_not_edited_by_it(stack: Stack) -> None:
+    class Curious(Longer):
+        found = b""
+
+        def attached(self) -> None:
+            self.control_request(ask(CONFIGURATION, 255), self.learn)
+
+        def learn(self, transfer: Transfer) -> None:
+            self.found = transfer.read()[: transfer.actual]
+
+    nearer, farther = Curious(), Longer()
+    seen = stack(farther, nearer).control(ask(CONFIGURATION, 255)).data
+    assert nearer.found.count(b"\x05\xffnew") == 1
+    assert seen.count(b"\x05\xffnew") == 2
 
 
 def test_the_other_descriptors(fake: FakeDevice, stack: Stack) -> None:
