@@ -6,6 +6,7 @@ import resource
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..usb.device import Device
 from ..usb.requests import DIRECTION_IN, SetupPacket
@@ -217,15 +218,24 @@ class _Clock:
     """Seconds that this thread has worked or slept since; not those in which it was kept from running by others."""
 
     def __init__(self) -> None:
-        self._wall, self._worked, self._sleeps = self._read()
+        self._start = self._read()
 
     def taken(self) -> float:
-        wall, worked, sleeps = self._read()
-        return wall - self._wall if sleeps != self._sleeps else worked - self._worked
+        wall, worked, sleeps, waited = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return wall - waited if sleeps else worked
 
     @staticmethod
-    def _read() -> tuple[float, float, int]:
-        return time.perf_counter(), time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    def _read() -> tuple[float, float, int, float]:
+        sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        return time.perf_counter(), time.thread_time(), sleeps, _run_delay()
+
+
+def _run_delay() -> float:
+    """Seconds that this thread was ready to run and did not, where the kernel counts them."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _nothing(transfer: Transfer) -> None:
