@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/usbvfiod.stamp
 
-.PHONY: help demo test test-long vm bench lint clean
+.PHONY: help demo test test-long vm bench docs lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-long  the long loops as well"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
 	@echo "make bench      measure, beside QEMU's own controller where a VM can run"
+	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables"
 	@echo "make lint       format check, lint and types"
 
 $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
@@ -34,6 +35,9 @@ vm: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) tests/bench/run.py
+
+docs: $(STAMP)
+	$(RUN) -m tests.coverage_document
 
 lint: $(STAMP)
 	$(RUN) -m ruff format --check .

@@ -45,6 +45,8 @@ LAYERS = {
     "xhci.commands": 4,
     "xhci.command_ring": 4,
     "xhci": 5,
+    "xhci.coverage": 6,
+    "xhci.coverage_registers": 6,
     "vfio_user.transport": 6,
     "hooks": 6,
     "": 7,  # usbvfiod_core itself: the plugin API, re-exported
