@@ -1,0 +1,264 @@
+"""A device of the host, through usbfs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from usbvfiod_core import DeviceError
+from usbvfiod_core.host.device import HostDevice, configurations
+from usbvfiod_core.host.operations import OperationFailed
+from usbvfiod_core.host.options import HostOptions, ResetPolicy
+from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
+from usbvfiod_core.usb.device import DeviceEvents, Loop
+from usbvfiod_core.usb.speed import Speed
+from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType
+
+from . import ioctl as usbfs
+from .handle import Handle
+from .isochronous import IsochronousLane
+from .lane import Lane
+from .urb import Urbs
+
+CUT: Final = 1 << 20
+"""Bytes of one bulk URB where the host controller takes scattered memory: a sixteenth of what usbfs has for all."""
+CUT_ONE_PIECE: Final = 64 << 10
+"""Where it does not: Linux then looks for memory in one piece."""
+MAX_STREAMS: Final = 63
+"""Streams asked for; the guest's controller has no more for an endpoint."""
+
+
+class UsbfsDevice(HostDevice):
+    """A device behind an open `handle`, all of whose interfaces are claimed. `open_device` makes them."""
+
+    def __init__(
+        self, loop: Loop, handle: Handle, device: SysfsDevice, speed: Speed, options: HostOptions, max_streams: int
+    ) -> None:
+        super().__init__(
+            loop,
+            name=device.label,
+            speed=speed,
+            descriptors=device.descriptors,
+            configuration=device.configuration,
+            options=options,
+            max_streams=max_streams,
+            reset_quirk=device.reset_quirk,
+        )
+        self.handle = handle
+        self.urbs = Urbs(handle.fd, loop, self.gone, handle.ioctl)
+        self._resettable = options.reset is ResetPolicy.ALWAYS or (
+            options.reset is ResetPolicy.AUTO and not device.reset_quirk
+        )
+        self._cut = CUT if handle.capabilities & usbfs.CAP_BULK_SCATTER_GATHER else CUT_ONE_PIECE
+        self._interfaces = {
+            raw[5]: _interface_numbers(Configuration.unpack(raw)) for raw in configurations(device.descriptors)
+        }
+        self._alternates: dict[int, int] = {}
+        """Alternate settings other than 0, by interface."""
+        self._streams: dict[int, list[int]] = {}
+        """Endpoints that have streams, with those that got them together."""
+        self._lanes: dict[int, Lane | IsochronousLane] = {}
+
+    # -- on the loop's thread ------------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        self.urbs.watch()
+
+    def start(self, transfer: Transfer) -> None:
+        endpoint, stream_id = transfer.endpoint, transfer.stream_id
+        if (stream_id != 0) != (endpoint in self._streams):
+            self._change_streams(transfer)
+            return
+        lane = self._lanes.get(stream_id << 8 | endpoint)
+        if lane is None:
+            self._lanes[stream_id << 8 | endpoint] = lane = self._new_lane(transfer)
+        lane.start(transfer)
+
+    def stop(self, transfer: Transfer) -> None:
+        lane = self._lanes.get(transfer.stream_id << 8 | transfer.endpoint)
+        if lane is not None:
+            lane.stop(transfer)
+
+    def pause(self) -> None:
+        self.urbs.pause()
+
+    def resume(self) -> None:
+        # What an endpoint is like may have changed.
+        self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
+        self.urbs.watch()
+
+    def released(self) -> None:
+        self.urbs.die()
+        for lane in list(self._lanes.values()):
+            lane.pump()
+
+    # -- in a thread ---------------------------------------------------------------------------------------------------
+
+    def set_configuration(self, value: int) -> None:
+        self._free_all_streams()
+        before = self.handle.let_go()
+        try:
+            self.handle.set_configuration(value)
+        except OperationFailed:
+            self.handle.take_again(before)
+            raise
+        self._alternates.clear()
+        self.handle.take_again(self._interfaces[value])
+
+    def reset_configuration(self) -> None:
+        configuration = self.active_configuration()
+        if configuration is None:
+            return
+        self._free_all_streams()
+        interfaces = self.handle.let_go()
+        self._alternates.clear()
+        try:
+            self.handle.set_configuration(configuration.value)
+        finally:
+            self.handle.take_again(interfaces)
+
+    def set_interface(self, interface: int, alternate: int) -> None:
+        for endpoint in self._setting(interface, self._alternates.get(interface, 0)):
+            self._free_streams(endpoint.address)
+        self.handle.set_interface(interface, alternate)
+        self._alternates[interface] = alternate
+
+    def clear_halt(self, endpoint: int) -> None:
+        self.handle.clear_halt(endpoint)
+
+    def reset_port(self) -> None:
+        self._free_all_streams()
+        interfaces = self.handle.let_go()
+        self._alternates.clear()
+        self.handle.reset()
+        self.handle.take_again(interfaces)
+
+    def release(self) -> None:
+        try:
+            self._free_all_streams()
+            interfaces = self.handle.let_go()
+            if self.moved and self._resettable and self.options.reattach:
+                # The guest may have left the device in the middle of something; the host's drivers begin anew.
+                try:
+                    self.handle.reset()
+                except OperationFailed:
+                    return  # it is gone, or comes back as another
+            if self.options.reattach:
+                self.handle.reattach(interfaces)
+        finally:
+            self.handle.close()
+
+    # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _new_lane(self, transfer: Transfer) -> Lane | IsochronousLane:
+        if transfer.type is not TransferType.ISOCHRONOUS:
+            return Lane(self.urbs, self._cut)
+        interval = 0.001
+        found = self._find(transfer.endpoint)
+        if found is not None:
+            exponent = min(max(found[1].interval, 1), 16) - 1
+            interval = (0.000125 if self.speed >= Speed.HIGH else 0.001) * (1 << exponent)
+        return IsochronousLane(self.urbs, self._loop, interval)
+
+    def _change_streams(self, transfer: Transfer) -> None:
+        """Allocate an endpoint's streams before the first transfer that wants one, free them before one that wants
+        none."""
+        change: Callable[[int], None] = self._alloc_streams if transfer.stream_id else self._free_streams
+
+        def changed(failure: OperationFailed | None) -> None:
+            if transfer.stream_id and transfer.endpoint not in self._streams:
+                transfer.complete(TransferStatus.ERROR if failure is None else failure.status)
+            else:
+                self.start(transfer)
+
+        self.run_operation(lambda: change(transfer.endpoint), changed)
+
+    def _alloc_streams(self, endpoint: int) -> None:
+        found = self._find(endpoint)
+        if found is None:
+            raise OperationFailed(TransferStatus.ERROR, f"there is no endpoint {endpoint:#04x} in this setting")
+        streams, endpoints = streams_of(found[0])
+        if endpoint not in endpoints:
+            raise OperationFailed(TransferStatus.ERROR, f"endpoint {endpoint:#04x} has no streams")
+        self.handle.alloc_streams(min(streams, self.max_streams), endpoints)
+        for each in endpoints:
+            self._streams[each] = endpoints
+
+    def _free_streams(self, endpoint: int) -> None:
+        together = self._streams.get(endpoint)
+        if together is not None:
+            for each in together:
+                del self._streams[each]
+            try:
+                self.handle.free_streams(together)
+            except OperationFailed:
+                pass  # with the setting, the host's controller forgets them
+
+    def _free_all_streams(self) -> None:
+        while self._streams:
+            self._free_streams(next(iter(self._streams)))
+
+    def _find(self, endpoint: int) -> tuple[Interface, Endpoint] | None:
+        configuration = self.active_configuration()
+        for interface in () if configuration is None else configuration.interfaces:
+            if interface.alternate == self._alternates.get(interface.number, 0):
+                for each in interface.endpoints:
+                    if each.address == endpoint:
+                        return interface, each
+        return None
+
+    def _setting(self, number: int, alternate: int) -> tuple[Endpoint, ...]:
+        configuration = self.active_configuration()
+        for interface in () if configuration is None else configuration.interfaces:
+            if (interface.number, interface.alternate) == (number, alternate):
+                return interface.endpoints
+        return ()
+
+
+def open_device(loop: Loop, handle: Handle, device: SysfsDevice, options: HostOptions) -> UsbfsDevice:
+    """Take all interfaces of a device whose file is open. Raises DeviceError; the handle stays the caller's then."""
+    speed = handle.speed or device.speed
+    if speed is None:
+        raise DeviceError("its speed is not known to this host")
+    parsed = [Configuration.unpack(raw) for raw in configurations(device.descriptors)]
+    active = next((each for each in parsed if each.value == device.configuration), None)
+    if active is None:
+        return UsbfsDevice(loop, handle, device, speed, options, 0)
+    handle.take(_interface_numbers(active))
+    max_streams = _probe_streams(handle, active) if speed.is_usb3 else 0
+    return UsbfsDevice(loop, handle, device, speed, options, max_streams)
+
+
+def streams_of(interface: Interface) -> tuple[int, list[int]]:
+    """The streams that every endpoint with streams of a setting has, and these endpoints."""
+    able = [each for each in interface.endpoints if each.type is TransferType.BULK and each.companion is not None]
+    able = [each for each in able if each.companion is not None and each.companion.max_streams]
+    counts = [each.companion.max_streams for each in able if each.companion is not None]
+    return min(counts, default=0), [each.address for each in able]
+
+
+def _probe_streams(handle: Handle, configuration: Configuration) -> int:
+    """How many streams the host's controller really gives the device's endpoints; 0 for none. Only trying tells."""
+    least = MAX_STREAMS
+    tried = False
+    for interface in configuration.interfaces:
+        streams, endpoints = streams_of(interface)
+        if not streams:
+            continue
+        tried = True
+        try:
+            if interface.alternate:
+                handle.set_interface(interface.number, interface.alternate)
+            least = min(least, handle.alloc_streams(min(streams, MAX_STREAMS), endpoints))
+            handle.free_streams(endpoints)
+            if interface.alternate:
+                handle.set_interface(interface.number, 0)
+        except OperationFailed:
+            return 0
+    return least if tried else 0
+
+
+def _interface_numbers(configuration: Configuration) -> list[int]:
+    return sorted({interface.number for interface in configuration.interfaces})

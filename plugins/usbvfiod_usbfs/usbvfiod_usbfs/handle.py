@@ -1,0 +1,175 @@
+"""An open device file, and what is done to the device through it that may block.
+
+Linux lets one caller at a time work on a device, so while one of these runs in a thread, submitting or reaping URBs
+would block, too; `HostDevice` sees to it that nobody does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from usbvfiod_core import DeviceError
+from usbvfiod_core.host.operations import OperationFailed
+from usbvfiod_core.usb.speed import Speed
+from usbvfiod_core.usb.transfer import TransferStatus
+
+from . import ioctl as usbfs
+from .ioctl import Ioctl
+
+log = logging.getLogger(__name__)
+
+_CLAIM_TRIES: Final = 10
+_CLAIM_PAUSE: Final = 0.02
+"""Seconds between two tries to claim an interface that somebody else was faster to take."""
+
+
+class Handle:
+    """One open device. Methods block, raise OperationFailed unless they say otherwise, and belong into a thread."""
+
+    def __init__(self, fd: int, ioctl: Ioctl = usbfs.system_ioctl) -> None:
+        self.fd = fd
+        self.ioctl = ioctl
+        self.claimed: list[int] = []
+        """The interfaces that are ours."""
+
+    @property
+    def capabilities(self) -> int:
+        """CAP_* of the host controller; 0 where the kernel does not tell."""
+        answer = bytearray(usbfs.UINT.size)
+        return int(usbfs.UINT.unpack(answer)[0]) if self._call(usbfs.GET_CAPABILITIES, answer) >= 0 else 0
+
+    @property
+    def speed(self) -> Speed | None:
+        """The speed that the device runs at; None where the kernel does not tell."""
+        name = usbfs.USB_SPEEDS.get(self.ioctl(self.fd, usbfs.GET_SPEED, 0))
+        return None if name is None else Speed[name.upper()]
+
+    # -- ownership -----------------------------------------------------------------------------------------------------
+
+    def take(self, interfaces: Iterable[int]) -> None:
+        """Take interfaces from their drivers and claim them, for the first time. Raises DeviceError, and leaves the
+        device as it was then."""
+        for interface in interfaces:
+            code = self._claim(interface)
+            if code == -errno.EBUSY:
+                reason = f"interface {interface} is in use by another program through usbfs; end that program first"
+            elif code == -errno.EACCES:
+                reason = f"its descriptor may not take interface {interface} from the host's driver"
+            elif code == -errno.ENODEV:
+                reason = "it was unplugged while it was opened"
+            elif code < 0:
+                reason = f"interface {interface} cannot be claimed: {os.strerror(-code)}"
+            else:
+                continue
+            self.reattach(self.let_go())
+            raise DeviceError(reason)
+
+    def take_again(self, interfaces: Iterable[int]) -> None:
+        """Claim interfaces after the device was configured or reset, whoever has them now."""
+        for interface in interfaces:
+            code = self._claim(interface)
+            for _ in range(_CLAIM_TRIES):
+                if code != -errno.EBUSY:
+                    break
+                time.sleep(_CLAIM_PAUSE)
+                code = self._claim(interface)
+            if code < 0:
+                raise failure(code, f"interface {interface} cannot be claimed again")
+
+    def let_go(self) -> list[int]:
+        """Release what is claimed and return it: no driver is called, alternate settings are 0 again."""
+        claimed, self.claimed = self.claimed, []
+        for interface in claimed:
+            self._call(usbfs.RELEASEINTERFACE, usbfs.UINT.pack(interface))
+        return claimed
+
+    def reattach(self, interfaces: Iterable[int]) -> None:
+        """Let the kernel look for drivers, as if the device had just been plugged in. Does not raise."""
+        for interface in interfaces:
+            code = self._call(usbfs.IOCTL, usbfs.IOCTL_ARGUMENT.pack(interface, usbfs.CONNECT, 0))
+            if code not in (0, 1, -errno.ENODEV):
+                log.info("interface %d has no driver now: %s", interface, os.strerror(-code))
+
+    def close(self) -> None:
+        """Close the descriptor; Linux ends what is in flight and releases what is claimed. Once."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    # -- the device ----------------------------------------------------------------------------------------------------
+
+    def set_configuration(self, value: int) -> None:
+        """SET_CONFIGURATION; nothing may be claimed. The present configuration set again resets its endpoints."""
+        self._do(usbfs.SETCONFIGURATION, usbfs.UINT.pack(value), f"configuration {value} is refused")
+
+    def set_interface(self, interface: int, alternate: int) -> None:
+        """SET_INTERFACE; what is in flight on the interface ends."""
+        argument = usbfs.SET_INTERFACE_ARGUMENT.pack(interface, alternate)
+        self._do(usbfs.SETINTERFACE, argument, f"setting {alternate} of interface {interface} is refused")
+
+    def clear_halt(self, endpoint: int) -> None:
+        """CLEAR_FEATURE(ENDPOINT_HALT), and the host controller's toggle or sequence with it."""
+        self._do(usbfs.CLEAR_HALT, usbfs.UINT.pack(endpoint), f"the halt of endpoint {endpoint:#04x} is not cleared")
+
+    def reset(self) -> None:
+        """Reset the port and set the configuration again. Release first: Linux calls drivers for what is claimed."""
+        code = self.ioctl(self.fd, usbfs.RESET, 0)
+        if code < 0:
+            raise failure(code, "the device did not come back from its reset")
+
+    def alloc_streams(self, streams: int, endpoints: Sequence[int]) -> int:
+        """Give bulk endpoints of one interface so many streams each; how many each has got, 1 to that many."""
+        return self._do(usbfs.ALLOC_STREAMS, _streams(streams, endpoints), "the host has no streams")
+
+    def free_streams(self, endpoints: Sequence[int]) -> None:
+        """Take the streams of endpoints away; nothing of them may be in flight."""
+        self._do(usbfs.FREE_STREAMS, _streams(0, endpoints), "the streams are not freed")
+
+    # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _claim(self, interface: int) -> int:
+        """Claim an interface, from its driver if need be, unless another program has it; negative errno."""
+        if interface in self.claimed:
+            return 0
+        argument = usbfs.DISCONNECT_CLAIM_ARGUMENT.pack(interface, usbfs.DISCONNECT_CLAIM_EXCEPT_DRIVER, b"usbfs")
+        code = self._call(usbfs.DISCONNECT_CLAIM, argument)
+        if code == -errno.EACCES:  # a descriptor whose giver has dropped that privilege
+            code = self._call(usbfs.CLAIMINTERFACE, usbfs.UINT.pack(interface))
+        if code == -errno.ENOENT:  # in the descriptors, but Linux has left it out
+            return 0
+        if code >= 0:
+            self.claimed.append(interface)
+        return code
+
+    def _call(self, request: int, argument: bytes | bytearray) -> int:
+        buffer = argument if isinstance(argument, bytearray) else bytearray(argument)
+        address, pin = usbfs.address_of(buffer)
+        code = self.ioctl(self.fd, request, address)
+        del pin
+        return code
+
+    def _do(self, request: int, argument: bytes, message: str) -> int:
+        code = self._call(request, argument)
+        if code < 0:
+            raise failure(code, message)
+        return code
+
+
+def failure(code: int, message: str) -> OperationFailed:
+    """What an operation that failed with a negative errno raises."""
+    if code in (-errno.ENODEV, -errno.ESHUTDOWN):
+        status = TransferStatus.DISCONNECTED
+    elif code == -errno.EPIPE:
+        status = TransferStatus.STALL
+    else:
+        status = TransferStatus.ERROR
+    return OperationFailed(status, f"{message}: {os.strerror(-code)}")
+
+
+def _streams(count: int, endpoints: Sequence[int]) -> bytes:
+    return usbfs.STREAMS_ARGUMENT.pack(count, len(endpoints)) + bytes(endpoints)
