@@ -54,6 +54,11 @@ def loopback() -> Function:
     return Function("Loopback")
 
 
+def gadget_zero(speed: str = "high", **attributes: int) -> Gadget:
+    """Linux's gadget zero: source and sink in configuration 3, the loop in configuration 2."""
+    return Gadget({3: [source_sink(**attributes)], 2: [loopback()]}, identity="0525:a4a0", speed=speed)
+
+
 def mass_storage(image: Path, *, stall: bool = True, read_only: bool = False) -> Function:
     """A bulk-only drive with a unit for this image; with `stall` it halts endpoints as real ones do."""
     attributes = {"stall": str(int(stall)), "lun.0/ro": str(int(read_only)), "lun.0/removable": "1"}
@@ -89,13 +94,14 @@ def midi() -> Function:
 class Gadget:
     """A gadget, made by the constructor, plugged in by `bind`. `remove`, or leaving `with`, takes it apart.
 
-    `speed` is the highest it offers: "full", "high" or "super"; `identity` is "VENDOR:PRODUCT" in hexadecimal,
-    by default one that no driver claims (0525:a4a0 is usbtest's).
+    `functions` are those of its configuration, or a dict of several configurations by their values. `speed` is the
+    highest it offers: "full", "high" or "super"; `identity` is "VENDOR:PRODUCT" in hexadecimal, by default one that no
+    driver claims (0525:a4a0 is usbtest's).
     """
 
     def __init__(
         self,
-        functions: Sequence[Function],
+        functions: Sequence[Function] | Mapping[int, Sequence[Function]],
         *,
         identity: str = "1d6b:0104",
         speed: str = "high",
@@ -115,10 +121,11 @@ class Gadget:
             for name, text in (("serialnumber", serial), ("manufacturer", "usbvfiod"), ("product", product)):
                 self._make(f"strings/{ENGLISH}")
                 self._write(f"strings/{ENGLISH}/{name}", text)
-            self._make(f"configs/c.1/strings/{ENGLISH}")
-            self._write(f"configs/c.1/strings/{ENGLISH}/configuration", "all of it")
-            for number, function in enumerate(functions):
-                self._add(number, function)
+            for value, content in (functions if isinstance(functions, Mapping) else {1: functions}).items():
+                self._make(f"configs/c.{value}/strings/{ENGLISH}")
+                self._write(f"configs/c.{value}/strings/{ENGLISH}/configuration", "all of it")
+                for function in content:
+                    self._add(value, function)
         except BaseException:
             self.remove()
             raise
@@ -161,13 +168,15 @@ class Gadget:
             return
         if (self._path / "UDC").read_text().strip():
             self.unbind()
-        for link in (self._path / "configs/c.1").glob("*.lab*"):
+        configurations = list((self._path / "configs").glob("c.*"))
+        for link in (self._path / "configs").glob("c.*/*.lab*"):
             link.unlink()
         for function in self._functions:
             function.rmdir()
-        for directory in (f"configs/c.1/strings/{ENGLISH}", "configs/c.1", f"strings/{ENGLISH}", "."):
-            if (self._path / directory).exists():
-                (self._path / directory).rmdir()
+        strings = [each / "strings" / ENGLISH for each in configurations]
+        for directory in (*strings, *configurations, self._path / "strings" / ENGLISH, self._path):
+            if directory.exists():
+                directory.rmdir()
 
     def node(self, kind: str) -> Path:
         """The gadget's own end of a function: the node that "acm", "hid" or "printer" has."""
@@ -191,14 +200,15 @@ class Gadget:
     def _function(self, kind: str) -> Path:
         return next(function for function in self._functions if function.name.startswith(f"{kind}."))
 
-    def _add(self, number: int, function: Function) -> None:
-        path = self._make(f"functions/{function.kind}.lab{os.getpid()}_{self._path.name.rpartition('-')[2]}_{number}")
+    def _add(self, configuration: int, function: Function) -> None:
+        gadget, number = self._path.name.rpartition("-")[2], len(self._functions)
+        path = self._make(f"functions/{function.kind}.lab{os.getpid()}_{gadget}_{number}")
         self._functions.append(path)
         for name, value in function.attributes.items():
             target = path / name
             data = value.encode() if isinstance(value, str) else value
             target.write_bytes(data)
-        (self._path / "configs/c.1" / path.name).symlink_to(path)
+        (self._path / f"configs/c.{configuration}" / path.name).symlink_to(path)
 
     def _make(self, name: str) -> Path:
         path = self._path / name
