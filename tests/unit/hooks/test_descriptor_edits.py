@@ -141,7 +141,7 @@ def test_an_edit_that_fails_fails_the_request(stack: Stack, result: object, capl
 
     bench = stack(Wrong())
     assert bench.control(ask(CONFIGURATION, 255)).status is TransferStatus.ERROR
-    assert "plugin plug: Wrong.configuration_descriptor failed, the transfer fails: " in caplog.text
+    assert "plugin plug0: Wrong.configuration_descriptor failed, the transfer fails: " in caplog.text
     assert bench.control(ask(DEVICE, 18)).status is TransferStatus.COMPLETED
 
 
