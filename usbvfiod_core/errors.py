@@ -7,6 +7,9 @@ what is wrong and, where there is one, what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UsbvfiodError(Exception):
     """Base of every error that usbvfiod raises on purpose; the command line prints it on one line."""
@@ -48,3 +51,11 @@ class GuestMemoryError(UsbvfiodError):
         self.address = address
         self.length = length
         self.reason = reason
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """A message that there is no `what` called `name`, with the nearest that there is, or all."""
+    known = sorted(known)
+    near = get_close_matches(name, known, 1)
+    there = ", ".join(known) or "none"
+    return f"there is no {what} {name!r}" + (f"; {near[0]!r} is meant?" if near else f" (there are: {there})")

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import click
 
 from ..daemon.config import SocketError
+from ..daemon.config_file import ConfigErrors
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
-from .command import application
+from .command import application, selection
 
 OK = 0
 FAILURE = 1
@@ -32,13 +33,15 @@ _EXIT_CODES: tuple[tuple[type[UsbvfiodError], int], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` without `arguments`); return the exit code, which docs/cli.md explains."""
-    registry = Registry()
-    registry.discover()
-    group = application(registry)
     color = False if os.environ.get("NO_COLOR") else None
     try:
+        registry = Registry()
+        registry.discover(selection(sys.argv[1:] if arguments is None else arguments))
+        group = application(registry)
         result = group.main(arguments, prog_name="usbvfiod", standalone_mode=False, color=color)
         sys.stdout.flush()
+    except ConfigErrors as errors:
+        return [_fail(str(error), USAGE) for error in errors.errors][-1]
     except UsbvfiodError as error:
         return _fail(str(error), exit_code(error))
     except click.UsageError as error:

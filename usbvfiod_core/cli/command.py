@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..daemon.config import Config, check_backend, parse_device
-from ..daemon.selector import SPIN
-from ..errors import PluginError
+from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings
+from ..daemon.config_file import load, merged, read
+from ..errors import ConfigError, PluginError
 from ..hooks.registry import Registry
-from . import demo, devices, plugins
+from ..hooks.settings import PluginSelection
+from . import config, demo, devices, plugins
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +39,38 @@ def application(registry: Registry) -> click.Group:
             "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT."
         ),
     )
-    for command in (devices.devices, plugins.plugins, demo.demo):
+    for command in (config.config, devices.devices, plugins.plugins, demo.demo):
         group.add_command(command)
     registry.add_commands(group)
     return group
 
 
+def selection(arguments: Sequence[str]) -> PluginSelection:
+    """Which plugins the arguments, and the configuration file that they name, select: plugins are loaded before the
+    arguments are parsed, because some add commands. Raises ConfigError for what is wrong with the file."""
+    group = click.Group("usbvfiod", params=_options())
+    context = group.make_context(
+        "usbvfiod", list(arguments), resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+    )
+    path: Path | None = context.params.get("file")
+    chosen = _selection(context.params.get("plugin") or (), context.params.get("no_plugin") or ())
+    if path is not None:
+        chosen = read(path).plugins.overridden_by(chosen)
+    return chosen
+
+
+def _selection(plugin: Sequence[str], no_plugin: Sequence[str]) -> PluginSelection:
+    return PluginSelection(disable=tuple(name for name in no_plugin if name not in plugin), require=tuple(plugin))
+
+
 def _options() -> list[click.Parameter]:
     return [
+        click.Option(
+            ["--config", "file"],
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Read this configuration file (TOML); what the command line says wins.",
+        ),
         click.Option(
             ["--socket-path"],
             metavar="PATH",
@@ -72,12 +99,19 @@ def _options() -> list[click.Parameter]:
             show_default=True,
             help="Form of the log.",
         ),
+        click.Option(
+            ["--plugin"],
+            metavar="NAME",
+            multiple=True,
+            help="Use this plugin, and fail if it cannot be used; may be repeated.",
+        ),
+        click.Option(["--no-plugin"], metavar="NAME", multiple=True, help="Do not load this plugin; may be repeated."),
         click.Option(["--strict-plugins"], is_flag=True, help="Fail if an installed plugin cannot be used."),
         click.Option(
-            ["--spin", "spin_microseconds"],
+            ["--spin"],
             metavar="MICROSECONDS",
-            type=click.IntRange(0, 10_000),
-            default=round(SPIN * 1e6),
+            type=click.IntRange(0, MAX_SPIN),
+            default=ServerSettings().spin,
             show_default=True,
             help="Poll this long for the next message before sleeping, while that pays.",
         ),
@@ -104,46 +138,59 @@ def _options() -> list[click.Parameter]:
 def _serve(
     context: click.Context,
     /,
-    socket_path: Path | None,
-    fd: int | None,
-    backend: str | None,
+    file: Path | None,
     devices: tuple[str, ...],
-    verbose: int,
-    quiet: bool,
-    log_format: str,
-    strict_plugins: bool,
-    spin_microseconds: int,
+    plugin: tuple[str, ...],
+    no_plugin: tuple[str, ...],
+    **parameters: Any,
 ) -> None:
     from ..daemon import log
 
-    if quiet and verbose:
+    given = {name: value for name, value in parameters.items() if _is_given(context, name)}
+    if given.get("quiet") and given.get("verbose"):
         raise click.UsageError("-q and -v exclude each other")
     registry: Registry = context.obj
-    log.set_up(-1 if quiet else verbose, log_format)
-    if strict_plugins and registry.failures:
-        raise PluginError("; ".join(f"plugin {plugin.name}: {plugin.error}" for plugin in registry.failures))
-    for plugin in registry.failures if context.invoked_subcommand != "plugins" else ():
-        logger.warning("plugin %s is not used: %s", plugin.name, plugin.error)
-    if context.invoked_subcommand is not None:
-        if socket_path is not None or fd is not None or backend is not None or devices:
+    command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin))
+    server = merged(command_line, read(file) if file is not None else None)
+    command = context.invoked_subcommand
+    log.set_up(-1 if server.quiet else server.verbose, server.log_format)
+    declared = registry.declared()
+    _check_plugins(registry, server.strict_plugins, command)
+    if command == "config":
+        context.obj = (registry, command_line, declared)
+        return
+    if command is not None:
+        if {"socket_path", "fd", "backend"} & given.keys() or devices:
             raise click.UsageError(
-                f"--socket-path, --fd, --backend and --device are for serving and have no meaning for "
-                f"{context.invoked_subcommand}"
+                f"--socket-path, --fd, --backend and --device are for serving and have no meaning for {command}"
             )
         return
-    if socket_path is None and fd is None:
-        raise click.UsageError("give --socket-path PATH or --fd N, or a command")
-    if socket_path is not None and fd is not None:
-        raise click.UsageError("--socket-path and --fd exclude each other")
     backends = registry.backends()
-    if backend is not None:
-        check_backend(backend, backends)
-    specs = tuple(parse_device(text, backends, backend) for text in devices)
-    config = Config(socket_path, fd, specs, spin_microseconds / 1e6)
+    configuration = load(command_line, backends, declared)
+    try:
+        configuration.check_socket()
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    registry.configure(configuration.plugins)
 
     from ..daemon.server import serve
 
-    serve(config, registry, backends)
+    serve(configuration, registry, backends)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _check_plugins(registry: Registry, strict: bool, command: str | None) -> None:
+    """Say which plugins are not used. Raises PluginError if nothing may start without one of them."""
+    if command == "plugins":
+        return  # which says it itself, and is for finding out
+    fatal = registry.failures if strict else registry.missing
+    if fatal:
+        raise PluginError("; ".join(f"plugin {plugin.name}: {plugin.error}" for plugin in fatal))
+    for failed in registry.failures:
+        logger.warning("plugin %s is not used: %s", failed.name, failed.error)
 
 
 def _print_capabilities(context: click.Context, parameter: click.Parameter, value: bool) -> None:

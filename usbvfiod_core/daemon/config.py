@@ -1,7 +1,8 @@
 """What the user asked for, checked: device specifications and the server's configuration.
 
 A device specification is `[BACKEND:]ADDRESS[?option=value&...]`. In options, `%XX` stands for a byte, so that a value
-can hold `&`. The options of the core are `port`, `name`, `mode` and `follow-port`; the backend gets the others.
+can hold `&`. The options of the core are `port`, `name`, `mode` and `follow-port`; `PLUGIN.key` is for that plugin; the
+backend gets the others.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote
 
-from ..errors import ConfigError, UsbvfiodError
+from ..errors import ConfigError, UsbvfiodError, unknown
+from ..hooks.options import Declared, SettingError, plugin_options
+from ..hooks.settings import PluginSelection, Settings
 from .selector import SPIN
 
 MAX_PORTS = 255
 """Ports an xHC can have (xHCI 5.3.3); how many ours has, the controller says when a device is plugged."""
 
 MAX_NAME = 64
+MAX_SPIN = 10_000  # microseconds
+
+CORE_OPTIONS = ("port", "name", "mode", "follow-port")
 
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
 _PREFIX = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*):(.*)", re.DOTALL)
@@ -59,20 +65,62 @@ class DeviceSpec:
     mode: Mode = Mode.AUTO
     follow_port: bool = False
     """Keep whatever sits in the socket in which the device was found first."""
+    plugin_options: Mapping[str, object] = field(default_factory=dict)
+    """By plugin, what its own dataclass makes of its options; plugins that are given none are left out."""
+
+    @property
+    def settings(self) -> Settings:
+        """What hooks are given of it."""
+        return Settings(self.options, self.plugin_options)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What a server is told beside its devices: the keys of `[server]`, which are the command line's options."""
+
+    socket_path: Path | None = None
+    fd: int | None = None
+    backend: str | None = None
+    verbose: int = 0
+    quiet: bool = False
+    log_format: Literal["text", "json"] = "text"
+    strict_plugins: bool = False
+    spin: int = round(SPIN * 1e6)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spin <= MAX_SPIN:
+            raise ConfigError(f"spin is a number of microseconds from 0 to {MAX_SPIN}, not {self.spin}")
+        if self.fd is not None and self.fd < 0:
+            raise ConfigError(f"fd is the number of a file descriptor, not {self.fd}")
+        if self.quiet and self.verbose:
+            raise ConfigError("quiet and verbose exclude each other")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What the command line says: `server` has the fields of `ServerSettings` that it gives, by name."""
+
+    server: Mapping[str, object] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    file: Path | None = None
+    plugins: PluginSelection = field(default_factory=PluginSelection)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What one server serves and where. Exactly one of `socket_path` and `fd` is given."""
+    """What one server is told, by its command line and file together; see `config_file.load`.
 
-    socket_path: Path | None = None
-    fd: int | None = None
+    Equal configurations are equal, so that a reload can tell what has changed.
+    """
+
+    server: ServerSettings
     devices: tuple[DeviceSpec, ...] = ()
-    spin: float = SPIN
+    plugins: Mapping[str, object] = field(default_factory=dict)
+    """By plugin, what its own dataclass makes of its configuration; plugins that are given none are left out."""
+    selection: PluginSelection = field(default_factory=PluginSelection)
+    command_line: CommandLine = field(default_factory=CommandLine)
 
     def __post_init__(self) -> None:
-        if (self.socket_path is None) == (self.fd is None):
-            raise ConfigError("give either --socket-path PATH or --fd N")
         taken: dict[int, str] = {}
         names: dict[str, str] = {}
         for device in self.devices:
@@ -85,13 +133,50 @@ class Config:
                 raise ConfigError(f"port {device.port} is asked for by both {taken[device.port]} and {device.text}")
             taken[device.port] = device.text
 
+    @property
+    def socket_path(self) -> Path | None:
+        """Where to listen; None to serve on `fd`."""
+        return self.server.socket_path
 
-def parse_device(text: str, backends: Iterable[str], default_backend: str | None = None) -> DeviceSpec:
+    @property
+    def fd(self) -> int | None:
+        """The inherited descriptor to serve on."""
+        return self.server.fd
+
+    @property
+    def spin(self) -> float:
+        """Seconds to poll before sleeping."""
+        return self.server.spin / 1e6
+
+    def check_socket(self) -> None:
+        """Raises ConfigError unless exactly one of `socket_path` and `fd` is given."""
+        if self.socket_path is None and self.fd is None:
+            raise ConfigError("give --socket-path PATH or --fd N, or a command")
+        if self.socket_path is not None and self.fd is not None:
+            raise ConfigError("--socket-path and --fd exclude each other")
+
+
+def parse_device(
+    text: str,
+    backends: Iterable[str],
+    default_backend: str | None = None,
+    declared: Mapping[str, Declared] | None = None,
+) -> DeviceSpec:
     """Parse one device specification. Raises ConfigError, naming what would be right.
 
     What stands before the first colon is a backend if there is one of that name; else the whole is an address of
-    `default_backend`, as in `1d6b:0002`.
+    `default_backend`, as in `1d6b:0002`. `declared` says what options plugins have.
     """
+    backend, address, options = split_device(text, backends, default_backend)
+    try:
+        made = plugin_options(take_plugin_options(options), declared or {}, toml=False)
+        return device_spec(text, backend, address, options, made)
+    except SettingError as error:
+        raise ConfigError(f"device {text!r}: {error}") from error
+
+
+def split_device(text: str, backends: Iterable[str], default_backend: str | None) -> tuple[str, str, dict[str, str]]:
+    """The backend, address and options of a specification. Raises ConfigError."""
     known = sorted(backends)
     place, question, query = text.partition("?")
     match = _PREFIX.fullmatch(place)
@@ -107,16 +192,34 @@ def parse_device(text: str, backends: Iterable[str], default_backend: str | None
         backend, address = default_backend, place
     if not address:
         raise ConfigError(f"device {text!r}: the address is missing; `usbvfiod devices` lists what there is")
-    options = _parse_options(text, query) if question else {}
+    return backend, address, _parse_options(text, query) if question else {}
+
+
+def take_plugin_options(options: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Take what is for plugins, `PLUGIN.key`, out of `options`; by plugin."""
+    taken: dict[str, dict[str, str]] = {}
+    for key in [key for key in options if "." in key]:
+        plugin, _, name = key.rpartition(".")
+        taken.setdefault(plugin, {})[name] = options.pop(key)
+    return taken
+
+
+def device_spec(
+    text: str, backend: str, address: str, options: Mapping[str, str], plugin_options: Mapping[str, object]
+) -> DeviceSpec:
+    """Take the core's own out of `options`. Raises SettingError with the option's key."""
+    rest = dict(options)
+    core = {key: rest.pop(key, None) for key in CORE_OPTIONS}
     return DeviceSpec(
         text,
         backend,
         address,
-        port=_parse_port(text, options.pop("port", None)),
-        name=_parse_name(text, options.pop("name", None)),
-        mode=_parse_mode(text, options.pop("mode", None)),
-        follow_port=_parse_follow_port(text, options.pop("follow-port", None)),
-        options=options,
+        port=_parse_port(core["port"]),
+        name=_parse_name(core["name"]),
+        mode=_parse_mode(core["mode"]),
+        follow_port=_parse_follow_port(core["follow-port"]),
+        options=rest,
+        plugin_options=plugin_options,
     )
 
 
@@ -126,13 +229,6 @@ def check_backend(name: str, backends: Iterable[str]) -> str:
     if name not in known:
         raise ConfigError(unknown("backend", name, known))
     return name
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A message that there is no `what` called `name`, with the nearest that there is, or all."""
-    known = sorted(known)
-    near = get_close_matches(name, known, 1)
-    return f"there is no {what} {name!r}" + (f"; {near[0]!r} is meant?" if near else f" (there are: {_list(known)})")
 
 
 def _parse_options(text: str, query: str) -> dict[str, str]:
@@ -148,34 +244,35 @@ def _parse_options(text: str, query: str) -> dict[str, str]:
     return options
 
 
-def _parse_port(text: str, value: str | None) -> int | None:
+def _parse_port(value: str | None) -> int | None:
     if value is None:
         return None
     if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MAX_PORTS:
-        raise ConfigError(f"device {text!r}: port is a number from 1 up, not {value!r}")
+        raise SettingError("port", f"port is a number from 1 up, not {value!r}")
     return int(value)
 
 
-def _parse_name(text: str, value: str | None) -> str:
+def _parse_name(value: str | None) -> str:
     if value is not None and not _NAME.fullmatch(value):
-        raise ConfigError(
-            f"device {text!r}: a name has letters, digits, '-', '_' and '.', begins with a letter and is at most "
-            f"{MAX_NAME} long, unlike {value!r}"
+        raise SettingError(
+            "name",
+            f"a name has letters, digits, '-', '_' and '.', begins with a letter and is at most {MAX_NAME} long, "
+            f"unlike {value!r}",
         )
     return value or ""
 
 
-def _parse_mode(text: str, value: str | None) -> Mode:
+def _parse_mode(value: str | None) -> Mode:
     try:
         return Mode.AUTO if value is None else Mode(value)
     except ValueError:
         modes = ", ".join(mode.value for mode in Mode)
-        raise ConfigError(f"device {text!r}: there is no mode {value!r} (there are: {modes})") from None
+        raise SettingError("mode", f"there is no mode {value!r} (there are: {modes})") from None
 
 
-def _parse_follow_port(text: str, value: str | None) -> bool:
+def _parse_follow_port(value: str | None) -> bool:
     if value not in (None, "true", "false"):
-        raise ConfigError(f"device {text!r}: follow-port is true or false, not {value!r}")
+        raise SettingError("follow-port", f"follow-port is true or false, not {value!r}")
     return value == "true"
 
 

@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -25,8 +25,9 @@ from ..usb.device import Device, Loop
 from . import specs
 from .interception import intercept
 from .interceptor import Interceptor
+from .options import Declared, Schema
 from .requirement import satisfies
-from .settings import Settings
+from .settings import PluginSelection, Settings
 
 if TYPE_CHECKING:
     import click
@@ -37,6 +38,7 @@ GROUP = "usbvfiod"
 """The entry-point group, the prefix of every hook, and the name under which pluggy keeps its marks."""
 
 OBSERVER_FAILURES = 3
+_ALL = PluginSelection()
 
 hookimpl = pluggy.HookimplMarker(GROUP)
 """Marks a function as the implementation of a hook of the same name."""
@@ -58,6 +60,12 @@ class Plugin:
     hooks: tuple[str, ...] = ()
     seconds: float = 0.0
     error: str = ""
+    enabled: bool = True
+
+    @property
+    def state(self) -> str:
+        """`used`, `failed` or `disabled`."""
+        return "failed" if self.error else "used" if self.enabled else "disabled"
 
 
 def hook_signatures() -> dict[str, inspect.Signature]:
@@ -75,15 +83,25 @@ class Registry:
             _hookspec(function)
         self._manager.add_hookspecs(specs)
         self._observer_failures: dict[str, int] = {}
+        self._required: tuple[str, ...] = ()
+        self._declared: dict[str, Declared] = {}
+        self._config: Mapping[str, object] = {}
 
     # -- who takes part ---------------------------------------------------------------------------------------
 
-    def discover(self) -> None:
-        """Load every plugin whose entry point is installed. Raises nothing for a plugin's fault."""
+    def discover(self, selection: PluginSelection = _ALL) -> None:
+        """Load every plugin whose entry point is installed and that is wanted. Raises nothing for a plugin's fault."""
         # pluggy calls the implementation that was registered last first.
         found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name, reverse=True)
-        loaded = [self._load(entry) for entry in found]
+        loaded = [self._load(entry, selection.wants(entry.name)) for entry in found]
         self.plugins.extend(reversed(loaded))
+        self._required = selection.require
+        installed = [plugin.name for plugin in self.plugins]
+        for name in dict.fromkeys((*selection.require, *(selection.enable or ()))):
+            if name not in installed:
+                near = get_close_matches(name, installed, 1)
+                error = "is not installed" + (f"; {near[0]} is meant?" if near else "")
+                self.plugins.append(Plugin(name, error=error))
 
     def register(self, module: object, name: str) -> Plugin:
         """Take `module` (anything with marked functions) as a plugin; its record tells whether that worked."""
@@ -96,6 +114,44 @@ class Registry:
     def failures(self) -> list[Plugin]:
         """The plugins that take no part, in alphabetical order."""
         return [plugin for plugin in self.plugins if plugin.error]
+
+    @property
+    def missing(self) -> list[Plugin]:
+        """The failures among the plugins that nothing starts without."""
+        return [plugin for plugin in self.failures if plugin.name in self._required]
+
+    # -- options --------------------------------------------------------------------------------------------------
+
+    def declared(self) -> Mapping[str, Declared]:
+        """Ask every plugin for its options; by name. A plugin that fails takes no part from then on."""
+        self._declared = {}
+        for plugin_name, call in list(self._implementations("usbvfiod_register_options")):
+            record = next(plugin for plugin in self.plugins if plugin.name == plugin_name and not plugin.error)
+            try:
+                self._declared[plugin_name] = _declaration(call)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_register_options", error)
+                record.error = f"usbvfiod_register_options failed: {_one_line(error)}"
+                self._manager.unregister(name=plugin_name)
+        for plugin in self.plugins:
+            reason = plugin.error or ("it is disabled" if not plugin.enabled else "")
+            if reason or plugin.name not in self._declared:
+                self._declared[plugin.name] = Declared(unusable=reason)
+        return self._declared
+
+    def configure(self, config: Mapping[str, object]) -> None:
+        """Give plugins their configuration, by name, from now on; one that is not in it gets its default."""
+        self._config = config
+
+    def _settings(self, plugin: str, settings: Settings) -> dict[str, Any]:
+        """The arguments that every hook about a device has."""
+        declared = self._declared.get(plugin, Declared())
+        options, config = settings.options.get(plugin), self._config.get(plugin)
+        if options is None and declared.device is not None:
+            options = declared.device.default()
+        if config is None and declared.config is not None:
+            config = declared.config.default()
+        return {"backend_options": settings.backend, "options": options, "config": config}
 
     # -- the hooks ----------------------------------------------------------------------------------------------
 
@@ -124,7 +180,7 @@ class Registry:
         """Why `info` may not be attached, with the name of the plugin that says so; None if it may."""
         for plugin_name, call in self._implementations("usbvfiod_admit_device"):
             try:
-                reason = call(info=info, **settings.of(plugin_name))
+                reason = call(info=info, **self._settings(plugin_name, settings))
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_admit_device", error)
                 return f"plugin {plugin_name} failed: {_one_line(error)}"
@@ -141,7 +197,7 @@ class Registry:
         try:
             for plugin_name, call in self._implementations("usbvfiod_wrap_device"):
                 try:
-                    wrapper = call(device=device, info=info, **settings.of(plugin_name))
+                    wrapper = call(device=device, info=info, **self._settings(plugin_name, settings))
                 except Exception as error:
                     self._blame(plugin_name, "usbvfiod_wrap_device", error)
                     raise PluginError(f"plugin {plugin_name} cannot wrap the device: {_one_line(error)}") from error
@@ -150,7 +206,7 @@ class Registry:
                 device = wrapper or device
             for plugin_name, call in self._implementations("usbvfiod_intercept_device"):
                 try:
-                    interceptor = call(info=info, **settings.of(plugin_name))
+                    interceptor = call(info=info, **self._settings(plugin_name, settings))
                 except Exception as error:
                     self._blame(plugin_name, "usbvfiod_intercept_device", error)
                     raise PluginError(
@@ -205,10 +261,13 @@ class Registry:
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             yield implementation.plugin_name, _taking(implementation.function, implementation.argnames)
 
-    def _load(self, entry: EntryPoint) -> Plugin:
+    def _load(self, entry: EntryPoint, wanted: bool) -> Plugin:
         plugin = Plugin(entry.name, module=entry.value)
         if entry.dist is not None:
             plugin.distribution, plugin.version = entry.dist.name, entry.dist.version
+        if not wanted:
+            plugin.enabled = False
+            return plugin
         started = time.perf_counter()
         try:
             module = entry.load()
@@ -266,6 +325,21 @@ class Registry:
 
 def _specifications() -> Iterable[tuple[str, Callable[..., object]]]:
     return [(name, value) for name, value in vars(specs).items() if name.startswith(f"{GROUP}_")]
+
+
+def _declaration(call: Callable[..., Any]) -> Declared:
+    """What one implementation of usbvfiod_register_options registers."""
+    schemas: dict[str, Schema] = {}
+
+    def register(*, device: type[Any] | None = None, config: type[Any] | None = None) -> None:
+        for kind, cls in (("device", device), ("config", config)):
+            if cls is not None:
+                if kind in schemas:
+                    raise PluginError(f"options of the kind {kind!r} are registered twice")
+                schemas[kind] = Schema(cls)
+
+    call(register=register)
+    return Declared(schemas.get("device"), schemas.get("config"))
 
 
 def _taking(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:

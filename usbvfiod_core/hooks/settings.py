@@ -1,25 +1,42 @@
-"""What the user has set for plugins, as the hooks are given it."""
+"""What the user has set for plugins: which are wanted, and what a device's hooks are given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings that hold for one device: `backend` its backend's options, and by plugin `options` of the device
-    and `config` of the server. A plugin that has registered none of a kind is given None."""
+    """What hooks are given for one device: `backend` its backend's options, `options` each plugin's own, by name."""
 
     backend: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
-    config: Mapping[str, object] = field(default_factory=dict)
 
-    def of(self, plugin: str) -> dict[str, Any]:
-        """The arguments that the hooks of a plugin get of this."""
-        return {
-            "backend_options": self.backend,
-            "options": self.options.get(plugin),
-            "config": self.config.get(plugin),
-        }
+
+@dataclass(frozen=True, slots=True)
+class PluginSelection:
+    """Which of the installed plugins are used.
+
+    enable    only these, and those that are required; None for all
+    disable   not these
+    require   these, and nothing starts without them; wins over the others
+    """
+
+    enable: tuple[str, ...] | None = None
+    disable: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+
+    def wants(self, plugin: str) -> bool:
+        """Whether a plugin is to be loaded."""
+        if plugin in self.require:
+            return True
+        return plugin not in self.disable and (self.enable is None or plugin in self.enable)
+
+    def overridden_by(self, other: PluginSelection) -> PluginSelection:
+        """Both together; where they disagree, `other` is right."""
+        return PluginSelection(
+            other.enable if other.enable is not None else self.enable,
+            (*(name for name in self.disable if name not in other.require), *other.disable),
+            (*(name for name in self.require if name not in other.disable), *other.require),
+        )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from .interceptor import Interceptor
+from .options import RegisterOptions
 
 if TYPE_CHECKING:
     import click
@@ -37,6 +38,19 @@ def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
     When: once for each command that needs devices, before any is listed or opened. On the main thread.
     An exception: this plugin's backends registered so far stay, the rest are missing. `register` raises PluginError
     for a name that is malformed or taken.
+    """
+
+
+def usbvfiod_register_options(register: RegisterOptions) -> None:
+    """Say which options this plugin has: `register(device=DeviceOptions, config=PluginConfig)`, either or both.
+
+    Each is a dataclass whose fields have defaults, of the types that `usbvfiod_core.hooks.options` lists. The first is
+    what the user may set for each device (`PLUGIN.key=value` in a specification, `[device.plugins.PLUGIN]` in a file),
+    and hooks get an instance as `options`; the second is what may be set once (`[plugins.PLUGIN]`), and hooks
+    get it as `config`. A kind that is not registered is None there.
+
+    When: once for each command that needs devices, before any is parsed. On the main thread.
+    An exception: the plugin is not used. `register` raises PluginError for a dataclass that cannot be used.
     """
 
 

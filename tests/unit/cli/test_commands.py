@@ -31,6 +31,7 @@ from usbvfiod_core.cli.output import print_table, printable
 from usbvfiod_core.daemon.config import SocketError
 from usbvfiod_core.daemon.opening import AttachmentRefused
 from usbvfiod_core.hooks.registry import Registry
+from usbvfiod_core.hooks.settings import PluginSelection
 
 
 class Shelf(Backend):
@@ -99,7 +100,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> ShelfPlugin:
     """Only this plugin is installed."""
     plugin = ShelfPlugin()
 
-    def discover(registry: Registry) -> None:
+    def discover(registry: Registry, selection: PluginSelection) -> None:
         registry.register(plugin, "shelf")
 
     monkeypatch.setattr(Registry, "discover", discover)

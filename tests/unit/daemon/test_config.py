@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usbvfiod_core import ConfigError
-from usbvfiod_core.daemon.config import Config, DeviceSpec, Mode, check_backend, parse_device
+from usbvfiod_core.daemon.config import Config, DeviceSpec, Mode, ServerSettings, check_backend, parse_device
+from usbvfiod_core.hooks.options import Declared, Schema
+from usbvfiod_core.hooks.settings import Settings
 
 BACKENDS = ("virtual", "usbfs", "libusb")
 
@@ -82,9 +85,9 @@ def test_the_options_of_the_core() -> None:
 def test_two_devices_cannot_have_one_name() -> None:
     specs = tuple(parse_device(f"virtual:{text}", BACKENDS) for text in ("a?name=x", "b", "c", "d?name=x"))
     with pytest.raises(ConfigError, match=r"virtual:a\?name=x and virtual:d\?name=x have the same name"):
-        Config(Path("x"), devices=specs)
+        Config(ServerSettings(), devices=specs)
     with pytest.raises(ConfigError, match="the same name"):
-        Config(Path("x"), devices=(specs[0], parse_device("virtual:a?name=x", BACKENDS)))
+        Config(ServerSettings(), devices=(specs[0], parse_device("virtual:a?name=x", BACKENDS)))
 
 
 @given(st.text())
@@ -106,17 +109,55 @@ def test_an_unknown_default_backend() -> None:
 
 
 def test_a_server_has_one_socket() -> None:
-    assert Config(Path("x")).fd is None
-    assert Config(fd=3).socket_path is None
-    for arguments in ({}, {"socket_path": Path("x"), "fd": 0}):
-        with pytest.raises(ConfigError, match="either --socket-path PATH or --fd N"):
-            Config(**arguments)  # type: ignore[arg-type]
+    Config(ServerSettings(socket_path=Path("x"))).check_socket()
+    Config(ServerSettings(fd=3)).check_socket()
+    with pytest.raises(ConfigError, match="give --socket-path PATH or --fd N"):
+        Config(ServerSettings()).check_socket()
+    with pytest.raises(ConfigError, match="exclude each other"):
+        Config(ServerSettings(socket_path=Path("x"), fd=0)).check_socket()
+
+
+@dataclass(frozen=True)
+class Options:
+    readonly: bool = False
+    max_sectors: int = 240
+
+
+DECLARED = {"quirks": Declared(Schema(Options)), "dotted.name": Declared(Schema(Options)), "plain": Declared()}
+
+
+def test_options_for_plugins() -> None:
+    text = "virtual:flash?image=x&quirks.readonly=true&dotted.name.max-sectors=8&port=9"
+    spec = parse_device(text, BACKENDS, declared=DECLARED)
+    assert (spec.options, spec.port) == ({"image": "x"}, 9)
+    assert spec.plugin_options == {"quirks": Options(readonly=True), "dotted.name": Options(max_sectors=8)}
+    assert spec.settings == Settings(spec.options, spec.plugin_options)
+    assert spec == parse_device(text, BACKENDS, declared=DECLARED)
+    assert spec != parse_device(text.replace("=8", "=9"), BACKENDS, declared=DECLARED)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("quirk.readonly=true", "there is no plugin 'quirk'; 'quirks' is meant?"),
+        ("quirks.readonl=true", "plugin quirks: there is no option 'readonl'; 'readonly' is meant?"),
+        ("quirks.readonly=perhaps", "plugin quirks: readonly is true or false, not 'perhaps'"),
+        ("quirks.max_sectors=1&quirks.max-sectors=2", "plugin quirks: option 'max-sectors' is given twice"),
+        ("plain.x=1", "plugin plain has no options for a device"),
+        (".x=1", "there is no plugin ''"),
+        ("quirks.=1", "there is no option ''"),
+    ],
+)
+def test_wrong_options_for_plugins(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match="device 'virtual:x") as error:
+        parse_device(f"virtual:x?{option}", BACKENDS, declared=DECLARED)
+    assert message in str(error.value)
 
 
 def test_two_devices_cannot_ask_for_one_port() -> None:
     specs = tuple(parse_device(text, BACKENDS) for text in ("virtual:a?port=2", "virtual:b", "virtual:c?port=2"))
     with pytest.raises(ConfigError, match="port 2 is asked for by both"):
-        Config(Path("x"), devices=specs)
+        Config(ServerSettings(), devices=specs)
     same = parse_device("virtual:a?port=2", BACKENDS)
     with pytest.raises(ConfigError, match="port 2"):
-        Config(Path("x"), devices=(same, same))
+        Config(ServerSettings(), devices=(same, same))

@@ -30,7 +30,7 @@ def stack(fake: FakeDevice) -> Iterator[Stack]:
         device: Device = fake
         for number, interceptor in enumerate(interceptors):
             device = intercept(device, interceptor, f"plug{number}", loop)
-        benches.append(DeviceBench(device, loop))
+        benches.append(DeviceBench(device, loop, submit_limit=2.0))
         return benches[-1]
 
     yield build

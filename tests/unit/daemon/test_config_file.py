@@ -1,0 +1,282 @@
+"""The configuration file: what is taken, and that each mistake is told with file, line and key."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from usbvfiod_core import ConfigError
+from usbvfiod_core.cli.config import toml
+from usbvfiod_core.daemon.config import CommandLine, Config, Mode, ServerSettings
+from usbvfiod_core.daemon.config_file import ConfigErrors, load, read
+from usbvfiod_core.daemon.toml_lines import Place, TomlLines
+from usbvfiod_core.hooks.options import Declared, Schema
+from usbvfiod_core.hooks.settings import PluginSelection
+
+
+@dataclass(frozen=True)
+class Options:
+    readonly: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    speed: int = 1
+
+
+BACKENDS = ("virtual", "usbfs")
+DECLARED = {
+    "quirks": Declared(Schema(Options), Schema(Tuning)),
+    "other one": Declared(config=Schema(Tuning)),
+    "none": Declared(),
+    "broken": Declared(unusable="cannot be imported: no luck"),
+}
+
+WHOLE = """
+[server]
+socket-path = "/run/vm.sock"
+spin = 50
+log-format = "json"
+
+[[device]]
+spec = "virtual:flash?image=/a"
+port = 9
+options = { readonly = true, size = 7 }
+[device.plugins.quirks]
+readonly = true
+
+[[device]]
+backend = "usbfs"
+address = "1234:5678"
+name = "stick"
+mode = "ask"
+follow-port = true
+
+[plugins]
+disable = ["noisy"]
+require = ["quirks"]
+[plugins.quirks]
+speed = 3
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "vm.toml"
+
+
+def made(path: Path, text: str, **command_line: object) -> Config:
+    path.write_text(text)
+    return load(CommandLine(file=path, **command_line), BACKENDS, DECLARED)  # type: ignore[arg-type]
+
+
+def test_a_whole_file(path: Path) -> None:
+    config = made(path, WHOLE)
+    assert config.server == ServerSettings(socket_path=Path("/run/vm.sock"), spin=50, log_format="json")
+    flash, stick = config.devices
+    assert (flash.backend, flash.address, flash.port) == ("virtual", "flash", 9)
+    assert flash.options == {"image": "/a", "readonly": "true", "size": "7"}
+    assert flash.plugin_options == {"quirks": Options(readonly=True)}
+    assert (stick.backend, stick.address, stick.name) == ("usbfs", "1234:5678", "stick")
+    assert (stick.mode, stick.follow_port, stick.text) == (Mode.ASK, True, "usbfs:1234:5678")
+    assert config.plugins == {"quirks": Tuning(3)}
+    assert config.selection == PluginSelection(None, ("noisy",), ("quirks",))
+
+
+def test_a_file_that_says_the_same_is_equal(path: Path) -> None:
+    first = made(path, WHOLE)
+    assert made(path, WHOLE.replace("\n\n", "\n# nothing\n")) == first
+    changed = made(path, WHOLE.replace("speed = 3", "speed = 4"))
+    assert changed != first
+    assert changed.devices == first.devices
+
+
+def test_the_command_line_wins(path: Path) -> None:
+    config = made(
+        path,
+        WHOLE,
+        server={"fd": 5, "spin": 0},
+        devices=("virtual:keyboard",),
+        plugins=PluginSelection(require=("noisy",)),
+    )
+    assert (config.fd, config.socket_path, config.spin) == (5, None, 0.0)
+    assert [device.address for device in config.devices] == ["flash", "1234:5678", "keyboard"]
+    assert config.selection == PluginSelection(None, (), ("quirks", "noisy"))
+
+
+def test_without_a_file() -> None:
+    config = load(CommandLine(server={"fd": 3}, devices=("virtual:keyboard?quirks.note=x",)), BACKENDS, DECLARED)
+    assert config.devices[0].plugin_options == {"quirks": Options(note="x")}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a = [", 1, "is no TOML"),
+        ("[server]\nspin = 1\nspin = 2", 3, "is no TOML: Cannot overwrite a value"),
+        ("[servre]", 1, "servre: there is no table 'servre'; 'server' is meant?"),
+        ("\n[server]\nspni = 3", 3, "server.spni: there is no option 'spni'; 'spin' is meant?"),
+        ("[server]\n\nspin = 'x'", 3, "server.spin: spin is a whole number, not 'x'"),
+        ("[server]\nspin = -1", 2, "server.spin: spin is a number of microseconds from 0 to 10000, not -1"),
+        ("[server]\nquiet=true\nverbose=1", 1, "server: quiet and verbose exclude each other"),
+        ("[server]\nfd = 3\nsocket-path = 'x'", 2, "server.fd: socket-path and fd exclude each other"),
+        ("server = 3", 1, "server: is a table"),
+        ("[device]\nspec = 'x'", 1, "device: is an array of tables; write [[device]]"),
+        ("device = [3]", 1, "device[1]: is a table"),
+        ("[[device]]\nspec='virtual:a'\n[[device]]\nsepc = ''", 4, "device[2].sepc: there is no key 'sepc'; 'spec'"),
+        ("[[device]]\n", 1, "device[1]: says neither spec nor address"),
+        ("[[device]]\naddress = 'x'", 1, "device[1]: says no backend (there are: usbfs, virtual)"),
+        ("[[device]]\naddress = 'x'\nbackend='virtul'", 3, "there is no backend 'virtul'; 'virtual' is meant?"),
+        ("[[device]]\nspec = 'virtul:x'", 2, "device[1].spec: device 'virtul:x': there is no backend 'virtul'"),
+        ("[[device]]\nspec = 3", 2, "device[1].spec: is a text, not 3"),
+        ("[[device]]\nspec = 'virtual:a'\naddress = 'b'", 3, "device[1].address: spec says the address already"),
+        ("[[device]]\nspec = 'virtual:a?port=3'\nport = 4", 3, "device[1].port: is said by spec too"),
+        ("[[device]]\nspec = 'virtual:a'\nport = 0", 3, "device[1].port: port is a number from 1 up, not '0'"),
+        ("[[device]]\nspec = 'virtual:a'\nmode = 'soon'", 3, "device[1].mode: there is no mode 'soon'"),
+        ("[[device]]\nspec = 'virtual:a'\noptions = { x = [] }", 3, "device[1].options.x: is a text, a number"),
+        ("[[device]]\nspec = 'virtual:a'\noptions.port = 3", 3, "options.port: belongs into [[device]] itself"),
+        (
+            "[[device]]\nspec = 'virtual:a'\n[device.plugins.quirks]\nnote='x'\nreadonly = 1",
+            5,
+            "device[1].plugins.quirks.readonly: plugin quirks: readonly is true or false, not 1",
+        ),
+        ("[[device]]\nspec = 'virtual:a'\n[device.plugins.quirk]", 3, "there is no plugin 'quirk'; 'quirks' is meant?"),
+        ("[[device]]\nspec = 'virtual:a'\n[device.plugins.none]", 3, "plugin none has no options for a device"),
+        ("[[device]]\nspec = 'virtual:a?quirks.x=1'", 2, "device[1].spec: plugin quirks: there is no option 'x'"),
+        ("[[device]]\nspec = 'virtual:a'\nplugins.broken.x = 1", 3, "plugin broken is not used: cannot be imported"),
+        (
+            "[[device]]\nspec = 'virtual:a?quirks.note=1'\nplugins.quirks.note = 'x'",
+            3,
+            "device[1].plugins.quirks: spec has options for it already",
+        ),
+        ("[plugins.quirks]\nsped = 1", 2, "plugins.quirks.sped: there is no option 'sped'; 'speed' is meant?"),
+        ("[plugins.nobody]\nx = 1", 1, "plugins.nobody: there is no plugin 'nobody'"),
+        ("[plugins.none]", 1, "plugins.none: plugin none has no configuration"),
+        ("[plugins]\nquirks = 3", 2, "plugins.quirks: is a table"),
+        ("[plugins]\ndisable = 'x'", 2, "plugins.disable: is a list of plugins' names"),
+        ("[plugins]\nrequire=['x']\ndisable=['x']", 3, "plugins.disable: plugin x is required and disabled"),
+    ],
+)
+def test_mistakes(path: Path, text: str, line: int, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        made(path, text)
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    assert message in str(error.value)
+
+
+def test_every_mistake_is_told(path: Path) -> None:
+    with pytest.raises(ConfigErrors) as error:
+        made(path, "[[device]]\nspec='virtul:a'\n[[device]]\nport=3\n[plugins.quirks]\nx=1", devices=("nothing",))
+    starts = [str(each).partition(": ")[0] for each in error.value.errors[:3]]
+    assert starts == [f"{path}:2", f"{path}:3", f"{path}:6"]
+    assert str(error.value.errors[3]).startswith("device 'nothing' names no backend")
+    assert len(error.value.errors) == 4
+
+
+def test_a_plugin_that_is_not_used_is_not_configured(path: Path) -> None:
+    assert made(path, "[plugins.broken]\nanything = 1").plugins == {}
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[server]\nbackend = '\xe9'"])
+def test_a_file_that_is_no_text(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        read(path)
+
+
+def test_a_file_that_is_not_there(path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read(path)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read(path.parent)
+
+
+@given(st.text())
+@example("[" * 5000)
+@example("a = " + "[" * 5000)
+def test_any_text_is_a_file_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        config = load(CommandLine(file=path), BACKENDS, DECLARED)
+    except ConfigError:
+        return
+    assert config.devices == ()
+
+
+# -- what `config show` prints --------------------------------------------------------------------------------------
+
+
+def test_what_is_shown_says_the_same(path: Path) -> None:
+    config = made(path, WHOLE)
+    shown = made(path, "\n".join(toml(config, DECLARED)))
+    assert (shown.server, shown.selection) == (config.server, config.selection)
+    assert shown.plugins == {**config.plugins, "other one": Tuning()}
+    for one, other in zip(config.devices, shown.devices, strict=True):
+        assert (one.address, one.options, one.plugin_options) == (other.address, other.options, other.plugin_options)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_shown_as_it_is(key: str, value: str) -> None:
+    from usbvfiod_core.cli.config import _pairs
+
+    assert tomllib.loads("\n".join(_pairs({key: value}))) == {key: value}
+
+
+# -- lines ----------------------------------------------------------------------------------------------------------
+
+LINES = '''# a comment with [brackets]
+one = "# no comment"   # a comment
+"two \\" words" = \'[not] a "table"\'
+three.four = """
+[server]
+five = 5 \\""" """
+[table]
+list = [ # comment
+  1, "]",
+  { inner = 3, deep = { x = 4 } },
+]
+\'a.b\'.c = \'\'\'
+x = 1\'\'\'\'
+[[device]]
+spec = 1979-05-27T07:32:00
+[device.plugins."q.r"]
+key = true
+[[device]]
+[[device.inner]]
+[[device.inner]]
+z = +inf
+[ table . sub ]
+last = { }'''
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        (("one",), 2),
+        (('two " words',), 3),
+        (("three", "four"), 4),
+        (("table",), 7),
+        (("table", "list", 1), 9),
+        (("table", "list", 2, "inner"), 10),
+        (("table", "list", 2, "deep", "x"), 10),
+        (("table", "a.b", "c"), 12),
+        (("device", 0), 14),
+        (("device", 0, "spec"), 15),
+        (("device", 0, "plugins", "q.r", "key"), 17),
+        (("device", 1), 18),
+        (("device", 1, "inner", 1, "z"), 21),
+        (("table", "sub", "last"), 23),
+        (("table", "sub", "last", "nothing"), 23),
+        (("nothing",), 1),
+    ],
+)
+def test_lines(place: Place, line: int) -> None:
+    tomllib.loads(LINES)
+    assert TomlLines(LINES).line(place) == line

@@ -1,0 +1,108 @@
+"""`usbvfiod config`: what the configuration file and the command line say together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from ..daemon.config import CORE_OPTIONS, CommandLine, Config, DeviceSpec, ServerSettings
+from ..daemon.config_file import LISTS, load
+from ..hooks.options import Declared, Schema
+from ..hooks.registry import Registry
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@click.group()
+def config() -> None:
+    """Check or show the configuration that --config and the other options make."""
+
+
+@config.command()
+@click.pass_obj
+def check(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> None:
+    """Say what is wrong with the configuration, or that nothing is.
+
+    Every error is named with file, line and key. Devices are not looked for.
+    """
+    made = _load(given)
+    click.echo(f"ok: {_count(len(made.devices), 'device')}, {_count(len(made.plugins), 'configured plugin')}")
+
+
+@config.command()
+@click.pass_obj
+def show(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> None:
+    """Print the configuration as a file that says the same, with the plugins' defaults."""
+    registry, _, declared = given
+    made = _load(given)
+    click.echo("\n".join(toml(made, declared)), nl=False)
+    for plugin in registry.failures:
+        click.echo(f"# plugin {plugin.name} is not used: {plugin.error}")
+
+
+def _load(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> Config:
+    registry, command_line, declared = given
+    return load(command_line, registry.backends(), declared)
+
+
+def toml(made: Config, declared: Mapping[str, Declared]) -> Iterator[str]:
+    """The lines of a file that means `made`."""
+    yield "[server]"
+    yield from _pairs(Schema(ServerSettings).to_toml(made.server))
+    for device in made.devices:
+        yield "\n[[device]]"
+        yield from _pairs(_device(device))
+        for plugin, options in device.plugin_options.items():
+            schema = declared[plugin].device
+            if schema is not None:
+                yield f"[device.plugins.{_key(plugin)}]"
+                yield from _pairs(schema.to_toml(options))
+    selection = made.selection
+    lists = zip(LISTS, (selection.enable, selection.disable or None, selection.require or None), strict=True)
+    chosen = {key: list(names) for key, names in lists if names is not None}
+    if chosen:
+        yield "\n[plugins]"
+        yield from _pairs(chosen)
+    for plugin, its in declared.items():
+        if its.config is not None:
+            yield f"\n[plugins.{_key(plugin)}]"
+            yield from _pairs(its.config.to_toml(made.plugins.get(plugin, its.config.default())))
+    yield ""
+
+
+def _device(device: DeviceSpec) -> dict[str, object]:
+    values: dict[str, object] = {"backend": device.backend, "address": device.address}
+    core = (device.port, device.name, device.mode.value, device.follow_port)
+    values.update((key, value) for key, value in zip(CORE_OPTIONS, core, strict=True) if value)
+    if device.options:
+        values["options"] = dict(device.options)
+    return values
+
+
+def _pairs(values: Mapping[str, object]) -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{_key(key)} = {_value(value)}"
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_value(each) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{_key(key)} = {_value(each)}' for key, each in value.items())} }}"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(char if char >= " " and char != "\x7f" else f"\\u{ord(char):04x}" for char in escaped) + '"'
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
