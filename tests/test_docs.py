@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,22 +153,24 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_examples_run(block: Block, tmp_path: Path) -> None:
+def test_examples_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each example is a program of its own. One that implements hooks is also accepted as a plugin, one that has tests
     passes them."""
     path = tmp_path / "test_example.py"
     path.write_text(block.text)
-    namespace: dict[str, object] = {"__name__": "example", "__file__": str(path)}
     if "def test_" in block.text:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(path)]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=50)
         assert result.returncode == 0, result.stdout + result.stderr
         return
-    exec(compile(block.text, str(block), "exec"), namespace)
+    module = types.ModuleType("example")
+    vars(module)["__file__"] = str(path)
+    monkeypatch.setitem(sys.modules, "example", module)
+    exec(compile(block.text, str(block), "exec", dont_inherit=True), vars(module))
     if "@hookimpl" in block.text:
-        module = type(sys)("example")
-        vars(module).update(namespace)
-        record = Registry().register(module, "example")
+        registry = Registry()
+        record = registry.register(module, "example")
+        registry.declared()
         assert record.error == ""
         assert record.hooks
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from .hooks.interceptor import InterceptedTransfer, Interceptor
+from .hooks.options import RegisterOptions
 from .hooks.registry import hookimpl
 from .hooks.specs import PLUGIN_API
 from .hooks.wrapper import WrappedDevice
@@ -29,6 +30,7 @@ __all__ = [
     "IsochronousPacket",
     "Loop",
     "PluginError",
+    "RegisterOptions",
     "SetupPacket",
     "Speed",
     "Timer",

@@ -32,12 +32,13 @@ def _entry(plugin: Plugin) -> dict[str, object]:
         "requires": plugin.requires,
         "hooks": list(plugin.hooks),
         "seconds": round(plugin.seconds, 6),
+        "state": plugin.state,
         "error": plugin.error,
     }
 
 
 def _row(plugin: Plugin) -> tuple[str, ...]:
     package = f"{plugin.distribution} {plugin.version}".strip()
-    status = f"not used: {plugin.error}" if plugin.error else "used"
+    status = f"not used: {plugin.error}" if plugin.error else plugin.state
     hooks = ", ".join(hook.removeprefix("usbvfiod_") for hook in plugin.hooks)
     return (plugin.name, package, status, hooks)

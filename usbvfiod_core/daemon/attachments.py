@@ -16,7 +16,6 @@ from typing import Protocol
 
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..hooks.registry import Registry
-from ..hooks.settings import Settings
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .assignment import assign
@@ -276,7 +275,7 @@ class Attachments:
         if self._closing or not attachment.wanted:
             device.close()
             raise DeviceError(self._why_not)
-        device = self._registry.wrap(device, attachment.info, Settings(attachment.spec.options), self._loop)
+        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, self._loop)
         try:
             port_id = self._port_for(attachment, device)
             self._hub.plug(device, port_id)

@@ -7,7 +7,6 @@ import os
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
-from ..hooks.settings import Settings
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .config import DeviceSpec
@@ -30,7 +29,7 @@ def open_device(
 
     Raises AttachmentRefused, DeviceAbsent, or whatever the backend raises.
     """
-    refusal = registry.refusal(info, Settings(spec.options))
+    refusal = registry.refusal(info, spec.settings)
     if refusal is not None:
         if fd is not None:
             os.close(fd)

@@ -170,6 +170,20 @@ def test_mistakes(path: Path, text: str, line: int, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_the_example_of_the_documentation(path: Path) -> None:
+    @dataclass(frozen=True)
+    class Log:
+        log_commands: bool = False
+
+    page = (Path(__file__).resolve().parents[3] / "docs/configuration.md").read_text()
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    declared = {"mass-storage-quirks": Declared(Schema(Options), Schema(Log))}
+    config = load(CommandLine(file=path), BACKENDS, declared)
+    assert [device.port for device in config.devices] == [9, None]
+    assert config.devices[1].plugin_options == {"mass-storage-quirks": Options(readonly=True)}
+    assert config.plugins == {"mass-storage-quirks": Log(True)}
+
+
 def test_every_mistake_is_told(path: Path) -> None:
     with pytest.raises(ConfigErrors) as error:
         made(path, "[[device]]\nspec='virtul:a'\n[[device]]\nport=3\n[plugins.quirks]\nx=1", devices=("nothing",))
