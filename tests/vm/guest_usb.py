@@ -95,8 +95,10 @@ def usb_complaints(guest: Guest) -> list[str]:
     return warnings + [line for line in guest.dmesg().splitlines() if RECOVERY.search(line) and line not in warnings]
 
 
-def start_reading_keys(guest: Guest, events: int) -> Running:
+def start_reading_keys(guest: Guest, events: int, *, name: str = "", patience: int = 20) -> Running:
     """Start reading key presses and releases from the guest's USB keyboard; give the result to `finish_reading_keys`.
+
+    `name` is part of the input device's name, where there are several; `patience` is in seconds.
 
     On return the keyboard is open: what is typed from now on is read. One press or release is three input events
     (scan code, key, end of report).
@@ -104,17 +106,17 @@ def start_reading_keys(guest: Guest, events: int) -> Running:
     script = f"""
 until [ -n "$event" ]; do
     for device in /sys/class/input/event*; do
-        case $(readlink -f $device) in */usb*) event=${{device##*/}};; esac
+        case "$(readlink -f $device) $(cat $device/device/name)" in */usb*{name}*) event=${{device##*/}};; esac
     done
     sleep 0.1
 done
 exec 4< /dev/input/$event
 touch /tmp/reading-keys
-timeout 20 /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
+timeout {patience} /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
 """
     guest.run("rm -f /tmp/reading-keys")
     reading = guest.start(script)
-    guest.wait_until("[ -e /tmp/reading-keys ]", timeout=10)
+    guest.wait_until("[ -e /tmp/reading-keys ]", timeout=patience)
     return reading
 
 

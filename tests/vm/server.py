@@ -31,7 +31,12 @@ class UsbvfiodServer:
     """
 
     def __init__(
-        self, devices: Sequence[str], options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+        self,
+        devices: Sequence[str],
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        *,
+        timeout: float = READY_TIMEOUT,
     ) -> None:
         # Not pytest's directory: the path of a Unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="usbvfiod-"))
@@ -48,7 +53,7 @@ class UsbvfiodServer:
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
             )
             try:
-                self._wait_ready(notifications)
+                self._wait_ready(notifications, timeout)
             except BaseException:
                 self.kill()
                 raise
@@ -98,12 +103,12 @@ class UsbvfiodServer:
         self.process.kill()
         self.process.wait()
 
-    def _wait_ready(self, notifications: socket.socket) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT
+    def _wait_ready(self, notifications: socket.socket, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         while True:
             if select.select([notifications], [], [], 0.05)[0] and b"READY=1" in notifications.recv(4096):
                 return
             if self.process.poll() is not None:
                 raise ServerError(f"usbvfiod ended with status {self.process.returncode}\n{self.log()}")
             if time.monotonic() > deadline:
-                raise ServerError(f"usbvfiod is not ready after {READY_TIMEOUT:.0f} s\n{self.log()}")
+                raise ServerError(f"usbvfiod is not ready after {timeout:.0f} s\n{self.log()}")
