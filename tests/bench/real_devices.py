@@ -1,0 +1,204 @@
+"""Real devices: usbvfiod's backends beside a plain usbfs program, and beside the other server there is for them.
+
+    python -m tests.bench.real_devices
+
+boots the lab (see docs/testing.md) and runs this file in it. There, a source and sink (gadget zero on dummy_hcd) and a
+drive (QEMU's usb-storage) are served by each server in turn, and driven by the test kit's driver: the same client, the
+same transfers, the rounds one after the other. The peer is the crate `usbvfiod`, if `cargo install` has put it into the
+directory `peer` of the VM tests' cache; it is left out otherwise, and that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TypedDict
+
+from tests.bench.measure import cpu_seconds
+from tests.bench.plain_usbfs import move
+from usbvfiod_core.testing.bus import SocketBus
+from usbvfiod_core.testing.client import VfioUserClient
+from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
+from usbvfiod_core.testing.driver.td import Td
+from usbvfiod_core.testing.driver.trb import normal
+from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.xhci import spec
+
+SIZE = 64 << 10
+"""Bytes of a transfer: the most that one TRB moves, so that no server is asked for more than it can."""
+DEPTH = 4
+MIB = 1 << 20
+DRIVE_BLOCKS = 64 * MIB // 512
+PEER = Path("bin/usbvfiod")
+
+
+class Sample(TypedDict):
+    """One measurement: `rate` in MiB/s, the server's processor time in ms for a MiB."""
+
+    what: str
+    who: str
+    rate: float
+    cpu: float
+
+
+def outside(rounds: int, mebibytes: int) -> list[Sample]:
+    """Boot a lab, measure in it, return what it printed."""
+    from tests.vm.lab import Lab
+    from tests.vm.tree import cache_directory
+
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name, Lab(Path(name)) as lab:
+        peer = cache_directory().parent / "peer" / PEER
+        if peer.exists():
+            (lab.exchange / "peer").write_bytes(peer.read_bytes())
+            (lab.exchange / "peer").chmod(0o755)
+        command = ["python3", "-m", "tests.bench.real_devices", "--inside", f"--rounds={rounds}", f"--mib={mebibytes}"]
+        output = lab.run(f"cd /usbvfiod && {shlex.join(command)}", timeout=3600)
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+@contextmanager
+def serve(command: list[str], socket: Path) -> Iterator[tuple[int, GuestDriver, UsbDevice]]:
+    """A server with one device: its process, a driver that waits for replies, and the device, enumerated."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            client = VfioUserClient.connect(socket, timeout=60.0, wait=60.0)
+            bus = SocketBus(client, posted=False)
+            with GuestDriver(bus, timeout=60.0) as driver:
+                port = driver.wait_for_port()
+                yield process.pid, driver, driver.enumerate(port.port_id)
+            bus.close()
+        finally:
+            process.terminate()
+
+
+def servers(node: Path, socket: Path) -> dict[str, list[str]]:
+    """The command line of each server for the device at `node`."""
+    own = [sys.executable, "-m", "usbvfiod_core", "-q", "--socket-path", str(socket)]
+    commands = {backend: [*own, "--device", f"{backend}:{node}"] for backend in ("usbfs", "libusb")}
+    peer = Path("/exchange/peer")
+    if peer.exists():
+        commands["peer"] = [str(peer), "--socket-path", str(socket), "--device", str(node)]
+    return commands
+
+
+def streaming(usb: UsbDevice, address: int, count: int) -> Callable[[], None]:
+    """Moving `count` transfers through a bulk endpoint, DEPTH at a time."""
+    driver, pipe = usb.driver, usb.pipe(address)
+    buffers = [driver.ram.allocate(SIZE) for _ in range(DEPTH)]
+
+    def run() -> None:
+        waiting: list[Td] = []
+        for number in range(count):
+            if len(waiting) == DEPTH:
+                driver.wait_for_td(waiting.pop(0))
+            waiting.append(pipe.submit_trbs([normal(buffers[number % DEPTH], SIZE, spec.TRB_IOC)]))
+        for td in waiting:
+            driver.wait_for_td(td)
+
+    return run
+
+
+def accessing(access: Callable[[int, int], object], count: int) -> Callable[[], None]:
+    """Reading or writing `count` times the size of a transfer, one command after the other."""
+    blocks = SIZE // 512
+
+    def run() -> None:
+        for number in range(count):
+            access(number * blocks % DRIVE_BLOCKS, blocks)
+
+    return run
+
+
+def sample(what: str, who: str, work: Callable[[], object], mebibytes: int, pid: int | None) -> None:
+    """Measure one piece of work, and print it as a line of JSON."""
+    used = 0.0 if pid is None else cpu_seconds(pid)
+    start = perf_counter()
+    work()
+    seconds = perf_counter() - start
+    cost = 0.0 if pid is None else (cpu_seconds(pid) - used) * 1000 / mebibytes
+    figures = Sample(what=what, who=who, rate=mebibytes / seconds, cpu=cost)
+    print(json.dumps(figures), flush=True)
+
+
+def inside(rounds: int, mebibytes: int) -> None:
+    """What runs in the lab."""
+    from tests.lab.gadgets import Gadget, source_sink
+    from tests.lab.machine import Machine
+
+    count = mebibytes * MIB // SIZE
+    socket = Path("/tmp/bench.sock")
+    image = Path("/exchange/bench.img")
+    with image.open("wb") as file:
+        file.truncate(DRIVE_BLOCKS * 512)
+    with Machine() as machine, Gadget([source_sink(bulk_buflen=SIZE)], identity="0525:a4a0") as gadget:
+        zero, drive = gadget.bind(), machine.plug_drive(image)
+        for _ in range(rounds):
+            for address, what in ((0x81, "source"), (0x01, "sink")):
+                sample(what, "plain", lambda at=address: move(zero.node, at, SIZE, count, DEPTH), mebibytes, None)  # type: ignore[misc]
+            for who, command in servers(zero.node, socket).items():
+                with serve(command, socket) as (pid, _, usb):
+                    for endpoint in usb.interface(0, 0).endpoints:
+                        what = "source" if endpoint.is_in else "sink"
+                        sample(what, who, streaming(usb, endpoint.address, count), mebibytes, pid)
+            for who, command in servers(drive.node, socket).items():
+                with serve(command, socket) as (pid, _, usb):
+                    disk = MassStorage(usb, pipelined=False)
+                    for what, access in (("drive, reading", disk.read), ("drive, writing", disk.write_buffer)):
+                        sample(what, who, accessing(access, count), mebibytes, pid)
+                    disk.close()
+        time.sleep(1)  # the drivers of the host have their device back before it is pulled out
+        machine.unplug(drive)
+
+
+def report(samples: list[Sample]) -> list[str]:
+    """A table: rate, processor time, and the ratio to the plain program and to the peer, medians of the rounds."""
+    lines = [f"{'':16}{'':8}{'MiB/s':>9}{'ms/MiB':>9}{'of plain':>10}{'of peer':>10}"]
+    grouped: dict[tuple[str, str], list[Sample]] = {}
+    for each in samples:
+        grouped.setdefault((each["what"], each["who"]), []).append(each)
+
+    def rate(what: str, who: str) -> float | None:
+        found = grouped.get((what, who))
+        return statistics.median(each["rate"] for each in found) if found else None
+
+    for (what, who), found in grouped.items():
+        own = rate(what, who) or 0.0
+        cost = statistics.median(each["cpu"] for each in found)
+        text = f"{what:16}{who:8}{own:9.1f}" + (f"{cost:9.2f}" if who != "plain" else f"{'':9}")
+        for other in ("plain", "peer"):
+            reference = rate(what, other)
+            text += f"{own / reference:10.2f}" if reference and who != other else f"{'':10}"
+        lines.append(text.rstrip())
+    return lines
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="measure the backends of real devices")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--mib", type=int, default=16, help="MiB that each sample moves (default 16)")
+    options = parser.parse_args()
+    if options.inside:
+        inside(options.rounds, options.mib)
+        return 0
+    samples = outside(options.rounds, options.mib)
+    if not any(each["who"] == "peer" for each in samples):
+        print("the peer is left out: `cargo install --locked --root DIRECTORY usbvfiod` has not been run for it")
+    for line in report(samples):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
