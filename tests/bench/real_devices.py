@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypedDict
@@ -32,6 +33,7 @@ from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.driver.td import Td
 from usbvfiod_core.testing.driver.trb import normal
 from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.xhci import spec
 
 SIZE = 64 << 10
@@ -91,6 +93,12 @@ def servers(node: Path, socket: Path) -> dict[str, list[str]]:
     return commands
 
 
+def bulk_endpoints(node: Path) -> tuple[Endpoint, ...]:
+    """The endpoints of interface 0 of a device of the host."""
+    descriptors = node.read_bytes()
+    return Configuration.unpack(descriptors[descriptors[0] :]).interfaces[0].endpoints
+
+
 def streaming(usb: UsbDevice, address: int, count: int) -> Callable[[], None]:
     """Moving `count` transfers through a bulk endpoint, DEPTH at a time."""
     driver, pipe = usb.driver, usb.pipe(address)
@@ -143,8 +151,9 @@ def inside(rounds: int, mebibytes: int) -> None:
     with Machine() as machine, Gadget([source_sink(bulk_buflen=SIZE)], identity="0525:a4a0") as gadget:
         zero, drive = gadget.bind(), machine.plug_drive(image)
         for _ in range(rounds):
-            for address, what in ((0x81, "source"), (0x01, "sink")):
-                sample(what, "plain", lambda at=address: move(zero.node, at, SIZE, count, DEPTH), mebibytes, None)  # type: ignore[misc]
+            for endpoint in bulk_endpoints(zero.node):
+                program = partial(move, zero.node, endpoint.address, SIZE, count, DEPTH)
+                sample("source" if endpoint.is_in else "sink", "plain", program, mebibytes, None)
             for who, command in servers(zero.node, socket).items():
                 with serve(command, socket) as (pid, _, usb):
                     for endpoint in usb.interface(0, 0).endpoints:
