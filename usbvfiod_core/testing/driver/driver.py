@@ -35,6 +35,7 @@ class GuestDriver:
     qword_writes    write 64-bit registers at once instead of low half, high half
     high            True: rings above 4 GiB; False: below; None: wherever there is room
     timeout         seconds that anything may take
+    strict          False: overlook what a controller leaves out of its contexts, to measure others than ours
 
     It checks the controller on the way and raises `ProtocolError` for what the specification forbids.
     `devices` are the devices by slot id; `port_changes` the ports whose Port Status Change Events came (the owner
@@ -56,10 +57,12 @@ class GuestDriver:
         qword_writes: bool = False,
         high: bool | None = None,
         timeout: float = 5.0,
+        strict: bool = True,
     ) -> None:
         self.bus = bus
         self.ram = bus.ram
         self.timeout = timeout
+        self.strict = strict
         self.interrupts = interrupts
         self.moderation = moderation
         self.qword_writes = qword_writes
