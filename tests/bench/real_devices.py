@@ -30,16 +30,16 @@ from tests.bench.plain_usbfs import move
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
-from usbvfiod_core.testing.driver.td import Td
-from usbvfiod_core.testing.driver.trb import normal
+from usbvfiod_core.testing.driver.td import Td, cut
+from usbvfiod_core.testing.driver.trb import Trb, normal
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.xhci import spec
 
-SIZE = 64 << 10
-"""Bytes of a transfer: the most that one TRB moves, so that no server is asked for more than it can."""
-DEPTH = 4
 MIB = 1 << 20
+SIZES = (64 << 10, MIB)
+"""Bytes of a transfer: the most that one TRB moves, and as much as Linux asks a drive for at once."""
+DEPTH = 4
 DRIVE_BLOCKS = 64 * MIB // 512
 PEER = Path("bin/usbvfiod")
 
@@ -99,26 +99,33 @@ def bulk_endpoints(node: Path) -> tuple[Endpoint, ...]:
     return Configuration.unpack(descriptors[descriptors[0] :]).interfaces[0].endpoints
 
 
-def streaming(usb: UsbDevice, address: int, count: int) -> Callable[[], None]:
+def streaming(usb: UsbDevice, address: int, size: int, count: int) -> Callable[[], None]:
     """Moving `count` transfers through a bulk endpoint, DEPTH at a time."""
     driver, pipe = usb.driver, usb.pipe(address)
-    buffers = [driver.ram.allocate(SIZE) for _ in range(DEPTH)]
+    rings = [chained(driver.ram.allocate(size), size) for _ in range(DEPTH)]
 
     def run() -> None:
         waiting: list[Td] = []
         for number in range(count):
             if len(waiting) == DEPTH:
                 driver.wait_for_td(waiting.pop(0))
-            waiting.append(pipe.submit_trbs([normal(buffers[number % DEPTH], SIZE, spec.TRB_IOC)]))
+            waiting.append(pipe.submit_trbs(rings[number % DEPTH]))
         for td in waiting:
             driver.wait_for_td(td)
 
     return run
 
 
-def accessing(access: Callable[[int, int], object], count: int) -> Callable[[], None]:
-    """Reading or writing `count` times the size of a transfer, one command after the other."""
-    blocks = SIZE // 512
+def chained(address: int, size: int) -> list[Trb]:
+    """The TRBs of one TD for a buffer, which makes one event."""
+    trbs = [normal(start, length, spec.TRB_CH) for start, length in cut(address, size)]
+    trbs[-1] = normal(*cut(address, size)[-1], spec.TRB_IOC)
+    return trbs
+
+
+def accessing(access: Callable[[int, int], object], size: int, count: int) -> Callable[[], None]:
+    """Reading or writing `count` times `size` bytes, one command after the other."""
+    blocks = size // 512
 
     def run() -> None:
         for number in range(count):
@@ -143,35 +150,44 @@ def inside(rounds: int, mebibytes: int) -> None:
     from tests.lab.gadgets import Gadget, source_sink
     from tests.lab.machine import Machine
 
-    count = mebibytes * MIB // SIZE
     socket = Path("/tmp/bench.sock")
     image = Path("/exchange/bench.img")
     with image.open("wb") as file:
         file.truncate(DRIVE_BLOCKS * 512)
-    with Machine() as machine, Gadget([source_sink(bulk_buflen=SIZE)], identity="0525:a4a0") as gadget:
+    with Machine() as machine, Gadget([source_sink(bulk_buflen=SIZES[0])], identity="0525:a4a0") as gadget:
         zero, drive = gadget.bind(), machine.plug_drive(image)
+        work = [(size, mebibytes * MIB // size) for size in SIZES]
         for _ in range(rounds):
             for endpoint in bulk_endpoints(zero.node):
-                program = partial(move, zero.node, endpoint.address, SIZE, count, DEPTH)
-                sample("source" if endpoint.is_in else "sink", "plain", program, mebibytes, None)
+                for size, count in work:
+                    program = partial(move, zero.node, endpoint.address, size, count, DEPTH)
+                    sample(name(endpoint.is_in, size), "plain", program, mebibytes, None)
             for who, command in servers(zero.node, socket).items():
                 with serve(command, socket) as (pid, _, usb):
                     for endpoint in usb.interface(0, 0).endpoints:
-                        what = "source" if endpoint.is_in else "sink"
-                        sample(what, who, streaming(usb, endpoint.address, count), mebibytes, pid)
+                        for size, count in work:
+                            stream = streaming(usb, endpoint.address, size, count)
+                            sample(name(endpoint.is_in, size), who, stream, mebibytes, pid)
             for who, command in servers(drive.node, socket).items():
                 with serve(command, socket) as (pid, _, usb):
                     disk = MassStorage(usb, pipelined=False)
-                    for what, access in (("drive, reading", disk.read), ("drive, writing", disk.write_buffer)):
-                        sample(what, who, accessing(access, count), mebibytes, pid)
+                    for is_in, access in ((True, disk.read), (False, disk.write_buffer)):
+                        for size, count in work:
+                            what = f"drive {name(is_in, size)}"
+                            sample(what, who, accessing(access, size, count), mebibytes, pid)
                     disk.close()
         time.sleep(1)  # the drivers of the host have their device back before it is pulled out
         machine.unplug(drive)
 
 
+def name(is_in: bool, size: int) -> str:
+    """What is measured, as it stands in the table."""
+    return f"{'IN' if is_in else 'OUT'} {size >> 10} KiB"
+
+
 def report(samples: list[Sample]) -> list[str]:
     """A table: rate, processor time, and the ratio to the plain program and to the peer, medians of the rounds."""
-    lines = [f"{'':16}{'':8}{'MiB/s':>9}{'ms/MiB':>9}{'of plain':>10}{'of peer':>10}"]
+    lines = [f"{'':20}{'':8}{'MiB/s':>9}{'ms/MiB':>9}{'of plain':>10}{'of peer':>10}"]
     grouped: dict[tuple[str, str], list[Sample]] = {}
     for each in samples:
         grouped.setdefault((each["what"], each["who"]), []).append(each)
@@ -183,7 +199,7 @@ def report(samples: list[Sample]) -> list[str]:
     for (what, who), found in grouped.items():
         own = rate(what, who) or 0.0
         cost = statistics.median(each["cpu"] for each in found)
-        text = f"{what:16}{who:8}{own:9.1f}" + (f"{cost:9.2f}" if who != "plain" else f"{'':9}")
+        text = f"{what:20}{who:8}{own:9.1f}" + (f"{cost:9.2f}" if who != "plain" else f"{'':9}")
         for other in ("plain", "peer"):
             reference = rate(what, other)
             text += f"{own / reference:10.2f}" if reference and who != other else f"{'':10}"
