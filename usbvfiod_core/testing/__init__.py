@@ -10,6 +10,7 @@ served          `ServedController` (a server in a thread) and `ServerProcess` (t
 fake_device     `FakeDevice`: a device whose answers a test decides
 conformance     `DeviceConformance`, `SourceSinkConformance`, `BackendConformance`: suites to inherit from
 device_bench    `DeviceBench`: a device without a controller
+interception    `intercepted`: an interceptor in front of a device
 mass_storage    `MassStorage`: a bulk-only SCSI disk over the driver
 loop            `StepLoop`: a deterministic loop
 

@@ -1,0 +1,37 @@
+"""USB mass storage for guests: read-only if wanted, with the quirks of real drives, and a log of commands.
+
+A plugin of usbvfiod. `interceptor` stands between the guest and one device; `bulk_only` and `uas` follow the two
+transports, and `commands` decides what a device gets.
+"""
+
+from __future__ import annotations
+
+from usbvfiod_core import DeviceInfo, Interceptor, hookimpl
+
+from . import quirks
+from .interceptor import MassStorageQuirks
+from .options import DeviceOptions, ServerOptions
+
+usbvfiod_requires = ">=1,<2"
+
+
+@hookimpl
+def usbvfiod_admit_device(info: DeviceInfo, options: DeviceOptions | None, config: ServerOptions | None) -> str | None:
+    if quirks.Quirk.IGNORE_DEVICE in _quirks(info, options, config):
+        return "it has the mass-storage quirk i: not to be used"
+    return None
+
+
+@hookimpl
+def usbvfiod_intercept_device(
+    info: DeviceInfo, options: DeviceOptions | None, config: ServerOptions | None
+) -> Interceptor | None:
+    options = options or DeviceOptions()
+    readonly = options.readonly if options.readonly is not None else config is not None and config.readonly
+    return MassStorageQuirks(info.name, options, _quirks(info, options, config), readonly=readonly)
+
+
+def _quirks(info: DeviceInfo, options: DeviceOptions | None, config: ServerOptions | None) -> quirks.Quirks:
+    entries = quirks.parse_entries(config.quirks) if config is not None else {}
+    letters = options.quirks if options is not None else None
+    return quirks.find(info.vendor_id, info.product_id, letters, entries)
