@@ -1,5 +1,5 @@
-"""A third party's plugin, from its source to a guest: built, installed beside usbvfiod's wheel in a fresh environment,
-found through its entry point, served, and tested with the test kit."""
+"""Third parties' plugins, from their sources to a guest: built, installed beside usbvfiod's wheel in a fresh
+environment, found through their entry points, served, and tested with the test kit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 
 from tests.e2e.process import ServerProcess
 from tests.e2e.test_life import guest
+from usbvfiod_core.xhci import spec
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "examples" / "usbvfiod_dice"
+EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,23 +34,26 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh virtual environment with the wheels of usbvfiod and of the example, as a user would install them."""
+    """A fresh virtual environment with the wheels of usbvfiod and of the examples, as a user would install them."""
     directory = tmp_path_factory.mktemp("package")
     wheels, venv = directory / "wheels", directory / "venv"
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     # The same build, without fetching the build backend where there is one.
     isolation = ("--no-build-isolation",) if importlib.util.find_spec("hatchling") else ()
-    call(*pip, "wheel", "--no-deps", *isolation, "--wheel-dir", wheels, ROOT, EXAMPLE, cwd=directory)
-    core, dice = (next(wheels.glob(pattern)) for pattern in ("usbvfiod-*.whl", "usbvfiod_dice-*.whl"))
+    call(*pip, "wheel", "--no-deps", *isolation, "--wheel-dir", wheels, ROOT, *EXAMPLES, cwd=directory)
+    core, *examples = (next(wheels.glob(f"{name}-*.whl")) for name in ("usbvfiod", *(path.name for path in EXAMPLES)))
     call(sys.executable, "-m", "venv", venv)
-    call(venv / "bin/pip", "--quiet", "--disable-pip-version-check", "install", f"{core}[test]", dice, cwd=directory)
+    call(
+        venv / "bin/pip", "--quiet", "--disable-pip-version-check", "install", f"{core}[test]", *examples, cwd=directory
+    )
     return venv / "bin"
 
 
 def test_it_is_found_through_its_entry_point(environment: Path) -> None:
     listed = json.loads(call(environment / "usbvfiod", "plugins", "--json"))
     plugins = {plugin["name"]: plugin for plugin in listed["plugins"]}
-    assert set(plugins) == {"virtual", "dice"}
+    assert set(plugins) == {"virtual", "dice", "fault-injector", "interface-mask"}
+    assert [plugin["error"] for plugin in listed["plugins"]] == [""] * 4
     dice = plugins["dice"]
     assert (dice["distribution"], dice["version"], dice["module"]) == ("usbvfiod-dice", "1.0", "usbvfiod_dice")
     assert (dice["hooks"], dice["requires"], dice["error"]) == (["usbvfiod_register_backends"], ">=1,<2", "")
@@ -71,11 +75,30 @@ def test_a_guest_uses_its_device(environment: Path, tmp_path: Path) -> None:
     assert server.errors == []
 
 
-def test_its_own_tests_pass(environment: Path, tmp_path: Path) -> None:
+def test_a_guest_meets_an_injected_fault_and_a_masked_interface(environment: Path, tmp_path: Path) -> None:
+    command = (str(environment / "python"), "-m", "usbvfiod_core")
+    devices = ("virtual:loopback?fault-injector.fault=stall@in%232", "virtual:keyboard?interface-mask.hide=0")
+    options = [part for device in devices for part in ("--device", device)]
+    with ServerProcess(tmp_path, options, command=command) as server:
+        server.wait_ready()
+        with guest(server) as driver:
+            keyboard, source = driver.enumerate(1), driver.enumerate(9)
+            assert source.bulk_in(0x81, 512) == bytes(512)
+            assert source.submit_in(0x81, 512).wait().completion_code == spec.CC_STALL
+            source.pipe(0x81).recover()
+            assert source.bulk_in(0x81, 512) == bytes(512)
+            interface = keyboard.configurations[0].interfaces[0]
+            assert (interface.class_code, interface.endpoints) == (0xFF, ())
+        assert server.terminate() == 0
+    assert server.errors == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_its_own_tests_pass(environment: Path, example: Path, tmp_path: Path) -> None:
     output = call(
-        environment / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests", cwd=tmp_path
+        environment / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", example / "tests", cwd=tmp_path
     )
-    assert "7 passed" in output
+    assert " passed" in output
 
 
 def test_the_demonstration_runs_from_the_wheel(environment: Path) -> None:

@@ -22,6 +22,7 @@ what is in front of it and nothing else (in a control transfer nothing at all).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -162,6 +163,24 @@ class Fault:
     def _advance(self, step: int) -> None:
         if self._next is not None:
             self._next = self._next + step if self.every else None
+
+
+def choose(faults: Iterable[Fault], length: int, *, possible: bool = True) -> tuple[int, Fault] | None:
+    """The first of the faults that happens in the `length` bytes that a transfer moves, with its place; all are told.
+    None happens if it is not `possible`: the transfer did not end well."""
+    faults = list(faults)
+    places = [(fault.place(length), fault) for fault in faults]
+    chosen = min(
+        ((place, fault) for place, fault in places if place is not None and possible),
+        key=lambda each: each[0],
+        default=None,
+    )
+    for fault in faults:
+        if chosen is not None and fault is chosen[1]:
+            fault.happens(chosen[0] if not fault.kind.waits else length)
+        else:
+            fault.passes(length if chosen is None or chosen[1].kind.waits else chosen[0])
+    return chosen
 
 
 def parse_faults(text: str) -> list[Fault]:

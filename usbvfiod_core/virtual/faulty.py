@@ -7,14 +7,14 @@ goes through memory of this module, so that no byte behind the fault ever reache
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from .. import WrappedDevice
 from ..usb import requests
 from ..usb.device import Device, DeviceEvents, Loop, Timer
 from ..usb.requests import SetupPacket
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
-from .faults import Fault
+from .faults import Fault, choose
 from .isochronous import fill
 
 _COMPLETED = TransferStatus.COMPLETED
@@ -160,7 +160,7 @@ class FaultyDevice(WrappedDevice):
 
     def _start(self, transfer: Transfer, faults: Sequence[Fault]) -> None:
         faults = [fault for fault in faults if fault.begins()]
-        place = _choose([fault for fault in faults if not fault.asks_device], 0)
+        place = choose([fault for fault in faults if not fault.asks_device], 0)
         if place is not None:
             self._happen(transfer, 0, place[1])
             return
@@ -170,7 +170,7 @@ class FaultyDevice(WrappedDevice):
             passage.faults = faults
             windows = [memoryview(bytearray(length))] if length else []
         else:
-            place = passage.place = _choose(faults, length)
+            place = passage.place = choose(faults, length)
             if place is not None and not place[1].kind.waits:
                 length = place[0]
                 if not length or transfer.setup is not None:
@@ -210,7 +210,7 @@ class FaultyDevice(WrappedDevice):
         place = passage.place
         whole = inner.status is _COMPLETED
         if place is None:
-            place = _choose(passage.faults, actual, possible=whole)
+            place = choose(passage.faults, actual, possible=whole)
         if place is not None and not place[1].kind.waits:
             actual = min(actual, place[0])
         if outer.is_in:
@@ -292,7 +292,7 @@ class FaultyDevice(WrappedDevice):
         passage = _Passage(transfer)
         for packet in transfer.packets:
             possible = [fault for fault in faults if fault.begins()]
-            place = None if transfer.is_in else _choose(possible, packet.length)
+            place = None if transfer.is_in else choose(possible, packet.length)
             passage.places.append(place if place is not None else possible)
         windows = [memoryview(bytearray(transfer.length))] if transfer.is_in and transfer.length else transfer.windows
         self._pass_on(passage, windows, transfer.length, self._packets_ended)
@@ -306,7 +306,7 @@ class FaultyDevice(WrappedDevice):
             whole = inner.status is _COMPLETED and sent.status is _COMPLETED
             place = known if isinstance(known, tuple) else None
             if place is None and outer.is_in and isinstance(known, list):
-                place = _choose(known, sent.actual, possible=whole)
+                place = choose(known, sent.actual, possible=whole)
             packet.actual, packet.status = sent.actual, sent.status
             if place is not None and whole:
                 packet.status = place[1].kind.packet_status
@@ -357,23 +357,6 @@ class FaultyDevice(WrappedDevice):
             for transfer in (*(result[0] for result in hold.ended), *hold.waiting):
                 transfer.complete(_DISCONNECTED)
         self.device.close()
-
-
-def _choose(faults: Iterable[Fault], length: int, *, possible: bool = True) -> _Place | None:
-    """The first of the faults that happens in `length` bytes; all are told."""
-    faults = list(faults)
-    places = [(fault.place(length), fault) for fault in faults]
-    chosen = min(
-        ((place, fault) for place, fault in places if place is not None and possible),
-        key=lambda each: each[0],
-        default=None,
-    )
-    for fault in faults:
-        if chosen is not None and fault is chosen[1]:
-            fault.happens(chosen[0] if not fault.kind.waits else length)
-        else:
-            fault.passes(length if chosen is None or chosen[1].kind.waits else chosen[0])
-    return chosen
 
 
 def _cut(windows: list[memoryview], length: int) -> list[memoryview]:
