@@ -12,7 +12,7 @@ import click
 from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings
 from ..daemon.config_file import load, merged, read
 from ..errors import ConfigError, PluginError
-from ..hooks.registry import Registry
+from ..hooks.registry import SLOW, Registry
 from ..hooks.settings import PluginSelection
 from . import config, demo, devices, plugins
 
@@ -189,8 +189,11 @@ def _check_plugins(registry: Registry, strict: bool, command: str | None) -> Non
     fatal = registry.failures if strict else registry.missing
     if fatal:
         raise PluginError("; ".join(f"plugin {plugin.name}: {plugin.error}" for plugin in fatal))
-    for failed in registry.failures:
-        logger.warning("plugin %s is not used: %s", failed.name, failed.error)
+    for plugin in registry.plugins:
+        if plugin.error:
+            logger.warning("plugin %s is not used: %s", plugin.name, plugin.error)
+        if plugin.seconds > SLOW:
+            logger.warning("plugin %s took %.1f s to load", plugin.name, plugin.seconds)
 
 
 def _print_capabilities(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -6,8 +6,9 @@ import gc
 import logging
 import signal
 from collections.abc import Mapping
+from functools import partial
 
-from ..errors import ConfigError, UsbvfiodError
+from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
@@ -16,7 +17,7 @@ from ..usb.backend import Backend
 from ..vfio_user import transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
-from .config import Config, SocketError
+from .config import Config, DeviceSpec, Mode, SocketError
 from .guest_ports import GuestPorts
 from .intents import Attachment, State
 from .loop import ServerLoop
@@ -100,12 +101,15 @@ class Server:
     def _start(self) -> None:
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self._config.devices:
-            self.attachments.attach(spec, self._attached, configured=True)
+            self.attachments.attach(spec, partial(self._attached, spec), configured=True)
         self._proceed()
 
-    def _attached(self, result: Attachment | UsbvfiodError) -> None:
+    def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:
         self._starting -= 1
-        if isinstance(result, UsbvfiodError) and not self._stopping:
+        strict = self._config.server.strict_plugins or spec.mode is Mode.REQUIRED
+        if isinstance(result, PluginError) and not strict:
+            log.error("%s; the others are served", result)
+        elif isinstance(result, UsbvfiodError) and not self._stopping:
             self._errors.append(result)
         self._proceed()
 

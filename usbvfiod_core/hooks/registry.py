@@ -38,6 +38,10 @@ GROUP = "usbvfiod"
 """The entry-point group, the prefix of every hook, and the name under which pluggy keeps its marks."""
 
 OBSERVER_FAILURES = 3
+
+SLOW = 0.8
+"""Seconds after which a hook, or the import of a plugin, is mentioned in the log."""
+
 _ALL = PluginSelection()
 
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -177,18 +181,21 @@ class Registry:
         return backends
 
     def refusal(self, info: DeviceInfo, settings: Settings) -> str | None:
-        """Why `info` may not be attached, with the name of the plugin that says so; None if it may."""
+        """Why `info` may not be attached, with the name of the plugin that says so; None if it may. Raises PluginError
+        if a plugin fails to say, and then the device is not attached either."""
         for plugin_name, call in self._implementations("usbvfiod_admit_device"):
             try:
                 reason = call(info=info, **self._settings(plugin_name, settings))
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_admit_device", error)
-                return f"plugin {plugin_name} failed: {_one_line(error)}"
+                raise PluginError(
+                    f"plugin {plugin_name} cannot say if it admits the device: {_one_line(error)}"
+                ) from error
             if reason is None:
                 continue
             if isinstance(reason, str):
                 return f"{reason} (plugin {plugin_name})"
-            return f"plugin {plugin_name} answered {reason!r} instead of None or a reason"
+            raise PluginError(f"plugin {plugin_name} answered {reason!r} instead of None or a reason")
         return None
 
     def wrap(self, device: Device, info: DeviceInfo, settings: Settings, loop: Loop) -> Device:
@@ -259,7 +266,7 @@ class Registry:
     def _implementations(self, hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
         """The implementations of `hook` in the order they are called, each with its plugin's name."""
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            yield implementation.plugin_name, _taking(implementation.function, implementation.argnames)
+            yield implementation.plugin_name, _taking(implementation)
 
     def _load(self, entry: EntryPoint, wanted: bool) -> Plugin:
         plugin = Plugin(entry.name, module=entry.value)
@@ -342,9 +349,20 @@ def _declaration(call: Callable[..., Any]) -> Declared:
     return Declared(schemas.get("device"), schemas.get("config"))
 
 
-def _taking(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    """`function`, called with only those keyword arguments that are in `names`."""
-    return lambda **arguments: function(*[arguments[name] for name in names])
+def _taking(implementation: Any) -> Callable[..., Any]:
+    """An implementation that is called with only those keyword arguments that it takes, and is named if it is slow."""
+
+    def call(**arguments: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return implementation.function(*[arguments[name] for name in implementation.argnames])
+        finally:
+            seconds = time.perf_counter() - started
+            if seconds > SLOW:
+                hook = implementation.opts.get("specname") or implementation.function.__name__
+                log.warning("plugin %s: %s took %.1f s", implementation.plugin_name, hook, seconds)
+
+    return call
 
 
 def _one_line(error: BaseException) -> str:

@@ -269,7 +269,7 @@ def test_admission_takes_the_first_refusal() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda info: 1 / 0, "plugin plug failed: ZeroDivisionError: division by zero"),
+        (lambda info: 1 / 0, "plugin plug cannot say if it admits the device: ZeroDivisionError: division by zero"),
         (lambda info: True, "plugin plug answered True instead of None or a reason"),
         (lambda info: False, "plugin plug answered False instead of None or a reason"),
     ],
@@ -277,7 +277,8 @@ def test_admission_takes_the_first_refusal() -> None:
 def test_admission_fails_closed(answer: Callable[..., object], reason: str) -> None:
     registry = Registry()
     taken(registry, usbvfiod_admit_device=answer)
-    assert registry.refusal(INFO, Settings()) == reason
+    with pytest.raises(PluginError, match=reason):
+        registry.refusal(INFO, Settings())
 
 
 def test_wrappers_are_put_on_in_order_and_the_last_is_outermost() -> None:
@@ -385,7 +386,7 @@ def test_faults_are_one_line_and_the_traceback_is_for_debugging(caplog: pytest.L
 
     registry = Registry()
     taken(registry, usbvfiod_admit_device=fails)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG), pytest.raises(PluginError):
         registry.refusal(INFO, Settings())
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.getMessage() for record in errors] == [
