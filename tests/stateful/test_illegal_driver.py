@@ -247,7 +247,7 @@ class IllegalDriver(RuleBasedStateMachine):
         if pipe.state != spec.EP_RUNNING or self.other.in_flight or not self.second.port.enabled:
             return
         slot = rig.controller.slot(self.second.slot_id)
-        if slot is None or slot.endpoints[pipe.dci] is None or rig.controller.blocked():
+        if slot is None or slot.endpoints[pipe.dci] is None or rig.controller.interrupters.blocked:
             return
         submitted = len(self.other.submitted)
         pipe.submit(length=16)

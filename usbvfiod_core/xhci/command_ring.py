@@ -8,6 +8,7 @@ from ..memory import GuestMemory
 from . import registers as reg
 from . import spec
 from .commands import CommandHost, execute
+from .interrupters import Interrupters
 from .ring import ConsumerRing, RingLoopError, Trb
 
 COMMANDS_PER_RUN = 64
@@ -19,11 +20,7 @@ _EVENT = spec.TRB_COMMAND_COMPLETION << spec.TRB_TYPE_SHIFT
 class CommandRingHost(CommandHost, Protocol):
     """What the command ring needs of the controller."""
 
-    def blocked(self) -> bool:
-        """Whether an event ring is full."""
-        ...
-
-    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None: ...
+    interrupters: Interrupters
 
     def commands_ready(self) -> None:
         """Call `CommandRing.run` soon."""
@@ -80,7 +77,7 @@ class CommandRing:
         for _ in range(COMMANDS_PER_RUN):
             if self._executing is not None or not self._rung:
                 return False
-            if self._host.blocked():
+            if self._host.interrupters.blocked:
                 return True
             try:
                 trb = self._ring.read()
@@ -148,7 +145,9 @@ class CommandRing:
         self._stopping = 0
         self.halt()
         status = spec.CC_COMMAND_RING_STOPPED << spec.EVENT_CODE_SHIFT
-        self._host.post(0, self._ring.address, status, _EVENT, False)
+        self._host.interrupters.post(0, self._ring.address, status, _EVENT, False)
 
     def _complete(self, trb: Trb, code: int, slot_id: int) -> None:
-        self._host.post(0, trb.address, code << spec.EVENT_CODE_SHIFT, _EVENT | slot_id << spec.TRB_SLOT_SHIFT, False)
+        self._host.interrupters.post(
+            0, trb.address, code << spec.EVENT_CODE_SHIFT, _EVENT | slot_id << spec.TRB_SLOT_SHIFT, False
+        )

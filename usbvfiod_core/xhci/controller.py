@@ -84,7 +84,6 @@ class Controller:
         )
         self._commands = CommandRing(registers, memory, self)
         self.post = self.interrupters.post
-        self.blocked = self.interrupters.blocked
         self.has_port = self.hub.has_port
         self.device_at = self.hub.device_at
         self.counters_at = self.hub.counters_at
@@ -189,44 +188,41 @@ class Controller:
         if self._halt_due:
             self._halt_due = False
             self._drain_for_halt()
-        ready = self._ready
-        if (
-            (ready or self._commands_due or self.hub.dirty or self.interrupters.dirty)
-            and self.running
-            and not self.bus_master
-        ):
+        ready, hub, interrupters = self._ready, self.hub, self.interrupters
+        if not self.bus_master and self.running and (ready or self._commands_due or hub.dirty or interrupters.dirty):
             raise GuestMemoryError(0, 0, "the PCI command register forbids the controller to access memory")
         self.memory.check()
         if self._remapping.waits():
             self._run_endpoints(draining=True)
             return False
-        if self.interrupters.dirty:
-            self.interrupters.flush()
-        if self.hub.dirty:
-            self.hub.flush()
+        if interrupters.dirty:
+            interrupters.flush()
+        if hub.dirty:
+            hub.flush()
         more = False
-        if self._commands_due and not self.blocked():
+        if self._commands_due and not interrupters.blocked:
             self._commands_due = False
             if self._commands.run():
                 self._commands_due = more = True
         if ready:
             self._run_endpoints()
-        if self.interrupters.dirty:
-            self.interrupters.flush()
-        more = more or self._commands_due or self.hub.dirty or (bool(ready) and self._fetching)
-        return more and not self.blocked()
+        if interrupters.dirty:
+            interrupters.flush()
+        if interrupters.blocked:
+            return False
+        return more or self._commands_due or bool(hub.dirty) or (bool(ready) and self._fetching)
 
     def _run_endpoints(self, *, draining: bool = False) -> None:
         """Give each endpoint that is ready its turn. One whose transfers are awaited (with `draining`, only those) has
         it whatever the state of the controller: a command, a reset or an unplugging goes on when they are back."""
-        ready = self._ready
+        ready, interrupters = self._ready, self.interrupters
         deadline = monotonic_ns() + RUN_NS
         fetching = self._fetching and not draining
         for _ in range(len(ready) + 1):
             if not ready:
                 break
             endpoint = ready.popleft()
-            if not endpoint.draining and (not fetching or self.blocked() or monotonic_ns() > deadline):
+            if (not fetching or interrupters.blocked or monotonic_ns() > deadline) and not endpoint.draining:
                 ready.append(endpoint)
                 continue
             endpoint.queued = False
@@ -397,6 +393,6 @@ class Controller:
             done()
 
     def _wrapped(self) -> None:
-        if not self.blocked():
+        if not self.interrupters.blocked:
             status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
             self.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)

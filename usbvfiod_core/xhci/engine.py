@@ -22,6 +22,7 @@ from ..memory import GuestMemory
 from ..usb.device import Device, Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
+from .interrupters import Interrupters
 from .ring import RingLoopError, Trb
 from .statistics import EndpointCounters
 from .td import Td, TdFault, report, report_skipped
@@ -45,17 +46,11 @@ class Xhc(Protocol):
 
     memory: GuestMemory
     loop: Loop
+    interrupters: Interrupters
+    """Where events are published, and whether there is room for more."""
 
     def ready(self, endpoint: TransferEngine) -> None:
         """Call `endpoint.run` soon."""
-        ...
-
-    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
-        """Publish an event."""
-        ...
-
-    def blocked(self) -> bool:
-        """Whether an event ring is full, so that nothing new may be fetched."""
         ...
 
     def host_system_error(self, error: GuestMemoryError) -> None:
@@ -83,6 +78,7 @@ class TransferEngine(ABC):
         """Interrupter Target of the slot context, for events that are about no TRB (6.2.2); kept by the slot."""
         self.slot_id = slot_id
         self._xhc = xhc
+        self._interrupters = xhc.interrupters
         self._device = device
         self._route = device.route(self.address, type) if device is not None else _disconnected
         self._limit = IN_FLIGHT[type]
@@ -169,7 +165,7 @@ class TransferEngine(ABC):
             if len(inflight) >= self._limit:
                 return False
             now = monotonic_ns()
-            if self._xhc.blocked() or now > deadline:
+            if self._interrupters.blocked or now > deadline:
                 return True
             td = ring.next(self.type, is_in=self.is_in)
             if td is None:
@@ -260,7 +256,7 @@ class TransferEngine(ABC):
 
     def emit(self, parameter: int, status: int, event_data: int, trb_status: int, trb_control: int) -> None:
         """Publish a Transfer Event (6.4.2.1); target interrupter and BEI come from the TRB it is about."""
-        self._xhc.post(
+        self._interrupters.post(
             trb_status >> spec.TRB_INTERRUPTER_SHIFT,
             parameter,
             status,

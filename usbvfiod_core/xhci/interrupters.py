@@ -34,19 +34,12 @@ class Interrupters:
         self._dwords = registers.dwords
         self._work_due = work_due
         self._failed = failed
-        self._dirty: list[Interrupter] = []
-        self._blocked = False
+        self.dirty: list[Interrupter] = []
+        """Those for which `flush` is wanted; always the same list."""
+        self.blocked = False
+        """Whether an event ring is full, so that nothing new may be fetched (4.9.4)."""
         self._all = [Interrupter(index, registers, memory, loop, interrupt, self._look_at) for index in range(count)]
         self.primary = self._all[0]
-
-    @property
-    def dirty(self) -> bool:
-        """Whether `flush` is wanted."""
-        return bool(self._dirty)
-
-    def blocked(self) -> bool:
-        """Whether an event ring is full, so that nothing new may be fetched (4.9.4)."""
-        return self._blocked
 
     def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
         """Publish an event, `control` without its cycle bit, on an interrupter; the primary one stands in for one that
@@ -62,16 +55,17 @@ class Interrupters:
             self._failed(error)
             return
         if target.blocked:
-            self._blocked = True
+            self.blocked = True
 
     def flush(self) -> None:
         """Do what register writes have asked for, and send the interrupts that are due. Raises GuestMemoryError."""
-        dirty, self._dirty = self._dirty, []
+        dirty = self.dirty.copy()
+        self.dirty.clear()
         for interrupter in dirty:
             interrupter.queued = False
             interrupter.flush()
-        if self._blocked:
-            self._blocked = any(interrupter.blocked for interrupter in self._all)
+        if self.blocked:
+            self.blocked = any(interrupter.blocked for interrupter in self._all)
 
     def deliver(self) -> None:
         """USBCMD.INTE was set: send what has waited for it."""
@@ -93,12 +87,12 @@ class Interrupters:
             interrupter.restore()
 
     def reset(self) -> None:
-        self._blocked = False
+        self.blocked = False
         for interrupter in self._all:
             interrupter.reset()
 
     def _look_at(self, interrupter: Interrupter) -> None:
         if not interrupter.queued:
             interrupter.queued = True
-            self._dirty.append(interrupter)
+            self.dirty.append(interrupter)
             self._work_due()

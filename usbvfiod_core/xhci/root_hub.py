@@ -68,7 +68,8 @@ class RootHub:
 
     def __init__(self, registers: RegisterFile, usb2_ports: int, usb3_ports: int, host: HubHost) -> None:
         self._host = host
-        self._dirty: list[Port] = []
+        self.dirty: list[Port] = []
+        """Ports for which `flush` is wanted; always the same list."""
         self.ports = [
             Port(port_id, port_id > usb2_ports, registers, self) for port_id in range(1, usb2_ports + usb3_ports + 1)
         ]
@@ -157,14 +158,10 @@ class RootHub:
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    @property
-    def dirty(self) -> bool:
-        """Whether `flush` is wanted."""
-        return bool(self._dirty)
-
     def flush(self) -> None:
         """Start resets and publish change events that are due."""
-        ports, self._dirty = self._dirty, []
+        ports = self.dirty.copy()
+        self.dirty.clear()
         for port in ports:
             port.queued = False
             port.flush()
@@ -182,7 +179,7 @@ class RootHub:
     def port_dirty(self, port: Port) -> None:
         if not port.queued:
             port.queued = True
-            self._dirty.append(port)
+            self.dirty.append(port)
             self._host.work_due()
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> None:
