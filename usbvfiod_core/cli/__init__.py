@@ -14,6 +14,7 @@ from ..daemon.config_file import ConfigErrors
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from .command import application, selection
+from .control import NotAttached, ServerTimeout, ServerUnreachable
 
 OK = 0
 FAILURE = 1
@@ -21,6 +22,9 @@ USAGE = 2
 SOCKET = 3
 DEVICE = 4
 PLUGIN = 5
+NOT_ATTACHED = 6
+TIMEOUT = 7
+UNREACHABLE = 8
 INTERRUPTED = 130
 
 _EXIT_CODES: tuple[tuple[type[UsbvfiodError], int], ...] = (
@@ -28,6 +32,9 @@ _EXIT_CODES: tuple[tuple[type[UsbvfiodError], int], ...] = (
     (SocketError, SOCKET),
     (DeviceError, DEVICE),
     (PluginError, PLUGIN),
+    (NotAttached, NOT_ATTACHED),
+    (ServerTimeout, TIMEOUT),
+    (ServerUnreachable, UNREACHABLE),
 )
 
 

@@ -14,13 +14,14 @@ from ..daemon.config_file import load, merged, read
 from ..errors import ConfigError, PluginError
 from ..hooks.registry import SLOW, Registry
 from ..hooks.settings import PluginSelection
-from . import config, demo, devices, plugins
+from . import config, demo, devices, look, plugins, steer
 
 logger = logging.getLogger(__name__)
 
 EPILOG = (
     "Exit codes: 0 ended as asked, 1 failure, 2 wrong command line or configuration, 3 the socket cannot be used, "
-    "4 a device cannot be listed or opened, 5 a plugin failed."
+    "4 a device cannot be listed or opened, 5 a plugin failed, 6 no such attachment, 7 the server takes too long, "
+    "8 no server at the control socket."
 )
 
 
@@ -39,7 +40,9 @@ def application(registry: Registry) -> click.Group:
             "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT."
         ),
     )
-    for command in (config.config, devices.devices, plugins.plugins, demo.demo):
+    steering = (steer.attach, steer.detach, steer.move, steer.reload, steer.log_level)
+    looking = (devices.devices, look.list_attachments, look.status, look.watch)
+    for command in (config.config, *looking, *steering, plugins.plugins, demo.demo):
         group.add_command(command)
     registry.add_commands(group)
     return group
@@ -82,6 +85,12 @@ def _options() -> list[click.Parameter]:
             metavar="N",
             type=click.IntRange(min=0),
             help="Serve on this inherited socket, which listens or is connected.",
+        ),
+        click.Option(
+            ["--control-path"],
+            metavar="PATH",
+            type=click.Path(path_type=Path),
+            help="Listen on this Unix socket for the commands that see and steer a running server.",
         ),
         click.Option(["--backend"], metavar="NAME", help="The backend of --device values that name none."),
         click.Option(
@@ -160,9 +169,10 @@ def _serve(
         context.obj = (registry, command_line, declared)
         return
     if command is not None:
-        if {"socket_path", "fd", "backend"} & given.keys() or devices:
+        if {"socket_path", "fd", "control_path", "backend"} & given.keys() or devices:
             raise click.UsageError(
-                f"--socket-path, --fd, --backend and --device are for serving and have no meaning for {command}"
+                f"--socket-path, --fd, --control-path, --backend and --device are for serving and have no meaning for "
+                f"{command}"
             )
         return
     backends = registry.backends()
@@ -207,7 +217,7 @@ def _print_capabilities(context: click.Context, parameter: click.Parameter, valu
         "protocol": "vfio-user",
         "description": "xHCI controller whose USB devices come from plugins",
         "backends": sorted(registry.backends()),
-        "features": ["socket-path", "fd", "reconnect"],
+        "features": ["socket-path", "fd", "control-path", "reconnect"],
     }
     click.echo(json.dumps(capabilities, indent=2))
     context.exit()

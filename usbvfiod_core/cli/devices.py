@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..daemon.report import device_entry
 from ..errors import DeviceError
 from ..hooks.registry import Registry
 from ..usb.backend import DeviceInfo
@@ -26,7 +27,7 @@ def devices(registry: Registry, as_json: bool) -> None:
         except Exception as error:
             failures.append(f"backend {name} cannot list its devices: {error}")
     if as_json:
-        print_json("devices", [_entry(info) for info in found], errors=failures)
+        print_json("devices", [device_entry(info) for info in found], errors=failures)
     elif found:
         titles = ("DEVICE", "ID", "NAME", "SERIAL", "SPEED", "PORT", "DRIVER", "NOTE")
         print_table(titles, [_row(info) for info in found])
@@ -34,22 +35,6 @@ def devices(registry: Registry, as_json: bool) -> None:
         click.echo("no devices", err=True)
     if failures:
         raise DeviceError("; ".join(failures))
-
-
-def _entry(info: DeviceInfo) -> dict[str, object]:
-    return {
-        "device": f"{info.backend}:{info.address}",
-        "backend": info.backend,
-        "address": info.address,
-        "vendor_id": info.vendor_id,
-        "product_id": info.product_id,
-        "name": info.name,
-        "serial": info.serial,
-        "speed": _speed(info),
-        "port_path": info.port_path,
-        "driver": info.driver,
-        "note": info.note,
-    }
 
 
 def _row(info: DeviceInfo) -> tuple[str, ...]:

@@ -16,6 +16,11 @@ def print_json(kind: str, entries: list[dict[str, object]], **more: object) -> N
     click.echo(json.dumps({"version": VERSION, kind: entries, **more}, indent=2, ensure_ascii=False))
 
 
+def print_object(answer: dict[str, object]) -> None:
+    """Print what a server answered, with the version."""
+    click.echo(json.dumps({"version": VERSION, **{k: v for k, v in answer.items() if k != "ok"}}, indent=2))
+
+
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under their titles; a column that is empty in every row is left out. Control characters are not
     printed: names come from devices."""

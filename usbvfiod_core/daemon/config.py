@@ -80,6 +80,7 @@ class ServerSettings:
 
     socket_path: Path | None = None
     fd: int | None = None
+    control_path: Path | None = None
     backend: str | None = None
     verbose: int = 0
     quiet: bool = False
@@ -142,6 +143,11 @@ class Config:
     def fd(self) -> int | None:
         """The inherited descriptor to serve on."""
         return self.server.fd
+
+    @property
+    def control_path(self) -> Path | None:
+        """Where to listen for control; None for not at all."""
+        return self.server.control_path
 
     @property
     def spin(self) -> float:

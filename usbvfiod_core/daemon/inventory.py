@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 from ..errors import UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
@@ -15,6 +16,9 @@ log = logging.getLogger(__name__)
 
 SCAN_PACE = 0.03
 """Seconds from the end of one scan of a backend to the start of one because of an event: flapping costs no more."""
+
+
+Listed: TypeAlias = "Callable[[list[DeviceInfo] | BaseException], object]"
 
 
 @dataclass(slots=True)
@@ -34,6 +38,8 @@ class _Scan:
     """Whether it was tried to watch."""
     events: bool = False
     devices: dict[str, DeviceInfo] = field(default_factory=dict)
+    asked: list[Listed] = field(default_factory=list)
+    """Who wants to know what the next scan finds."""
 
 
 class Inventory:
@@ -73,6 +79,11 @@ class Inventory:
         elif scan.timer is None:
             scan.timer = self._loop.call_later(wait, self._start, backend)
 
+    def ask(self, backend: str, done: Listed) -> None:
+        """Give `done` what a scan that begins after this call finds. Many who ask at once share one."""
+        self._scans[backend].asked.append(done)
+        self.look(backend)
+
     def watch(self, backend: str) -> None:
         """Notice from now on when devices of a backend come and go."""
         scan = self._scans[backend]
@@ -111,9 +122,10 @@ class Inventory:
             scan.timer = None
         scan.running = True
         event, scan.event = scan.event, False
-        self._loop.run_blocking(self._backends[backend].list_devices, partial(self._ended, backend, event))
+        asked, scan.asked = scan.asked, []
+        self._loop.run_blocking(self._backends[backend].list_devices, partial(self._ended, backend, event, asked))
 
-    def _ended(self, backend: str, event: bool, result: list[DeviceInfo] | BaseException) -> None:
+    def _ended(self, backend: str, event: bool, asked: list[Listed], result: list[DeviceInfo] | BaseException) -> None:
         scan = self._scans[backend]
         scan.running = False
         scan.ended = self._loop.time()
@@ -126,6 +138,8 @@ class Inventory:
                     for address in some.keys() - others.keys():
                         self.changed(change, some[address])
         self._listed(backend, result, event)
+        for done in asked:
+            done(result)
         if scan.wanted:
             scan.wanted = False
             self.look(backend, event=scan.event)

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG, 2: logging.DEBUG}
 """Level by verbosity: -1 for -q, 1 for -v, 2 for -vv."""
 
+LEVEL_NAMES = ("debug", "info", "warning", "error")
+
 
 def set_up(verbosity: int, form: str) -> None:
     """Log to stderr from now on. `form` is "text" or "json". With -vv, Python's own loggers are heard as well."""
@@ -21,6 +23,11 @@ def set_up(verbosity: int, form: str) -> None:
     root.setLevel(logging.DEBUG if verbosity == 2 else logging.WARNING)
     logging.getLogger("usbvfiod_core").setLevel(LEVELS[verbosity])
     # A plugin's loggers are under its own package's name; they inherit the root's level.
+
+
+def set_level(name: str) -> None:
+    """Log what is at least a "debug", "info", "warning" or "error" of ours from now on."""
+    logging.getLogger("usbvfiod_core").setLevel(getattr(logging, name.upper()))
 
 
 class TextFormatter(logging.Formatter):

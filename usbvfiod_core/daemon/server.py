@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
+from typing import Any
 
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..pci.msix import Msix
-from ..usb.backend import Backend
+from ..usb.backend import Backend, DeviceInfo
 from ..vfio_user import transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
-from .config import Config, DeviceSpec, Mode, SocketError
+from .config import Config, DeviceSpec, Mode, SocketError, parse_device
+from .control import ControlSocket
+from .control_requests import ControlRequests
 from .guest_ports import GuestPorts
 from .intents import Attachment, State
 from .loop import ServerLoop
 from .notify import notify
+from .report import device_entry
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +76,20 @@ class Server:
         ports = GuestPorts(len(hub.ports) - usb3_ports, usb3_ports)
         self.attachments = Attachments(loop, self.controller, registry, backends, ports)
         self.attachments.changed = self._attachment_changed
+        self.attachments.inventory.changed = self._device_changed
         hub.unplugged = self.attachments.unplugged
+        declared = registry.declared()
+        self.control: ControlSocket | None = None
+        self.requests = ControlRequests(
+            loop,
+            self.attachments,
+            backends,
+            parse=lambda text: parse_device(text, backends, config.server.backend, declared),
+            status=self._status,
+            statistics=self.controller.statistics,
+            reload=self._reload,
+        )
+        self._started = loop.time()
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
         self._serving = False
@@ -93,12 +113,23 @@ class Server:
         self._stopping = True
         notify("STOPPING=1")
         self.transport.close()
+        if self.control is not None:
+            self.control.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
 
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        config = self._config
+        if config.control_path is not None:
+            self.control = ControlSocket(self._loop, self.requests.handle, path=str(config.control_path))
+            try:
+                self.control.start()
+            except ConfigError as error:
+                self._errors.append(SocketError(f"control: {error}"))
+                self.stop()
+                return
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self._config.devices:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)
@@ -114,7 +145,34 @@ class Server:
         self._proceed()
 
     def _attachment_changed(self, attachment: Attachment) -> None:
+        if self.control is not None and self.control.watched:
+            self.control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
         self._proceed()
+
+    def _device_changed(self, change: str, info: DeviceInfo) -> None:
+        if self.control is not None and self.control.watched:
+            self.control.publish({"event": "device", "change": change, "device": device_entry(info)})
+
+    def _status(self) -> dict[str, Any]:
+        client = self.transport.client
+        regions = self.memory.regions
+        shared = sum(region.end - region.start for region in regions if region.view is not None)
+        mapped = sum(region.end - region.start for region in regions)
+        return {
+            "server": {
+                "pid": os.getpid(),
+                "usbvfiod": version("usbvfiod"),
+                "seconds": round(self._loop.time() - self._started, 3),
+                "socket": "" if self._config.socket_path is None else str(self._config.socket_path),
+                "serving": self._serving,
+                "missing": [str(attachment) for attachment in self.attachments.missing],
+            },
+            "client": None if client is None else asdict(client),
+            "memory": {"shared": shared, "unshared": mapped - shared},
+        }
+
+    def _reload(self, done: Callable[[dict[str, Any] | UsbvfiodError], object]) -> None:
+        done(ConfigError("this server was started without a configuration file"))
 
     def _proceed(self) -> None:
         """Serve, if every device was tried, none is an error, and those that are required are there."""

@@ -150,6 +150,7 @@ def test_devices_as_json(shelf: ShelfPlugin, capsys: pytest.CaptureFixture[str])
         "serial": "77",
         "speed": "super",
         "port_path": "3-1",
+        "twin": "",
         "driver": "r8152",
         "note": "no permission",
     }

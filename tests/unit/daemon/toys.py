@@ -223,10 +223,14 @@ class Rig:
             "seer",
             usbvfiod_observe_attachments=lambda info, port_id, event: self.seen.append((info.name, port_id, event)),
         )
-        self.attachments = Attachments(
-            self.loop, self.hub, self.registry, {"toys": self.backend}, GuestPorts(usb2=8, usb3=7)
-        )
-        self.hub.unplugged = self.attachments.unplugged
+        self.attachments = self.make_attachments()
+
+    def make_attachments(self) -> Attachments:
+        """Attachments on this rig's loop."""
+        ports = GuestPorts(usb2=8, usb3=7)
+        attachments = Attachments(self.loop, self.hub, self.registry, {"toys": self.backend}, ports)
+        self.hub.unplugged = attachments.unplugged
+        return attachments
 
     def plugin(self, name: str, **hooks: Callable[..., object]) -> None:
         module = SimpleNamespace(**{hook: hookimpl(function) for hook, function in hooks.items()})

@@ -1,0 +1,166 @@
+"""A control socket over attachments of toys, and clients of it that say whatever a test wants."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.daemon.toys import Rig, WatchedToys
+from usbvfiod_core import ConfigError
+from usbvfiod_core.daemon.config import parse_device
+from usbvfiod_core.daemon.control import ControlSocket
+from usbvfiod_core.daemon.control_requests import ControlRequests
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.xhci.statistics import EndpointStatistics
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMA = json.loads((ROOT / "docs/control.schema.json").read_text())
+
+
+@cache
+def _validator(kind: str) -> Any:
+    jsonschema = pytest.importorskip("jsonschema")
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": SCHEMA["$defs"]})
+
+
+def check(kind: str, message: object) -> None:
+    """`message` is what docs/control.schema.json says of `kind`."""
+    _validator(kind).validate(message)
+
+
+class Talker:
+    """A client. `ask` runs the loop until the answer is there; every line is checked against the schema."""
+
+    def __init__(self, loop: StepLoop, path: Path) -> None:
+        self.loop = loop
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))
+        self.socket.setblocking(False)
+        self.input = b""
+        self.closed = False
+        self.events: list[dict[str, Any]] = []
+        loop.run_ready()
+        self.greeting = self.line()
+
+    def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        """Send bytes, all of them."""
+        while data:
+            try:
+                sent = socket.send_fds(self.socket, [data], fds) if fds else self.socket.send(data)
+                data, fds = data[sent:], ()
+            except BlockingIOError:
+                self.loop.advance(0.001)
+
+    def line(self, timeout: float = 5.0) -> Any:
+        """The next line, None at the end."""
+
+        def there() -> bool:
+            try:
+                data = self.socket.recv(1 << 20)
+                self.closed |= not data
+                self.input += data
+            except BlockingIOError:
+                pass
+            except ConnectionError:
+                self.closed = True
+            return b"\n" in self.input or self.closed
+
+        assert self.loop.run_until(there, 0) or any(
+            self.loop.run_until(there, 0.005) for _ in range(int(timeout / 0.005))
+        )
+        if b"\n" not in self.input:
+            return None
+        line, self.input = self.input.split(b"\n", 1)
+        message = json.loads(line)
+        check(
+            "greeting"
+            if "control" in message
+            else "event"
+            if "event" in message
+            else "success"
+            if message["ok"]
+            else "failure",
+            message,
+        )
+        return message
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer; events before it are kept."""
+        while True:
+            message = self.line()
+            assert message is not None, "the connection was closed"
+            if "event" not in message:
+                return message  # type: ignore[no-any-return]
+            self.events.append(message)
+
+    def ask(self, request: str, fds: tuple[int, ...] = (), **arguments: object) -> dict[str, Any]:
+        """Send a request and return its answer."""
+        message = {"request": request, **arguments}
+        check("request", message)
+        self.send(json.dumps(message).encode() + b"\n", fds)
+        return self.answer()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class ControlRig(Rig):
+    """Attachments with a control socket at `path`, on a loop with real time."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(WatchedToys())
+        self.loop.close()
+        self.loop = StepLoop(virtual_time=False)
+        self.attachments = self.make_attachments()
+        self.hub.at_once = True
+        self.path = directory / "control.sock"
+        self.statistics: list[EndpointStatistics] = []
+        self.requests = ControlRequests(
+            self.loop,
+            self.attachments,
+            {"toys": self.backend},
+            parse=lambda text: parse_device(text, ["toys"], "toys"),
+            status=lambda: {
+                "server": {"pid": 1, "usbvfiod": "0", "seconds": 1.0, "socket": "", "serving": True, "missing": []},
+                "client": None,
+                "memory": {"shared": 0, "unshared": 0},
+            },
+            statistics=lambda: self.statistics,
+            reload=lambda done: done(ConfigError("there is no file")),
+        )
+        self.control = ControlSocket(self.loop, self.requests.handle, path=str(self.path))
+        self.attachments.changed = lambda attachment: self.control.publish(
+            {"event": "attachment", "attachment": self.requests.entry(attachment)}
+        )
+        self.control.start()
+        self.talkers: list[Talker] = []
+
+    def talk(self) -> Talker:
+        """A new client."""
+        self.talkers.append(Talker(self.loop, self.path))
+        return self.talkers[-1]
+
+    def close(self) -> None:
+        for talker in self.talkers:
+            talker.close()
+        self.control.close()
+        self.loop.run_ready()
+        assert self.control.clients == 0
+        assert not self.path.exists()
+        self.attachments.close(lambda: None)
+        self.loop.run_ready()
+        assert self.loop.watched == ()
+        self.loop.close()
+
+
+def control_rig(directory: Path) -> Iterator[ControlRig]:
+    """For fixtures."""
+    rig = ControlRig(directory)
+    yield rig
+    rig.close()

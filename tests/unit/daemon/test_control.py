@@ -1,0 +1,318 @@
+"""The control socket: what each request does, and what is answered to those that are none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.daemon.control_rig import SCHEMA, ControlRig, control_rig
+from usbvfiod_core import ConfigError, DeviceError
+from usbvfiod_core.daemon import control
+from usbvfiod_core.daemon.control import MAX_CLIENTS, ControlSocket
+from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS
+from usbvfiod_core.xhci.statistics import EndpointStatistics
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[ControlRig]:
+    yield from control_rig(tmp_path)
+
+
+def test_a_client_is_told_the_version(rig: ControlRig) -> None:
+    assert rig.talk().greeting["control"] == 1
+    assert stat.S_IMODE(rig.path.stat().st_mode) == 0o600
+
+
+def test_attach_list_detach(rig: ControlRig) -> None:
+    talker = rig.talk()
+    assert talker.ask("list") == {"ok": True, "attachments": []}
+    info = rig.backend.put_in("2-1", serial="A9")
+    answer = talker.ask("attach", device="toys:0403:6001?name=zigbee", id=7)
+    assert (answer["id"], answer["ok"]) == (7, True)
+    entry = answer["attachment"]
+    assert (entry["state"], entry["port"], entry["name"], entry["configured"]) == ("plugged", 1, "zigbee", False)
+    assert (entry["device"]["address"], entry["device"]["serial"]) == (info.address, "A9")
+    assert [each["number"] for each in talker.ask("list")["attachments"]] == [1]
+    for who in ("1", "zigbee", "toys:0403:6001?name=zigbee", "2-1", "toys:2-1", "0403:*", "name=toy*", info.address):
+        answer = talker.ask("detach", attachment=who)
+        assert answer["attachment"]["state"] == "gone"
+        assert rig.hub.ports == {}
+        assert talker.ask("attach", device="0403:6001?name=zigbee")["ok"]
+        rig.attachments._count = 0
+        talker.ask("detach", attachment="zigbee")
+        assert talker.ask("attach", device="toys:0403:6001?name=zigbee")["attachment"]["number"] == 1
+
+
+def test_a_configured_attachment_is_held_and_attached_by_name(rig: ControlRig) -> None:
+    rig.backend.put_in("2-1")
+    results: list[object] = []
+    from usbvfiod_core.daemon.config import parse_device
+
+    rig.attachments.attach(parse_device("toys:2-1?name=x&port=3", ["toys"]), results.append, configured=True)
+    talker = rig.talk()
+    assert talker.ask("detach", attachment="x")["attachment"]["state"] == "held"
+    assert talker.ask("detach", attachment="x")["attachment"]["ports"] == [3]
+    assert talker.ask("attach", device="x")["attachment"]["state"] == "plugged"
+    error = talker.ask("attach", device="x")["error"]
+    assert error == {"kind": "device", "message": "device x: it is plugged already"}
+
+
+def test_a_device_that_is_not_there(rig: ControlRig) -> None:
+    talker = rig.talk()
+    answer = talker.ask("attach", device="toys:2-1")
+    assert (answer["attachment"]["state"], answer["attachment"]["device"]) == ("waiting", None)
+
+
+def test_move(rig: ControlRig) -> None:
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    talker.ask("attach", device="toys:2-1")
+    assert talker.ask("move", attachment="2-1", port=5)["attachment"]["port"] == 5
+    assert list(rig.hub.ports) == [5]
+    assert talker.ask("move", attachment="2-1", port=9)["error"]["kind"] == "config"
+    assert talker.ask("move", attachment="2-2", port=1)["error"]["kind"] == "not-attached"
+
+
+def test_who_is_meant(rig: ControlRig) -> None:
+    rig.backend.put_in("2-1")
+    rig.backend.put_in("2-2")
+    talker = rig.talk()
+    talker.ask("attach", device="toys:2-1")
+    talker.ask("attach", device="toys:2-2?name=two")
+    message = talker.ask("detach", attachment="0403:6001")["error"]["message"]
+    assert message.startswith("0403:6001 is more than one attachment, give a number: 1 (toys:2-1, /dev/bus/usb/002/002")
+    assert "2 (two, /dev/bus/usb/002/003 port 2-2)" in message
+    assert talker.ask("attach", device="toys:2-3?name=two")["error"]["kind"] == "config"
+
+
+def test_failures_say_whose_they_are(rig: ControlRig) -> None:
+    talker = rig.talk()
+    rig.backend.put_in("2-1")
+    rig.backend.failures["2-1"] = DeviceError("it is busy")
+    assert talker.ask("attach", device="toys:2-1")["error"] == {
+        "kind": "device",
+        "message": "device toys:2-1: it is busy",
+    }
+    rig.plugin("guard", usbvfiod_admit_device=lambda info: "no")
+    assert talker.ask("attach", device="toys:2-1")["error"]["kind"] == "refused"
+    assert talker.ask("attach", device="games:2-1")["error"]["kind"] == "config"
+    assert talker.ask("reload")["error"]["kind"] == "config"
+    assert list(rig.attachments) == []
+
+
+def test_devices(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    answer = talker.ask("devices")
+    assert ([device["port_path"] for device in answer["devices"]], answer["errors"]) == (["2-1"], [])
+    monkeypatch.setattr(rig.backend, "list_devices", lambda: 1 / 0)
+    answer = talker.ask("devices")
+    assert answer["errors"] == ["backend toys cannot list its devices: division by zero"]
+
+
+def test_status_has_what_endpoints_do(rig: ControlRig) -> None:
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    talker.ask("attach", device="toys:2-1")
+    rig.statistics = [
+        EndpointStatistics(1, 2, 0x81, "bulk", "Running", 10, 5120, {"Stall": 2}, 0, 1.5, 2.5, 9.0),
+        EndpointStatistics(2, 3, 0x00, "control", "Running", 1, 18),
+    ]
+    answer = talker.ask("status")
+    [endpoint] = answer["attachments"][0]["endpoints"]
+    assert endpoint == {
+        "slot_id": 2,
+        "address": 0x81,
+        "type": "bulk",
+        "state": "Running",
+        "transfers": 10,
+        "bytes": 5120,
+        "errors": {"Stall": 2},
+        "missed": 0,
+        "p50": 1.5,
+        "p90": 2.5,
+        "p99": 9.0,
+    }
+
+
+def test_watch(rig: ControlRig) -> None:
+    watcher, other, talker = rig.talk(), rig.talk(), rig.talk()
+    rig.attachments.inventory.changed = lambda change, info: rig.control.publish(
+        {"event": "device", "change": change, "device": control_device(info)}
+    )
+    assert watcher.ask("watch", devices=True) == {"ok": True, "attachments": []}
+    assert other.ask("watch")["ok"]
+    rig.backend.put_in("2-9", "1234:0001")
+    rig.loop.advance(0.1)
+    talker.ask("attach", device="toys:2-1")
+    rig.backend.put_in("2-1")
+    rig.loop.advance(0.2)
+    rig.backend.pull_out("2-1")
+    rig.loop.advance(0.2)
+    talker.ask("detach", attachment="toys:2-1")
+    watcher.ask("list")
+    other.ask("list")
+    states = [event["attachment"]["state"] for event in other.events]
+    assert states == ["waiting", "opening", "plugged", "waiting", "waiting", "gone"]
+    assert [event for event in watcher.events if event["event"] == "attachment"] == other.events
+    changes = [
+        (event["change"], event["device"]["port_path"]) for event in watcher.events if event["event"] == "device"
+    ]
+    assert changes == [("added", "2-1"), ("removed", "2-1")]
+    assert talker.events == []
+
+
+def control_device(info: object) -> dict[str, object]:
+    from usbvfiod_core.daemon.report import device_entry
+    from usbvfiod_core.usb.backend import DeviceInfo
+
+    assert isinstance(info, DeviceInfo)
+    return device_entry(info)
+
+
+def test_log_level(rig: ControlRig) -> None:
+    logger = logging.getLogger("usbvfiod_core")
+    before = logger.level
+    talker = rig.talk()
+    assert talker.ask("log-level", level="debug") == {"ok": True}
+    assert logger.level == logging.DEBUG
+    talker.send(b'{"request": "log-level", "level": "loud"}\n')
+    assert "there is no level 'loud'" in talker.answer()["error"]["message"]
+    logger.setLevel(before)
+
+
+def test_every_request_is_in_the_schema(rig: ControlRig) -> None:
+    written = [each["properties"]["request"] for each in SCHEMA["$defs"]["request"]["oneOf"]]
+    assert {name for each in written for name in each.get("enum", [each.get("const")])} == set(rig.requests.names)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"hello", "a line is not JSON"),
+        (b"[]", "a request is a JSON object"),
+        (b"{}", 'a request has "request": one of attach, detach'),
+        (b'{"request": 1}', 'a request has "request"'),
+        (b'{"request": "atach"}', "there is no request 'atach'; 'attach' is meant?"),
+        (b'{"request": "attach"}', "attach: device is missing"),
+        (b'{"request": "attach", "device": 1}', "attach: device is a text"),
+        (b'{"request": "attach", "device": "toys:x", "prot": 1}', "attach: there is no argument 'prot'"),
+        (b'{"request": "attach", "device": "toys:x", "fd": 1}', "attach: fd is true or false"),
+        (b'{"request": "attach", "device": "toys:x", "fd": true}', "no file descriptor came with the request"),
+        (b'{"request": "move", "attachment": "1", "port": true}', "move: port is a number"),
+        (b'{"request": "move", "attachment": "1", "port": "1"}', "move: port is a number"),
+        (b'{"request": "list", "id": [1]}', "an id is a number or a text"),
+        (b'{"request": "list", "id": NaN}', "an id is a number or a text"),
+        (b'{"request": "\xff"}', "not JSON"),
+        (b"[" * 60_000, "not JSON"),
+        (b"9" * 60_000, "not JSON"),
+    ],
+)
+def test_what_is_no_request(rig: ControlRig, line: bytes, message: str) -> None:
+    talker = rig.talk()
+    talker.send(line + b"\n")
+    error = talker.answer()["error"]
+    assert message in error["message"]
+    assert error["kind"] == "request"
+    assert talker.ask("list")["ok"]
+
+
+def test_empty_lines_and_several_requests_at_once(rig: ControlRig) -> None:
+    talker = rig.talk()
+    talker.send(b'\n  \n\r\n{"request": "list", "id": 1}\n{"request": "list", "id": "b"}\r\n{"request":')
+    assert [talker.answer()["id"], talker.answer()["id"]] == [1, "b"]
+    talker.send(b' "list", "id": 3}\n')
+    assert talker.answer()["id"] == 3
+
+
+def test_answers_come_though_the_client_has_said_all(rig: ControlRig) -> None:
+    talker = rig.talk()
+    talker.send(b'{"request": "devices", "id": 1}\n')
+    talker.socket.shutdown(socket.SHUT_WR)
+    assert talker.answer()["id"] == 1
+    assert talker.line() is None
+
+
+def test_there_are_only_so_many_attachments(rig: ControlRig) -> None:
+    talker = rig.talk()
+    for number in range(MAX_ATTACHMENTS):
+        assert talker.ask("attach", device=f"toys:1-{number}")["ok"]
+    assert "detach one first" in talker.ask("attach", device="toys:2-1")["error"]["message"]
+
+
+def test_a_descriptor_comes_with_a_request(rig: ControlRig) -> None:
+    info = rig.backend.put_in("2-1")
+    reading, writing = os.pipe()
+    rig.backend.descriptors[os.fstat(reading).st_ino] = info.address
+    talker = rig.talk()
+    before = len(os.listdir("/proc/self/fd"))
+    entry = talker.ask("attach", (reading,), device="toys:2-1?port=4", fd=True)["attachment"]
+    assert (entry["state"], entry["port"]) == ("plugged", 4)
+    assert rig.backend.opened == [(f"fd of {info.address}", {})]
+    talker.ask("detach", attachment="1")
+    error = talker.ask("attach", (writing,), device="toys:2-2", fd=True)["error"]
+    assert error["message"] == f"device toys:2-2: the descriptor is of another device, {info.address} port 2-1"
+    error = talker.ask("attach", (talker.socket.fileno(),), device="toys:2-2", fd=True)["error"]
+    assert "the descriptor is of no toy" in error["message"]
+    assert talker.ask("list", (reading,))["ok"]
+    assert "there is no backend" in talker.ask("attach", (reading,), device="x:y", fd=True)["error"]["message"]
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(reading)
+    os.close(writing)
+
+
+def test_other_users_are_turned_away(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control.os, "geteuid", lambda: 4711)  # type: ignore[attr-defined]
+    if os.getuid() == 0:
+        monkeypatch.setattr(control.struct, "unpack", lambda form, data: (1, 4712, 4712))  # type: ignore[attr-defined]
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(rig.path))
+        rig.loop.run_ready()
+        assert stranger.recv(100) == b""
+    assert rig.control.clients == 0
+
+
+def test_a_newcomer_takes_the_place_of_whoever_was_idle_longest(rig: ControlRig) -> None:
+    watcher = rig.talk()
+    watcher.ask("watch")
+    idle = [rig.talk() for _ in range(MAX_CLIENTS - 1)]
+    idle[0].ask("list")
+    late = rig.talk()
+    assert late.ask("list")["ok"]
+    assert rig.control.clients == MAX_CLIENTS
+    assert idle[1].line() is None
+    assert idle[0].ask("list")["ok"]
+    assert watcher.ask("list")["ok"]
+
+
+def test_there_are_only_so_many_watchers(rig: ControlRig) -> None:
+    for _ in range(MAX_CLIENTS):
+        rig.talk().ask("watch")
+    with socket.socket(socket.AF_UNIX) as late:
+        late.connect(str(rig.path))
+        rig.loop.run_ready()
+        assert json.loads(late.recv(1000))["error"]["message"] == f"there are {MAX_CLIENTS} clients already"
+        assert late.recv(1000) == b""
+
+
+def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "inherited"))
+        listener.listen()
+        server = ControlSocket(rig.loop, rig.requests.handle, fd=os.dup(listener.fileno()))
+        server.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "inherited"))
+            rig.loop.run_ready()
+            assert json.loads(client.recv(1000))["control"] == 1
+        server.close()
+    here, there = socket.socketpair()
+    with here, there, pytest.raises(ConfigError, match="no listening socket"):
+        ControlSocket(rig.loop, rig.requests.handle, fd=os.dup(here.fileno())).start()

@@ -1,0 +1,282 @@
+"""Clients of the control socket that are slow, malformed or hostile: they hurt nobody but themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.daemon.control_rig import ControlRig, control_rig
+from usbvfiod_core.daemon.control import MAX_CLIENTS, SHARE
+from usbvfiod_core.daemon.control_client import MAX_FDS, MAX_LINE, MAX_OUTPUT, MAX_PENDING
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[ControlRig]:
+    yield from control_rig(tmp_path)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def healthy(rig: ControlRig) -> None:
+    """A new client is served."""
+    talker = rig.talk()
+    assert talker.ask("list")["ok"]
+    talker.close()
+    rig.loop.run_ready()
+
+
+PIECES = st.one_of(
+    st.binary(max_size=200),
+    st.sampled_from(
+        [b"\n", b"{", b'{"request":', b'"attach"', b'{"request": "list"}\n', b'{"request": "watch"}\n', b"\0"]
+    ),
+    st.builds(
+        lambda value: json.dumps(value).encode() + b"\n",
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5
+        ),
+    ),
+    st.builds(
+        lambda name, key, value: json.dumps({"request": name, key: value}).encode() + b"\n",
+        st.sampled_from(["attach", "detach", "move", "list", "status", "devices", "watch", "log-level", "nonsense"]),
+        st.sampled_from(["device", "attachment", "port", "level", "id", "fd", "x"]),
+        st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["toys:2-1", "1", "0403:*"]),
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(PIECES, max_size=12))
+def test_any_bytes_are_answered_or_the_connection_ends(rig: ControlRig, pieces: list[bytes]) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(rig.path))
+        rig.loop.run_ready()
+        for piece in pieces:
+            try:
+                client.send(piece)
+            except OSError:
+                break
+            rig.loop.run_ready()
+        client.shutdown(socket.SHUT_WR)
+        client.setblocking(False)
+        output = bytearray()
+
+        def ended() -> bool:
+            rig.loop.call_later(0.001, lambda: None)
+            try:
+                data = client.recv(1 << 16)
+            except BlockingIOError:
+                return False
+            output.extend(data)
+            return not data
+
+        assert rig.loop.run_until(ended, 5.0)
+    lines = output.splitlines()
+    assert len(lines) >= 1
+    for line in lines:
+        assert isinstance(json.loads(line), dict)
+    for attachment in rig.attachments:
+        rig.attachments.detach(attachment, forget=True)
+    rig.loop.run_ready()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_ends_the_connection(rig: ControlRig, end: bytes) -> None:
+    talker = rig.talk()
+    talker.send(b"x" * (MAX_LINE - 1))
+    talker.loop.run_ready()
+    talker.send(b"x" + end)
+    assert talker.answer()["error"] == {"kind": "request", "message": f"a line is longer than {MAX_LINE} bytes"}
+    assert talker.line() is None
+    healthy(rig)
+
+
+def test_the_longest_line_is_read(rig: ControlRig) -> None:
+    talker = rig.talk()
+    request = b'{"request": "list"}'
+    talker.send(request + b" " * (MAX_LINE - 1 - len(request)) + b"\n")
+    assert talker.answer()["ok"]
+
+
+def test_half_lines_hold_nothing_up(rig: ControlRig) -> None:
+    for _ in range(MAX_CLIENTS - 1):
+        rig.talk().send(b'{"request": "li')
+    rig.loop.run_ready()
+    healthy(rig)
+
+
+def test_who_asks_and_does_not_read_is_not_read(rig: ControlRig) -> None:
+    """What waits in the server is bounded, however much is asked."""
+    for number in range(20):
+        rig.talk().ask("attach", device=f"toys:1-{number}")
+    talker = rig.talk()
+    served = rig.control._clients[-1]
+    tracemalloc.start()
+    deadline = time.monotonic() + 20
+    while served.readable and time.monotonic() < deadline:
+        try:
+            talker.socket.send(b'{"request": "status"}\n' * 100)
+        except BlockingIOError:
+            rig.loop.advance(0.05)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert not served.readable
+    assert held < 2 * MAX_OUTPUT + 4 * MAX_LINE
+    healthy(rig)
+
+
+def test_a_watcher_that_does_not_read_misses_events_and_is_told(rig: ControlRig) -> None:
+    watcher = rig.talk()
+    watcher.ask("watch")
+    rig.backend.put_in("2-1")
+    rig.talk().ask("attach", device="toys:2-1")
+    attachment = next(iter(rig.attachments))
+    rig.loop.run_ready()
+    for _ in range(3000):
+        rig.control.publish({"event": "attachment", "attachment": rig.requests.entry(attachment)})
+    [client] = [client for client in rig.control._clients if client.watching]
+    assert len(client._output) <= MAX_OUTPUT + 2048
+    lost = 0
+    while not lost:
+        event = watcher.line()
+        lost = event.get("count", 0)
+    assert 0 < lost < 3000
+    rig.control.publish({"event": "attachment", "attachment": rig.requests.entry(attachment)})
+    assert watcher.line()["event"] == "attachment"
+
+
+def test_requests_that_are_not_answered_yet_are_bounded(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: list[object] = []
+    monkeypatch.setattr(rig.attachments.inventory, "ask", lambda backend, done: waiting.append(done))
+    talker = rig.talk()
+    talker.send(b'{"request": "devices"}\n' * 1000)
+    rig.loop.advance(0.3)
+    assert len(waiting) == MAX_PENDING
+    healthy(rig)
+    for done in waiting:
+        done([])  # type: ignore[operator]
+    rig.loop.advance(0.3)
+    assert len(waiting) == 2 * MAX_PENDING
+    talker.close()
+    rig.loop.advance(0.1)
+    for done in waiting[MAX_PENDING:]:
+        done([])  # type: ignore[operator]
+
+
+def test_thousands_of_connections(rig: ControlRig) -> None:
+    before = descriptors()
+    watcher = rig.talk()
+    watcher.ask("watch")
+    open_sockets: list[socket.socket] = []
+    chance = random.Random(6)
+    for number in range(3000):
+        client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
+        try:
+            client.connect(str(rig.path))
+            client.send(chance.choice([b"", b"{", b"garbage\n", b'{"request": "status"}\n', b"x" * 4096]))
+        except OSError:
+            pass
+        open_sockets.append(client)
+        if number % 40 == 0:
+            rig.loop.advance(0.0005)
+        if len(open_sockets) > 200:
+            open_sockets.pop(chance.randrange(200)).close()
+    rig.loop.run_until(lambda: False, 0.3)
+    assert rig.control.clients <= MAX_CLIENTS
+    for client in open_sockets:
+        client.close()
+    assert rig.loop.run_until(lambda: rig.control.clients == 1, 10)
+    assert watcher.ask("list")["ok"]
+    watcher.close()
+    rig.loop.advance(0.05)
+    assert descriptors() == before
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(rig: ControlRig) -> None:
+    before = descriptors()
+    reading, writing = os.pipe()
+    talker = rig.talk()
+    for count in range(1, MAX_FDS + 1):
+        talker.send(b'{"request": "list"}\n', (reading,) * count)
+        assert talker.answer()["ok"]
+    talker.send(b'{"request"', (reading, writing))
+    talker.send(b': "li', (reading,))
+    talker.send(b'st"}\n')
+    assert talker.answer()["ok"]
+    for count in (MAX_FDS + 1, 100):
+        flood = rig.talk()
+        flood.send(b'{"request": "list"}\n', (reading,) * count)
+        assert flood.answer()["error"]["message"] == f"more than {MAX_FDS} file descriptors"
+        assert flood.line() is None
+        flood.close()
+    dribble = rig.talk()
+    for _ in range(MAX_FDS + 1):
+        dribble.send(b" ", (reading,))
+    assert "file descriptors" in dribble.answer()["error"]["message"]
+    for talker in rig.talkers:
+        talker.close()
+    rig.loop.run_ready()
+    os.close(reading)
+    os.close(writing)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "directory", "null", "eventfd"])
+def test_a_descriptor_of_the_wrong_kind_is_refused_and_closed(rig: ControlRig, kind: str, tmp_path: Path) -> None:
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    before = descriptors()
+    kinds: dict[str, Callable[[], tuple[int, ...]]] = {
+        "pipe": lambda: os.pipe(),
+        "socket": lambda: tuple(each.detach() for each in socket.socketpair()),
+        "directory": lambda: (os.open(tmp_path, os.O_PATH),),
+        "null": lambda: (os.open("/dev/null", os.O_RDWR),),
+        "eventfd": lambda: (os.eventfd(0),),
+    }
+    fds = kinds[kind]()
+    error = talker.ask("attach", (fds[0],), device="toys:2-1", fd=True)["error"]
+    assert error == {"kind": "device", "message": "device toys:2-1: the descriptor is of no toy"}
+    for fd in fds:
+        os.close(fd)
+    assert descriptors() == before
+    assert list(rig.attachments) == []
+
+
+def test_all_of_it_together_takes_its_share_of_the_time(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While requests flood in, what the control socket does takes no more of the time than SHARE, in small pieces."""
+    spent: list[float] = []
+    spend = rig.control._spent
+
+    def note(seconds: float) -> None:
+        spent.append(seconds)
+        spend(seconds)
+
+    monkeypatch.setattr(rig.control, "_spent", note)
+    talkers = [rig.talk() for _ in range(8)]
+    spent.clear()
+    started = time.perf_counter()
+    while time.perf_counter() - started < 1.0:
+        for talker in talkers:
+            try:
+                talker.socket.send(b'{"request": "status"}\n' * 50)
+                talker.socket.recv(1 << 20)
+            except BlockingIOError:
+                pass
+        rig.loop.advance(0.005)
+    elapsed = time.perf_counter() - started
+    assert sum(spent) < 1.5 * SHARE * elapsed
+    assert len(spent) > 20
+    healthy(rig)

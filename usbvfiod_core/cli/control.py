@@ -1,0 +1,171 @@
+"""The commands' end of the control socket of a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+
+PROTOCOL = 1
+RUNTIME_DIRECTORY = Path("/run/usbvfiod")
+"""Where the systemd unit puts the sockets, in a directory for each VM."""
+TIMEOUT = 10.0
+_READ = 64 << 10
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ServerUnreachable(UsbvfiodError):
+    """No server answers at the control socket, or it is none of ours."""
+
+
+class ServerTimeout(UsbvfiodError):
+    """The server takes too long."""
+
+
+class NotAttached(UsbvfiodError):
+    """The server has no such attachment, or several."""
+
+
+_KINDS: dict[str, type[UsbvfiodError]] = {
+    "request": ConfigError,
+    "config": ConfigError,
+    "device": DeviceError,
+    "refused": DeviceError,
+    "plugin": PluginError,
+    "not-attached": NotAttached,
+}
+
+
+class ControlConnection:
+    """A connection to the control socket at `path`. Use it as a context manager.
+
+    Raises ServerUnreachable, and ServerTimeout when an answer takes longer than `timeout` seconds.
+    """
+
+    def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._buffer = b""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(os.fspath(path))
+            self.greeting = self._line(time.monotonic() + timeout)
+        except (OSError, ValueError) as error:
+            self._socket.close()
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ServerUnreachable(
+                f"no server answers at {path}: {reason}; is it started with --control-path?"
+            ) from None
+        except UsbvfiodError:
+            self._socket.close()
+            raise
+        if self.greeting.get("control") != PROTOCOL:
+            self._socket.close()
+            raise ServerUnreachable(f"what answers at {path} does not speak version {PROTOCOL} of usbvfiod's control")
+
+    def __enter__(self) -> ControlConnection:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close()
+
+    def request(self, name: str, *, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
+        """Ask, and return the answer. `fd` goes with it. Raises the error that the server answers with."""
+        if fd is not None:
+            arguments["fd"] = True
+        line = json.dumps({"request": name, **arguments}).encode() + b"\n"
+        deadline = time.monotonic() + self.timeout
+        try:
+            if fd is None:
+                self._socket.sendall(line)
+            else:
+                sent = socket.send_fds(self._socket, [line], [fd])
+                self._socket.sendall(line[sent:])
+        except OSError as error:
+            raise ServerUnreachable(f"the server at {self.path} has closed the connection: {error}") from None
+        answer = self._line(deadline)
+        while "ok" not in answer:  # an event
+            answer = self._line(deadline)
+        if not answer["ok"]:
+            failure = answer["error"]
+            raise _KINDS.get(failure["kind"], UsbvfiodError)(failure["message"])
+        return answer
+
+    def events(self, **arguments: bool) -> Iterator[dict[str, Any]]:
+        """The answer to `watch`, then each event as it comes, until the server ends."""
+        yield self.request("watch", **arguments)
+        while True:
+            try:
+                yield self._line(None)
+            except ServerUnreachable:
+                return
+
+    def _line(self, deadline: float | None) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            try:
+                self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+                data = self._socket.recv(_READ)
+            except TimeoutError:
+                raise ServerTimeout(f"the server at {self.path} has not answered within {self.timeout:g} s") from None
+            except OSError as error:
+                raise ServerUnreachable(f"the server at {self.path}: {error.strerror}") from None
+            if not data:
+                raise ServerUnreachable(f"the server at {self.path} has closed the connection")
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("it does not answer with objects")
+        return answer
+
+
+def control_options(command: Command) -> Command:
+    """Give a command `--control`, `--vm` and `--timeout`; it gets `connect`, which makes the connection."""
+
+    @click.option(
+        "--control",
+        "control",
+        metavar="PATH",
+        envvar="USBVFIOD_CONTROL",
+        type=click.Path(path_type=Path),
+        help="The server's control socket; also $USBVFIOD_CONTROL.",
+    )
+    @click.option("--vm", metavar="NAME", help=f"The control socket {RUNTIME_DIRECTORY}/NAME/control.sock.")
+    @click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        default=TIMEOUT,
+        show_default=True,
+        help="Wait this long for an answer.",
+    )
+    @wraps(command)
+    def with_options(*arguments: Any, control: Path | None, vm: str | None, timeout: float, **rest: Any) -> Any:
+        path = _path(control, vm)
+        return command(*arguments, connect=lambda: ControlConnection(path, timeout), **rest)
+
+    return with_options  # type: ignore[return-value]
+
+
+Connect = Callable[[], ControlConnection]
+
+
+def _path(control: Path | None, vm: str | None) -> Path:
+    if vm is not None:
+        if "/" in vm or vm in ("", ".", ".."):
+            raise click.UsageError(f"{vm!r} is no name of a VM")
+        return RUNTIME_DIRECTORY / vm / "control.sock"
+    if control is None:
+        raise click.UsageError("give --control PATH or --vm NAME, or set USBVFIOD_CONTROL")
+    return control

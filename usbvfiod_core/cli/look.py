@@ -1,0 +1,210 @@
+"""Commands that show a running server: list, status, watch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from .control import Connect, ControlConnection, control_options
+from .output import print_object, print_table, printable
+
+HOME = "\x1b[H\x1b[J"
+"""Moves a terminal's cursor to the upper left corner and clears what is below."""
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@control_options
+def list_attachments(as_json: bool, connect: Connect) -> None:
+    """List what a running server keeps plugged in, and where each stands."""
+    with connect() as server:
+        answer = server.request("list")
+    if as_json:
+        print_object(answer)
+    elif answer["attachments"]:
+        _print_attachments(answer["attachments"])
+    else:
+        click.echo("no attachments", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
+@click.option("--watch", "again", is_flag=True, help="Refresh in place until interrupted.")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Of --watch.",
+)
+@control_options
+def status(as_json: bool, again: bool, interval: float, connect: Connect) -> None:
+    """Show a running server: its VM, its devices, and what each of their endpoints has done."""
+    with connect() as server:
+        before: dict[tuple[Any, Any], int] | None = None
+        while True:
+            answer = server.request("status")
+            if again and as_json:
+                click.echo(json.dumps({key: value for key, value in answer.items() if key != "ok"}))
+            elif as_json:
+                print_object(answer)
+            else:
+                if again:
+                    click.echo(HOME, nl=False)
+                _print_status(answer, before, interval)
+            if not again:
+                return
+            before = {key: endpoint["bytes"] for key, _, endpoint in _endpoints(answer)}
+            time.sleep(interval)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@control_options
+def watch(as_json: bool, connect: Connect) -> None:
+    """Print what happens to attachments, and which devices come and go, until interrupted."""
+    with connect() as server:
+        try:
+            for event in _all_events(server):
+                if as_json:
+                    click.echo(json.dumps(event))
+                else:
+                    click.echo(f"{time.strftime('%H:%M:%S')}  {_sentence(event)}")
+        except KeyboardInterrupt:
+            return
+
+
+def _all_events(server: ControlConnection) -> Iterator[dict[str, Any]]:
+    """What there is, as events, then the events."""
+    events = server.events(devices=True)
+    for attachment in next(events)["attachments"]:
+        yield {"event": "attachment", "attachment": attachment}
+    yield from events
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    if event["event"] == "attachment":
+        attachment = event["attachment"]
+        label = attachment["name"] or attachment["spec"]
+        parts = [printable(label), attachment["state"]]
+        if attachment["port"]:
+            parts.append(f"in port {attachment['port']}: {printable(attachment['product'])}")
+        if attachment["reason"]:
+            parts.append(f"({printable(attachment['reason'])})")
+        return " ".join(parts)
+    if event["event"] == "device":
+        device = event["device"]
+        details = [f"{device['vendor_id']:04x}:{device['product_id']:04x}", device["name"]]
+        details += [f"serial {device['serial']}"] if device["serial"] else []
+        details += [f"port {device['port_path']}"] if device["port_path"] else []
+        return f"device {event['change']}: {device['device']} {printable(' '.join(details))}"
+    if event["event"] == "lost":
+        return f"{event['count']} events were missed"
+    return json.dumps(event)
+
+
+def _print_attachments(attachments: list[dict[str, Any]]) -> None:
+    titles = ("NUMBER", "NAME", "STATE", "PORT", "ID", "PRODUCT", "SERIAL", "WHERE", "SPEC", "REASON")
+    print_table(titles, [_row(attachment) for attachment in attachments])
+
+
+def _row(attachment: dict[str, Any]) -> tuple[str, ...]:
+    device = attachment["device"] or {}
+    vendor = f"{device['vendor_id']:04x}:{device['product_id']:04x}" if device else ""
+    port = str(attachment["port"]) if attachment["port"] else ",".join(f"({port})" for port in attachment["ports"])
+    reason = attachment["reason"]
+    if attachment["next_try"] is not None and attachment["state"] == "retrying":
+        reason += f"; again in {attachment['next_try']:.1f} s"
+    return (
+        str(attachment["number"]),
+        attachment["name"],
+        attachment["state"],
+        port,
+        vendor,
+        attachment["product"] if device else "",
+        device.get("serial", ""),
+        device.get("port_path", ""),
+        attachment["spec"],
+        reason,
+    )
+
+
+def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | None, interval: float) -> None:
+    server, client, memory = answer["server"], answer["client"], answer["memory"]
+    serving = "serving" if server["serving"] else f"waiting for {', '.join(server['missing']) or 'devices'}"
+    click.echo(f"server   process {server['pid']}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
+    if client is None:
+        click.echo("client   none is connected")
+    else:
+        name = f"{client['name']} {client['version']}".strip() or "a client"
+        click.echo(f"client   {printable(name)}, process {client['pid']}; {_size(memory['shared'])} of memory shared")
+        if memory["unshared"] and not memory["shared"]:
+            click.echo("         the guest's memory is not shared (QEMU: share=on, Cloud Hypervisor: shared=on)")
+    if not answer["attachments"]:
+        return
+    click.echo()
+    _print_attachments(answer["attachments"])
+    rows = [
+        (
+            attachment["name"] or str(attachment["number"]),
+            f"{endpoint['address']:02x}",
+            endpoint["type"],
+            endpoint["state"].lower(),
+            str(endpoint["transfers"]),
+            _size(endpoint["bytes"]),
+            _size((endpoint["bytes"] - before.get(key, endpoint["bytes"])) / interval) + "/s" if before else "",
+            ", ".join(f"{count} {error}" for error, count in endpoint["errors"].items()),
+            str(endpoint["missed"]) if endpoint["type"] == "isochronous" else "",
+            *(_microseconds(endpoint[part]) for part in ("p50", "p90", "p99")),
+        )
+        for key, attachment, endpoint in _endpoints(answer)
+    ]
+    if rows:
+        click.echo()
+        titles = (
+            "DEVICE",
+            "EP",
+            "TYPE",
+            "STATE",
+            "TRANSFERS",
+            "BYTES",
+            "RATE",
+            "ERRORS",
+            "MISSED",
+            "P50",
+            "P90",
+            "P99",
+        )
+        print_table(titles, rows)
+
+
+def _endpoints(answer: dict[str, Any]) -> Iterator[tuple[tuple[Any, Any], dict[str, Any], dict[str, Any]]]:
+    """Each endpoint with a key that is its own, and its attachment."""
+    for attachment in answer["attachments"]:
+        for endpoint in attachment["endpoints"]:
+            yield (attachment["number"], endpoint["address"]), attachment, endpoint
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def _microseconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f} us" if value < 1000 else f"{value / 1000:.1f} ms"

@@ -1,0 +1,127 @@
+"""Commands that change a running server: attach, detach, move, reload, log-level."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from ..daemon.config import parse_device
+from ..daemon.log import LEVEL_NAMES
+from ..daemon.matching import find
+from ..errors import DeviceError
+from ..hooks.registry import Registry
+from .control import Connect, control_options
+from .output import print_object
+
+
+@click.command()
+@click.argument("spec")
+@click.option(
+    "--open",
+    "open_here",
+    is_flag=True,
+    help="Open the device's node here, with the caller's rights, and pass it to the server.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@control_options
+@click.pass_obj
+def attach(registry: Registry, spec: str, open_here: bool, as_json: bool, connect: Connect) -> None:
+    """Plug a device into a running server's VM, and keep it plugged in.
+
+    SPEC is a device specification as for --device, or the number or name of an attachment that is there. A device that
+    is not there now is plugged in when it comes.
+    """
+    with connect() as server:
+        if not open_here:
+            answer = server.request("attach", device=spec)
+        else:
+            node = _node(registry, spec, server.request("list")["attachments"])
+            try:
+                fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                raise DeviceError(f"{node} cannot be opened: {error.strerror}") from None
+            try:
+                answer = server.request("attach", device=spec, fd=fd)
+            finally:
+                os.close(fd)
+    _show(answer["attachment"], as_json)
+
+
+@click.command()
+@click.argument("attachment")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@control_options
+def detach(attachment: str, as_json: bool, connect: Connect) -> None:
+    """Unplug a device from a running server's VM, and keep it out.
+
+    ATTACHMENT is a number or name as `list` shows it, a specification, or an address of the device. One that is
+    configured stays in the list and can be attached again by its name.
+    """
+    with connect() as server:
+        _show(server.request("detach", attachment=attachment)["attachment"], as_json)
+
+
+@click.command()
+@click.argument("attachment")
+@click.argument("port", type=click.IntRange(1, 255))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@control_options
+def move(attachment: str, port: int, as_json: bool, connect: Connect) -> None:
+    """Unplug a device and plug it into another port of the controller, which it keeps."""
+    with connect() as server:
+        _show(server.request("move", attachment=attachment, port=port)["attachment"], as_json)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@control_options
+def reload(as_json: bool, connect: Connect) -> None:
+    """Read a running server's configuration file again, and attach and detach what has changed in it."""
+    with connect() as server:
+        answer = server.request("reload")
+    if as_json:
+        print_object(answer)
+        return
+    for change in ("added", "removed"):
+        for text in answer[change]:
+            click.echo(f"{change} {text}")
+    for text in answer["ignored"]:
+        click.echo(f"{text} is only read at start; restart the server for it", err=True)
+    if not answer["added"] and not answer["removed"]:
+        click.echo("no device has changed")
+
+
+@click.command("log-level")
+@click.argument("level", type=click.Choice(LEVEL_NAMES))
+@control_options
+def log_level(level: str, connect: Connect) -> None:
+    """Let a running server log more or less."""
+    with connect() as server:
+        server.request("log-level", level=level)
+
+
+def _node(registry: Registry, spec: str, attachments: list[dict[str, Any]]) -> str:
+    """The node of the device that `spec` means."""
+    known = (each["spec"] for each in attachments if spec in (str(each["number"]), each["name"], each["spec"]))
+    backends = registry.backends()
+    parsed = parse_device(next(known, spec), backends)
+    info = find(parsed.address, backends[parsed.backend].list_devices())
+    if info is None:
+        raise DeviceError(f"device {spec} is not there; `usbvfiod devices` lists what there is")
+    if not info.address.startswith("/"):
+        raise DeviceError(f"device {spec} has no node that can be opened")
+    return info.address
+
+
+def _show(attachment: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_object({"attachment": attachment})
+        return
+    label = attachment["name"] or attachment["spec"]
+    if attachment["state"] == "plugged":
+        click.echo(f"{label}: {attachment['product']} is plugged into port {attachment['port']}")
+    else:
+        reason = f": {attachment['reason']}" if attachment["reason"] else ""
+        click.echo(f"{label}: {attachment['state']}{reason}")

@@ -1,0 +1,208 @@
+"""The control socket: people and programs see and steer a running server. docs/control.md is its description.
+
+It shares the loop's thread with the guest's transfers and must not be felt there, whoever speaks: each turn executes
+requests for a millisecond at most, all of it together takes a tenth of the time, and a client's memory is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+import time
+from importlib.metadata import version
+from typing import Any, Final
+
+from ..errors import ConfigError
+from ..usb.device import Loop, Timer
+from ..vfio_user.listener import SocketPath, inherited
+from .control_client import SLICE, ControlClient, Handle
+
+log = logging.getLogger(__name__)
+
+PROTOCOL: Final = 1
+"""Version of the requests and replies; it grows when something in them changes its meaning or goes away."""
+MAX_CLIENTS: Final = 32
+SHARE: Final = 0.1
+"""Part of the time that the control socket may take from the rest."""
+_ACCEPTS: Final = 16
+_ACCEPT_PAUSE: Final = 0.5
+
+
+class ControlSocket:
+    """Listens at `path`, or on the inherited socket `fd`, for clients of our own user or root.
+
+    `handle` executes a request. All methods are called on the loop's thread.
+    """
+
+    def __init__(self, loop: Loop, handle: Handle, *, path: str | None = None, fd: int | None = None) -> None:
+        self._loop = loop
+        self._handle = handle
+        self._path = path
+        self._fd = fd
+        self._own: SocketPath | None = None
+        self._listener: socket.socket | None = None
+        self._clients: list[ControlClient] = []
+        self._reading: set[ControlClient] = set()
+        self._greeting = {"control": PROTOCOL, "usbvfiod": version("usbvfiod"), "pid": os.getpid()}
+        self._debt = 0.0
+        self._pause: Timer | None = None
+        self._scheduled = False
+        self._accepting: Timer | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody wants events."""
+        return any(client.watching for client in self._clients)
+
+    def start(self) -> None:
+        """Listen. Raises ConfigError."""
+        if self._path is not None:
+            self._own = SocketPath(self._path)
+            self._listener = self._own.socket
+        else:
+            assert self._fd is not None
+            inherited_socket, listens = inherited(self._fd)
+            if not listens:
+                inherited_socket.close()
+                raise ConfigError(f"file descriptor {self._fd} is no listening socket, which the control socket is")
+            self._listener = inherited_socket
+        self._loop.add_reader(self._listener.fileno(), self._acceptable)
+
+    def publish(self, event: dict[str, Any]) -> None:
+        """Send an event to those who watch; an event of devices to those who want these."""
+        clients = [
+            client
+            for client in self._clients
+            if client.watching and (client.watches_devices or event["event"] != "device")
+        ]
+        if clients:
+            line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
+            for client in clients:
+                client.send_event(line)
+
+    def close(self) -> None:
+        """Close everything, and remove our own socket."""
+        for timer in (self._pause, self._accepting):
+            if timer is not None:
+                timer.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        if self._own is not None:
+            self._own.close()
+        for client in list(self._clients):
+            client.close()
+
+    # -- clients come and go -----------------------------------------------------------------------------------------
+
+    def _acceptable(self) -> None:
+        assert self._listener is not None
+        started = time.perf_counter()
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionError):
+                break
+            except OSError as error:
+                log.warning("a client of the control socket cannot be accepted: %s", error.strerror)
+                self._loop.remove_reader(self._listener.fileno())
+                self._accepting = self._loop.call_later(_ACCEPT_PAUSE, self._listen)
+                break
+            self._welcome(sock)
+        self._spent(time.perf_counter() - started)
+
+    def _listen(self) -> None:
+        self._accepting = None
+        if self._listener is not None and self._pause is None:
+            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.geteuid()):
+            log.warning("user %d was turned away from the control socket", uid)
+            sock.close()
+            return
+        client = ControlClient(sock, self._loop, self._handle, self._client_changed)
+        if len(self._clients) >= MAX_CLIENTS:
+            idle = [each for each in self._clients if not each.watching and not each.pending]
+            if not idle:
+                client.refuse("failure", f"there are {MAX_CLIENTS} clients already")
+                client.close()
+                return
+            min(idle, key=lambda each: each.active).close()
+        self._clients.append(client)
+        client.send(self._greeting)
+        self._arm(client)
+
+    def _client_changed(self, client: ControlClient) -> None:
+        if client.open:
+            self._soon()
+            return
+        if client in self._clients:
+            self._clients.remove(client)
+        self._reading.discard(client)
+
+    # -- their requests ----------------------------------------------------------------------------------------------
+
+    def _readable(self, client: ControlClient) -> None:
+        started = time.perf_counter()
+        client.work(started + SLICE)
+        self._spent(time.perf_counter() - started)
+        self._arm(client)
+
+    def _arm(self, client: ControlClient) -> None:
+        """Watch the socket of a client that may send, and come back to one whose requests wait."""
+        wanted = client.readable and self._pause is None
+        if wanted and client not in self._reading:
+            self._reading.add(client)
+            self._loop.add_reader(client.fd, self._readable, client)
+        elif not wanted and client in self._reading:
+            self._reading.discard(client)
+            if client.open:
+                self._loop.remove_reader(client.fd)
+        if wanted and client.busy:
+            self._soon()
+
+    def _go_on(self) -> None:
+        """Give every client a turn, those who had one last come last; whoever sent nothing costs next to nothing."""
+        self._scheduled = False
+        for client in list(self._clients):
+            if self._pause is None and client.readable:
+                self._clients.remove(client)
+                self._clients.append(client)
+                self._readable(client)
+            else:
+                self._arm(client)
+
+    def _soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._go_on)
+
+    def _spent(self, seconds: float) -> None:
+        """Keep to the share of the time: whoever asks a lot waits."""
+        self._debt += seconds
+        if self._debt < 2 * SLICE or self._pause is not None or self._listener is None:
+            return
+        self._pause = self._loop.call_later(self._debt * (1 / SHARE - 1), self._resume)
+        self._debt = 0.0
+        self._loop.remove_reader(self._listener.fileno())
+        for client in list(self._reading):
+            self._arm(client)
+
+    def _resume(self) -> None:
+        self._pause = None
+        if self._accepting is None:
+            self._listen()
+            self._acceptable()
+        self._go_on()

@@ -1,0 +1,228 @@
+"""One client of the control socket: lines in, lines out, descriptors with them, and bounds on all of it."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..usb.device import Loop
+
+MAX_LINE: Final = 64 << 10
+"""Bytes of a request, its newline included."""
+MAX_FDS: Final = 4
+"""Descriptors of a client that no request has taken yet."""
+MAX_PENDING: Final = 16
+"""Requests of a client that are not answered yet; more of them are not read."""
+MAX_OUTPUT: Final = 256 << 10
+"""Bytes that wait for a client to read them; then its requests are not read, and events pass it by."""
+SLICE: Final = 0.001
+"""Seconds in one turn of the loop for the requests of a client."""
+
+Reply = Callable[[dict[str, Any]], None]
+Handle = Callable[["ControlClient", dict[str, Any], "int | None", Reply], None]
+
+
+class ControlClient:
+    """One connection. `work` reads and executes; the owner calls it when the socket is readable or `busy` holds.
+
+    `handle` gets each request with its descriptor, which then belongs to it, and answers once through the reply.
+    `changed` is called when it may have become `readable`, and when it was closed (`open` tells which).
+    `watching` is the owner's: whether events are sent to it.
+    """
+
+    def __init__(
+        self, sock: socket.socket, loop: Loop, handle: Handle, changed: Callable[[ControlClient], object]
+    ) -> None:
+        self._socket = sock
+        self._loop = loop
+        self._handle = handle
+        self._changed = changed
+        self._input = bytearray()
+        self._scanned = 0
+        self._output = bytearray()
+        self._writing = False
+        self._ending = False
+        self._fds: deque[int] = deque()
+        self._lost = 0
+        self.open = True
+        self.pending = 0
+        self.watching = False
+        self.watches_devices = False
+        self.active = loop.time()
+        """When it asked for something last."""
+
+    @property
+    def fd(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def readable(self) -> bool:
+        """Whether it may send: not while it does not read, or has enough to wait for."""
+        return self.open and not self._ending and len(self._output) < MAX_OUTPUT and self.pending < MAX_PENDING
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait in its buffer."""
+        return self.readable and self._line_end() >= 0
+
+    def work(self, until: float | None = None) -> None:
+        """Read once, unless requests wait, and execute requests until `until` of time.perf_counter, at least one."""
+        if until is None:
+            until = time.perf_counter() + SLICE
+        if self.readable and self._line_end() < 0:
+            self._receive()
+        while self.readable and (end := self._line_end()) >= 0:
+            line = bytes(self._input[:end])
+            del self._input[: end + 1]
+            self._scanned = 0
+            self._execute(line)
+            if time.perf_counter() >= until:
+                break
+        if not self._input:
+            self._drop_fds()  # nobody wants them
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a line now or when the client reads."""
+        if not self.open:
+            return
+        self._output += json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
+        if not self._writing:
+            self._flush()
+
+    def send_event(self, line: bytes) -> None:
+        """Send a line that is left out if the client does not read; it is told how many were."""
+        if not self.open:
+            return
+        if self._lost or len(self._output) + len(line) > MAX_OUTPUT:
+            self._lost += 1
+            return
+        self._output += line
+        if not self._writing:
+            self._flush()
+
+    def refuse(self, kind: str, message: str) -> None:
+        """The last words: an error that the connection does not survive."""
+        self.send({"ok": False, "error": {"kind": kind, "message": message}})
+        self._end()
+
+    def close(self) -> None:
+        """Close at once."""
+        if not self.open:
+            return
+        self.open = False
+        self._loop.remove_reader(self.fd)
+        if self._writing:
+            self._loop.remove_writer(self.fd)
+        self._drop_fds()
+        self._input.clear()
+        self._output.clear()
+        self._socket.close()
+        self._changed(self)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _line_end(self) -> int:
+        end = self._input.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._input)
+        return end
+
+    def _receive(self) -> None:
+        size = array.array("i").itemsize
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                MAX_LINE - len(self._input), socket.CMSG_SPACE(MAX_FDS * size), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds = array.array("i")
+                fds.frombytes(payload[: len(payload) - len(payload) % size])
+                self._fds.extend(fds)
+        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+            self._drop_fds()
+            self.refuse("request", f"more than {MAX_FDS} file descriptors")
+            return
+        if not data:
+            self._end()
+            return
+        self._input += data
+        if len(self._input) >= MAX_LINE and self._line_end() < 0:
+            self.refuse("request", f"a line is longer than {MAX_LINE} bytes")
+
+    def _execute(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        self.active = self._loop.time()
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            self.send({"ok": False, "error": {"kind": "request", "message": "a line is not JSON"}})
+            return
+        if not isinstance(request, dict):
+            self.send({"ok": False, "error": {"kind": "request", "message": "a request is a JSON object"}})
+            return
+        identity = {"id": request.pop("id")} if "id" in request else {}
+        if not isinstance(identity.get("id", 0), int | str):
+            self.send({"ok": False, "error": {"kind": "request", "message": "an id is a number or a text"}})
+            return
+        fd = self._fds.popleft() if request.get("fd") is True and self._fds else None
+        self.pending += 1
+        answered = False
+
+        def reply(answer: dict[str, Any]) -> None:
+            nonlocal answered
+            assert not answered, "a request is answered once"
+            answered = True
+            self.pending -= 1
+            self.send(identity | answer)
+            if self._ending:
+                self._end()
+            else:
+                self._changed(self)
+
+        self._handle(self, request, fd, reply)
+
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                del self._output[: self._socket.send(self._output)]
+                if self._lost and not self._output:
+                    lost, self._lost = self._lost, 0
+                    self._output += json.dumps({"event": "lost", "count": lost}).encode() + b"\n"
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if bool(self._output) != self._writing:
+            self._writing = bool(self._output)
+            if self._writing:
+                self._loop.add_writer(self.fd, self._flush)
+            else:
+                self._loop.remove_writer(self.fd)
+                self._changed(self)
+        if self._ending and not self._output and not self.pending:
+            self.close()
+
+    def _end(self) -> None:
+        """Nothing more is read; what is to be said is said."""
+        self._ending = True
+        self._input.clear()
+        self._loop.remove_reader(self.fd)
+        if not self._output and not self.pending:
+            self.close()
+
+    def _drop_fds(self) -> None:
+        while self._fds:
+            os.close(self._fds.popleft())

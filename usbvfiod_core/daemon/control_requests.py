@@ -1,0 +1,257 @@
+"""What can be asked through the control socket: one function a request, in one table."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, unknown
+from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Loop
+from ..xhci.statistics import EndpointStatistics
+from . import log as daemon_log
+from .attachments import Attachments
+from .config import DeviceSpec
+from .control_client import ControlClient, Reply
+from .intents import Attachment
+from .matching import describe, matching
+from .opening import AttachmentRefused
+from .report import attachment_entry, device_entry, endpoint_entry
+
+log = logging.getLogger(__name__)
+
+MAX_ATTACHMENTS: Final = 64
+"""Attachments that requests may bring about, with those that are configured."""
+
+_KINDS: Final = (
+    (AttachmentRefused, "refused"),
+    (ConfigError, "config"),
+    (DeviceError, "device"),
+    (PluginError, "plugin"),
+)
+
+
+class RequestError(UsbvfiodError):
+    """A request that is none; the message says what would be."""
+
+
+class NotAttached(UsbvfiodError):
+    """No attachment is meant, or more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """What a request takes: its JSON type, and whether it may be left out."""
+
+    kind: type
+    optional: bool = False
+
+
+_TYPES: Final = {str: "a text", int: "a number", bool: "true or false"}
+
+
+class ControlRequests:
+    """Executes requests on attachments. `parse` reads a device specification, the rest is the server's.
+
+    `handle` is for `ControlSocket`; all on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        attachments: Attachments,
+        backends: Mapping[str, Backend],
+        parse: Callable[[str], DeviceSpec],
+        status: Callable[[], dict[str, Any]],
+        statistics: Callable[[], list[EndpointStatistics]],
+        reload: Callable[[Callable[[dict[str, Any] | UsbvfiodError], object]], object],
+    ) -> None:
+        self._loop = loop
+        self._attachments = attachments
+        self._backends = backends
+        self._parse = parse
+        self._status = status
+        self._statistics = statistics
+        self._reload = reload
+        self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
+            "attach": (self._attach, {"device": _Argument(str), "fd": _Argument(bool, True)}),
+            "detach": (self._detach, {"attachment": _Argument(str)}),
+            "move": (self._move, {"attachment": _Argument(str), "port": _Argument(int)}),
+            "list": (self._list, {}),
+            "status": (self._show_status, {}),
+            "devices": (self._devices, {}),
+            "watch": (self._watch, {"devices": _Argument(bool, True)}),
+            "log-level": (self._log_level, {"level": _Argument(str)}),
+            "reload": (self._reload_configuration, {}),
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every request."""
+        return tuple(self._table)
+
+    def handle(self, client: ControlClient, request: dict[str, Any], fd: int | None, reply: Reply) -> None:
+        """Execute a request and answer it, at once or later. `fd` belongs to it."""
+        try:
+            function, arguments = self._check(request, fd)
+            if fd is not None:
+                arguments["fd"] = fd
+            # A request that fails has not taken the descriptor yet.
+            taken, fd = fd, None
+            try:
+                function(client, reply, **arguments)
+            except UsbvfiodError:
+                fd = taken
+                raise
+        except UsbvfiodError as error:
+            if fd is not None:
+                os.close(fd)
+            reply(failure(error))
+
+    def entry(self, attachment: Attachment) -> dict[str, object]:
+        """An attachment for people."""
+        return attachment_entry(attachment, self._attachments.ports.owned(attachment), self._loop.time())
+
+    # -- the requests ------------------------------------------------------------------------------------------------
+
+    def _attach(self, client: ControlClient, reply: Reply, device: str, fd: int | None = None) -> None:
+        def done(result: Attachment | UsbvfiodError) -> None:
+            self._answer(reply, result)
+
+        known = self._named(device)
+        if known is not None:
+            self._attachments.plug(known, done, fd=fd)
+            return
+        spec = self._parse(device)
+        attachments = list(self._attachments)
+        if len(attachments) >= MAX_ATTACHMENTS:
+            raise DeviceError(f"there are {MAX_ATTACHMENTS} attachments already; detach one first")
+        if spec.name and any(each.spec.name == spec.name for each in attachments):
+            raise ConfigError(f"there already is an attachment {spec.name}; choose another name or attach that one")
+        self._attachments.attach(spec, done, fd=fd)
+
+    def _detach(self, client: ControlClient, reply: Reply, attachment: str) -> None:
+        found = self._select(attachment)
+        self._attachments.detach(found, lambda result: self._answer(reply, result), forget=not found.configured)
+
+    def _move(self, client: ControlClient, reply: Reply, attachment: str, port: int) -> None:
+        self._attachments.move(self._select(attachment), port, lambda result: self._answer(reply, result))
+
+    def _list(self, client: ControlClient, reply: Reply) -> None:
+        reply({"ok": True, "attachments": [self.entry(attachment) for attachment in self._attachments]})
+
+    def _show_status(self, client: ControlClient, reply: Reply) -> None:
+        statistics = self._statistics()
+        attachments = []
+        for attachment in self._attachments:
+            own = [each for each in statistics if each.port_id == attachment.port_id]
+            attachments.append({**self.entry(attachment), "endpoints": [endpoint_entry(each) for each in own]})
+        reply({"ok": True, **self._status(), "attachments": attachments})
+
+    def _devices(self, client: ControlClient, reply: Reply) -> None:
+        results: dict[str, list[DeviceInfo] | BaseException] = {}
+
+        def listed(name: str, result: list[DeviceInfo] | BaseException) -> None:
+            results[name] = result
+            if len(results) < len(self._backends):
+                return
+            devices, errors = [], []
+            for name, found in sorted(results.items()):
+                if isinstance(found, BaseException):
+                    errors.append(f"backend {name} cannot list its devices: {found}")
+                else:
+                    devices += [device_entry(info) for info in found]
+            reply({"ok": True, "devices": devices, "errors": errors})
+
+        if not self._backends:
+            reply({"ok": True, "devices": [], "errors": []})
+        for name in self._backends:
+            self._attachments.inventory.ask(name, partial(listed, name))
+
+    def _watch(self, client: ControlClient, reply: Reply, devices: bool = False) -> None:
+        client.watching = True
+        client.watches_devices = devices
+        if devices:
+            for name in self._backends:
+                self._attachments.inventory.look(name)
+        reply({"ok": True, "attachments": [self.entry(attachment) for attachment in self._attachments]})
+
+    def _log_level(self, client: ControlClient, reply: Reply, level: str) -> None:
+        if level not in daemon_log.LEVEL_NAMES:
+            raise RequestError(unknown("level", level, daemon_log.LEVEL_NAMES))
+        daemon_log.set_level(level)
+        reply({"ok": True})
+
+    def _reload_configuration(self, client: ControlClient, reply: Reply) -> None:
+        self._reload(lambda result: reply(failure(result) if isinstance(result, UsbvfiodError) else result))
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _answer(self, reply: Reply, result: Attachment | UsbvfiodError) -> None:
+        if isinstance(result, Attachment):
+            reply({"ok": True, "attachment": self.entry(result)})
+        else:
+            reply(failure(result))
+
+    def _check(self, request: dict[str, Any], fd: int | None) -> tuple[Callable[..., None], dict[str, Any]]:
+        """The function of a request and its arguments. Raises RequestError."""
+        name = request.pop("request", None)
+        if not isinstance(name, str):
+            raise RequestError(f'a request has "request": one of {", ".join(sorted(self._table))}')
+        if name not in self._table:
+            raise RequestError(unknown("request", name, self._table))
+        function, known = self._table[name]
+        for key, value in request.items():
+            if key not in known:
+                raise RequestError(f"{name}: {unknown('argument', key, known)}")
+            # JSON's true is no number, though Python's is.
+            if not isinstance(value, known[key].kind) or (known[key].kind is int and isinstance(value, bool)):
+                raise RequestError(f"{name}: {key} is {_TYPES[known[key].kind]}")
+        for key, argument in known.items():
+            if key not in request and not argument.optional:
+                raise RequestError(f"{name}: {key} is missing")
+        if request.pop("fd", False) and fd is None:
+            raise RequestError(f"{name}: no file descriptor came with the request")
+        return function, request
+
+    def _named(self, who: str) -> Attachment | None:
+        """The attachment of this number, name or specification."""
+        for attachment in self._attachments:
+            if who in (str(attachment.number), attachment.spec.name, attachment.spec.text):
+                return attachment
+        return None
+
+    def _select(self, who: str) -> Attachment:
+        """The attachment that somebody means by its number, name or specification, or by an address of its device.
+
+        Raises NotAttached.
+        """
+        named = self._named(who)
+        if named is not None:
+            return named
+        backend, _, address = who.partition(":")
+        found = [each for each in self._attachments if matching(who, [each.info])]
+        if not found and backend in self._backends:
+            found = [
+                each for each in self._attachments if each.spec.backend == backend and matching(address, [each.info])
+            ]
+        if len(found) > 1:
+            choices = "; ".join(f"{each.number} ({each}, {describe(each.info)})" for each in found)
+            raise NotAttached(f"{who} is more than one attachment, give a number: {choices}")
+        if not found:
+            raise NotAttached(f"there is no attachment {who}; `usbvfiod list` shows what there is")
+        return found[0]
+
+
+def failure(error: UsbvfiodError) -> dict[str, Any]:
+    """The answer to a request that failed."""
+    kind = next((kind for known, kind in _KINDS if isinstance(error, known)), "failure")
+    if isinstance(error, RequestError):
+        kind = "request"
+    elif isinstance(error, NotAttached):
+        kind = "not-attached"
+    return {"ok": False, "error": {"kind": kind, "message": str(error)}}

@@ -1,0 +1,57 @@
+"""What is told of devices, attachments and endpoints, as JSON has it. docs/control.md explains every field."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from ..usb.backend import DeviceInfo
+from ..xhci.statistics import EndpointStatistics
+from .intents import Attachment
+
+
+def device_entry(info: DeviceInfo) -> dict[str, object]:
+    """A device as a backend lists it."""
+    return {
+        "device": f"{info.backend}:{info.address}",
+        "backend": info.backend,
+        "address": info.address,
+        "vendor_id": info.vendor_id,
+        "product_id": info.product_id,
+        "name": info.name,
+        "serial": info.serial,
+        "speed": info.speed.name.lower() if info.speed is not None else "",
+        "port_path": info.port_path,
+        "twin": info.twin,
+        "driver": info.driver,
+        "note": info.note,
+    }
+
+
+def attachment_entry(attachment: Attachment, ports: dict[bool, int], now: float) -> dict[str, object]:
+    """An attachment; `ports` are those of the controller that it keeps."""
+    spec = attachment.spec
+    known = attachment.last is not None or attachment.info.vendor_id or attachment.info.port_path
+    return {
+        "number": attachment.number,
+        "name": spec.name,
+        "spec": spec.text,
+        "state": attachment.state.value,
+        "reason": attachment.reason,
+        "seconds": round(max(now - attachment.since, 0.0), 3),
+        "port": attachment.port_id,
+        "ports": sorted(ports.values()),
+        "mode": spec.mode.value,
+        "follow_port": spec.follow_port,
+        "configured": attachment.configured,
+        "plugs": attachment.plugs,
+        "next_try": None if attachment.next_try is None else round(max(attachment.next_try - now, 0.0), 3),
+        "product": attachment.name if attachment.device is not None else attachment.info.name,
+        "device": device_entry(attachment.info) if known else None,
+    }
+
+
+def endpoint_entry(statistics: EndpointStatistics) -> dict[str, object]:
+    """What an endpoint has done."""
+    entry = asdict(statistics)
+    del entry["port_id"]
+    return entry
