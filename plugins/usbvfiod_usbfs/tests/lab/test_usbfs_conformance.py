@@ -1,15 +1,20 @@
-"""The backend under the suites that every backend has to pass, on gadgets and on devices over USB/IP."""
+"""The backend under the suites that every backend has to pass, on gadgets, QEMU's devices and devices over USB/IP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
+from tests.lab.machine import Machine
+from tests.lab.usbip import attach
+from tests.lab.usbip_devices import INTERRUPT_IN, Fault, SourceSink
 from usbvfiod_core import Device, Loop
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance, SourceSinkConformance
+from usbvfiod_core.testing.conformance.source_sink import Setting
 
 
 class Plugged:
@@ -34,21 +39,74 @@ class Plugged:
         assert self.gadget.device is not None
         return UsbfsBackend().open(str(self.gadget.device.node), {}, loop)
 
+    def unplug(self, device: Device) -> None:
+        self.gadget.unbind()
+        self.gadget.bind()
+
 
 class TestKeyboard(Plugged, DeviceConformance):
     """A device with an endpoint that has nothing to say."""
-
-    can_halt = False
 
     @classmethod
     def make_gadget(cls) -> Gadget:
         return Gadget([keyboard()])
 
+    # It has one setting, and neither isochronous endpoints nor streams.
+    test_alternate_settings_are_chosen_one_by_one = None  # type: ignore[assignment]
+    test_endpoints_are_those_of_the_alternate_setting = None  # type: ignore[assignment]
+    test_isochronous_packets_end_in_order = None  # type: ignore[assignment]
+    test_isochronous_transfers_are_cancelled = None  # type: ignore[assignment]
+    test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
+
+
+class TestSettings(DeviceConformance):
+    """A device over USB/IP, with alternate settings and isochronous endpoints. It cannot be told to halt."""
+
+    can_halt = False
     test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
+    test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
+
+    @pytest.fixture(autouse=True)
+    def _attached(self) -> Iterator[None]:
+        script = SourceSink("high")
+        with attach(script) as self.plugged:
+            script.faults[INTERRUPT_IN].extend([Fault("drop")] * 100)  # nothing happens on it
+            yield
+
+    def make_device(self, loop: Loop) -> Device:
+        return UsbfsBackend().open(str(self.plugged.device.node), {}, loop)
+
+    def unplug(self, device: Device) -> None:
+        self.plugged.server.disconnect()
 
 
-class HighSpeed(Plugged, SourceSinkConformance):
-    """Gadget zero at high speed."""
+class TestStreams(DeviceConformance):
+    """QEMU's UAS disk behind an xHCI controller."""
+
+    can_halt = False
+    test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
+    test_isochronous_packets_end_in_order = None  # type: ignore[assignment]
+    test_isochronous_transfers_are_cancelled = None  # type: ignore[assignment]
+    test_alternate_settings_are_chosen_one_by_one = None  # type: ignore[assignment]
+    test_endpoints_are_those_of_the_alternate_setting = None  # type: ignore[assignment]
+
+    @pytest.fixture(autouse=True)
+    def _plugged(self) -> Iterator[None]:
+        image = Path("/exchange/uas.img")
+        image.write_bytes(bytes(1 << 20))
+        with Machine() as self.machine:
+            self.disk = self.machine.plug_drive(image, "usb-uas")
+            yield
+
+    def make_device(self, loop: Loop) -> Device:
+        return UsbfsBackend().open(str(self.disk.node), {}, loop)
+
+    def unplug(self, device: Device) -> None:
+        self.machine.unplug(self.disk)
+
+
+class TestHighSpeed(Plugged, SourceSinkConformance):
+    """Gadget zero."""
 
     speed = "high"
     submit_limit = 1.0  # the kernel copies OUT data when it is submitted, and QEMU translates every instruction of that
@@ -57,27 +115,18 @@ class HighSpeed(Plugged, SourceSinkConformance):
     def make_gadget(cls) -> Gadget:
         return gadget_zero(cls.speed)
 
-    def unplug(self, device: Device) -> None:
-        self.gadget.unbind()
-        self.gadget.bind()
+    @pytest.mark.parametrize("length", [1, 8, 63, 64, 65, 512, 1000, 4095, 4096])
+    def test_control_data_goes_both_ways(self, setting: Setting, length: int) -> None:
+        super().test_control_data_goes_both_ways(setting, length)
 
-    # dummy_hcd has no isochronous endpoints, so gadget zero has no alternate settings; it has no interrupt ones at all.
+    # dummy_hcd has no isochronous endpoints, so gadget zero has no alternate settings; interrupt ones it never has.
     test_isochronous_packets_keep_time = None  # type: ignore[assignment]
     test_data_goes_on_in_every_alternate_setting = None  # type: ignore[assignment]
     test_interrupt_endpoints_give_and_take = None  # type: ignore[assignment]
-    test_control_data_goes_both_ways = None  # type: ignore[assignment]
 
 
-class TestHighSpeed(HighSpeed):
-    pass
-
-
-class TestSuperSpeed(HighSpeed):
+class TestSuperSpeed(TestHighSpeed):
     speed = "super"
-
-
-class TestFullSpeed(HighSpeed):
-    speed = "full"
 
 
 class TestBackend(BackendConformance):

@@ -1,0 +1,100 @@
+"""Finding and opening, and the words for what goes wrong. Opening for real is tried in tests/lab."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_usbfs import ONE_INTERFACE, sysfs_device
+from usbvfiod_usbfs import usbvfiod_register_backends
+from usbvfiod_usbfs.backend import UsbfsBackend
+
+from usbvfiod_core import Backend, ConfigError, DeviceError
+from usbvfiod_core.host import sysfs
+from usbvfiod_core.testing.loop import StepLoop
+
+
+@pytest.fixture
+def scan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Let sysfs list one device, whose node is a file, and tell where that is."""
+
+    def listed(**more: object) -> Path:
+        device = sysfs_device(ONE_INTERFACE, **more)  # type: ignore[arg-type]
+        monkeypatch.setattr(sysfs, "NODES", tmp_path)
+        monkeypatch.setattr(sysfs, "scan", lambda: [device])
+        return device.node
+
+    return listed
+
+
+def test_the_hook_registers_it() -> None:
+    backends: list[Backend] = []
+    usbvfiod_register_backends(backends.append)
+    assert [each.name for each in backends] == ["usbfs"]
+
+
+def test_a_device_without_a_node_was_unplugged(scan: Callable[..., Path], loop: StepLoop) -> None:
+    node = scan()
+    with pytest.raises(DeviceError, match="unplugged"):
+        UsbfsBackend().open(str(node), {}, loop)
+    with pytest.raises(DeviceError, match="unplugged"):
+        UsbfsBackend().open("2-1", {}, loop)
+
+
+def test_a_node_that_may_not_be_opened_gets_its_udev_rule(
+    scan: Callable[..., Path], loop: StepLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = scan()
+    node.parent.mkdir()
+    node.touch(mode=0o600)
+
+    def denied(path: Path, flags: int) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DeviceError, match=r'ATTR\{idVendor\}=="1209"'):
+        UsbfsBackend().open(str(node), {}, loop)
+
+
+def test_a_file_that_is_no_device_is_closed_again(scan: Callable[..., Path], loop: StepLoop) -> None:
+    node = scan()
+    node.parent.mkdir()
+    node.touch()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DeviceError, match="interface 0 cannot be claimed"):
+        UsbfsBackend().open(str(node), {}, loop)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [({"name": "usb2"}, "root hub"), ({"device_class": 9}, "hub"), ({"speed": None}, "speed")]
+)
+def test_hubs_are_refused(scan: Callable[..., Path], loop: StepLoop, more: dict[str, object], words: str) -> None:
+    node = scan(**more)
+    with pytest.raises(DeviceError, match=words):
+        UsbfsBackend().open(str(node), {}, loop)
+
+
+def test_options_are_checked_first(loop: StepLoop) -> None:
+    with pytest.raises(ConfigError, match="reset is one of"):
+        UsbfsBackend().open("2-1", {"reset": "perhaps"}, loop)
+
+
+def test_descriptors_of_other_files_are_refused() -> None:
+    for path in (os.devnull, __file__):
+        with open(path) as file, pytest.raises(DeviceError, match="not that of a USB device"):
+            UsbfsBackend().identify_fd(file.fileno())
+    with pytest.raises(DeviceError, match="cannot be used"):
+        UsbfsBackend().identify_fd(1 << 20)
+
+
+def test_a_descriptor_belongs_to_the_backend_even_if_it_is_refused(loop: StepLoop) -> None:
+    for options in ({}, {"no-such-option": "1"}):
+        fd = os.open(os.devnull, os.O_RDONLY)
+        with pytest.raises((DeviceError, ConfigError)):
+            UsbfsBackend().open_fd(fd, options, loop)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
