@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..daemon.activation import take_sockets
 from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings
 from ..daemon.config_file import load, merged, read
 from ..errors import ConfigError, PluginError
@@ -177,6 +180,9 @@ def _serve(
         return
     backends = registry.backends()
     configuration = load(command_line, backends, declared)
+    sockets = take_sockets(os.environ)
+    if sockets.server is not None and configuration.socket_path is None and configuration.fd is None:
+        configuration = replace(configuration, server=replace(configuration.server, fd=sockets.server))
     try:
         configuration.check_socket()
     except ConfigError as error:
@@ -185,7 +191,7 @@ def _serve(
 
     from ..daemon.server import serve
 
-    serve(configuration, registry, backends)
+    serve(configuration, registry, backends, control_fd=sockets.control)
 
 
 def _is_given(context: click.Context, name: str) -> bool:

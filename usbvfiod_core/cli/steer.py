@@ -89,6 +89,8 @@ def reload(as_json: bool, connect: Connect) -> None:
             click.echo(f"{change} {text}")
     for text in answer["ignored"]:
         click.echo(f"{text} is only read at start; restart the server for it", err=True)
+    for error in answer["errors"]:
+        click.echo(error, err=True)
     if not answer["added"] and not answer["removed"]:
         click.echo("no device has changed")
 

@@ -9,6 +9,15 @@ import socket
 log = logging.getLogger(__name__)
 
 
+def watchdog_interval() -> float | None:
+    """Seconds between two `WATCHDOG=1` (sd_watchdog_enabled(3)): half of what the service manager allows; None if it
+    does not watch us."""
+    allowed, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not allowed.isascii() or not allowed.isdigit() or int(allowed) == 0 or pid not in ("", str(os.getpid())):
+        return None
+    return int(allowed) / 2e6
+
+
 def notify(state: str) -> None:
     """Send `state` ("READY=1", "STOPPING=1") to $NOTIFY_SOCKET; nothing without it. Raises nothing."""
     address = os.environ.get("NOTIFY_SOCKET", "")

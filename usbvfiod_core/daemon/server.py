@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -22,12 +22,14 @@ from ..vfio_user import transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
 from .config import Config, DeviceSpec, Mode, SocketError, parse_device
+from .config_file import load
 from .control import ControlSocket
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts
 from .intents import Attachment, State
 from .loop import ServerLoop
-from .notify import notify
+from .notify import notify, watchdog_interval
+from .reload import carry_out, compare
 from .report import device_entry
 
 log = logging.getLogger(__name__)
@@ -38,11 +40,16 @@ CLOSE_TIMEOUT = 3.0
 FINISH_INTERVAL = 0.005
 
 
-def serve(config: Config, registry: Registry, backends: Mapping[str, Backend]) -> None:
-    """Serve until SIGTERM, SIGINT, or the end of an inherited connection. Raises UsbvfiodError at start only."""
+def serve(
+    config: Config, registry: Registry, backends: Mapping[str, Backend], *, control_fd: int | None = None
+) -> None:
+    """Serve until SIGTERM, SIGINT, or the end of an inherited connection. Raises UsbvfiodError at start only.
+
+    `control_fd` is an inherited socket for control.
+    """
     loop = ServerLoop(config.spin)
     try:
-        Server(config, registry, backends, loop).run()
+        Server(config, registry, backends, loop, control_fd=control_fd).run()
     finally:
         loop.close()
 
@@ -50,8 +57,19 @@ def serve(config: Config, registry: Registry, backends: Mapping[str, Backend]) -
 class Server:
     """One VM's memory, interrupts, controller, PCI function, socket and devices, on one loop."""
 
-    def __init__(self, config: Config, registry: Registry, backends: Mapping[str, Backend], loop: ServerLoop) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        backends: Mapping[str, Backend],
+        loop: ServerLoop,
+        *,
+        control_fd: int | None = None,
+    ) -> None:
         self._config = config
+        self._control_fd = control_fd
+        self._backends = backends
+        self._reloading = False
         self._loop = loop
         self._run_scheduled = False
         self._stopping = False
@@ -78,13 +96,13 @@ class Server:
         self.attachments.changed = self._attachment_changed
         self.attachments.inventory.changed = self._device_changed
         hub.unplugged = self.attachments.unplugged
-        declared = registry.declared()
+        self._declared = registry.declared()
         self.control: ControlSocket | None = None
         self.requests = ControlRequests(
             loop,
             self.attachments,
             backends,
-            parse=lambda text: parse_device(text, backends, config.server.backend, declared),
+            parse=self._parse,
             status=self._status,
             statistics=self.controller.statistics,
             reload=self._reload,
@@ -98,6 +116,8 @@ class Server:
         """Plug in the devices, serve, and end. Raises UsbvfiodError if a device or the socket cannot be used."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload, self._log_reload)
+        self._feed_watchdog()
         self._loop.call_soon(self._start)
         self._loop.run_forever()
         if self._errors:
@@ -121,9 +141,10 @@ class Server:
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        config = self._config
-        if config.control_path is not None:
-            self.control = ControlSocket(self._loop, self.requests.handle, path=str(config.control_path))
+        path, fd = self._config.control_path, self._control_fd
+        if path is not None or fd is not None:
+            place = {"fd": fd} if path is None else {"path": str(path)}
+            self.control = ControlSocket(self._loop, self.requests.handle, **place)
             try:
                 self.control.start()
             except ConfigError as error:
@@ -171,8 +192,54 @@ class Server:
             "memory": {"shared": shared, "unshared": mapped - shared},
         }
 
+    def _parse(self, text: str) -> DeviceSpec:
+        return parse_device(text, self._backends, self._config.server.backend, self._declared)
+
     def _reload(self, done: Callable[[dict[str, Any] | UsbvfiodError], object]) -> None:
-        done(ConfigError("this server was started without a configuration file"))
+        """Read the configuration file again, and do what has changed in it. An error changes nothing."""
+        config = self._config
+        if config.command_line.file is None:
+            done(ConfigError("this server was started without a configuration file"))
+            return
+        if self._reloading:
+            done(ConfigError("the configuration is being read again already"))
+            return
+        self._reloading = True
+
+        def loaded(result: Config | BaseException) -> None:
+            if isinstance(result, BaseException):
+                self._reloading = False
+                known = isinstance(result, UsbvfiodError)
+                done(result if known else ConfigError(f"{type(result).__name__}: {result}"))  # type: ignore[arg-type]
+                return
+            # What is only read at start stays as it is, and is named at each reload until it is restored.
+            self._config = replace(result, server=config.server, plugins=config.plugins, selection=config.selection)
+            carry_out(self.attachments, compare(self.attachments, config, result), finished)
+
+        def finished(answer: dict[str, Any]) -> None:
+            self._reloading = False
+            done(answer)
+
+        self._loop.run_blocking(lambda: load(config.command_line, self._backends, self._declared), loaded)
+
+    def _log_reload(self, result: dict[str, Any] | UsbvfiodError) -> None:
+        if isinstance(result, UsbvfiodError):
+            log.error("the configuration is as it was: %s", result)
+            return
+        log.info(
+            "the configuration was read again: %d devices added, %d removed",
+            *map(len, (result["added"], result["removed"])),
+        )
+        for error in result["errors"]:
+            log.error("%s", error)
+        for name in result["ignored"]:
+            log.warning("%s is only read at start; restart the server for it", name)
+
+    def _feed_watchdog(self) -> None:
+        interval = watchdog_interval()
+        if interval is not None:
+            notify("WATCHDOG=1")
+            self._loop.call_later(interval, self._feed_watchdog)
 
     def _proceed(self) -> None:
         """Serve, if every device was tried, none is an error, and those that are required are there."""

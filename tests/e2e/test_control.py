@@ -1,0 +1,259 @@
+"""A running server, seen and steered by the commands as users type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Run, Serve
+from tests.e2e.process import COMMAND, ServerProcess
+
+NOT_ATTACHED, TIMEOUT, UNREACHABLE = 6, 7, 8
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+@pytest.fixture
+def ask(run: Run, control: Path) -> Ask:
+    """Run a command against the server, with --json; its output, or the exit code and message of a failure."""
+
+    def ask(command: str, *arguments: str) -> Any:
+        result = run(command, "--control", control, "--json", *arguments)
+        if result.returncode:
+            return result.returncode, result.stderr
+        return json.loads(result.stdout)
+
+    return ask
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    """What `condition` returns once that is true."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result
+
+
+def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -> None:
+    server = serve("--control-path", control, "--device", "virtual:keyboard?name=keys", "--device", "virtual:0403:6001")
+    assert [each["state"] for each in ask("list")["attachments"]] == ["plugged", "waiting"]
+    attached = ask("attach", "virtual:loopback?speed=high")["attachment"]
+    assert (attached["state"], attached["port"], attached["product"]) == ("plugged", 2, "usbvfiod Gadget Zero")
+    assert ask("move", "3", "7")["attachment"]["port"] == 7
+    assert ask("detach", "keys")["attachment"]["state"] == "held"
+    table = run("list", "--control", control).stdout
+    assert [line.split()[:4] for line in table.splitlines()[1:]] == [
+        ["1", "keys", "held", "(1)"],
+        ["2", "waiting", "virtual:0403:6001", "it"],
+        ["3", "plugged", "7", "0525:a4a0"],
+    ]
+    assert run("attach", "keys", "--control", control).stdout == "keys: usbvfiod Keyboard is plugged into port 1\n"
+    assert ask("detach", "0525:a4a0")["attachment"]["state"] == "gone"
+    status = ask("status")
+    assert (status["server"]["pid"], status["server"]["serving"], status["client"]) == (server.process.pid, True, None)
+    assert run("log-level", "debug", "--control", control).returncode == 0
+    for arguments, code, message in (
+        (("detach", "nothing"), NOT_ATTACHED, "there is no attachment nothing; `usbvfiod list` shows"),
+        (("attach", "keys"), 4, "it is plugged already"),
+        (("attach", "virtual:floppy"), 2, "floppy"),
+        (("attach", "virtuel:flash"), 2, "'virtual' is meant?"),
+        (("move", "keys", "9"), 2, "use 1 to 8"),
+        (("reload",), 2, "without a configuration file"),
+    ):
+        assert ask(*arguments)[0] == code
+        assert message in ask(*arguments)[1]
+    assert server.terminate() == 0
+    assert not control.exists()
+    result = run("list", "--control", control)
+    assert result.returncode == UNREACHABLE
+    assert "no server answers" in result.stderr
+
+
+def test_where_the_socket_is(run: Run, control: Path, serve: Serve) -> None:
+    serve("--control-path", control)
+    environment = {**os.environ, "USBVFIOD_CONTROL": str(control)}
+    result = run("list", environment=environment)
+    assert (result.returncode, result.stderr) == (0, "no attachments\n")
+    without = {key: value for key, value in os.environ.items() if key != "USBVFIOD_CONTROL"}
+    assert "give --control PATH or --vm NAME" in run("list", environment=without).stderr
+    assert "/run/usbvfiod/no-such-vm/control.sock" in run("list", "--vm", "no-such-vm").stderr
+    assert run("list", "--vm", "../x").returncode == 2
+
+
+@pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH\n", b'{"control": 99}\n', b"[1]\n"])
+def test_somebody_else_at_the_socket(run: Run, control: Path, says: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen()
+        command = subprocess.Popen(
+            [*COMMAND, "list", "--control", str(control), "--timeout", "0.5"], stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(says)
+            _, errors = command.communicate(timeout=20)
+    assert command.returncode == (UNREACHABLE if says else TIMEOUT)
+    assert errors.startswith("usbvfiod: error: ")
+    assert errors.count("\n") == 1
+
+
+def test_watch(serve: Serve, control: Path, ask: Ask) -> None:
+    server = serve("--control-path", control, "--device", "virtual:keyboard?name=keys")
+    command = [*COMMAND, "watch", "--control", str(control)]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        first = json.loads(watch.stdout.readline())
+        assert first["attachment"]["state"] == "plugged"
+        ask("detach", "keys")
+        states = [json.loads(watch.stdout.readline())["attachment"]["state"] for _ in range(2)]
+        assert states == ["leaving", "held"]
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(10) == 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert watch.stdout.readline().split()[1:] == ["keys", "held"]
+        assert server.terminate() == 0
+        assert watch.wait(10) == 0
+
+
+def test_status_refreshes_in_place(serve: Serve, control: Path) -> None:
+    serve("--control-path", control, "--device", "virtual:keyboard")
+    command = [*COMMAND, "status", "--watch", "--interval", "0.1", "--control", str(control)]
+    terminal, its = os.openpty()
+    with subprocess.Popen(command, stdout=its) as status:
+        os.close(its)
+        output = b""
+        while output.count(b"\x1b[H\x1b[J") < 3:
+            assert select.select([terminal], [], [], 10)[0]
+            output += os.read(terminal, 65536)
+        status.send_signal(signal.SIGINT)
+        assert status.wait(10) == 130
+    os.close(terminal)
+    assert b"usbvfiod Keyboard" in output
+
+
+# -- the configuration file ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(tmp_path: Path, control: Path) -> Iterator[tuple[Path, ServerProcess]]:
+    """A server with a configuration file."""
+    file = tmp_path / "usbvfiod.toml"
+    write(file, control, ("virtual:keyboard", "keys", 1), ("virtual:loopback", "loop", 9))
+    with ServerProcess(tmp_path, ["--config", file]) as server:
+        server.wait_ready()
+        yield file, server
+
+
+def write(file: Path, control: Path, *devices: tuple[str, str, int], more: str = "") -> None:
+    """A file with these devices: specification, name, port."""
+    tables = [f'[[device]]\nspec = "{spec}"\nname = "{name}"\nport = {port}\n' for spec, name, port in devices]
+    file.write_text(f'[server]\ncontrol-path = "{control}"\n{more}\n' + "\n".join(tables))
+
+
+def attachments(ask: Ask) -> dict[str, tuple[int, int, int]]:
+    """Number, port and how often it was plugged in, by name."""
+    return {each["name"]: (each["number"], each["port"], each["plugs"]) for each in ask("list")["attachments"]}
+
+
+def test_reload_does_only_what_has_changed(configured: tuple[Path, ServerProcess], ask: Ask, control: Path) -> None:
+    file, server = configured
+    assert attachments(ask) == {"keys": (1, 1, 1), "loop": (2, 9, 1)}
+    answer = ask("reload")
+    assert [answer[key] for key in ("added", "removed", "ignored", "errors")] == [[], [], [], []]
+    ask("attach", "virtual:loopback?name=mine&speed=high")
+    loop = ("virtual:loopback", "loop", 10)  # moved to another port
+    write(file, control, ("virtual:keyboard", "keys", 1), loop, ("virtual:keyboard", "more", 4), more="spin = 0")
+    answer = ask("reload")
+    assert answer["added"] == ["virtual:loopback", "virtual:keyboard"]
+    assert (answer["removed"], answer["ignored"]) == (["virtual:loopback"], ["server.spin"])
+    assert attachments(ask) == {"keys": (1, 1, 1), "mine": (3, 2, 1), "loop": (4, 10, 1), "more": (5, 4, 1)}
+    write(file, control, ("virtual:keyboard", "keys", 1))
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "the configuration was read again: 0 devices added, 2 removed" in server.log)
+    assert attachments(ask) == {"keys": (1, 1, 1), "mine": (3, 2, 1)}
+
+
+def test_a_file_that_is_wrong_changes_nothing(configured: tuple[Path, ServerProcess], ask: Ask, control: Path) -> None:
+    file, server = configured
+    for text, message in (("[server", "is no TOML"), ('[[device]]\nspec = "virtuel:x"\n', "there is no backend")):
+        file.write_text(text)
+        code, error = ask("reload")
+        assert code == 2
+        assert f"{file}:" in error
+        assert message in error
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "the configuration is as it was" in server.log)
+    assert attachments(ask) == {"keys": (1, 1, 1), "loop": (2, 9, 1)}
+    write(file, control, ("virtual:flash?image=/missing", "disk", 11), ("virtual:keyboard", "keys", 1))
+    answer = ask("reload")
+    assert "/missing does not exist" in answer["errors"][0]
+    assert list(attachments(ask)) == ["keys"]
+
+
+def test_sighup_without_a_file_is_survived(serve: Serve) -> None:
+    server = serve("--device", "virtual:keyboard")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "without a configuration file" in server.log)
+    assert server.terminate() == 0
+
+
+# -- the service manager ---------------------------------------------------------------------------------------------
+
+ACTIVATE = """
+import os, sys
+fds = [int(number) for number in sys.argv[1].split(",")]
+for index, fd in enumerate(fds):
+    os.dup2(fd, 3 + index)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": sys.argv[2]}
+os.execv(sys.executable, [sys.executable, "-m", "usbvfiod_core", *sys.argv[3:]])
+"""
+
+
+def test_sockets_of_the_service_manager(tmp_path: Path, ask: Ask, control: Path) -> None:
+    path = tmp_path / "usb.sock"
+    with socket.socket(socket.AF_UNIX) as usb, socket.socket(socket.AF_UNIX) as steering:
+        for sock, place in ((usb, path), (steering, control)):
+            sock.bind(str(place))
+            sock.listen()
+        fds = sorted((usb.fileno() + 20, steering.fileno() + 20))
+        os.dup2(usb.fileno(), fds[0])
+        os.dup2(steering.fileno(), fds[1])
+        command = (sys.executable, "-c", ACTIVATE, f"{fds[0]},{fds[1]}", "usb:control")
+        arguments = ["--device", "virtual:keyboard"]
+        with ServerProcess(tmp_path, arguments, pass_fds=fds, command=command, socket_path=path) as server:
+            wait_for(lambda: "serving on fd 3" in server.log)
+            assert [each["state"] for each in ask("list")["attachments"]] == ["plugged"]
+            assert server.terminate() == 0
+        for fd in fds:
+            os.close(fd)
+    assert path.exists()  # it is the service manager's
+
+
+def test_the_watchdog_is_fed(tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(10)
+        environment = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "200000"}
+        with ServerProcess(tmp_path, ["--device", "virtual:keyboard"], environment=environment) as server:
+            messages = [manager.recv(100) for _ in range(6)]
+            assert messages.count(b"READY=1") == 1
+            assert messages.count(b"WATCHDOG=1") == 5
+            assert server.terminate() == 0
