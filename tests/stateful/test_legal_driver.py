@@ -20,10 +20,11 @@ from hypothesis.stateful import (
 
 from tests.stateful.expected import FAILURES, Expected, stop_command, text
 from tests.stateful.play import play
-from tests.unit.xhci.kit import BULK_IN, BULK_OUT, FakeDevice, Pipe, Rig, Speed, spec
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, DirectBus, FakeDevice, Pipe, Rig, Speed, spec
 from usbvfiod_core.testing.driver import Td
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT, Answer
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
+from usbvfiod_core.xhci.states import ENDPOINT_STATES
 
 ENDPOINTS = [BULK_IN, BULK_OUT, INTERRUPT_IN, INTERRUPT_OUT]
 GOOD = (spec.CC_SUCCESS, spec.CC_SHORT_PACKET)
@@ -41,6 +42,8 @@ class LegalDriver(RuleBasedStateMachine):
         self.numbers = count(1)
         self.rig: Rig
         self.pipes: dict[int, Expected] = {}
+        self.counted: dict[int, list[int]] = {endpoint: [0, 0, 0] for endpoint in ENDPOINTS}
+        """TDs that ended well, their bytes, and errors, since the device was plugged in."""
 
     @initialize(
         speed=st.sampled_from([Speed.HIGH, Speed.SUPER]),
@@ -48,12 +51,20 @@ class LegalDriver(RuleBasedStateMachine):
         ring_trbs=st.sampled_from([10, 16, 17]),
         ring_segments=st.sampled_from([1, 2]),
         interrupts=st.booleans(),
+        context_size=st.sampled_from([32, 64]),
     )
     def start(
-        self, speed: Speed, segments: tuple[int, ...], ring_trbs: int, ring_segments: int, interrupts: bool
+        self,
+        speed: Speed,
+        segments: tuple[int, ...],
+        ring_trbs: int,
+        ring_segments: int,
+        interrupts: bool,
+        context_size: int,
     ) -> None:
         self.rig = Rig(
             speed,
+            bus=DirectBus(context_size=context_size),
             event_segments=segments,
             ring_trbs=ring_trbs,
             ring_segments=ring_segments,
@@ -94,12 +105,16 @@ class LegalDriver(RuleBasedStateMachine):
                 code, data = expected.results.pop(td)
                 data = expected.moved.pop(td, b"") + data
                 assert (td.completion_code in GOOD) == (code in GOOD)
+                counted = self.counted[endpoint]
                 if code in GOOD:
+                    counted[0] += 1
+                    counted[1] += len(data) if td.is_in else sum(td.lengths)
                     assert expected.state == spec.EP_RUNNING
                     if td.is_in:
                         assert td.data == data, "data lost, doubled, or of another TD"
                         assert (td.completion_code == spec.CC_SHORT_PACKET) == (len(data) < sum(td.lengths))
                 else:
+                    counted[2] += 1
                     assert td.completion_code == code
                     expected.state = spec.EP_HALTED
                     expected.results.clear()
@@ -300,6 +315,7 @@ class LegalDriver(RuleBasedStateMachine):
     def replug(self, speed: Speed, at_once: bool) -> None:
         self.settle()
         self.forget()
+        self.counted = {endpoint: [0, 0, 0] for endpoint in ENDPOINTS}
         rig, old = self.rig, self.rig.device
         rig.device = FakeDevice(speed)
         if at_once:
@@ -373,6 +389,10 @@ class LegalDriver(RuleBasedStateMachine):
         assert rig.running
         assert rig.driver.lost_interrupts == 0
         assert {event.completion_code for event in rig.driver.other_events} <= {spec.CC_EVENT_RING_FULL}
+        for told in rig.controller.statistics():
+            if told.address in self.counted:
+                assert [told.transfers, told.bytes, sum(told.errors.values())] == self.counted[told.address]
+                assert told.state == ENDPOINT_STATES[self.pipes[told.address].state]
         for endpoint, expected in self.pipes.items():
             assert self.pipe(endpoint).state == expected.state, f"endpoint {endpoint:#04x}"
             held: list[Transfer] = list(rig.device.held[endpoint])
