@@ -301,7 +301,13 @@ BEHAVIOUR: dict[str, Row] = {
     "Stop in mid-TD, and going on from there (4.6.9)": Done(
         Endpoint.stop, ("stop_endpoint.stopped_in_mid_td_and_resumed",)
     ),
-    "Soft retry (4.6.8.1)": Done(Endpoint.reset, ("transfers.soft_retry_executes_the_td_again",)),
+    "Soft retry (4.6.8.1)": Done(
+        Endpoint.reset,
+        (
+            "transfers.soft_retry_executes_the_td_again",
+            "transfers.what_was_read_behind_an_error_is_for_its_retry",
+        ),
+    ),
     "Streams: an error of one halts all, each is stopped and moved on its own (4.12)": Done(
         StreamEndpoint,
         (

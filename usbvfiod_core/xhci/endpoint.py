@@ -84,6 +84,8 @@ class Endpoint(TransferEngine):
         for other in self.rings():
             if other is not ring:
                 self._retire_completed(other)
+            elif self.is_in and code == spec.CC_TRANSACTION_ERROR:
+                other.keep_ahead()
             self._take_back(other)
         # The context first: the driver reads it in its interrupt handler.
         self._enter(states.HALT, ring, trb.address | trb.control & 1)

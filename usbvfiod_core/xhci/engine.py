@@ -193,6 +193,11 @@ class TransferEngine(ABC):
             context=td,
         )
         self._outstanding += 1
+        if td.ring.ahead:
+            data = td.ring.ahead.popleft()
+            moved = transfer.write(data)
+            transfer.complete(TransferStatus.COMPLETED if moved == len(data) else TransferStatus.BABBLE, moved)
+            return
         self._start(transfer, td, device)
 
     def _start(self, transfer: Transfer, td: Td, device: Device) -> None:

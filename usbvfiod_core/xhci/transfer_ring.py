@@ -10,9 +10,10 @@ An endpoint has one transfer ring, or one for each of its streams (4.12).
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from ..memory import GuestMemory
-from ..usb.transfer import TransferType
+from ..usb.transfer import TransferStatus, TransferType
 from . import spec
 from .ring import ConsumerRing
 from .td import Td, collect
@@ -25,7 +26,18 @@ class TransferRing:
     address of that field, and `context_type` what else it holds: the Stream Context Type of a stream (6.2.4.1).
     """
 
-    __slots__ = ("_context", "_context_type", "_memory", "_resume", "due", "fetch", "inflight", "skipping", "stream_id")
+    __slots__ = (
+        "_context",
+        "_context_type",
+        "_memory",
+        "_resume",
+        "ahead",
+        "due",
+        "fetch",
+        "inflight",
+        "skipping",
+        "stream_id",
+    )
 
     def __init__(
         self, memory: GuestMemory, dequeue: int, context: int, *, stream_id: int = 0, context_type: int = 0
@@ -38,6 +50,8 @@ class TransferRing:
         self.inflight: deque[Td] = deque()
         self.due = False
         """Whether the endpoint is to look at it; kept by the endpoint."""
+        self.ahead: deque[bytes] = deque()
+        """What transfers behind a failed one have read, for a retry of that one."""
         self.skipping = False
         """Whether it stands in a TD that a short packet has ended before the driver had written all of it."""
         self._resume: tuple[int, int, int, bool] | None = None
@@ -61,6 +75,7 @@ class TransferRing:
         self.fetch.move(dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
         self.skipping = False
         self._resume = None
+        self.ahead.clear()
 
     def next(self, type: TransferType, *, is_in: bool) -> Td | None:
         """Fetch the next TD, or the next part of one, without what an earlier stop has already moved; raises as
@@ -102,6 +117,17 @@ class TransferRing:
         self._resume = (head.trbs[0].address, head.length, done, head.partial) if keep_progress else None
         self.inflight.clear()
 
+    def keep_ahead(self) -> None:
+        """The oldest TD is an IN transfer that has failed. A bus that has executed the next ones nevertheless has read
+        what the device has repeated for the failed one, and what follows: keep it, before the TDs are given back."""
+        for td in islice(self.inflight, 1, None):
+            transfer = td.transfer
+            if transfer is None or transfer.status is not TransferStatus.COMPLETED:
+                break
+            if transfer.actual:
+                self.ahead.append(b"".join(transfer.windows)[: transfer.actual])
+
     def forget_progress(self) -> None:
         """Fetch a half-done TD from its start after all (Reset Endpoint without TSP)."""
         self._resume = None
+        self.ahead.clear()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CHAIN, IOC, ISP, FakeDevice, Rig, codes, make, of_type, spec
-from usbvfiod_core.testing.driver import DriverError
+from usbvfiod_core.testing.driver import DriverError, Td
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
@@ -241,6 +241,50 @@ def test_soft_retry_executes_the_td_again(rig: Rig) -> None:
         rig.bulk_in.retry()
     assert td.wait().actual == 10
     assert rig.ram.read(buffer, 10) == b"third time"
+
+
+def fail_in_front(rig: Rig, status: TransferStatus, lengths: tuple[int, ...] = (64, 64, 64)) -> list[Td]:
+    """The first of several IN TDs fails; the bus goes on with the others before it is told to stop."""
+    tds = [rig.bulk_in.submit(length=length) for length in lengths]
+    rig.device.cancels = False
+    held = list(rig.device.held[BULK_IN])
+    rig.device.finish(held[0], status)
+    rig.device.finish(held[1], b"repeated")
+    rig.bus.run()
+    rig.device.finish(held[2], TransferStatus.CANCELLED)
+    rig.device.cancels = True
+    rig.handle()
+    assert rig.bulk_in.state == spec.EP_HALTED
+    return tds
+
+
+def test_what_was_read_behind_an_error_is_for_its_retry(rig: Rig) -> None:
+    """The device repeats what was not acknowledged; a host's controller has it read by the transfer behind."""
+    first, second, third = fail_in_front(rig, TransferStatus.ERROR)
+    rig.bulk_in.retry()
+    assert first.result() == b"repeated"
+    assert rig.device.in_flight == 2
+    rig.device.answers(BULK_IN, b"second", b"third")
+    assert [second.result(), third.result()] == [b"second", b"third"]
+
+
+@pytest.mark.parametrize("status", [TransferStatus.ERROR, TransferStatus.STALL])
+def test_what_was_read_behind_an_error_is_dropped_with_the_state_of_the_endpoint(
+    rig: Rig, status: TransferStatus
+) -> None:
+    _, second, third = fail_in_front(rig, status)
+    rig.bulk_in.recover()
+    rig.device.answers(BULK_IN, b"second", b"third")
+    assert [second.result(), third.result()] == [b"second", b"third"]
+
+
+def test_what_was_read_behind_an_error_does_not_fit(rig: Rig) -> None:
+    first, _, third = fail_in_front(rig, TransferStatus.ERROR, (4, 64, 64))
+    rig.bulk_in.retry()
+    assert first.wait().completion_code == spec.CC_BABBLE
+    rig.bulk_in.recover()
+    rig.device.answers(BULK_IN, b"second", b"third")
+    assert third.result() == b"third"
 
 
 @pytest.mark.parametrize("preserve", [False, True])
