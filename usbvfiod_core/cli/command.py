@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..daemon.activation import take_sockets
-from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings
+from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings, host_backend
 from ..daemon.config_file import load, merged, read
 from ..errors import ConfigError, PluginError
 from ..hooks.registry import SLOW, Registry
@@ -179,7 +179,7 @@ def _serve(
             )
         return
     backends = registry.backends()
-    configuration = load(command_line, backends, declared)
+    configuration = load(command_line, backends, declared, host_backend(backends))
     sockets = take_sockets(os.environ)
     if sockets.server is not None and configuration.socket_path is None and configuration.fd is None:
         configuration = replace(configuration, server=replace(configuration.server, fd=sockets.server))

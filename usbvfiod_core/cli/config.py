@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..daemon.config import CORE_OPTIONS, CommandLine, Config, DeviceSpec, ServerSettings
+from ..daemon.config import CORE_OPTIONS, CommandLine, Config, DeviceSpec, ServerSettings, host_backend
 from ..daemon.config_file import LISTS, load
 from ..hooks.options import Declared, Schema
 from ..hooks.registry import Registry
@@ -45,7 +45,8 @@ def show(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> None:
 
 def _load(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> Config:
     registry, command_line, declared = given
-    return load(command_line, registry.backends(), declared)
+    backends = registry.backends()
+    return load(command_line, backends, declared, host_backend(backends))
 
 
 def toml(made: Config, declared: Mapping[str, Declared]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..daemon.config import parse_device
+from ..daemon.config import host_backend, parse_device
 from ..daemon.log import LEVEL_NAMES
 from ..daemon.matching import find
 from ..errors import DeviceError
@@ -108,7 +108,7 @@ def _node(registry: Registry, spec: str, attachments: list[dict[str, Any]]) -> s
     """The node of the device that `spec` means."""
     known = (each["spec"] for each in attachments if spec in (str(each["number"]), each["name"], each["spec"]))
     backends = registry.backends()
-    parsed = parse_device(next(known, spec), backends)
+    parsed = parse_device(next(known, spec), backends, host=host_backend(backends))
     info = find(parsed.address, backends[parsed.backend].list_devices())
     if info is None:
         raise DeviceError(f"device {spec} is not there; `usbvfiod devices` lists what there is")

@@ -18,6 +18,8 @@ from urllib.parse import unquote
 from ..errors import ConfigError, UsbvfiodError, unknown
 from ..hooks.options import Declared, SettingError, plugin_options
 from ..hooks.settings import PluginSelection, Settings
+from ..usb.backend import Backend
+from .matching import Kind, kind_of
 from .selector import SPIN
 
 MAX_PORTS = 255
@@ -167,13 +169,15 @@ def parse_device(
     backends: Iterable[str],
     default_backend: str | None = None,
     declared: Mapping[str, Declared] | None = None,
+    host: str | None = None,
 ) -> DeviceSpec:
     """Parse one device specification. Raises ConfigError, naming what would be right.
 
     What stands before the first colon is a backend if there is one of that name; else the whole is an address of
-    `default_backend`, as in `1d6b:0002`. `declared` says what options plugins have.
+    `default_backend`, as in `1d6b:0002`, or of `host` (see `host_backend`) if it is in a form that all devices of a
+    host have. `declared` says what options plugins have.
     """
-    backend, address, options = split_device(text, backends, default_backend)
+    backend, address, options = split_device(text, backends, default_backend, host)
     try:
         made = plugin_options(take_plugin_options(options), declared or {}, toml=False)
         return device_spec(text, backend, address, options, made)
@@ -181,13 +185,23 @@ def parse_device(
         raise ConfigError(f"device {text!r}: {error}") from error
 
 
-def split_device(text: str, backends: Iterable[str], default_backend: str | None) -> tuple[str, str, dict[str, str]]:
+def host_backend(backends: Mapping[str, Backend]) -> str | None:
+    """The one backend whose devices are the host's own; None if there is none, or a choice."""
+    found = [name for name, backend in backends.items() if backend.of_host]
+    return found[0] if len(found) == 1 else None
+
+
+def split_device(
+    text: str, backends: Iterable[str], default_backend: str | None, host: str | None = None
+) -> tuple[str, str, dict[str, str]]:
     """The backend, address and options of a specification. Raises ConfigError."""
     known = sorted(backends)
     place, question, query = text.partition("?")
     match = _PREFIX.fullmatch(place)
     if match is not None and match[1] in known:
         backend, address = match[1], match[2]
+    elif default_backend is None and host is not None and kind_of(place) not in (Kind.OWN, Kind.NAME):
+        backend, address = host, place
     elif match is not None and not _VENDOR.fullmatch(match[1]):
         raise ConfigError(f"device {text!r}: {unknown('backend', match[1], known)}")
     elif default_backend is None:

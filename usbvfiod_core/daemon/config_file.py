@@ -103,10 +103,16 @@ def read(path: Path) -> ConfigFile:
     return ConfigFile(path, document, file.lines, server, selection)
 
 
-def load(command_line: CommandLine, backends: Iterable[str], declared: Mapping[str, Declared]) -> Config:
+def load(
+    command_line: CommandLine,
+    backends: Iterable[str],
+    declared: Mapping[str, Declared],
+    host: str | None = None,
+) -> Config:
     """The configuration that the command line, and the file it names, make together. Raises ConfigError.
 
-    `backends` are the names there are, `declared` says what options plugins have. The devices of the command line come
+    `backends` are the names there are, `host` is that of the host's devices (see `host_backend`), `declared` says what
+    options plugins have. The devices of the command line come
     after those of the file. Called again for a reload.
     """
     known = sorted(backends)
@@ -121,12 +127,12 @@ def load(command_line: CommandLine, backends: Iterable[str], declared: Mapping[s
     plugins: dict[str, object] = {}
     if file is not None:
         for number, table in enumerate(_device_tables(file, errors)):
-            device = _checked(errors, partial(_device, file, number, table, known, server, declared), None)
+            device = _checked(errors, partial(_device, file, number, table, known, server, declared, host), None)
             if device is not None:
                 devices.append(device)
         plugins = _plugins(file, declared, errors)
     for text in command_line.devices:
-        device = _checked(errors, partial(parse_device, text, known, server.backend, declared), None)
+        device = _checked(errors, partial(parse_device, text, known, server.backend, declared, host), None)
         if device is not None:
             devices.append(device)
     if len(errors) > 1:
@@ -211,13 +217,14 @@ def _device(
     backends: Iterable[str],
     server: ServerSettings,
     declared: Mapping[str, Declared],
+    host: str | None,
 ) -> DeviceSpec:
     place: Place = ("device", number)
     table = _table(file, place, value)
     for key in table:
         if key not in _DEVICE_KEYS:
             raise file.error((*place, key), unknown("key", key, _DEVICE_KEYS))
-    text, backend, address, options = _identity(file, place, table, backends, server)
+    text, backend, address, options = _identity(file, place, table, backends, server, host)
     for key, item in _table(file, (*place, "options"), table.get("options", {})).items():
         if key in CORE_OPTIONS:
             raise file.error((*place, "options", key), f"belongs into [[device]] itself, as {key} = ...")
@@ -247,7 +254,12 @@ def _device(
 
 
 def _identity(
-    file: ConfigFile, place: Place, table: Mapping[str, Any], backends: Iterable[str], server: ServerSettings
+    file: ConfigFile,
+    place: Place,
+    table: Mapping[str, Any],
+    backends: Iterable[str],
+    server: ServerSettings,
+    host: str | None,
 ) -> tuple[str, str, str, dict[str, str]]:
     """The text for messages, backend, address and options that `spec`, or `backend` and `address`, say."""
     for key in ("spec", "backend", "address"):
@@ -258,10 +270,10 @@ def _identity(
             for key in ("backend", "address"):
                 if key in table:
                     raise file.error((*place, key), f"spec says the {key} already")
-            return (table["spec"], *split_device(table["spec"], backends, server.backend))
+            return (table["spec"], *split_device(table["spec"], backends, server.backend, host))
         if not table.get("address"):
             raise file.error(place, "says neither spec nor address")
-        backend = table.get("backend", server.backend)
+        backend = table.get("backend", server.backend or host)
         if backend is None:
             raise file.error(place, f"says no backend (there are: {', '.join(backends) or 'none'})")
         check_backend(backend, backends)

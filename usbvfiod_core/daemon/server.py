@@ -21,7 +21,7 @@ from ..usb.backend import Backend, DeviceInfo
 from ..vfio_user import transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
-from .config import Config, DeviceSpec, Mode, SocketError, parse_device
+from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
 from .control import ControlSocket
 from .control_requests import ControlRequests
@@ -97,6 +97,7 @@ class Server:
         self.attachments.inventory.changed = self._device_changed
         hub.unplugged = self.attachments.unplugged
         self._declared = registry.declared()
+        self._host = host_backend(backends)
         self.control: ControlSocket | None = None
         self.requests = ControlRequests(
             loop,
@@ -193,7 +194,7 @@ class Server:
         }
 
     def _parse(self, text: str) -> DeviceSpec:
-        return parse_device(text, self._backends, self._config.server.backend, self._declared)
+        return parse_device(text, self._backends, self._config.server.backend, self._declared, self._host)
 
     def _reload(self, done: Callable[[dict[str, Any] | UsbvfiodError], object]) -> None:
         """Read the configuration file again, and do what has changed in it. An error changes nothing."""
@@ -220,7 +221,7 @@ class Server:
             self._reloading = False
             done(answer)
 
-        self._loop.run_blocking(lambda: load(config.command_line, self._backends, self._declared), loaded)
+        self._loop.run_blocking(lambda: load(config.command_line, self._backends, self._declared, self._host), loaded)
 
     def _log_reload(self, result: dict[str, Any] | UsbvfiodError) -> None:
         if isinstance(result, UsbvfiodError):

@@ -43,6 +43,9 @@ class Backend(ABC):
 
     name: str
     """The prefix of its device specifications, `virtual` in `virtual:flash`; letters, digits and dashes."""
+    of_host: bool = False
+    """Whether its devices are the host's own. Where one such backend is installed, nodes, identities and port paths
+    are its devices without the prefix."""
 
     @abstractmethod
     def list_devices(self) -> list[DeviceInfo]:

@@ -29,6 +29,7 @@ class LibusbBackend(Backend):
     """`load` gives the library; `scan` the devices of the host."""
 
     name = "libusb"
+    of_host = True
 
     def __init__(
         self, load: Callable[[], Libusb] = binding.load, scan: Callable[[], list[SysfsDevice]] = sysfs.scan

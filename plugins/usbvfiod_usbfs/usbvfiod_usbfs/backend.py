@@ -26,6 +26,7 @@ class UsbfsBackend(Backend):
     """`usbfs:/dev/bus/usb/002/003`, `usbfs:2-1.4`; the core resolves VID:PID."""
 
     name = "usbfs"
+    of_host = True
 
     def list_devices(self) -> list[DeviceInfo]:
         return [sysfs.device_info(self.name, device) for device in sysfs.scan()]

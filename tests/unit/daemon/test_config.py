@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.daemon.toys import ToyBackend
 from usbvfiod_core import ConfigError
-from usbvfiod_core.daemon.config import Config, DeviceSpec, Mode, ServerSettings, check_backend, parse_device
+from usbvfiod_core.daemon.config import (
+    Config,
+    DeviceSpec,
+    Mode,
+    ServerSettings,
+    check_backend,
+    host_backend,
+    parse_device,
+)
 from usbvfiod_core.hooks.options import Declared, Schema
 from usbvfiod_core.hooks.settings import Settings
 
@@ -161,3 +170,27 @@ def test_two_devices_cannot_ask_for_one_port() -> None:
     same = parse_device("virtual:a?port=2", BACKENDS)
     with pytest.raises(ConfigError, match="port 2"):
         Config(ServerSettings(), devices=(same, same))
+
+
+@pytest.mark.parametrize("place", ["/dev/bus/usb/001/004", "2-1.4", "0403:6001", "0403:6001:A1", "0403:*"])
+def test_a_device_of_the_host_needs_no_prefix_where_one_backend_has_them(place: str) -> None:
+    assert parse_device(place, BACKENDS, host="usbfs").backend == "usbfs"
+    assert parse_device(place, BACKENDS, "libusb", host="usbfs").backend == "libusb"
+    with pytest.raises(ConfigError, match="names no backend; write BACKEND:"):
+        parse_device(place, BACKENDS)
+
+
+def test_what_is_no_device_of_a_host_needs_one_all_the_same() -> None:
+    for text in ("flash", "name=Stick"):
+        with pytest.raises(ConfigError, match=f"names no backend; write BACKEND:{text}"):
+            parse_device(text, BACKENDS, host="usbfs")
+    assert parse_device("virtual:flash", BACKENDS, host="usbfs").backend == "virtual"
+
+
+def test_the_hosts_backend_is_the_only_one() -> None:
+    toys, others = ToyBackend(), ToyBackend()
+    assert host_backend({"toys": toys}) is None
+    toys.of_host = True
+    assert host_backend({"virtual": others, "toys": toys}) == "toys"
+    others.of_host = True
+    assert host_backend({"virtual": others, "toys": toys}) is None
