@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from usbvfiod_core import Loop, Speed, Transfer, TransferStatus
+from usbvfiod_core import Loop, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host.device import HostDevice, configurations
 from usbvfiod_core.host.operations import OperationFailed
 from usbvfiod_core.host.options import HostOptions
@@ -205,6 +205,9 @@ class LibusbDevice(HostDevice):
         if setup is not None and not setup.is_in and transfer.length < setup.length:
             transfer.complete(TransferStatus.ERROR)  # its data stage would never end
             return True
+        if transfer.type is TransferType.ISOCHRONOUS and not transfer.packets:
+            transfer.complete(TransferStatus.ERROR)
+            return True
         native = None
         try:
             native = self._natives.prepare(transfer, length)
@@ -282,7 +285,7 @@ class LibusbDevice(HostDevice):
         for transfer, status, actual in results:
             self._in_flight.pop(transfer, None)
             if status is TransferStatus.CANCELLED:
-                if actual == transfer.length and actual:
+                if actual and actual == transfer.length and not transfer.packets:
                     status = TransferStatus.COMPLETED  # it won the race
                 elif transfer not in self._stopping:
                     status = self._taken_back

@@ -1,0 +1,310 @@
+"""Who has the device when: the host's drivers, this program, another one, nobody."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from usbvfiod_libusb.backend import LibusbBackend
+
+from tests.lab.gadgets import Gadget, gadget_zero, keyboard
+from tests.lab.usb_device import HostUsbDevice
+from tests.lab.usbfs import UsbfsHandle
+from tests.lab.usbip import attach
+from tests.lab.usbip_devices import Mute, Refusing, broken, malformed
+from usbvfiod_core import DeviceError, Transfer, TransferStatus, TransferType
+from usbvfiod_core.host import sysfs
+from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.testing.served import ServerProcess
+from usbvfiod_core.usb.requests import SetupPacket
+
+DEVICE = SetupPacket(0x80, 6, 0x100, 0, 18)
+COMPLETED = TransferStatus.COMPLETED
+HOLDER = """
+import sys
+from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.transfer import TransferType
+from usbvfiod_libusb.backend import LibusbBackend
+loop = StepLoop(virtual_time=False)
+bench = DeviceBench(LibusbBackend().open(sys.argv[1], {}, loop), loop)
+for _ in range(8):
+    bench.submit(0x81, TransferType.INTERRUPT, 8)
+print("ready", flush=True)
+loop.advance(60)
+"""
+ROUNDS = 20
+"""Of each kind of unplugging; the long tests have a hundred."""
+
+
+@pytest.fixture
+def plugged() -> Iterator[tuple[Gadget, HostUsbDevice]]:
+    """A keyboard, held by the host's usbhid."""
+    with Gadget([keyboard()]) as gadget:
+        device = gadget.bind()
+        assert device.drivers == {0: "usbhid"}
+        yield gadget, device
+
+
+def open_bench(node: Path | str) -> DeviceBench:
+    loop = StepLoop(virtual_time=False)
+    try:
+        device = LibusbBackend().open(str(node), {}, loop)
+    except DeviceError:
+        loop.close()
+        raise
+    return DeviceBench(device, loop, timeout=10.0, submit_limit=1.0)
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def resources() -> tuple[set[str], int]:
+    """What this process has open, and its threads."""
+    gc.collect()
+    fds = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            fds.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except OSError:
+            pass  # the directory's own
+    return fds, threading.active_count()
+
+
+# -- drivers ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_hosts_driver_gets_the_device_back(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    _, device = plugged
+    bench = open_bench(device.node)
+    assert device.drivers == {0: "usbfs"}
+    bench.close()
+    assert device.drivers == {0: "usbhid"}
+
+
+def test_a_failed_start_gives_it_back_too(
+    plugged: tuple[Gadget, HostUsbDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keyboard's interface is taken before the one that is refused."""
+    _, device = plugged
+    monkeypatch.setattr("usbvfiod_libusb.device._interfaces", lambda descriptors: ({1: [0, 7]}, {}))
+    with pytest.raises(DeviceError, match="cannot be opened"):
+        open_bench(device.node)
+    assert device.drivers == {0: "usbhid"}
+
+
+def test_without_reattach_it_stays_free(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    _, device = plugged
+    loop = StepLoop(virtual_time=False)
+    bench = DeviceBench(LibusbBackend().open(str(device.node), {"reattach": "no"}, loop), loop)
+    bench.close()
+    assert device.drivers == {0: ""}
+    open_bench(device.node).close()
+    assert device.drivers == {0: "usbhid"}
+
+
+def test_another_configuration_is_undone() -> None:
+    with gadget_zero() as gadget:
+        device = gadget.bind()
+        before = int(device.attribute("bConfigurationValue"))
+        bench = open_bench(device.node)
+        assert bench.control(SetupPacket(0, 9, 5 - before, 0, 0)).status is COMPLETED
+        assert int(device.attribute("bConfigurationValue")) == 5 - before
+        bench.close()
+        assert int(device.attribute("bConfigurationValue")) == before
+
+
+def test_a_server_gives_its_devices_back_at_sigterm(plugged: tuple[Gadget, HostUsbDevice], tmp_path: Path) -> None:
+    _, device = plugged
+    server = ServerProcess(tmp_path / "usb.sock", ["--device", f"libusb:{device.port}"], timeout=60)
+    with server:
+        assert eventually(lambda: device.drivers == {0: "usbfs"})
+        assert server.stop(signal.SIGTERM) == 0
+    assert device.drivers == {0: "usbhid"}
+
+
+def test_a_killed_program_leaves_a_device_that_the_next_can_take(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    _, device = plugged
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", HOLDER, str(device.node)], stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"
+            assert device.drivers == {0: "usbfs"}
+            holder.kill()
+        assert eventually(lambda: device.drivers == {0: ""})
+    bench = open_bench(device.node)
+    assert bench.control(DEVICE).actual == 18
+    bench.close()
+    assert device.drivers == {0: "usbhid"}
+
+
+def test_an_open_node_is_all_it_needs(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    _, device = plugged
+    backend, loop = LibusbBackend(), StepLoop(virtual_time=False)
+    fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
+    info = backend.identify_fd(fd)
+    assert (info.address, info.port_path) == (str(device.node), device.port)
+    bench = DeviceBench(backend.open_fd(fd, {}, loop), loop)
+    assert bench.control(DEVICE).actual == 18
+    bench.close()
+    assert device.drivers == {0: "usbhid"}
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+
+
+# -- what is in the way ----------------------------------------------------------------------------------------------
+
+
+def test_a_device_of_another_program_is_not_taken_from_it(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    _, device = plugged
+    open_bench(device.node).close()
+    (device.path / f"{device.port}:1.0" / "driver" / "unbind").write_text(f"{device.port}:1.0")
+    with UsbfsHandle(device.node) as other:
+        other.claim(0)
+        with pytest.raises(DeviceError, match="is in use by another program"):
+            open_bench(device.node)
+    open_bench(device.node).close()
+
+
+def test_without_permission_the_rule_that_helps_is_named(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    _, device = plugged
+    script = (
+        "import os, sys\n"
+        "from usbvfiod_core.errors import DeviceError\n"
+        "from usbvfiod_libusb.backend import LibusbBackend\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    LibusbBackend().open(sys.argv[1], {}, None)\n"
+        "except DeviceError as error:\n    print(error)\n"
+    )
+    device.node.chmod(0o600)
+    said = subprocess.run([sys.executable, "-c", script, str(device.node)], capture_output=True, text=True)
+    assert said.stdout.startswith(f"no permission for {device.node} (mode 0600, owner 0:0)"), said.stderr
+    assert 'ATTR{idVendor}=="1d6b", ATTR{idProduct}=="0104"' in said.stdout
+
+
+def test_a_device_that_has_vanished_since_it_was_listed(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    gadget, device = plugged
+    listed = sysfs.scan()
+    backend = LibusbBackend(scan=lambda: listed)
+    gadget.unbind()
+    with pytest.raises(DeviceError, match="is gone, or"):
+        backend.open(device.port, {}, StepLoop())
+    with pytest.raises(DeviceError, match=f"there is no device {device.port}"):
+        LibusbBackend().open(device.port, {}, StepLoop())
+    gadget.bind()
+
+
+@pytest.mark.parametrize("kind", malformed())
+def test_descriptors_that_are_wrong_are_survived(kind: str) -> None:
+    """Linux may refuse such a device; one that it takes is opened and answers, or is refused with a reason."""
+    before = resources()
+    with attach(broken(malformed()[kind])) as attachment:
+        try:
+            node = attachment.wait(10).node
+        except TimeoutError:
+            return
+        try:
+            bench = open_bench(node)
+        except DeviceError as error:
+            said = str(error)
+        else:
+            said = "nothing"
+            assert bench.control(DEVICE).actual == 18
+            bench.control(SetupPacket(0, 9, 1, 0, 0))
+            bench.close()
+        assert "\n" not in said
+    assert resources() == before
+
+
+def test_a_device_that_never_answers_holds_nobody_else_up(plugged: tuple[Gadget, HostUsbDevice]) -> None:
+    mute = Mute()
+    with attach(mute) as attachment:
+        node = attachment.wait().node
+        bench, other = open_bench(node), open_bench(plugged[1].node)
+        mute.mute = True
+        silent = [bench.submit(0x81, TransferType.BULK, 512), bench.submit(0, TransferType.CONTROL, 18, setup=DEVICE)]
+        assert other.control(DEVICE).actual == 18
+        for transfer in silent:
+            bench.cancel(transfer)
+        bench.wait(*silent)
+        assert {transfer.status for transfer in silent} == {TransferStatus.CANCELLED}
+        bench.close_device()
+        bench.loop.run_ready()
+        assert other.control(DEVICE).actual == 18
+        other.close()
+
+
+def test_a_device_that_refuses_everything() -> None:
+    refusing = Refusing()
+    with attach(refusing) as attachment:
+        bench = open_bench(attachment.wait().node)
+        refusing.refuse = True
+        assert bench.control(DEVICE).status is TransferStatus.STALL
+        stalled = bench.submit(0x81, TransferType.BULK, 512)
+        bench.wait(stalled)
+        assert stalled.status is TransferStatus.STALL
+        assert bench.control(SetupPacket(2, 1, 0, 0x81, 0)).status is TransferStatus.STALL
+        assert bench.control(SetupPacket(1, 11, 1, 1, 0)).status is TransferStatus.STALL
+        refusing.refuse = False
+        assert bench.control(DEVICE).status is COMPLETED
+        bench.close()
+
+
+# -- replugging ------------------------------------------------------------------------------------------------------
+
+
+def replug(rounds: int, *, busy: bool) -> None:
+    """Pull a device out, idle or in the middle of transfers, and plug it in again, and use it; nothing is left."""
+    with gadget_zero() as gadget:
+        sizes = []
+        for number in range(rounds):
+            device = gadget.bind()
+            bench = open_bench(device.node)
+            assert bench.control(SetupPacket(0, 9, 3, 0, 0)).status is COMPLETED
+            flying: list[Transfer] = []
+            if busy:
+                flying += [bench.submit(0x81, TransferType.BULK, 1 << 16) for _ in range(4)]
+                flying += [bench.submit(0x01, TransferType.BULK, bytes(1 << 16)) for _ in range(4)]
+                bench.loop.run_ready()
+            gadget.unbind()
+            assert bench.loop.run_until(lambda bench=bench: bench.events.disconnections == 1, 10)  # type: ignore[misc]
+            assert all(transfer.status is not None for transfer in flying)
+            bench.close()
+            if number in (2, rounds - 1):
+                sizes.append((resources(), resident()))
+    (before, memory), (after, more) = sizes
+    assert after == before
+    assert more - memory < 4 << 20, f"{(more - memory) >> 10} KiB of memory are gone"
+
+
+def resident() -> int:
+    """Bytes of memory this process has."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_replugging_leaves_nothing_behind(busy: bool) -> None:
+    replug(ROUNDS, busy=busy)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_hundred_times(busy: bool) -> None:
+    replug(100, busy=busy)
