@@ -146,7 +146,7 @@ class Fault:
         if self.transfer is not None:
             return min(self.byte or 0, length)
         if self._next is not None and self._next < self._moved + length:
-            return self._next - self._moved
+            return max(self._next - self._moved, 0)  # at once, if something else was in its place
         return None
 
     def passes(self, length: int) -> None:

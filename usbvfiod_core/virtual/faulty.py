@@ -1,7 +1,7 @@
 """A device around another one in which things go wrong (`faults` says what, where and how often).
 
-Only transfers that a fault may still happen to are taken notice of; the others go straight to the device. What is read
-goes through memory of this module, so that no byte behind the fault ever reaches the guest.
+Transfers of endpoints that no fault is about go straight to the device. What is read from the others goes through
+memory of this module, so that no byte behind the fault ever reaches the guest.
 """
 
 from __future__ import annotations
@@ -56,20 +56,23 @@ class _Passage:
 
 
 class _Hold:
-    """An endpoint, or a stream of it, on which nothing ends: behind a transfer that is held, or late.
+    """An endpoint, or a stream of it, that does not go on as it would.
 
-    ended     results that are held back, the one it is about first
+    ended     results that are held back, all because of the first
+    turn      a transfer that the device never learns of: what happens to it, happens when those in front have ended
     waiting   transfers that came after
-    open      it is being given up: `ended` and `waiting` go their ways in order
     """
 
-    __slots__ = ("ended", "open", "timer", "waiting")
+    __slots__ = ("ended", "timer", "turn", "waiting")
 
     def __init__(self) -> None:
         self.ended: deque[_Result] = deque()
+        self.turn: tuple[Transfer, Fault] | None = None
         self.waiting: deque[Transfer] = deque()
-        self.open = False
         self.timer: Timer | None = None
+
+
+_NOTHING = _Hold()
 
 
 class FaultyDevice(WrappedDevice):
@@ -110,7 +113,8 @@ class FaultyDevice(WrappedDevice):
             self._admit(transfer)
 
     def _admit(self, transfer: Transfer) -> None:
-        faults = [fault for fault in self.faults if not fault.spent and fault.concerns(transfer)]
+        # Also those that have happened: nothing may overtake what they have made late.
+        faults = [fault for fault in self.faults if fault.concerns(transfer)]
         if not faults:
             self.device.submit(transfer)
         elif transfer.packets:
@@ -126,13 +130,16 @@ class FaultyDevice(WrappedDevice):
             self.device.cancel(passage.inner)
             return
         key = transfer.endpoint, transfer.stream_id
-        hold = self._holds.get(key)
-        if hold is not None and transfer in hold.waiting:
+        hold = self._holds.get(key, _NOTHING)
+        result = next((each for each in hold.ended if each[0] is transfer), None)
+        if transfer in hold.waiting:
             hold.waiting.remove(transfer)
             transfer.complete(_CANCELLED)
-            return
-        result = next((each for each in hold.ended if each[0] is transfer), None) if hold is not None else None
-        if hold is None or result is None:
+        elif hold.turn is not None and hold.turn[0] is transfer:
+            hold.turn = None
+            transfer.complete(_CANCELLED)
+            self._go_on(key)
+        elif result is None:
             self.device.cancel(transfer)
         elif result is hold.ended[0]:
             self._let_go(key)
@@ -162,7 +169,7 @@ class FaultyDevice(WrappedDevice):
         faults = [fault for fault in faults if fault.begins()]
         place = choose([fault for fault in faults if not fault.asks_device], 0)
         if place is not None:
-            self._happen(transfer, 0, place[1])
+            self._await_turn(transfer, place[1])
             return
         passage = _Passage(transfer)
         windows, length = transfer.windows, transfer.length
@@ -174,7 +181,7 @@ class FaultyDevice(WrappedDevice):
             if place is not None and not place[1].kind.waits:
                 length = place[0]
                 if not length or transfer.setup is not None:
-                    self._happen(transfer, 0, place[1])
+                    self._await_turn(transfer, place[1])
                     return
                 windows = _cut(windows, length)
         self._pass_on(passage, windows, length, self._ended)
@@ -205,8 +212,9 @@ class FaultyDevice(WrappedDevice):
     def _ended(self, inner: Transfer) -> None:
         """The device is done with a transfer."""
         passage: _Passage = inner.context
+        if self._is_too_late(passage, inner):
+            return
         outer, actual = passage.outer, inner.actual
-        del self._passages[outer]
         place = passage.place
         whole = inner.status is _COMPLETED
         if place is None:
@@ -215,18 +223,26 @@ class FaultyDevice(WrappedDevice):
             actual = min(actual, place[0])
         if outer.is_in:
             outer.write(memoryview(inner.windows[0])[:actual] if inner.windows else b"")
-        self._finish(passage, inner, actual, place[1] if place is not None and whole else None)
+        self._finish(outer, inner, actual, place[1] if place is not None and whole else None)
 
-    def _finish(self, passage: _Passage, inner: Transfer, actual: int, fault: Fault | None) -> None:
-        status = inner.status or TransferStatus.ERROR
-        if self.gone and status is not _CANCELLED:
+    def _is_too_late(self, passage: _Passage, inner: Transfer) -> bool:
+        """Whether a fault in front of it has ended it meanwhile; nothing has been moved then."""
+        del self._passages[passage.outer]
+        if self.gone and inner.status is not _CANCELLED:
             passage.outer.complete(_DISCONNECTED)
         elif passage.halted:
             passage.outer.complete(_STALL)
-        elif fault is not None:
-            self._happen(passage.outer, actual, fault)
         else:
-            self._complete(passage.outer, status, actual)
+            return False
+        self._go_on((passage.outer.endpoint, passage.outer.stream_id))
+        return True
+
+    def _finish(self, outer: Transfer, inner: Transfer, actual: int, fault: Fault | None) -> None:
+        if fault is not None:
+            self._happen(outer, actual, fault)
+        else:
+            self._complete(outer, inner.status or TransferStatus.ERROR, actual)
+        self._go_on((outer.endpoint, outer.stream_id))
 
     def _happen(self, transfer: Transfer, actual: int, fault: Fault) -> None:
         """The fault happens, behind `actual` bytes."""
@@ -241,49 +257,62 @@ class FaultyDevice(WrappedDevice):
         self._complete(transfer, kind.status, actual)
 
     def _complete(self, transfer: Transfer, status: TransferStatus, actual: int) -> None:
-        hold = self._holds.get((transfer.endpoint, transfer.stream_id))
-        if hold is None or hold.open or status is _CANCELLED or status is _DISCONNECTED:
+        hold = self._holds.get((transfer.endpoint, transfer.stream_id), _NOTHING)
+        if not hold.ended or status is _CANCELLED or status is _DISCONNECTED:
             transfer.complete(status, actual)
         else:
             hold.ended.append((transfer, status, actual, None))
 
+    # -- what waits --------------------------------------------------------------------------------------------------
+
+    def _await_turn(self, transfer: Transfer, fault: Fault) -> None:
+        """Something happens to a transfer that the device never learns of, when those in front of it have ended."""
+        key = transfer.endpoint, transfer.stream_id
+        hold = self._holds.setdefault(key, _Hold())
+        hold.turn = transfer, fault
+        self._go_on(key)
+
     def _hold(self, transfer: Transfer, actual: int, fault: Fault) -> None:
         key = transfer.endpoint, transfer.stream_id
-        hold = self._holds.get(key)
-        if hold is None:
-            hold = self._holds[key] = _Hold()
-            hold.open = True
-        result = transfer, fault.kind.status, actual, fault
-        if not hold.open:
-            hold.ended.append(result)
-            return
-        hold.open = False
-        hold.ended.appendleft(result)
-        if fault.kind.waits:
-            hold.timer = self._loop.call_later(fault.delay, self._let_go, key)
+        hold = self._holds.setdefault(key, _Hold())
+        hold.ended.append((transfer, fault.kind.status, actual, fault))
+        self._go_on(key)
 
     def _let_go(self, key: tuple[int, int]) -> None:
-        """What was held is cancelled, or its time has come: what is behind it goes on, up to the next that is held."""
+        """What was held is cancelled, or its time has come."""
         hold = self._holds[key]
         if hold.timer is not None:
             hold.timer.cancel()
             hold.timer = None
-        hold.open = True
         transfer, status, actual, _ = hold.ended.popleft()
         transfer.complete(status, actual)
-        while hold.open and hold.ended:
-            transfer, status, actual, fault = hold.ended.popleft()
+        self._go_on(key)
+
+    def _go_on(self, key: tuple[int, int]) -> None:
+        """Do what need not wait any more, in order, up to the next that has to."""
+        hold = self._holds.get(key)
+        if hold is None:
+            return
+        while hold.ended:
+            transfer, status, actual, fault = hold.ended[0]
             if fault is not None:
-                self._hold(transfer, actual, fault)
-            else:
-                transfer.complete(status, actual)
-        while hold.open and hold.waiting:
+                if fault.kind.waits and hold.timer is None:
+                    hold.timer = self._loop.call_later(fault.delay, self._let_go, key)
+                return
+            hold.ended.popleft()
+            transfer.complete(status, actual)
+        if hold.turn is not None:
+            if any((each.outer.endpoint, each.outer.stream_id) == key for each in self._passages.values()):
+                return
+            (transfer, happening), hold.turn = hold.turn, None
+            self._happen(transfer, 0, happening)
+        while hold.waiting and not hold.ended and hold.turn is None:
             transfer = hold.waiting.popleft()
             if self.gone or transfer.endpoint in self.halted:
                 transfer.complete(_DISCONNECTED if self.gone else _STALL)
             else:
                 self._admit(transfer)
-        if hold.open and self._holds.get(key) is hold:
+        if not (hold.ended or hold.turn or hold.waiting) and self._holds.get(key) is hold:
             del self._holds[key]
 
     # -- isochronous: what happens, happens to a packet --------------------------------------------------------------
@@ -299,8 +328,9 @@ class FaultyDevice(WrappedDevice):
 
     def _packets_ended(self, inner: Transfer) -> None:
         passage: _Passage = inner.context
+        if self._is_too_late(passage, inner):
+            return
         outer = passage.outer
-        del self._passages[outer]
         late = None
         for packet, sent, known in zip(outer.packets, inner.packets, passage.places, strict=True):
             whole = inner.status is _COMPLETED and sent.status is _COMPLETED
@@ -316,7 +346,7 @@ class FaultyDevice(WrappedDevice):
                     packet.actual = 0 if place[1].kind.holds else min(place[0], sent.actual)
             if outer.is_in and packet.actual:
                 fill(outer, packet, inner.windows[0][sent.offset : sent.offset + packet.actual])
-        self._finish(passage, inner, sum(packet.actual for packet in outer.packets), late)
+        self._finish(outer, inner, sum(packet.actual for packet in outer.packets), late)
 
     # -- halts and the end -------------------------------------------------------------------------------------------
 
@@ -354,7 +384,11 @@ class FaultyDevice(WrappedDevice):
         for hold in holds.values():
             if hold.timer is not None:
                 hold.timer.cancel()
-            for transfer in (*(result[0] for result in hold.ended), *hold.waiting):
+            for transfer, _, actual, _ in hold.ended:
+                transfer.complete(_DISCONNECTED, actual)
+            if hold.turn is not None:
+                hold.turn[0].complete(_DISCONNECTED)
+            for transfer in hold.waiting:
                 transfer.complete(_DISCONNECTED)
         self.device.close()
 

@@ -197,6 +197,28 @@ def test_a_transfer_that_the_device_never_sees(rig: Callable[[str], Rig], kind: 
         assert here.read(b"after").data == b"after"
 
 
+@pytest.mark.parametrize(("kind", "status"), [*ENDS, ("drop", None)])
+def test_it_does_not_overtake_those_in_front_of_it(
+    rig: Callable[[str], Rig], kind: str, status: TransferStatus | None
+) -> None:
+    here = rig(f"{kind}@in#3")
+    ends = [here.read(length=8) for _ in range(4)]
+    assert [t.status for t in ends] == [None] * 4
+    here.fake.answers(BULK_IN, b"a", b"b")
+    assert [t.status for t in ends[:3]] == [S.COMPLETED, S.COMPLETED, status]
+    here.bench.cancel(ends[2])
+    assert here.bench.ended[:3] == ends[:3]
+
+
+def test_its_turn_may_be_cancelled(rig: Callable[[str], Rig]) -> None:
+    here = rig("stall@in#2")
+    ends = [here.read(length=8) for _ in range(3)]
+    here.bench.cancel(ends[1])
+    assert ends[1].status is S.CANCELLED
+    here.fake.answers(BULK_IN, b"a", b"b")
+    assert [t.data for t in ends] == [b"a", b"", b"b"]
+
+
 def test_behind_a_byte_of_one_transfer(rig: Callable[[str], Rig]) -> None:
     here = rig("short@in#2:100")
     lengths = [here.read(b"x" * 512).actual for _ in range(3)]
