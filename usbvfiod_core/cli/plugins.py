@@ -1,25 +1,64 @@
-"""`usbvfiod plugins`: which plugins are installed, and what became of them."""
+"""`usbvfiod plugins`: which plugins are installed, what became of them, and the beginning of a new one."""
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
+
 import click
 
+from ..errors import ConfigError
 from ..hooks.registry import Plugin, Registry
 from ..hooks.specs import PLUGIN_API
 from .output import print_json, print_table
+from .scaffold import KINDS, package
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_obj
-def plugins(registry: Registry, as_json: bool) -> None:
-    """List the installed plugins, their hooks, and why one is not used."""
+@click.pass_context
+def plugins(context: click.Context, as_json: bool) -> None:
+    """List the installed plugins, their hooks, and why one is not used; or begin a new one."""
+    registry: Registry = context.obj
+    if context.invoked_subcommand is not None:
+        return
     if as_json:
         print_json("plugins", [_entry(plugin) for plugin in registry.plugins], api=PLUGIN_API)
     elif registry.plugins:
         print_table(("PLUGIN", "PACKAGE", "STATUS", "HOOKS"), [_row(plugin) for plugin in registry.plugins])
     else:
         click.echo("no plugins: is usbvfiod itself installed?", err=True)
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it is to be.")
+@click.option(
+    "--directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where to write it; a new directory of the plugin's name here, if it is not given.",
+)
+def new(name: str, kind: str, directory: Path | None) -> None:
+    """Write a package for a plugin, with tests that pass.
+
+    NAME is that of the plugin: lower-case letters, digits and dashes. Nothing that exists is overwritten.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"a plugin's name has lower-case letters, digits and dashes between them, unlike {name!r}")
+    target = directory if directory is not None else Path(f"usbvfiod-{name}")
+    files = package(name, kind)
+    for path in files:
+        if (target / path).exists():
+            raise ConfigError(f"{target / path} exists already; choose another directory")
+    for path, text in files.items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_text(text)
+        click.echo(target / path)
+    click.echo(f"now: cd {shlex.quote(str(target))} && pip install --editable '.[test]' && pytest", err=True)
 
 
 def _entry(plugin: Plugin) -> dict[str, object]:

@@ -1,0 +1,399 @@
+"""What `usbvfiod plugins new` writes: a whole package for each kind of plugin, whose tests pass as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+
+KINDS = ("backend", "interceptor", "quirk")
+
+_PYPROJECT = """\
+[build-system]
+requires = ["hatchling>=1.18"]
+build-backend = "hatchling.build"
+
+[project]
+name = "usbvfiod-$name"
+version = "0.1.0"
+description = "A plugin of usbvfiod: $name"
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["usbvfiod"]
+
+[project.optional-dependencies]
+test = ["usbvfiod[test]"]
+
+[project.entry-points.usbvfiod]
+$name = "$module"
+
+[tool.mypy]
+strict = true
+files = ["$module", "tests"]
+
+[tool.pytest.ini_options]
+testpaths = ["tests"]
+"""
+
+_README = """\
+# usbvfiod-$name
+
+$what
+
+```sh
+pip install '.[test]'
+pytest
+usbvfiod plugins
+$usage
+```
+
+`$module/__init__.py` is all of it. The tests put it between a device and the guest driver of usbvfiod's test kit; they
+need no hardware, no VM and no privileges.
+"""
+
+_BACKEND = '''\
+"""The backend `$name`: devices in plain Python. Its one device counts how often it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from usbvfiod_core import Backend, ConfigError, Device, DeviceInfo, Loop, SetupPacket, Speed, hookimpl
+from usbvfiod_core.usb.descriptors import Configuration, Interface
+from usbvfiod_core.virtual.device import VirtualDevice
+
+usbvfiod_requires = ">=1,<2"
+
+GET_COUNT = (0xC0, 1)
+"""bmRequestType and bRequest of the one request there is: a vendor request that moves data in."""
+
+
+class Counter(VirtualDevice):
+    """Answers GET_COUNT with how often it was asked, from `start` on."""
+
+    manufacturer = "Example"
+    product = "Counter"
+    product_id = 0x0001
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__(Speed.HIGH)
+        self.count = start
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        return [Configuration((Interface(0, class_code=0xFF),))]
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        if (setup.request_type, setup.request) != GET_COUNT:
+            return None
+        self.count += 1
+        return self.count.to_bytes(4, "little")
+
+
+class $cls(Backend):
+    """Opens counters: `$name:counter?start=5`."""
+
+    name = "$name"
+
+    def list_devices(self) -> list[DeviceInfo]:
+        return [DeviceInfo(self.name, "counter", Counter.vendor_id, Counter.product_id, "Example Counter")]
+
+    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+        if address != "counter":
+            raise ConfigError(f"there is no {address!r}; there is counter")
+        for key in options:
+            if key != "start":
+                raise ConfigError(f"there is no option {key!r}; there is start")
+        start = options.get("start", "0")
+        if not (start.isascii() and start.isdigit()):
+            raise ConfigError(f"start is a number, not {start!r}")
+        return Counter(int(start))
+
+
+@hookimpl
+def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
+    """Called by usbvfiod."""
+    register($cls())
+'''
+
+_BACKEND_TESTS = '''\
+"""The backend and its device, in the hands of a guest's driver and of usbvfiod's conformance tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from $module import GET_COUNT, $cls, Counter
+
+from usbvfiod_core import Backend, ConfigError, Device, Loop
+from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance
+from usbvfiod_core.testing.driver import UsbDevice
+from usbvfiod_core.testing.loop import StepLoop
+
+
+def test_a_guest_asks_it(plug: Callable[[Device], UsbDevice]) -> None:
+    usb = plug(Counter(start=7))
+    assert [usb.control_in(*GET_COUNT, 0, 0, 4)[0] for _ in range(3)] == [8, 9, 10]
+    assert usb.descriptor is not None
+    assert usb.get_string(usb.descriptor.product) == "Counter"
+
+
+@pytest.mark.parametrize("start", ["x", "-1", ""])
+def test_a_start_that_is_no_number(start: str) -> None:
+    with pytest.raises(ConfigError, match="start is a number"):
+        $cls().open("counter", {"start": start}, StepLoop())
+
+
+class TestDevice(DeviceConformance):
+    """The contract that every device has with usbvfiod."""
+
+    def make_device(self, loop: Loop) -> Device:
+        return Counter()
+
+
+class TestBackend(BackendConformance):
+    """The contract that every backend has with usbvfiod."""
+
+    address = "counter"
+
+    def make_backend(self) -> Backend:
+        return $cls()
+'''
+
+_INTERCEPTOR = '''\
+"""The interceptor `$name`: counts what each endpoint of a device moves, and refuses to send, if it is asked to.
+
+`$name.enabled=true` in a device's specification puts it in front of that device, `$name.refuse-out=true` makes it
+refuse what the guest sends by bulk transfers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+from usbvfiod_core import InterceptedTransfer, Interceptor, RegisterOptions, hookimpl
+
+usbvfiod_requires = ">=1,<2"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one device."""
+
+    enabled: bool = False
+    refuse_out: bool = False
+
+
+class $cls(Interceptor):
+    """In front of one device; `moved` is bytes by endpoint address."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.moved: Counter[int] = Counter()
+
+    def bulk(self, transfer: InterceptedTransfer) -> None:
+        """On the way to the device."""
+        if self.options.refuse_out and not transfer.is_in:
+            transfer.refuse()
+
+    def bulk_completed(self, transfer: InterceptedTransfer) -> None:
+        """On the way back to the guest."""
+        self.moved[transfer.endpoint] += transfer.actual
+
+    def closed(self) -> None:
+        """The device has left."""
+        for endpoint, moved in sorted(self.moved.items()):
+            log.info("endpoint %#04x has moved %d bytes", endpoint, moved)
+
+
+@hookimpl
+def usbvfiod_register_options(register: RegisterOptions) -> None:
+    """Called by usbvfiod."""
+    register(device=Options)
+
+
+@hookimpl
+def usbvfiod_intercept_device(options: Options) -> Interceptor | None:
+    """Called by usbvfiod for each device that is plugged in."""
+    return $cls(options) if options.enabled else None
+'''
+
+_INTERCEPTOR_TESTS = '''\
+"""The interceptor between a device that a test answers for and a guest's driver."""
+
+from __future__ import annotations
+
+import pytest
+from $module import $cls, Options, usbvfiod_intercept_device
+
+from usbvfiod_core.testing.driver import DriverError
+from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
+from usbvfiod_core.testing.guest import Guest
+from usbvfiod_core.testing.interception import intercepted
+
+
+def test_what_is_moved_is_counted(guest: Guest) -> None:
+    fake, interceptor = FakeDevice(), $cls(Options())
+    fake.auto_out.add(BULK_OUT)
+    usb = guest.plug(intercepted(fake, interceptor, guest.bus.loop))
+    fake.answers(BULK_IN, b"five5")
+    assert usb.bulk_in(BULK_IN, 64) == b"five5"
+    usb.bulk_out(BULK_OUT, b"seven77")
+    assert interceptor.moved == {BULK_IN: 5, BULK_OUT: 7}
+
+
+def test_sending_is_refused(guest: Guest) -> None:
+    fake, interceptor = FakeDevice(), $cls(Options(refuse_out=True))
+    usb = guest.plug(intercepted(fake, interceptor, guest.bus.loop))
+    with pytest.raises(DriverError, match="Stall"):
+        usb.bulk_out(BULK_OUT, b"no")
+    assert fake.received[BULK_OUT] == []
+
+
+def test_only_devices_that_ask_for_it_are_intercepted() -> None:
+    assert usbvfiod_intercept_device(options=Options()) is None
+    assert isinstance(usbvfiod_intercept_device(options=Options(enabled=True)), $cls)
+'''
+
+_QUIRK = '''\
+"""The quirk `$name`: devices that say they can wake the host, and cannot, do not say so to the guest any more.
+
+QUIRKS lists them; `$name.remote-wakeup=false` in a specification does the same for any device, `=true` for none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from usbvfiod_core import DeviceInfo, InterceptedTransfer, Interceptor, RegisterOptions, hookimpl
+from usbvfiod_core.usb.descriptors import ATTRIBUTE_REMOTE_WAKEUP, Configuration
+from usbvfiod_core.usb.requests import FEATURE_DEVICE_REMOTE_WAKEUP, SET_FEATURE
+
+usbvfiod_requires = ">=1,<2"
+
+QUIRKS = {
+    (0x1209, 0x0002),
+}
+"""Vendor and product IDs of devices that have it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one device; None goes by QUIRKS."""
+
+    remote_wakeup: bool | None = None
+
+
+class $cls(Interceptor):
+    """Edits what the device says of itself, and does not let the guest rely on it."""
+
+    def configuration_descriptor(self, raw: bytes) -> bytes:
+        """The configuration that the guest sees."""
+        configuration = Configuration.unpack(raw)
+        attributes = configuration.attributes & ~ATTRIBUTE_REMOTE_WAKEUP
+        return replace(configuration, attributes=attributes).pack()
+
+    def control(self, transfer: InterceptedTransfer) -> None:
+        """A request on the way to the device."""
+        setup = transfer.setup
+        if setup is not None and (setup.request_type, setup.request) == (0, SET_FEATURE):
+            if setup.value == FEATURE_DEVICE_REMOTE_WAKEUP:
+                transfer.refuse()
+
+
+@hookimpl
+def usbvfiod_register_options(register: RegisterOptions) -> None:
+    """Called by usbvfiod."""
+    register(device=Options)
+
+
+@hookimpl
+def usbvfiod_intercept_device(info: DeviceInfo, options: Options) -> Interceptor | None:
+    """Called by usbvfiod for each device that is plugged in."""
+    works = options.remote_wakeup
+    if works is None:
+        works = (info.vendor_id, info.product_id) not in QUIRKS
+    return None if works else $cls()
+'''
+
+_QUIRK_TESTS = '''\
+"""The quirk between a keyboard, which can wake the host, and a guest's driver."""
+
+from __future__ import annotations
+
+import pytest
+from $module import $cls, Options, usbvfiod_intercept_device
+
+from usbvfiod_core import DeviceInfo
+from usbvfiod_core.testing.driver import DriverError, UsbDevice
+from usbvfiod_core.testing.guest import Guest
+from usbvfiod_core.testing.interception import intercepted
+from usbvfiod_core.usb.descriptors import ATTRIBUTE_REMOTE_WAKEUP
+from usbvfiod_core.virtual.keyboard import Keyboard
+
+
+def attributes(usb: UsbDevice) -> int:
+    return usb.get_descriptor(2, 0, 9)[7]
+
+
+def test_a_guest_is_not_told_of_remote_wakeup(guest: Guest) -> None:
+    loop = guest.bus.loop
+    plain = guest.plug(Keyboard(loop))
+    assert attributes(plain) & ATTRIBUTE_REMOTE_WAKEUP
+    usb = guest.plug(intercepted(Keyboard(loop), $cls(), loop))
+    assert not attributes(usb) & ATTRIBUTE_REMOTE_WAKEUP
+    with pytest.raises(DriverError, match="Stall"):
+        usb.control_out(0, 3, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "product", "remote_wakeup", "edited"),
+    [
+        (0x1209, 0x0002, None, True),
+        (0x1209, 0x0003, None, False),
+        (0x1209, 0x0002, True, False),
+        (0x1209, 0x0003, False, True),
+    ],
+)
+def test_which_devices_have_it(vendor: int, product: int, remote_wakeup: bool | None, edited: bool) -> None:
+    info = DeviceInfo("virtual", "keyboard", vendor, product, "keyboard")
+    interceptor = usbvfiod_intercept_device(info=info, options=Options(remote_wakeup))
+    assert (interceptor is not None) == edited
+'''
+
+_CODE = {"backend": _BACKEND, "interceptor": _INTERCEPTOR, "quirk": _QUIRK}
+_TESTS = {"backend": _BACKEND_TESTS, "interceptor": _INTERCEPTOR_TESTS, "quirk": _QUIRK_TESTS}
+_WHAT = {
+    "backend": "A backend of usbvfiod whose one device counts how often it is asked.",
+    "interceptor": "An interceptor of usbvfiod that counts what a device moves, and refuses to send if it is asked to.",
+    "quirk": "A quirk of usbvfiod: devices that cannot wake the host do not say that they can.",
+}
+_USAGE = {
+    "backend": "usbvfiod --socket-path /tmp/usb.sock --device '$name:counter?start=5'",
+    "interceptor": "usbvfiod --socket-path /tmp/usb.sock --device 'virtual:loopback?$name.enabled=true'",
+    "quirk": "usbvfiod --socket-path /tmp/usb.sock --device 'virtual:keyboard?$name.remote-wakeup=false'",
+}
+
+
+def module_name(name: str) -> str:
+    """The module of the plugin `name`."""
+    return "usbvfiod_" + name.replace("-", "_")
+
+
+def package(name: str, kind: str) -> dict[Path, str]:
+    """The files of a plugin of one of KINDS, by path; `name` has lower-case letters, digits and dashes."""
+    module = module_name(name)
+    cls = "".join(part.capitalize() for part in name.split("-"))
+    values = {"name": name, "module": module, "cls": cls, "what": _WHAT[kind]}
+    values["usage"] = Template(_USAGE[kind]).substitute(values)
+    files = {
+        "pyproject.toml": _PYPROJECT,
+        "README.md": _README,
+        f"{module}/__init__.py": _CODE[kind],
+        f"{module}/py.typed": "",
+        f"tests/test_{name.replace('-', '_')}.py": _TESTS[kind],
+    }
+    return {Path(path): Template(text).substitute(values) for path, text in files.items()}
