@@ -3,50 +3,26 @@ environment, found through their entry points, served, and tested with the test 
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.e2e import venv
 from tests.e2e.process import ServerProcess
 from tests.e2e.test_life import guest
+from tests.e2e.venv import ROOT, call
 from usbvfiod_core.xhci import spec
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def call(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command that has to work; its stdout."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=240
-    )
-    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh virtual environment with the wheels of usbvfiod and of the examples, as a user would install them."""
-    directory = tmp_path_factory.mktemp("package")
-    wheels, venv = directory / "wheels", directory / "venv"
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    # The same build, without fetching the build backend where there is one.
-    isolation = ("--no-build-isolation",) if importlib.util.find_spec("hatchling") else ()
-    call(*pip, "wheel", "--no-deps", *isolation, "--wheel-dir", wheels, ROOT, *EXAMPLES, cwd=directory)
-    core, *examples = (next(wheels.glob(f"{name}-*.whl")) for name in ("usbvfiod", *(path.name for path in EXAMPLES)))
-    call(sys.executable, "-m", "venv", venv)
-    call(
-        venv / "bin/pip", "--quiet", "--disable-pip-version-check", "install", f"{core}[test]", *examples, cwd=directory
-    )
-    return venv / "bin"
+    return venv.environment(tmp_path_factory.mktemp("package"), *EXAMPLES)
 
 
 def test_it_is_found_through_its_entry_point(environment: Path) -> None:

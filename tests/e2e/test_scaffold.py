@@ -1,0 +1,75 @@
+"""What `usbvfiod plugins new` writes, tried as its user would: built, installed beside usbvfiod's wheel, tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import venv
+from tests.e2e.conftest import Run
+from tests.e2e.venv import call
+from usbvfiod_core.cli.scaffold import KINDS
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A project of each kind, as the command writes it."""
+    directory = tmp_path_factory.mktemp("projects")
+    for kind in KINDS:
+        command = (sys.executable, "-m", "usbvfiod_core", "plugins", "new", f"my-{kind}", "--kind", kind)
+        subprocess.run(command, check=True, capture_output=True, cwd=directory)
+    return {kind: directory / f"usbvfiod-my-{kind}" for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def environment(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheels of all of them."""
+    return venv.environment(tmp_path_factory.mktemp("scaffold"), *projects.values())
+
+
+def test_they_are_found(environment: Path) -> None:
+    listed = json.loads(call(environment / "usbvfiod", "plugins", "--json"))["plugins"]
+    found = {plugin["name"]: plugin for plugin in listed}
+    for kind in KINDS:
+        plugin = found[f"my-{kind}"]
+        assert (plugin["state"], plugin["error"], plugin["version"]) == ("used", "", "0.1.0")
+        assert str(environment.parent) in plugin["origin"]
+        assert (Path(plugin["origin"]).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_tests_pass(kind: str, environment: Path, projects: dict[str, Path]) -> None:
+    command = (environment / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
+    assert " passed" in call(*command, cwd=projects[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_types_are_strict(kind: str, environment: Path, projects: dict[str, Path], tmp_path: Path) -> None:
+    cache = ("--cache-dir", tmp_path)
+    mypy = (sys.executable, "-m", "mypy", "--python-executable", environment / "python", *cache)
+    assert "Success: no issues found in 2 source files" in call(*mypy, cwd=projects[kind])
+
+
+def test_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
+    directory = tmp_path / "a b"
+    arguments = ("plugins", "new", "thing", "--kind", "quirk", "--directory", directory)
+    assert run(*arguments).returncode == 0
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    again = run(*arguments)
+    assert again.returncode == 2
+    assert "exists already; choose another directory" in again.stderr
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a_b", "1a", "a-", "-a", "a--b", "../x", "a b", "\u00e4"])
+def test_names_that_make_no_package(name: str, run: Run, tmp_path: Path) -> None:
+    result = run("plugins", "new", "--kind", "quirk", "--directory", tmp_path / "x", "--", name)
+    assert result.returncode == 2
+    assert "a plugin's name has lower-case letters" in result.stderr
+    assert not (tmp_path / "x").exists()

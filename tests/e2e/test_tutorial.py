@@ -1,0 +1,56 @@
+"""The tutorial, executed as it is written: in a fresh environment, with usbvfiod from its wheel."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tutorial, venv
+
+pytestmark = pytest.mark.timeout(500)
+
+
+def test_it_works_as_written(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    core = venv.wheel(venv.ROOT, wheels)
+    # usbvfiod comes from this wheel, as it would from the package index; nothing of this checkout is to be seen.
+    variables = {**venv.variables(), "PIP_FIND_LINKS": f"{wheels}{_more('PIP_FIND_LINKS')}"}
+    work = tmp_path / "work"
+    work.mkdir()
+    shell = subprocess.Popen(
+        ["bash", "-e"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=work,
+        env=variables,
+    )
+    assert shell.stdin is not None
+    script = []
+    for what, text in tutorial.steps():
+        if what == "sh":
+            script.append(text)
+        elif what == "toml":
+            script.append(f"cat >vm.toml <<'END'\n{text}END\nusbvfiod --config vm.toml config check\n")
+        else:
+            script.append(f"test -f {what}\ncat >{what} <<'END'\n{text}END\n")
+    output, _ = shell.communicate("".join(script), timeout=450)
+    assert shell.returncode == 0, output
+    project = work / "usbvfiod-swap-keys"
+    assert core.name.startswith("usbvfiod-")
+    for path, text in tutorial.files().items():
+        assert (project / path).read_text() == text
+    lines = output.splitlines()
+    assert sum(" passed" in line for line in lines) == 2
+    assert any(line.startswith("swap-keys") and " used " in line for line in lines)
+    assert any("Success: no issues found" in line for line in lines)
+    assert lines.count("ok: 1 device, 0 configured plugins") == 2
+
+
+def _more(name: str) -> str:
+    value = venv.variables().get(name, "")
+    return f" {value}" if value else ""
