@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 
-from usbvfiod_core import PLUGIN_API, cli, hookimpl
+from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.hooks.registry import Registry, hook_signatures
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
 COMMAND_LINE = (ROOT / "docs/cli.md").read_text()
 PLUGINS = (ROOT / "docs/plugins.md").read_text()
+HOOKS = (ROOT / "docs/hooks.md").read_text()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -61,7 +62,11 @@ def shell_commands(block: Block) -> Iterator[list[str]]:
 def commands() -> dict[str, click.Command]:
     """Bare `usbvfiod` and the commands beside it, without those of plugins that happen to be installed."""
     group = application(Registry())
-    return {"": group, **group.commands}
+    found = {"": group, **group.commands}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found.update((f"{name} {below}", each) for below, each in command.commands.items())
+    return found
 
 
 # -- hooks ----------------------------------------------------------------------------------------------------------
@@ -70,8 +75,8 @@ def commands() -> dict[str, click.Command]:
 @pytest.mark.parametrize("name", hook_signatures())
 def test_every_hook_is_documented_with_its_signature(name: str) -> None:
     heading = f"### `{name}({', '.join(hook_signatures()[name].parameters)})`"
-    assert heading in PLUGINS
-    section = PLUGINS.partition(heading)[2].partition("\n### ")[0]
+    assert heading in HOOKS
+    section = HOOKS.partition(heading)[2].partition("\n##")[0]
     for word in ("**When**", "**Thread**", "**An exception**"):
         assert word in section, f"{name}: {word}"
     for parameter in hook_signatures()[name].parameters.values():
@@ -79,7 +84,16 @@ def test_every_hook_is_documented_with_its_signature(name: str) -> None:
 
 
 def test_no_hook_is_documented_that_does_not_exist() -> None:
-    assert set(re.findall(r"^### `(usbvfiod_\w+)\(", PLUGINS, re.MULTILINE)) == set(hook_signatures())
+    assert set(re.findall(r"^### `(usbvfiod_\w+)\(", HOOKS, re.MULTILINE)) == set(hook_signatures())
+
+
+@pytest.mark.parametrize("cls", [Interceptor, InterceptedTransfer])
+def test_every_method_of_an_interceptor_is_documented(cls: type) -> None:
+    section = HOOKS.partition("\n## Interceptor\n")[2]
+    internal = {"complete", "end", "write"}  # for the device and the framework
+    for name, member in vars(cls).items():
+        if callable(member) and not name.startswith("_") and name not in internal:
+            assert re.search(rf"`{name}[`(]", section), name
 
 
 def test_the_version_of_the_plugin_api_is_documented() -> None:
@@ -91,9 +105,12 @@ def test_the_version_of_the_plugin_api_is_documented() -> None:
 
 @pytest.mark.parametrize("name", commands())
 def test_every_command_and_option_is_documented(name: str) -> None:
+    section = COMMAND_LINE
     if name:
-        assert f"\n## {name}\n" in COMMAND_LINE
-    section = COMMAND_LINE.partition(f"\n## {name}\n")[2].partition("\n## ")[0] if name else COMMAND_LINE
+        heading = f"\n## {name.split()[0]}\n"
+        assert heading in COMMAND_LINE
+        section = COMMAND_LINE.partition(heading)[2].partition("\n## ")[0]
+        assert name.split()[-1] in section
     for parameter in commands()[name].params:
         if isinstance(parameter, click.Argument):
             assert parameter.human_readable_name in section
@@ -178,10 +195,22 @@ def test_examples_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert record.hooks
 
 
-def test_the_example_of_a_hook_is_for_that_hook() -> None:
-    for name in hook_signatures():
-        section = PLUGINS.partition(f"### `{name}(")[2].partition("\n### ")[0]
-        for match in FENCE.finditer(section):
-            if match[1] == "python":
-                assert f"def {name}(" in match[2]
+@pytest.mark.parametrize("name", hook_signatures())
+def test_every_hook_has_an_example(name: str) -> None:
+    section = HOOKS.partition(f"### `{name}(")[2].partition("\n##")[0]
+    examples = [match[2] for match in FENCE.finditer(section) if match[1] == "python"]
+    assert examples
+    for example in examples:
+        assert f"def {name}(" in example
     assert callable(hookimpl)
+
+
+def test_the_types_of_the_examples_are_strict(tmp_path: Path) -> None:
+    """As a plugin's author would check them."""
+    for number, block in enumerate(blocks("python")):
+        if block.path.name in ("hooks.md", "plugins.md"):
+            (tmp_path / f"example_{block.path.stem}_{number}.py").write_text(block.text)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "."]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=55)
+    assert result.returncode == 0, result.stdout + result.stderr
