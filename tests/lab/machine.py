@@ -131,7 +131,7 @@ class Machine:
             self.execute("device_del", {"id": identifier})
             wait_unplugged(uevents, device, timeout)
         if device in self._drives:
-            self.execute("blockdev-del", {"node-name": self._drives.pop(device)})
+            self._delete_drive(self._drives.pop(device), time.monotonic() + timeout)
 
     def press(self, *keys: str) -> None:
         """Press and release keys (QEMU's QKeyCode names) one after the other, as far as a keyboard is plugged in."""
@@ -161,6 +161,17 @@ class Machine:
             raise
         self._drives[device] = name
         return device
+
+    def _delete_drive(self, name: str, deadline: float) -> None:
+        """QEMU lets go of a unit of usb-uas some time after the device is gone."""
+        while True:
+            try:
+                self.execute("blockdev-del", {"node-name": name})
+                return
+            except MonitorError as error:
+                if "in use" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def _await(self, event: int, deadline: float, command: str) -> None:
         poll = select.poll()

@@ -10,6 +10,7 @@ from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
 from tests.lab.machine import Machine
+from tests.lab.usb_device import HostUsbDevice
 from tests.lab.usbip import attach
 from tests.lab.usbip_devices import INTERRUPT_IN, Fault, SourceSink
 from usbvfiod_core import Device, Loop
@@ -83,6 +84,8 @@ class TestSettings(DeviceConformance):
 class TestStreams(DeviceConformance):
     """QEMU's UAS disk behind an xHCI controller."""
 
+    machine: Machine
+    disk: HostUsbDevice
     can_halt = False
     test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
     test_isochronous_packets_end_in_order = None  # type: ignore[assignment]
@@ -90,19 +93,27 @@ class TestStreams(DeviceConformance):
     test_alternate_settings_are_chosen_one_by_one = None  # type: ignore[assignment]
     test_endpoints_are_those_of_the_alternate_setting = None  # type: ignore[assignment]
 
-    @pytest.fixture(autouse=True)
-    def _plugged(self) -> Iterator[None]:
+    @classmethod
+    def setup_class(cls) -> None:
+        cls.machine = Machine()
+        cls.plug()
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        cls.machine.close()
+
+    @classmethod
+    def plug(cls) -> None:
         image = Path("/exchange/uas.img")
         image.write_bytes(bytes(1 << 20))
-        with Machine() as self.machine:
-            self.disk = self.machine.plug_drive(image, "usb-uas")
-            yield
+        cls.disk = cls.machine.plug_drive(image, "usb-uas")
 
     def make_device(self, loop: Loop) -> Device:
         return UsbfsBackend().open(str(self.disk.node), {}, loop)
 
     def unplug(self, device: Device) -> None:
         self.machine.unplug(self.disk)
+        self.plug()
 
 
 class TestHighSpeed(Plugged, SourceSinkConformance):
