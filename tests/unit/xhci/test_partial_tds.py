@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
 
-from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CHAIN, IOC, Event, Rig, Speed, make, of_type, spec
-from usbvfiod_core.usb.transfer import TransferStatus
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CHAIN, IOC, ISP, Event, Rig, Speed, make, of_type, spec
+from usbvfiod_core.usb.transfer import Transfer, TransferStatus
 
 PART = 4096
 PARTS = 6
@@ -222,3 +225,56 @@ def test_a_part_that_fails_halts_the_endpoint(rig: Rig, reader: Writer) -> None:
     assert reader.pipe.state == spec.EP_HALTED
     reader.pipe.recover()
     rig.works()
+
+
+# -- in any way --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(
+    parts=st.lists(
+        st.tuples(st.sampled_from([0, 1, 512, 1024, 2048, 3000, 4096]), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
+    short=st.none() | st.integers(0, 20_000),
+)
+def test_parts_in_any_way(parts: list[tuple[int, bool, bool]], short: int | None) -> None:
+    """Parts of any length, with or without a doorbell and a stop behind each, and a device that ends the data anywhere:
+    the data is whole and in order, and each Event Data TRB is told once, with what was moved since the one before."""
+    rig = Rig()
+    total = sum(size for size, _, _ in parts)
+    data, given = text(total if short is None else min(short, total)), 0
+
+    def more(transfer: Transfer) -> bytes:
+        nonlocal given
+        piece = data[given : given + transfer.length]
+        given += len(piece)
+        return piece
+
+    rig.device.answers(BULK_IN, *[more] * 2 * len(parts))
+    pipe, buffer = rig.bulk_in, rig.ram.allocate(max(total, 1), align=4096)
+    events: list[Event] = []
+    done = 0
+    for number, (size, doorbell, halt) in enumerate(parts, 1):
+        last = number == len(parts)
+        pipe.ring.push(make.normal(buffer + done, size, CHAIN | ISP))
+        pipe.ring.push(make.event_data(number, IOC | (0 if last else CHAIN)))
+        done += size
+        if doorbell or last:
+            pipe.doorbell()
+            events += of_type(rig.events(), spec.TRB_TRANSFER_EVENT)
+            if halt and not last:
+                stop(rig)
+                pipe.doorbell()
+                events += of_type(rig.events(), spec.TRB_TRANSFER_EVENT)
+    told_parts = [event for event in events if event.is_event_data]
+    assert [event.parameter for event in told_parts] == list(range(1, len(parts) + 1))
+    assert rig.ram.read(buffer, len(data)) == data
+    assert sum(event.length for event in told_parts) == given == len(data)
+    moved = 0
+    for (size, _, _), event in zip(parts, told_parts, strict=True):
+        assert event.length == max(min(size, len(data) - moved), 0)
+        moved += size
+    assert pipe.state == spec.EP_RUNNING
+    rig.close()
