@@ -17,7 +17,7 @@ from ..daemon.config_file import load, merged, read
 from ..errors import ConfigError, PluginError
 from ..hooks.registry import SLOW, Registry
 from ..hooks.settings import PluginSelection
-from . import config, demo, devices, look, plugins, steer
+from . import completion, config, demo, devices, doctor, look, man, plugins, steer, why
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,9 @@ def application(registry: Registry) -> click.Group:
         ),
     )
     steering = (steer.attach, steer.detach, steer.move, steer.reload, steer.log_level)
-    looking = (devices.devices, look.list_attachments, look.status, look.watch)
-    for command in (config.config, *looking, *steering, plugins.plugins, demo.demo):
+    looking = (devices.devices, look.list_attachments, look.status, look.watch, why.why, doctor.doctor)
+    others = (config.config, plugins.plugins, demo.demo, completion.completion, man.man)
+    for command in (*looking, *steering, *others):
         group.add_command(command)
     registry.add_commands(group)
     return group

@@ -21,6 +21,7 @@ RUNTIME_DIRECTORY = Path("/run/usbvfiod")
 TIMEOUT = 10.0
 _READ = 64 << 10
 
+Connect = Callable[[], "ControlConnection"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -133,6 +134,19 @@ class ControlConnection:
 def control_options(command: Command) -> Command:
     """Give a command `--control`, `--vm` and `--timeout`; it gets `connect`, which makes the connection."""
 
+    @optional_control
+    @wraps(command)
+    def with_control(*arguments: Any, connect: Connect | None, **rest: Any) -> Any:
+        if connect is None:
+            raise click.UsageError("give --control PATH or --vm NAME, or set USBVFIOD_CONTROL")
+        return command(*arguments, connect=connect, **rest)
+
+    return with_control  # type: ignore[return-value]
+
+
+def optional_control(command: Command) -> Command:
+    """The same for a command that can do without a server: then `connect` is None."""
+
     @click.option(
         "--control",
         "control",
@@ -152,20 +166,11 @@ def control_options(command: Command) -> Command:
     )
     @wraps(command)
     def with_options(*arguments: Any, control: Path | None, vm: str | None, timeout: float, **rest: Any) -> Any:
-        path = _path(control, vm)
-        return command(*arguments, connect=lambda: ControlConnection(path, timeout), **rest)
+        if vm is not None:
+            if "/" in vm or vm in ("", ".", ".."):
+                raise click.UsageError(f"{vm!r} is no name of a VM")
+            control = RUNTIME_DIRECTORY / vm / "control.sock"
+        path = control
+        return command(*arguments, connect=None if path is None else lambda: ControlConnection(path, timeout), **rest)
 
     return with_options  # type: ignore[return-value]
-
-
-Connect = Callable[[], ControlConnection]
-
-
-def _path(control: Path | None, vm: str | None) -> Path:
-    if vm is not None:
-        if "/" in vm or vm in ("", ".", ".."):
-            raise click.UsageError(f"{vm!r} is no name of a VM")
-        return RUNTIME_DIRECTORY / vm / "control.sock"
-    if control is None:
-        raise click.UsageError("give --control PATH or --vm NAME, or set USBVFIOD_CONTROL")
-    return control

@@ -28,6 +28,7 @@ _MAJOR, _NUMBERS = 189, 128
 """The device number of USB device nodes, and how many of them a bus has (Linux Documentation/admin-guide/devices)."""
 
 _DEVICE_NAME = re.compile(r"usb\d+|\d+-\d+(\.\d+)*")
+_PORT = re.compile(r"(?:usb(\d+)|(\d+-\d+(?:\.\d+)*))-port(\d+)")
 _PORT_PATH = re.compile(r"\d+-\d+(\.\d+)*")
 _SPEEDS = {
     "1.5": Speed.LOW,
@@ -63,6 +64,8 @@ class SysfsDevice:
     """Who holds which interface."""
     reset_quirk: bool = False
     """The kernel knows that the device does not survive a reset."""
+    twin: str = ""
+    """The port path of the other side of its socket, USB 2 or USB 3; empty where the firmware does not tell."""
 
     @property
     def node(self) -> Path:
@@ -109,6 +112,7 @@ def read(directory: Path) -> SysfsDevice | None:
             descriptors=(directory / "descriptors").read_bytes(),
             drivers=_drivers(directory),
             reset_quirk=bool(int(text.get("quirks") or "0", 16) & _RESET_QUIRK) or text.get("avoid_reset_quirk") == "1",
+            twin=_twin(directory),
         )
     except (OSError, ValueError):
         return None
@@ -186,6 +190,7 @@ def device_info(backend: str, device: SysfsDevice) -> DeviceInfo:
         serial=device.serial,
         speed=device.speed,
         port_path="" if device.is_root_hub else device.name,
+        twin=device.twin,
         driver=", ".join(sorted(set(device.drivers.values()))),
         note=refusal(device) or access_problem(device) or "",
     )
@@ -215,3 +220,14 @@ def _drivers(directory: Path) -> dict[int, str]:
             number = int((interface / "bInterfaceNumber").read_text(), 16)
             drivers[number] = Path(os.readlink(driver)).name
     return drivers
+
+
+def _twin(directory: Path) -> str:
+    """The hub port that the kernel calls the peer of a device's port, as the port path of what sits there."""
+    try:
+        peer = _PORT.fullmatch(Path(os.readlink(directory / "port" / "peer")).name)
+    except OSError:
+        return ""
+    if peer is None:
+        return ""
+    return f"{peer[1]}-{peer[3]}" if peer[1] else f"{peer[2]}.{peer[3]}"

@@ -149,3 +149,22 @@ def test_a_device_is_found_by_its_open_node(tmp_path: Path, monkeypatch: pytest.
     os.close(read_end)
     with pytest.raises(DeviceError, match="Bad file descriptor"):
         sysfs.find_fd(read_end, devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "twin"),
+    [
+        ("1-2", "../2-0:1.0/usb2-port3", "2-3"),
+        ("1-2.4", "../../2-3:1.0/2-3-port4", "2-3.4"),
+        ("1-2.4.1", "../../2-3.4:1.0/2-3.4-port11", "2-3.4.11"),
+        ("1-2", "nonsense", ""),
+        ("1-2", None, ""),
+    ],
+)
+def test_the_twin_of_a_socket(tmp_path: Path, name: str, peer: str | None, twin: str) -> None:
+    port = make(tmp_path, name) / "port"
+    port.mkdir()
+    if peer is not None:
+        (port / "peer").symlink_to(peer)
+    [device] = sysfs.scan(tmp_path)
+    assert sysfs.device_info("usbfs", device).twin == twin

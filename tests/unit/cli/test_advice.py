@@ -1,0 +1,250 @@
+"""why, doctor, completion and man: what they find, and what they advise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+
+from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop, hookimpl
+from usbvfiod_core.cli import doctor, main
+from usbvfiod_core.cli.command import application
+from usbvfiod_core.cli.man import page
+from usbvfiod_core.hooks.registry import Registry
+from usbvfiod_core.host import hotplug, sysfs
+
+RULE = 'SUBSYSTEM=="usb", ATTR{idVendor}=="0403", MODE="0660"'
+GOOD = DeviceInfo("shelf", "/dev/bus/usb/001/002", 0x0403, 0x6001, "Serial", "A9", None, "1-1", driver="ftdi_sio")
+CLOSED = DeviceInfo(
+    "shelf", "/dev/bus/usb/001/003", 1, 2, "Closed", note=f"no permission for it; a udev rule would help: {RULE}"
+)
+HUB = DeviceInfo("shelf", "/dev/bus/usb/001/001", 0x1D6B, 2, "Hub", note="a hub is not passed through")
+TWINS = [DeviceInfo("shelf", f"/dev/bus/usb/002/00{n}", 5, 6, "Twin", port_path=f"2-{n}") for n in (1, 2)]
+
+
+class Shelf(Backend):
+    name = "shelf"
+    failure: Exception | None = None
+
+    def list_devices(self) -> list[DeviceInfo]:
+        if self.failure is not None:
+            raise self.failure
+        return [GOOD, CLOSED, HUB, *TWINS]
+
+    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+        raise AssertionError("nothing is opened")
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USBVFIOD_CONTROL", raising=False)
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """Only a plugin with this backend is installed, which admits no device of product 6 for a reason."""
+    backend = Shelf()
+    plugin = SimpleNamespace(
+        usbvfiod_register_backends=hookimpl(lambda register: register(backend)),
+        usbvfiod_admit_device=hookimpl(lambda info: "twins are trouble" if info.product_id == 6 else None),
+    )
+    monkeypatch.setattr(Registry, "discover", lambda registry, selection: registry.register(plugin, "shelf"))
+    return backend
+
+
+Answers = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def answers(capsys: pytest.CaptureFixture[str]) -> Answers:
+    """Exit code, JSON and error of a command."""
+
+    def answers(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        code = main([*arguments, "--json"])
+        output = capsys.readouterr()
+        return code, json.loads(output.out), output.err
+
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "steps", "reason"),
+    [
+        ("shelf:0403:6001", 0, "specification:yes device:yes host driver:yes plugins:yes", ""),
+        ("shelf:1-1?port=3&x=1", 0, "specification:yes device:yes host driver:yes plugins:yes", ""),
+        ("shelf:9999:*", 0, "specification:yes device:later", ""),
+        ("shelf:something", 0, "specification:yes device:yes plugins:yes", ""),
+        ("shelf:0001:0002", 4, "specification:yes device:yes access:no plugins:yes", "no permission for it"),
+        ("shelf:1d6b:0002", 4, "specification:yes device:yes access:no plugins:yes", "a hub is not passed through"),
+        ("shelf:2-1", 4, "specification:yes device:yes plugins:no", "twins are trouble (plugin shelf)"),
+        ("shelf:0005:0006", 4, "specification:yes device:no", "is ambiguous"),
+        ("floor:2-1", 2, "specification:no", "there is no backend 'floor'"),
+        ("shelf:2-1?port=x", 2, "specification:no", "port is a number"),
+    ],
+)
+def test_why(shelf: Shelf, answers: Answers, spec: str, code: int, steps: str, reason: str) -> None:
+    found, answer, error = answers("why", spec)
+    assert found == code
+    assert " ".join(f"{step['who']}:{step['answer']}" for step in answer["steps"]) == steps
+    assert answer["allowed"] == (code == 0)
+    assert reason in error
+
+
+def test_why_a_backend_cannot_list(shelf: Shelf, answers: Answers) -> None:
+    shelf.failure = DeviceError("the shelf is empty")
+    code, _, error = answers("why", "shelf:2-1")
+    assert (code, "backend shelf cannot list its devices: the shelf is empty" in error) == (4, True)
+
+
+def test_why_prints_a_rule_to_paste(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", "shelf:0001:0002"]) == 4
+    output = capsys.readouterr().out
+    assert "access         no      no permission for it\n" in output
+    assert f"<<'END'\n{RULE}\nEND\nsudo udevadm control --reload" in output
+
+
+# -- doctor ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A healthy host: /sys and /dev with one device that may be opened."""
+    root = tmp_path / "sys"
+    device = root / "1-2"
+    (device / "power").mkdir(parents=True)
+    values = {"busnum": 1, "devnum": 4, "idVendor": "0403", "idProduct": "6001", "speed": 12, "bDeviceClass": "00"}
+    for name, value in {**values, "product": "Serial", "power/control": "on"}.items():
+        (device / name).write_text(f"{value}\n")
+    (device / "descriptors").write_bytes(b"")
+    node = tmp_path / "dev" / "001" / "004"
+    node.parent.mkdir(parents=True)
+    node.touch()
+    memory = tmp_path / "usbfs_memory_mb"
+    memory.write_text("1000\n")
+    monkeypatch.setattr(sysfs, "DEVICES", root)
+    monkeypatch.setattr(sysfs, "NODES", tmp_path / "dev")
+    monkeypatch.setattr(doctor, "USBFS_MEMORY", memory)
+    return tmp_path
+
+
+def verdicts(answer: dict[str, Any]) -> dict[str, str]:
+    return {finding["check"]: finding["verdict"] for finding in answer["findings"]}
+
+
+def test_a_healthy_host(shelf: Shelf, host: Path, answers: Answers) -> None:
+    code, answer, error = answers("doctor")
+    assert (code, error, answer["healthy"]) == (0, "", True)
+    assert verdicts(answer) == {"backends": "note", "usb": "ok", "events": "ok", "rights": "ok", "usbfs memory": "ok"}
+
+
+def test_each_illness_has_a_fix(
+    shelf: Shelf, host: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (host / "usbfs_memory_mb").write_text("16\n")
+    (host / "sys/1-2/power/control").write_text("auto\n")
+    interface = host / "sys/1-2/1-2:1.0"
+    interface.mkdir()
+    (interface / "bInterfaceNumber").write_text("00\n")
+    (interface / "driver").symlink_to("../../drivers/ftdi_sio")
+    (host / "dev/001/004").unlink()
+
+    def deaf() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(hotplug, "uevent_socket", deaf)
+    code, answer, error = answers("doctor")
+    assert code == 1
+    assert "1 of 8 findings are wrong: rights: no permission for 1-2 0403:6001 Serial" in error
+    assert verdicts(answer) | {"rights": "wrong"} == {
+        "backends": "note",
+        "usb": "ok",
+        "events": "note",
+        "rights": "wrong",
+        "drivers": "note",
+        "autosuspend": "note",
+        "usbfs memory": "note",
+    }
+    fixes = "\n".join(finding["fix"] for finding in answer["findings"])
+    for text in ('ATTR{idVendor}=="0403"', "echo 1000 | sudo tee", "AF_NETLINK", "echo on | sudo tee", "pip install"):
+        assert text in fixes
+    assert main(["doctor"]) == 1
+    assert "ftdi_sio has 1-2 0403:6001 Serial" in capsys.readouterr().out
+
+
+def test_a_host_without_usb(shelf: Shelf, host: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysfs, "NODES", host / "none")
+    assert verdicts(answers("doctor")[1])["usb"] == "wrong"
+    monkeypatch.setattr(sysfs, "DEVICES", host / "none")
+    code, answer, error = answers("doctor")
+    assert (code, verdicts(answer)["usb"], verdicts(answer)["devices"]) == (1, "wrong", "note")
+    assert "the kernel has no USB" in error
+
+
+# -- completion and man ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    output = capsys.readouterr().out
+    assert f"_USBVFIOD_COMPLETE={shell}_complete" in output
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=output, text=True, check=True, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("usbvfiod att", "attach"), ("usbvfiod attach --op", "--open"), ("usbvfiod --soc", "--socket-path")],
+)
+def test_words_are_completed(words: str, found: str) -> None:
+    code = "import sys; from usbvfiod_core.cli import main; sys.exit(main())"
+    count = str(len(words.split()) - 1)
+    environment = {**os.environ, "_USBVFIOD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": count}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
+    assert found in [line.split(",")[1] for line in result.stdout.splitlines()]
+
+
+def group() -> click.Group:
+    return application(Registry())
+
+
+@pytest.mark.parametrize("name", [None, *group().commands])
+def test_every_command_has_a_manual_page_with_its_options(name: str | None) -> None:
+    text = page(group(), name)
+    command = group() if name is None else group().commands[name]
+    plain = text.replace("\\-", "-")
+    for parameter in command.params:
+        for option in parameter.opts if isinstance(parameter, click.Option) else ():
+            assert option in plain
+    assert text.startswith(".TH ")
+    assert f"\n.SH NAME\nusbvfiod{'' if name is None else '-' + name} \\- " in text.replace(
+        "usbvfiod\\-", "usbvfiod-"
+    ).replace("log\\-", "log-")
+    if shutil.which("groff"):
+        result = subprocess.run(
+            ["groff", "-man", "-ww", "-Tutf8"], input=text, capture_output=True, text=True, timeout=30, check=True
+        )
+        assert result.stderr == ""
+        assert "OPTIONS" in result.stdout
+
+
+def test_manual_pages_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "man1"
+    assert main(["man", "--directory", str(directory)]) == 0
+    names = {path.name for path in directory.iterdir()}
+    assert {"usbvfiod.1", "usbvfiod-attach.1", "usbvfiod-doctor.1"} <= names
+    assert (directory / "usbvfiod-attach.1").read_text() == page(group(), "attach")
+    capsys.readouterr()
+    assert main(["man", "attach"]) == 0
+    assert capsys.readouterr().out == page(group(), "attach")
+    assert main(["man", "nothing"]) == 2
+    assert main(["man", "attach", "--directory", str(directory)]) == 2

@@ -1,0 +1,120 @@
+"""`usbvfiod why`: whether a device can be attached, who decides that, and what would allow it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import click
+
+from ..daemon.config import DeviceSpec, check_backend, parse_device
+from ..daemon.matching import Kind, describe, find, kind_of
+from ..errors import ConfigError, DeviceError
+from ..hooks.registry import Registry
+from ..usb.backend import DeviceInfo
+from .control import Connect, optional_control
+from .output import print_object, print_table
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one who decides says: "yes", "no", or "later" for a device that is not there. `fix` is what would help."""
+
+    who: str
+    answer: str
+    text: str
+    fix: str = ""
+
+
+@click.command()
+@click.argument("spec")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@optional_control
+@click.pass_obj
+def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -> None:
+    """Say whether a device can be attached, who decides that, and what would allow it.
+
+    SPEC is a device specification as for --device. Nothing is opened. With the control socket of a running server also
+    what became of it there.
+    """
+    steps = decide(registry, spec)
+    if connect is not None:
+        steps.append(_at_server(connect, spec))
+    refused = [step for step in steps if step.answer == "no"]
+    if as_json:
+        print_object({"allowed": not refused, "steps": [asdict(step) for step in steps]})
+    else:
+        print_table(("WHO", "ANSWER", "WHY"), [(step.who, step.answer, step.text) for step in steps])
+        for step in steps:
+            if step.fix:
+                click.echo(f"\nwhat would help ({step.who}):\n{step.fix}")
+    if refused and refused[0].who == "specification":
+        raise ConfigError(refused[0].text)
+    if refused:
+        raise DeviceError(f"device {spec} cannot be attached: {refused[0].text}")
+
+
+def decide(registry: Registry, text: str) -> list[Step]:
+    """Everybody's answer, in the order in which they are asked; nobody is asked who depends on one that says no."""
+    backends = registry.backends()
+    try:
+        spec = parse_device(text, backends, None, registry.declared())
+    except ConfigError as error:
+        return [Step("specification", "no", str(error))]
+    steps = [Step("specification", "yes", f"{spec.address} of backend {check_backend(spec.backend, backends)}")]
+    try:
+        info = find(spec.address, backends[spec.backend].list_devices(), either_side=spec.follow_port)
+    except ConfigError as error:
+        return [
+            *steps,
+            Step("device", "no", str(error), "Give the port path or the serial number of the one you mean."),
+        ]
+    except Exception as error:
+        return [*steps, Step("device", "no", f"backend {spec.backend} cannot list its devices: {error}")]
+    if info is None:
+        if kind_of(spec.address) is not Kind.OWN:
+            return [*steps, Step("device", "later", "it is not there; it is plugged in when it comes")]
+        info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        steps.append(Step("device", "yes", "the backend knows more when it opens it"))
+    else:
+        identity = f"{info.vendor_id:04x}:{info.product_id:04x}"
+        steps.append(Step("device", "yes", f"{info.name}, {identity}, {describe(info)}"))
+    if info.note:
+        steps.append(_access(info))
+    if info.driver:
+        steps.append(Step("host driver", "yes", f"{info.driver} has it, gives it up, and gets it back at the end"))
+    steps.append(_plugins(registry, spec, info))
+    return steps
+
+
+def _access(info: DeviceInfo) -> Step:
+    """What prevents the use of a device, with a udev rule to paste if that is what it says."""
+    reason, found, rule = info.note.partition("; a udev rule would help: ")
+    if not found:
+        return Step("access", "no", info.note)
+    return Step("access", "no", reason, udev_advice(rule))
+
+
+def udev_advice(rule: str) -> str:
+    """How to put a udev rule into effect, to paste into a shell."""
+    return (
+        f"sudo tee /etc/udev/rules.d/70-usbvfiod.rules <<'END'\n{rule}\nEND\n"
+        "sudo udevadm control --reload && sudo udevadm trigger --subsystem-match=usb"
+    )
+
+
+def _plugins(registry: Registry, spec: DeviceSpec, info: DeviceInfo) -> Step:
+    refusal = registry.refusal(info, spec.settings)
+    if refusal is None:
+        return Step("plugins", "yes", "no plugin refuses it")
+    return Step("plugins", "no", refusal, "Change what the plugin is told, or leave it out with --no-plugin NAME.")
+
+
+def _at_server(connect: Connect, text: str) -> Step:
+    with connect() as server:
+        attachments = server.request("list")["attachments"]
+    for attachment in attachments:
+        if text in (attachment["spec"], attachment["name"], str(attachment["number"])):
+            reason = f": {attachment['reason']}" if attachment["reason"] else ""
+            where = f" into port {attachment['port']}" if attachment["port"] else ""
+            return Step("server", "yes", f"attachment {attachment['number']} is {attachment['state']}{where}{reason}")
+    return Step("server", "later", "it is not attached", f"usbvfiod attach {text}")
