@@ -13,7 +13,7 @@ from usbvfiod_core.testing.driver.errors import DriverTimeoutError
 from usbvfiod_core.testing.driver.isochronous import IsochronousPipe
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.mass_storage import MassStorage, StorageError
-from usbvfiod_core.testing.uas import DATA_IN_PIPE, UasClient
+from usbvfiod_core.testing.uas import ABORT_TASK, UasClient, UasCommand
 from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.faulty import FaultyDevice
 from usbvfiod_core.virtual.loopback import BULK_IN, BULK_OUT, ISOCHRONOUS_IN, ISOCHRONOUS_OUT, SOURCE_SINK
@@ -227,11 +227,19 @@ def test_a_drive_that_hangs_is_reset_by_its_driver(plug_virtual: Plug, image: Pa
     assert drive.read(128, 128) == content[65536:131072]
 
 
-def test_one_stream_of_a_uas_drive(plug_virtual: Plug, image: Path, content: bytes) -> None:
-    """The error of one stream halts its endpoint; the commands on the others go on after recovery."""
-    device = plug_virtual("flash", "error@in.5:2000", image=str(image), transport="uas")
-    uas = UasClient(device)
-    commands = [uas.submit(read_10(8 * number, 8), 4096, tag=number + 1) for number in range(8)]
+def uas_drive(plug_virtual: Plug, image: Path, fault: str) -> tuple[UasClient, list[UasCommand]]:
+    """A drive with eight reads in flight, with tags 1 to 8."""
+    uas = UasClient(plug_virtual("flash", fault, image=str(image), transport="uas"))
+    return uas, [uas.submit(read_10(8 * number, 8), 4096, tag=number + 1) for number in range(8)]
+
+
+@pytest.mark.parametrize(("kind", "code"), [("error", spec.CC_TRANSACTION_ERROR), ("stall", spec.CC_STALL)])
+@pytest.mark.parametrize(("where", "moved"), [("", 0), (":2000", 2000)])
+def test_an_error_of_one_stream(
+    plug_virtual: Plug, image: Path, content: bytes, kind: str, code: int, where: str, moved: int
+) -> None:
+    """It halts the endpoint under all streams; after recovery the commands on the others go on."""
+    uas, commands = uas_drive(plug_virtual, image, f"{kind}@81.5{where}")
     failed = []
     for number, command in enumerate(commands):
         transfer = command.transfer
@@ -240,8 +248,23 @@ def test_one_stream_of_a_uas_drive(plug_virtual: Plug, image: Path, content: byt
             assert command.result(2.0) == content[4096 * number :][:4096]
         except DriverError:
             failed.append((command.tag, transfer.completion_code, transfer.actual))
-            uas._pipe(DATA_IN_PIPE, command.tag).recover()
-    assert failed == [(5, spec.CC_TRANSACTION_ERROR, 2000)]
+            transfer.pipe.recover()
+    assert failed == [(5, code, moved)]
+    assert uas.command(read_10(0, 8), 4096) == content[:4096]
+
+
+def test_a_stream_that_hangs(plug_virtual: Plug, image: Path, content: bytes) -> None:
+    """The command on it is aborted as a driver does it; those on the others never notice."""
+    uas, commands = uas_drive(plug_virtual, image, "drop@81.3")
+    others = [command for command in commands if command.tag != 3]
+    assert [bytes(command.result(2.0)) for command in others] == [
+        content[4096 * (command.tag - 1) :][:4096] for command in others
+    ]
+    with pytest.raises(DriverTimeoutError):
+        commands[2].result(2.0)
+    uas.manage(ABORT_TASK, 3).wait(2.0)
+    uas.forget(commands[2])
+    assert uas.command(read_10(16, 8), 4096, tag=3) == content[8192:][:4096]
 
 
 # -- isochronous ---------------------------------------------------------------------------------------------------
