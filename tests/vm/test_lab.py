@@ -15,6 +15,7 @@ pytestmark = pytest.mark.vm
 CHECKOUT = lab_packages.CHECKOUT
 PATTERNS = ("tests/lab/test_*.py", "plugins/*/tests/lab/test_*.py")
 FILES = sorted(path.relative_to(CHECKOUT) for pattern in PATTERNS for path in CHECKOUT.glob(pattern))
+WHOLLY_LONG = [path for path in FILES if "pytestmark = [pytest.mark.long" in (CHECKOUT / path).read_text()]
 LONG_FILES = [path for path in FILES if "mark.long" in (CHECKOUT / path).read_text()]
 FILE_TIMEOUT = 600
 LONG_TIMEOUT = 3600
@@ -54,7 +55,7 @@ def test_the_result_of_tests_inside_is_theirs(lab: Lab) -> None:
 
 
 @pytest.mark.timeout(FILE_TIMEOUT + 60)
-@pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.parametrize("path", [path for path in FILES if path not in WHOLLY_LONG], ids=str)
 def test_inside(lab: Lab, path: Path) -> None:
     """A file of tests, run by the lab's own pytest; none of them may be skipped."""
     assert lab.pytest(str(path), "-m", "not long", timeout=FILE_TIMEOUT)["skipped"] == 0
