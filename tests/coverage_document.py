@@ -105,6 +105,7 @@ def state_rows(machine: Mapping[tuple[int, str], int], names: Mapping[int, str])
 
 def render() -> str:
     """The whole document."""
+    cells_of = ("field", "done by, or what becomes of it", "shown by, or reason")
     registers = ("register", "field", "access", "done by, or answer", "shown by, or reason")
     parts = [
         HEAD,
@@ -141,11 +142,10 @@ def render() -> str:
         table(registers, register_rows("port", reg.PORT)),
         "## Runtime registers\n",
         table(registers, [*register_rows("rt", reg.RUNTIME), *register_rows("ir", reg.INTERRUPTER)]),
-        "## Fields without effect\n",
-        table(
-            ("field", "what becomes of it", "reason"),
-            (f"{n} | {r.answer} | {r.why}" for n, r in fields.IGNORED.items()),
-        ),
+        "## Doorbells\n",
+        table(cells_of, (f"{name} | {cells(row)}" for name, row in fields.DOORBELLS.items())),
+        "## Fields of TRBs and contexts\n",
+        table(cells_of, (f"{name} | {cells(row)}" for name, row in fields.MEMORY.items())),
     ]
     return "\n".join(parts)
 

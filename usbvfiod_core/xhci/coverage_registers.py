@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from . import commands, spec
 from .command_ring import CommandRing
+from .contexts import EndpointContext
 from .controller import Controller
 from .coverage import Done, Refused, Row
+from .endpoint import Endpoint
 from .event_ring import EventRing
 from .interrupter import Interrupter
 from .interrupters import Interrupters
@@ -19,8 +21,10 @@ from .isochronous import IsochronousEndpoint
 from .mfindex import MicroframeIndex
 from .ports import Port
 from .registers import ALL, RegisterFile
+from .slot import Slot
 from .slot_table import SlotTable
 from .streams import StreamEndpoint
+from .td import collect
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,82 @@ FIELDS: dict[str, tuple[Field, ...]] = {
 }
 """Fields of the operational, port and runtime registers (5.4, 5.5), by the names in `registers`."""
 
-IGNORED: dict[str, Refused] = {
+DOORBELLS: dict[str, Row] = {
+    "DB Target": Done(
+        Controller.write, ("endpoint_states.doorbell_targets_that_are_not", "command_ring.doorbell_0_has_one_target")
+    ),
+    "DB Stream ID": Done(
+        StreamEndpoint.doorbell,
+        (
+            "streams.an_invalid_stream_id_is_reported_and_halts_nothing",
+            "endpoint_states.a_stream_id_with_an_endpoint_that_has_no_streams",
+        ),
+    ),
+}
+"""Fields of the doorbell registers (5.6)."""
+
+MEMORY: dict[str, Row] = {
+    "TRB: C, CH, IOC, ISP, IDT, BEI, ED, TC": Done(
+        collect,
+        ("ring.a_trb_is_taken_when_its_cycle_bit_is_ours", "report.interrupter_and_bei_come_from_the_trb_of_the_event"),
+    ),
+    "TRB: Interrupter Target": Done(
+        Interrupters.post, ("interrupter.transfer_events_go_to_the_interrupter_of_their_trb",)
+    ),
+    "TRB: TRB Transfer Length": Done(collect, ("td.65536_bytes_and_buffers_across_64_kib", "td.16_mib_are_too_much")),
+    "Setup Stage TRB: TRT": _refused("the setup packet says whether there is a data stage", "ignored"),
+    "Data Stage TRB: DIR": Done(collect, ("td.stages_in_disorder",)),
+    "Status Stage TRB: DIR": _refused("it follows from the setup packet", "ignored"),
+    "Isoch TRB: SIA, Frame ID": Done(IsochronousEndpoint, ("isochronous_frames.the_device_is_told_the_frame",)),
+    "Address Device: BSR": Done(commands.address_device, ("commands.address_device_in_two_steps",)),
+    "Configure Endpoint: DC": Done(commands.configure_endpoint, ("commands.deconfigure_ignores_its_pointer",)),
+    "Reset Endpoint: TSP": Done(commands.reset_endpoint, ("transfers.after_a_partial_error_the_data_is_whole",)),
+    "Set TR Dequeue Pointer: DCS, SCT, Stream ID": Done(
+        commands.set_tr_dequeue,
+        (
+            "stop_endpoint.set_tr_dequeue_with_the_other_cycle_state",
+            "streams.set_tr_dequeue_pointer_needs_a_stream_and_its_type",
+        ),
+    ),
+    "Enable Slot: Slot Type": Done(commands.enable_slot, ("commands.enable_slot_of_another_type",)),
+    "Get Port Bandwidth: Dev Speed, Hub Slot ID": Done(
+        commands.get_port_bandwidth, ("commands.get_port_bandwidth", "commands.get_port_bandwidth_of_nothing")
+    ),
+    "Input control context: Add, Drop": Done(Slot.configure, ("commands.adding_dropping_and_adding_anew",)),
+    "Input control context: Configuration Value, Interface Number, Alternate Setting": _refused(
+        "HCCPARAMS2.CIC is 0", "ignored"
+    ),
+    "Slot context: Speed, Root Hub Port Number, Context Entries": Done(
+        Slot.address, ("commands.address_device_checks_its_parameters", "commands.speeds_that_a_slot_context_may_have")
+    ),
+    "Slot context: Interrupter Target": Done(
+        Slot.evaluate, ("interrupter.events_about_no_trb_go_to_the_interrupter_of_the_slot",)
+    ),
+    "Slot context: USB Device Address, Slot State": Done(
+        Slot.address, ("commands.address_device_writes_the_contexts",)
+    ),
+    "Endpoint context: EP State": Done(Endpoint.stop, ("endpoint_states.every_command_in_every_state",)),
+    "Endpoint context: EP Type, Max Packet Size": Done(
+        EndpointContext.valid_for, ("commands.configure_endpoint_checks_everything_before_it_applies_anything",)
+    ),
+    "Endpoint context: TR Dequeue Pointer, DCS": Done(
+        Endpoint.stop,
+        (
+            "endpoint_states.endpoints_start_running_with_the_context_as_given",
+            "stop_endpoint.a_half_done_td_goes_on_where_it_stood",
+        ),
+    ),
+    "Endpoint context: MaxPStreams, LSA": Done(
+        StreamEndpoint,
+        (
+            "streams.max_primary_streams_within_what_the_controller_has",
+            "streams.arrays_that_are_not_linear_are_refused",
+        ),
+    ),
+    "Stream context: TR Dequeue Pointer, DCS, SCT": Done(
+        StreamEndpoint, ("streams.a_stream_context_that_is_no_primary_ring",)
+    ),
+    "Stream context: Stopped EDTLA": _refused("HCCPARAMS1.SEC is 0", "not written"),
     "TRB: TD Size": _refused("says how much is still to come; the TD is known to its end", "ignored"),
     "TRB: ENT": _refused("the next TRB is fetched anyway", "ignored"),
     "TRB: NS": _refused("buffers are never snooped differently", "ignored"),
@@ -338,4 +417,4 @@ IGNORED: dict[str, Refused] = {
     "Endpoint context: Interval, Max Burst, Mult": _refused(_NO_TRANSACTION, "out of range: Parameter Error"),
     "Endpoint context: Average TRB Length, Max ESIT Payload": _refused("nothing is reserved", "ignored"),
 }
-"""Fields of TRBs and contexts that change nothing."""
+"""Fields of TRBs and contexts (6)."""

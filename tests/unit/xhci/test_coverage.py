@@ -39,7 +39,8 @@ def rows() -> Iterator[tuple[str, Row]]:
         yield name, row
     for name, each in fields.FIELDS.items():
         yield from ((f"{name} {field.name}", field.row) for field in each)
-    yield from fields.IGNORED.items()
+    yield from fields.DOORBELLS.items()
+    yield from fields.MEMORY.items()
 
 
 ROWS = dict(rows())
