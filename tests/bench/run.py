@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, this directory is on the path where the checkout should be
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.bench import guests, micro
+from tests.bench import guests, micro, plugins
 from tests.vm.prepare import why_unavailable
 
 
@@ -31,6 +31,12 @@ def main() -> int:
         print("single steps: median, the driver is the test kit's")
         for figure in micro.measure(Path(name), options.count):
             print(f"  {figure.line()}", flush=True)
+        for figure in plugins.transfers(options.count):
+            print(f"  {figure.line()}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name:
+        print("\n4 KiB reads, with a plugin and without; medians, ratio and its spread")
+        for comparison in plugins.measure(Path(name)):
+            print(f"  {comparison.line()}", flush=True)
     reason = "--no-vm" if options.no_vm else why_unavailable()
     if reason:
         print(f"\nguests: left out: {reason}")

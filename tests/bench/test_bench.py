@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import micro
+from tests.bench import micro, plugins
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
+from usbvfiod_core import TransferType
+from usbvfiod_core.hooks.interception import intercept
+from usbvfiod_core.testing.loop import StepLoop
 
 
 def test_every_single_step_is_measured(tmp_path: Path) -> None:
@@ -23,6 +26,25 @@ def test_every_single_step_is_measured(tmp_path: Path) -> None:
     assert 1 < figures["register read, round trip"].median < 100_000
     assert 5 < figures["memory of its own"].median < 100
     assert figures["doorbell to event, 512-byte bulk IN"].median > 1
+
+
+def test_what_plugins_cost_is_measured(tmp_path: Path) -> None:
+    comparisons = plugins.measure(tmp_path, rounds=3)
+    assert [len(each.ratios) for each in comparisons] == [3, 3]
+    assert all(ratio > 0 for each in comparisons for ratio in each.ratios)
+
+
+def test_a_transfer_that_nobody_intercepts_takes_the_same_way() -> None:
+    device = plugins.Immediate()
+    loop = StepLoop()
+    counting = plugins.Counting()
+    behind = intercept(device, counting, "bench", loop)
+    assert behind.route(0x83, TransferType.INTERRUPT) == device.submit
+    figures = plugins.transfers(300)
+    assert [len(figure.samples) for figure in figures] == [300] * 3
+    plugins._submission(behind.route(0x81, TransferType.BULK), TransferType.BULK)()
+    assert (counting.transfers, counting.bytes) == (1, 64)
+    loop.close()
 
 
 def test_a_figure_and_its_target() -> None:
