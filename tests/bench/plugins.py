@@ -101,46 +101,47 @@ def drive(directory: Path, name: str, plugins: tuple[str, ...]) -> Iterator[Call
         bus.close()
 
 
-def measure(directory: Path, rounds: int = 25) -> list[Comparison]:
-    """4 KiB reads a second with a plugin, beside those without any."""
+def measure(directory: Path, starts: int = 6, rounds: int = 6) -> list[Comparison]:
+    """4 KiB reads a second with a plugin, beside those without any. The servers are started anew a few times, because
+    where a process happens to lie in memory makes a difference of its own."""
     site = directory / "site"
     install(site)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
+    indifferent = Comparison("an uninterested plugin", "reads/s", 0.97)
+    observed = Comparison("a reading interceptor", "reads/s", 0.90)
     try:
-        with ExitStack() as stack:
-            bare = stack.enter_context(drive(directory, "bare", ()))
-            uninterested = stack.enter_context(drive(directory, "uninterested", ("uninterested",)))
-            reading = stack.enter_context(drive(directory, "reading", ("reading",)))
-            return _compare(bare, uninterested, reading, rounds)
+        for start in range(starts):
+            with ExitStack() as stack:
+                bare, uninterested, reading = (
+                    stack.enter_context(drive(directory, f"{name}{start}", plugins))
+                    for name, plugins in (("bare", ()), ("uninterested", ("uninterested",)), ("reading", ("reading",)))
+                )
+                for rates in _rates([bare, uninterested, reading], rounds):
+                    for comparison, rate in ((indifferent, rates[1]), (observed, rates[2])):
+                        comparison.ours.append(rate)
+                        comparison.reference.append(rates[0])
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+    return [indifferent, observed]
 
 
-def _compare(
-    bare: Callable[[], object], uninterested: Callable[[], object], reading: Callable[[], object], rounds: int
-) -> list[Comparison]:
-    indifferent = Comparison("an uninterested plugin", "reads/s", 0.97)
-    observed = Comparison("a reading interceptor", "reads/s", 0.90)
-    for read in (bare, uninterested, reading):
+def _rates(reads: list[Callable[[], object]], rounds: int) -> Iterator[list[float]]:
+    """Reads a second by each, for each round; another one is the first in each."""
+    for read in reads:
         times(read, BATCH)
     for number in range(rounds):
-        # Each is the first in turn, so that none profits from what the one before it has left in the caches.
-        order = [bare, uninterested, reading]
-        order = order[number % 3 :] + order[: number % 3]
-        rates = {}
-        for read in order:
+        rates = [0.0] * len(reads)
+        for place in range(len(reads)):
+            index = (place + number) % len(reads)
             start = perf_counter()
             for _ in range(BATCH):
-                read()
-            rates[read] = BATCH / (perf_counter() - start)
-        for comparison, read in ((indifferent, uninterested), (observed, reading)):
-            comparison.ours.append(rates[read])
-            comparison.reference.append(rates[bare])
-    return [indifferent, observed]
+                reads[index]()
+            rates[index] = BATCH / (perf_counter() - start)
+        yield rates
 
 
 # -- one transfer, without a guest ----------------------------------------------------------------------------------
