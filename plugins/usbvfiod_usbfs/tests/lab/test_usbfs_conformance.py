@@ -1,18 +1,13 @@
-"""The backend under the suites that every backend has to pass, on gadgets, QEMU's devices and devices over USB/IP."""
+"""The backend under the suites that every backend has to pass, on the kernel's gadgets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
-from tests.lab.machine import Machine
-from tests.lab.usb_device import HostUsbDevice
-from tests.lab.usbip import attach
-from tests.lab.usbip_devices import INTERRUPT_IN, Fault, SourceSink
 from usbvfiod_core import Device, Loop
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance, SourceSinkConformance
 from usbvfiod_core.testing.conformance.source_sink import Setting
@@ -58,62 +53,6 @@ class TestKeyboard(Plugged, DeviceConformance):
     test_isochronous_packets_end_in_order = None  # type: ignore[assignment]
     test_isochronous_transfers_are_cancelled = None  # type: ignore[assignment]
     test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
-
-
-class TestSettings(DeviceConformance):
-    """A device over USB/IP, with alternate settings and isochronous endpoints. It cannot be told to halt."""
-
-    can_halt = False
-    test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
-    test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
-
-    @pytest.fixture(autouse=True)
-    def _attached(self) -> Iterator[None]:
-        script = SourceSink("high")
-        with attach(script) as self.plugged:
-            script.faults[INTERRUPT_IN].extend([Fault("drop")] * 100)  # nothing happens on it
-            yield
-
-    def make_device(self, loop: Loop) -> Device:
-        return UsbfsBackend().open(str(self.plugged.device.node), {}, loop)
-
-    def unplug(self, device: Device) -> None:
-        self.plugged.server.disconnect()
-
-
-class TestStreams(DeviceConformance):
-    """QEMU's UAS disk behind an xHCI controller."""
-
-    machine: Machine
-    disk: HostUsbDevice
-    can_halt = False
-    test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
-    test_isochronous_packets_end_in_order = None  # type: ignore[assignment]
-    test_isochronous_transfers_are_cancelled = None  # type: ignore[assignment]
-    test_alternate_settings_are_chosen_one_by_one = None  # type: ignore[assignment]
-    test_endpoints_are_those_of_the_alternate_setting = None  # type: ignore[assignment]
-
-    @classmethod
-    def setup_class(cls) -> None:
-        cls.machine = Machine()
-        cls.plug()
-
-    @classmethod
-    def teardown_class(cls) -> None:
-        cls.machine.close()
-
-    @classmethod
-    def plug(cls) -> None:
-        image = Path("/exchange/uas.img")
-        image.write_bytes(bytes(1 << 20))
-        cls.disk = cls.machine.plug_drive(image, "usb-uas")
-
-    def make_device(self, loop: Loop) -> Device:
-        return UsbfsBackend().open(str(self.disk.node), {}, loop)
-
-    def unplug(self, device: Device) -> None:
-        self.machine.unplug(self.disk)
-        self.plug()
 
 
 class TestHighSpeed(Plugged, SourceSinkConformance):
