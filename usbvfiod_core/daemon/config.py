@@ -28,6 +28,9 @@ MAX_PORTS = 255
 MAX_NAME = 64
 MAX_SPIN = 10_000  # microseconds
 
+OWN_BACKENDS = ("libusb", "usbfs")
+"""Backends that are distributions of this project, named after it and them."""
+
 CORE_OPTIONS = ("port", "name", "mode", "follow-port")
 
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
@@ -203,7 +206,7 @@ def split_device(
     elif default_backend is None and host is not None and kind_of(place) not in (Kind.OWN, Kind.NAME):
         backend, address = host, place
     elif match is not None and not _VENDOR.fullmatch(match[1]):
-        raise ConfigError(f"device {text!r}: {unknown('backend', match[1], known)}")
+        raise ConfigError(f"device {text!r}: {no_backend(match[1], known)}")
     elif default_backend is None:
         raise ConfigError(
             f"device {text!r} names no backend; write BACKEND:{place} or give --backend (there are: {_list(known)})"
@@ -247,8 +250,15 @@ def check_backend(name: str, backends: Iterable[str]) -> str:
     """`name`, if there is such a backend. Raises ConfigError."""
     known = sorted(backends)
     if name not in known:
-        raise ConfigError(unknown("backend", name, known))
+        raise ConfigError(no_backend(name, known))
     return name
+
+
+def no_backend(name: str, known: Iterable[str]) -> str:
+    """A message that there is no such backend, and what would bring it."""
+    if name in OWN_BACKENDS:
+        return f"there is no backend {name!r}; `pip install usbvfiod-{name}` brings it"
+    return unknown("backend", name, known)
 
 
 def _parse_options(text: str, query: str) -> dict[str, str]:

@@ -187,6 +187,14 @@ def test_what_is_no_device_of_a_host_needs_one_all_the_same() -> None:
     assert parse_device("virtual:flash", BACKENDS, host="usbfs").backend == "virtual"
 
 
+def test_a_backend_that_is_not_installed_comes_with_its_package() -> None:
+    message = "there is no backend 'usbfs'; `pip install usbvfiod-usbfs` brings it"
+    with pytest.raises(ConfigError, match=message):
+        check_backend("usbfs", ["virtual", "libusb"])
+    with pytest.raises(ConfigError, match=message):
+        parse_device("usbfs:2-1", ["virtual", "libusb"])
+
+
 def test_the_hosts_backend_is_the_only_one() -> None:
     toys, others = ToyBackend(), ToyBackend()
     assert host_backend({"toys": toys}) is None
