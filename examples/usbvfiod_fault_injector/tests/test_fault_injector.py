@@ -8,11 +8,11 @@ import pytest
 from usbvfiod_fault_injector import FaultInjector, Options, usbvfiod_intercept_device
 
 from usbvfiod_core import ConfigError, Speed, TransferType
-from usbvfiod_core.hooks.interception import intercept
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.driver.errors import DriverTimeoutError
 from usbvfiod_core.testing.driver.isochronous import IsochronousPipe
 from usbvfiod_core.testing.guest import Guest
+from usbvfiod_core.testing.interception import intercepted
 from usbvfiod_core.virtual.loopback import (
     BULK_IN,
     BULK_OUT,
@@ -37,7 +37,7 @@ def make(guest: Guest) -> Make:
         injector = usbvfiod_intercept_device(options=Options(fault))
         assert injector is not None
         device = Loopback(guest.bus.loop, pattern=MODULO_63, speed=Speed.HIGH)
-        return guest.plug(intercept(device, injector, "fault-injector", guest.bus.loop))
+        return guest.plug(intercepted(device, injector, guest.bus.loop))
 
     return make
 

@@ -8,9 +8,9 @@ import pytest
 from usbvfiod_interface_mask import InterfaceMask, Options, usbvfiod_intercept_device
 
 from usbvfiod_core import ConfigError, SetupPacket, Speed, TransferStatus, TransferType
-from usbvfiod_core.hooks.interception import intercept
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.guest import Guest
+from usbvfiod_core.testing.interception import intercepted
 from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from usbvfiod_core.virtual.device import VirtualDevice
 from usbvfiod_core.virtual.endpoint import VirtualEndpoint
@@ -64,7 +64,7 @@ class Masked:
         mask = usbvfiod_intercept_device(options=options)
         assert isinstance(mask, InterfaceMask)
         self.mask = mask
-        self.usb: UsbDevice = guest.plug(intercept(self.device, mask, "interface-mask", guest.bus.loop))
+        self.usb: UsbDevice = guest.plug(intercepted(self.device, mask, guest.bus.loop))
 
     @property
     def seen(self) -> list[tuple[int, int, int]]:
