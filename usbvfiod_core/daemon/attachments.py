@@ -40,7 +40,7 @@ class RootHub(Protocol):
 
 
 class Attachments:
-    """The attachments of one controller, which calls `unplugged`. All methods are called on the loop's thread.
+    """The attachments of one controller, which calls `leaving` and `unplugged`. All on the loop's thread.
 
     `changed` is called with an attachment after it has come into another state, or the reason for it is another.
     """
@@ -150,13 +150,18 @@ class Attachments:
         else:
             self._loop.call_soon(done, attachment)
 
-    def unplugged(self, port_id: int, device: Device) -> None:
-        """The controller has unplugged and closed a device, because it was told to or because the device was lost."""
+    def leaving(self, port_id: int, device: Device) -> None:
+        """The port of a device is empty, because the device was lost or because we said so."""
         for attachment in self:
-            if attachment.port_id == port_id and attachment.device is device:
-                if attachment.state is State.PLUGGED:
-                    attachment.lost(self._loop.time())
-                    log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, port_id)
+            if attachment.device is device and attachment.state is State.PLUGGED:
+                attachment.lost(self._loop.time())
+                log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, port_id)
+                self._set(attachment, State.LEAVING, "it is gone")
+
+    def unplugged(self, port_id: int, device: Device) -> None:
+        """The transfers of a device that was unplugged are back, and it was closed."""
+        for attachment in self:
+            if attachment.device is device:
                 attachment.device = None
                 attachment.port_id = 0
                 self._registry.observe(attachment.info, port_id, "unplugged")

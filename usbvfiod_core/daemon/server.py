@@ -95,6 +95,7 @@ class Server:
         self.attachments = Attachments(loop, self.controller, registry, backends, ports)
         self.attachments.changed = self._attachment_changed
         self.attachments.inventory.changed = self._device_changed
+        hub.leaving = self.attachments.leaving
         hub.unplugged = self.attachments.unplugged
         self._declared = registry.declared()
         self._host = host_backend(backends)

@@ -63,7 +63,8 @@ class _Events:
 class RootHub:
     """`ports[port_id - 1]`: USB 2 ports from port 1 on, then USB 3 ports.
 
-    `unplugged`, set by the owner, is called with port id and device after a device was unplugged, by whomever.
+    `leaving` and `unplugged`, set by the owner, are called with port id and device when a device is unplugged, by
+    whomever: when the port is empty, and when the transfers are back and the device was closed.
     """
 
     def __init__(self, registers: RegisterFile, usb2_ports: int, usb3_ports: int, host: HubHost) -> None:
@@ -73,6 +74,7 @@ class RootHub:
         self.ports = [
             Port(port_id, port_id > usb2_ports, registers, self) for port_id in range(1, usb2_ports + usb3_ports + 1)
         ]
+        self.leaving: Callable[[int, Device], None] = lambda port_id, device: None
         self.unplugged: Callable[[int, Device], None] = lambda port_id, device: None
         self.microframe = host.microframe
 
@@ -106,6 +108,7 @@ class RootHub:
         if device is None:
             return
         port.unplug()
+        self.leaving(port_id, device)
 
         def closed() -> None:
             device.close()

@@ -160,7 +160,7 @@ def test_watch(rig: ControlRig) -> None:
     watcher.ask("list")
     other.ask("list")
     states = [event["attachment"]["state"] for event in other.events]
-    assert states == ["waiting", "opening", "plugged", "waiting", "waiting", "gone"]
+    assert states == ["waiting", "opening", "plugged", "leaving", "waiting", "waiting", "gone"]
     assert [event for event in watcher.events if event["event"] == "attachment"] == other.events
     changes = [
         (event["change"], event["device"]["port_path"]) for event in watcher.events if event["event"] == "device"

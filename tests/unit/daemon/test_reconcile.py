@@ -140,7 +140,21 @@ def test_what_happens_is_told(rig: Rig) -> None:
     rig.loop.run_ready()
     rig.backend.put_in("2-1")
     rig.loop.advance(0.2)
-    assert seen == ["opening", "plugged", "waiting", "opening", "plugged"]
+    assert seen == ["opening", "plugged", "leaving", "waiting", "opening", "plugged"]
+
+
+def test_a_lost_device_is_never_said_to_be_plugged_in(rig: Rig) -> None:
+    """The port is empty at once; the device is closed when its transfers are back, and only then opened again."""
+    rig.hub.at_once = False
+    rig.backend.put_in("2-1")
+    attachment = rig.attach("toys:2-1")
+    rig.backend.pull_out("2-1")
+    rig.backend.put_in("2-1")
+    rig.loop.advance(10)
+    assert (attachment.state, attachment.reason, attachment.plugs) == (State.LEAVING, "it is gone", 1)
+    rig.hub.finish()
+    rig.loop.advance(0.2)
+    assert (attachment.state.value, attachment.plugs, rig.backend.toys[0].closed) == ("plugged", 2, 1)
 
 
 # -- who it is ------------------------------------------------------------------------------------------------------

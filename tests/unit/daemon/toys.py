@@ -167,6 +167,7 @@ class Hub:
     def __init__(self) -> None:
         self.ports: dict[int, Device] = {}
         self.leaving: list[tuple[int, Device]] = []
+        self.leaving_port: Callable[[int, Device], None]
         self.unplugged: Callable[[int, Device], None]
         self.at_once = False
         """Whether transfers are back at once."""
@@ -186,6 +187,7 @@ class Hub:
     def unplug(self, port_id: int) -> None:
         if port_id in self.ports:
             self.leaving.append((port_id, self.ports.pop(port_id)))
+            self.leaving_port(*self.leaving[-1])
             if self.at_once:
                 self.finish()
 
@@ -229,6 +231,7 @@ class Rig:
         """Attachments on this rig's loop."""
         ports = GuestPorts(usb2=8, usb3=7)
         attachments = Attachments(self.loop, self.hub, self.registry, {"toys": self.backend}, ports)
+        self.hub.leaving_port = attachments.leaving
         self.hub.unplugged = attachments.unplugged
         return attachments
 

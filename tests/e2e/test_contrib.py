@@ -1,0 +1,96 @@
+"""The files for running it as a service: each is checked by the program it is for, as far as that is here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from usbvfiod_core.cli.command import application
+from usbvfiod_core.daemon.config import CommandLine
+from usbvfiod_core.daemon.config_file import load
+from usbvfiod_core.hooks.registry import Registry
+
+CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
+UNITS = sorted((CONTRIB / "systemd").glob("*@.*"))
+
+
+def settings(unit: Path) -> dict[str, str]:
+    """The last value of each setting of a unit."""
+    return dict(line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"[A-Z]\w+=", line))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    for unit in UNITS:
+        text = unit.read_text().replace("/usr/bin/usbvfiod", "/bin/true")  # which has to exist
+        (tmp_path / unit.name.replace("@", "@web")).write_text(text)
+    for unit in UNITS:
+        path = tmp_path / unit.name.replace("@", "@web")
+        result = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=50
+        )
+        ours = [line for line in result.stderr.splitlines() if str(tmp_path) in line or "usbvfiod" in line]
+        assert (result.returncode, ours) == (0, []), result.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_the_service_is_hardened() -> None:
+    unit = CONTRIB / "systemd/usbvfiod@.service"
+    result = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True, timeout=50
+    )
+    rating = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
+    assert rating is not None, result.stderr
+    assert float(rating[1]) < 2.0
+
+
+def test_the_command_of_the_service_is_one() -> None:
+    words = shlex.split(settings(CONTRIB / "systemd/usbvfiod@.service")["ExecStart"])
+    assert words[0] == "/usr/bin/usbvfiod"
+    context = application(Registry()).make_context("usbvfiod", words[1:], obj=Registry())
+    assert str(context.params["control_path"]) == "/run/usbvfiod/%i/control.sock"
+    sockets = {
+        settings(unit)["FileDescriptorName"]: settings(unit)["ListenStream"] for unit in UNITS if "socket" in unit.name
+    }
+    assert sockets == {"usb": str(context.params["socket_path"]), "control": str(context.params["control_path"])}
+
+
+def test_the_example_configuration_is_one() -> None:
+    path = CONTRIB / "systemd/example.toml"
+    config = load(CommandLine(file=path), ["usbfs"], {})
+    assert [device.name for device in config.devices] == ["zigbee", "board", "dongle"]
+    assert len(config.devices) == len(tomllib.loads(path.read_text())["device"])
+
+
+def test_the_udev_rules_have_the_form_of_rules() -> None:
+    for line in (CONTRIB / "udev/70-usbvfiod.rules").read_text().splitlines():
+        if line and not line.startswith("#"):
+            for part in line.split(", "):
+                assert re.fullmatch(r'[A-Z]+(\{[\w/]+\})?(==|!=|\+=|:=|=)"[^"]*"', part), part
+    if shutil.which("udevadm") is None:
+        return
+    result = subprocess.run(
+        ["udevadm", "verify", CONTRIB / "udev/70-usbvfiod.rules"], capture_output=True, text=True, timeout=20
+    )
+    assert result.returncode == 0 or "Unknown command" in result.stderr, result.stderr
+
+
+def test_the_examples_of_vms() -> None:
+    script = CONTRIB / "cloud-hypervisor/start.sh"
+    subprocess.run(["sh", "-n", script], check=True, timeout=20)
+    assert "shared=on" in script.read_text()
+    domain = ElementTree.parse(CONTRIB / "libvirt/domain.xml").getroot()
+    assert domain.find("memoryBacking/access[@mode='shared']") is not None
+    arguments = [each.get("value", "") for each in domain.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+    assert arguments[0] == "-device"
+    assert '"driver":"vfio-user-pci"' in arguments[1]
+    validate = shutil.which("virt-xml-validate")
+    if validate is not None:
+        subprocess.run([validate, CONTRIB / "libvirt/domain.xml", "domain"], check=True, timeout=50)
