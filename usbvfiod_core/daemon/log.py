@@ -21,8 +21,9 @@ def set_up(verbosity: int, form: str) -> None:
     root.handlers[:] = [handler]
     verbosity = max(min(verbosity, 2), -1)
     root.setLevel(logging.DEBUG if verbosity == 2 else logging.WARNING)
-    logging.getLogger("usbvfiod_core").setLevel(LEVELS[verbosity])
-    # A plugin's loggers are under its own package's name; they inherit the root's level.
+    for name in ("usbvfiod_core", "usbvfiod"):
+        logging.getLogger(name).setLevel(LEVELS[verbosity])
+    # A plugin's loggers below "usbvfiod" go with -v and -q; others inherit the root's level.
 
 
 def set_level(name: str) -> None:

@@ -32,17 +32,27 @@ def virtual() -> Backend:
     return backend
 
 
-def open_flash(image: Path, loop: Loop, **options: str) -> Device:
-    """A virtual flash drive."""
+def _open_flash(image: Path, loop: Loop, **options: str) -> Device:
     return virtual().open("flash", {"image": str(image), **options}, loop)
 
 
-def guarded(
+def _guarded(
     device: Device, loop: Loop, *, readonly: bool = True, quirks: str = "", options: DeviceOptions | None = None
 ) -> Device:
-    """`device` behind the plugin."""
     interceptor = MassStorageQuirks("drive", options or DeviceOptions(), parse_letters(quirks), readonly=readonly)
     return intercepted(device, interceptor, loop, "mass-storage-quirks")
+
+
+@pytest.fixture(scope="session")
+def open_flash() -> Callable[..., Device]:
+    """A virtual flash drive: `open_flash(image, loop, transport="uas")`."""
+    return _open_flash
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Callable[..., Device]:
+    """A device behind the plugin: `guarded(device, loop, readonly=True, quirks="", options=None)`."""
+    return _guarded
 
 
 @pytest.fixture
@@ -70,8 +80,8 @@ def _plug(
 ) -> UsbDevice:
     assert isinstance(guest.bus, DirectBus)
     loop = guest.bus.loop
-    device = open_flash(image, loop, **flash)
-    return guest.plug(guarded(device, loop, readonly=readonly, quirks=quirks, options=options))
+    device = _open_flash(image, loop, **flash)
+    return guest.plug(_guarded(device, loop, readonly=readonly, quirks=quirks, options=options))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ transports, and `commands` decides what a device gets.
 
 from __future__ import annotations
 
-from usbvfiod_core import DeviceInfo, Interceptor, hookimpl
+from usbvfiod_core import DeviceInfo, Interceptor, RegisterOptions, hookimpl
 
 from . import quirks
 from .interceptor import MassStorageQuirks
@@ -16,22 +16,23 @@ usbvfiod_requires = ">=1,<2"
 
 
 @hookimpl
-def usbvfiod_admit_device(info: DeviceInfo, options: DeviceOptions | None, config: ServerOptions | None) -> str | None:
+def usbvfiod_register_options(register: RegisterOptions) -> None:
+    register(device=DeviceOptions, config=ServerOptions)
+
+
+@hookimpl
+def usbvfiod_admit_device(info: DeviceInfo, options: DeviceOptions, config: ServerOptions) -> str | None:
     if quirks.Quirk.IGNORE_DEVICE in _quirks(info, options, config):
         return "it has the mass-storage quirk i: not to be used"
     return None
 
 
 @hookimpl
-def usbvfiod_intercept_device(
-    info: DeviceInfo, options: DeviceOptions | None, config: ServerOptions | None
-) -> Interceptor | None:
-    options = options or DeviceOptions()
-    readonly = options.readonly if options.readonly is not None else config is not None and config.readonly
+def usbvfiod_intercept_device(info: DeviceInfo, options: DeviceOptions, config: ServerOptions) -> Interceptor:
+    readonly = config.readonly if options.readonly is None else options.readonly
     return MassStorageQuirks(info.name, options, _quirks(info, options, config), readonly=readonly)
 
 
-def _quirks(info: DeviceInfo, options: DeviceOptions | None, config: ServerOptions | None) -> quirks.Quirks:
-    entries = quirks.parse_entries(config.quirks) if config is not None else {}
-    letters = options.quirks if options is not None else None
-    return quirks.find(info.vendor_id, info.product_id, letters, entries)
+def _quirks(info: DeviceInfo, options: DeviceOptions, config: ServerOptions) -> quirks.Quirks:
+    entries = quirks.parse_entries(config.quirks)
+    return quirks.find(info.vendor_id, info.product_id, options.quirks, entries)
