@@ -12,9 +12,11 @@ from tests.e2e import venv
 from tests.e2e.process import ServerProcess
 from tests.e2e.test_life import guest
 from tests.e2e.venv import ROOT, call
+from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.xhci import spec
 
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
+EXAMPLES.append(ROOT / "plugins/usbvfiod_mass_storage_quirks")  # which needs nothing of the system, as they do
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,8 +30,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_found_through_its_entry_point(environment: Path) -> None:
     listed = json.loads(call(environment / "usbvfiod", "plugins", "--json"))
     plugins = {plugin["name"]: plugin for plugin in listed["plugins"]}
-    assert set(plugins) == {"virtual", "dice", "fault-injector", "interface-mask"}
-    assert [plugin["error"] for plugin in listed["plugins"]] == [""] * 4
+    assert set(plugins) == {"virtual", "dice", "fault-injector", "interface-mask", "mass-storage-quirks"}
+    assert [plugin["error"] for plugin in listed["plugins"]] == [""] * 5
     dice = plugins["dice"]
     assert (dice["distribution"], dice["version"], dice["module"]) == ("usbvfiod-dice", "1.0", "usbvfiod_dice")
     assert (dice["hooks"], dice["requires"], dice["error"]) == (["usbvfiod_register_backends"], ">=1,<2", "")
@@ -67,6 +69,24 @@ def test_a_guest_meets_an_injected_fault_and_a_masked_interface(environment: Pat
             assert (interface.class_code, interface.endpoints) == (0xFF, ())
         assert server.terminate() == 0
     assert server.errors == []
+
+
+def test_a_guest_cannot_write_to_a_drive_that_is_read_only(environment: Path, tmp_path: Path) -> None:
+    command = (str(environment / "python"), "-m", "usbvfiod_core")
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    device = f"virtual:flash?image={image}&mass-storage-quirks.readonly=true&mass-storage-quirks.quirks=u,m"
+    with ServerProcess(tmp_path, ["--device", device], command=command) as server:
+        server.wait_ready()
+        with guest(server) as driver:
+            storage = MassStorage(driver.enumerate())
+            with pytest.raises(ScsiError) as error:
+                storage.write(0, b"x" * 512)
+            assert (error.value.key, error.value.code) == (7, 0x27)
+            assert bytes(storage.read(0, 100)) == bytes(51200)
+        assert server.terminate() == 0
+    assert server.errors == []
+    assert image.read_bytes() == bytes(1 << 20)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

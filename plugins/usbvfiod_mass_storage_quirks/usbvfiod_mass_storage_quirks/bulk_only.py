@@ -12,7 +12,7 @@ of failed with all of it as residue, and its sense data is the answer to the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from usbvfiod_core import InterceptedTransfer, TransferStatus
 
 from . import scsi
 from .commands import Command, CommandSet, log
+from .information_units import DATA_IN_PIPE, DATA_OUT_PIPE
 from .quirks import Quirk
 from .scsi import INVALID_FIELD_IN_CDB, NO_SENSE, Sense
 from .wrappers import (
@@ -57,14 +58,16 @@ def in_flight(transfer: InterceptedTransfer) -> bool:
 
 
 class BulkOnly:
-    """One bulk-only interface. `down` and `up` are given the transfers of its two endpoints.
+    """One bulk-only interface. By endpoint, `down` takes the guest's transfers, `up` those that the device has ended.
 
     recovery    what deals with a device that does not answer, None if nobody does
     splitting   what deals with commands that are too long, None if none is
     """
 
-    def __init__(self, commands: CommandSet) -> None:
+    def __init__(self, commands: CommandSet, pipes: Mapping[int, int]) -> None:
         self.commands = commands
+        self.down = {pipes[DATA_IN_PIPE]: self.give_in, pipes[DATA_OUT_PIPE]: self.take_out}
+        self.up = {pipes[DATA_IN_PIPE]: self._in_ended, pipes[DATA_OUT_PIPE]: self._out_ended}
         self.state = State.READY
         self.recovery: Recovery | None = None
         self.splitting: Splitting | None = None
@@ -78,6 +81,9 @@ class BulkOnly:
         """Bytes of data that the guest still expects; `out_left` what it still has to give."""
         self.out_left = 0
         self._guards = commands.guards
+        self._residues = Quirk.IGNORE_RESIDUE in commands.quirks
+        self._reads_status = commands.logs or self._residues
+        self._edits = commands.edits
         self._logs = commands.logs
         self._delay = 0.0
         self._old: set[InterceptedTransfer] = set()  # with the device since before a reset
@@ -92,32 +98,6 @@ class BulkOnly:
         self._status = COMMAND_PASSED
 
     # -- from the interceptor ----------------------------------------------------------------------------------------
-
-    def down(self, transfer: InterceptedTransfer) -> None:
-        """A transfer of the guest."""
-        if transfer.endpoint & 0x80:
-            self._in(transfer)
-        else:
-            self._out(transfer)
-
-    def up(self, transfer: InterceptedTransfer) -> None:
-        """The device has ended one."""
-        try:
-            self.sent.remove(transfer)
-        except ValueError:
-            self._old.discard(transfer)
-            return
-        if self.recovery is not None and self.recovery.takes(transfer):
-            return
-        if self.state is not State.PASSED:
-            return
-        if transfer.endpoint & 0x80:
-            if self.in_left:
-                self._data_came(transfer)
-            else:
-                self._status_came(transfer)
-        elif transfer.status is not _COMPLETED and not self.out_left and not self.sent:
-            self._over(NO_SENSE)  # the device would not have the wrapper
 
     def begin(self, delay: float) -> None:
         """The interface has this setting from now on; its first command waits for `delay` seconds."""
@@ -178,14 +158,15 @@ class BulkOnly:
         """Go on with what was held."""
         held, self._held_out = self._held_out, None
         if held is not None and in_flight(held):
-            self._out(held)
+            self.take_out(held)
         held, self._held_in = self._held_in, None
         if held is not None and in_flight(held):
-            self._in(held)
+            self.give_in(held)
 
     # -- to the device -----------------------------------------------------------------------------------------------
 
-    def _out(self, transfer: InterceptedTransfer) -> None:
+    def take_out(self, transfer: InterceptedTransfer) -> None:
+        """A transfer of the guest on the OUT endpoint."""
         state = self.state
         if state is State.READY:
             self._wrapper(transfer)
@@ -251,11 +232,12 @@ class BulkOnly:
 
     def _judge(self, wrapper: CommandBlockWrapper) -> Sense | bytes | None:
         cdb, lun = wrapper.cdb, wrapper.lun
-        pending = self._senses.pop(lun, None)
+        pending = self._senses.pop(lun, None) if self._senses else None
         if pending is not None and cdb[0] == scsi.REQUEST_SENSE:
             return (pending.descriptor() if cdb[1] & _DESC else pending.fixed())[: cdb[4]]
-        verdict = self.commands.judge(lun, cdb)
-        if verdict is None and wrapper.length and not wrapper.is_in and self.commands.readonly:
+        commands = self.commands
+        verdict = commands.judge(lun, cdb)
+        if verdict is None and wrapper.length and not wrapper.is_in and commands.readonly:
             return INVALID_FIELD_IN_CDB  # no command that reads has data for the device
         return verdict
 
@@ -310,7 +292,8 @@ class BulkOnly:
 
     # -- to the guest ------------------------------------------------------------------------------------------------
 
-    def _in(self, transfer: InterceptedTransfer) -> None:
+    def give_in(self, transfer: InterceptedTransfer) -> None:
+        """A transfer of the guest on the IN endpoint."""
         state = self.state
         if not self._guards and state in (State.READY, State.PASSED):
             self._give(transfer)
@@ -348,6 +331,29 @@ class BulkOnly:
             part += bytes(size - len(part))
         transfer.answer(part)
 
+    def _in_ended(self, transfer: InterceptedTransfer) -> None:
+        if self._is_followed(transfer):
+            if self.in_left:
+                self._data_came(transfer)
+            else:
+                self._status_came(transfer)
+
+    def _out_ended(self, transfer: InterceptedTransfer) -> None:
+        failed = transfer.status is not _COMPLETED
+        if self._is_followed(transfer) and failed and not self.out_left and not self.sent:
+            self._over(NO_SENSE)  # the device would not have the wrapper
+
+    def _is_followed(self, transfer: InterceptedTransfer) -> bool:
+        """Whether a transfer that has come back is of the command at hand, and tells of it."""
+        try:
+            self.sent.remove(transfer)
+        except ValueError:
+            self._old.discard(transfer)
+            return False
+        if self.recovery is not None and self.recovery.takes(transfer):
+            return False
+        return self.state is State.PASSED
+
     def _data_came(self, transfer: InterceptedTransfer) -> None:
         command = self.command
         actual = transfer.actual
@@ -355,7 +361,7 @@ class BulkOnly:
             self.in_left = self._asked = 0
             return
         if command is not None and transfer.status is _COMPLETED:
-            edit = self.commands.edits.get(command.cdb[0])
+            edit = self._edits.get(command.cdb[0])
             if edit is not None and not command.moved:
                 data = bytearray(transfer.read())
                 if edit(command, data):
@@ -374,12 +380,16 @@ class BulkOnly:
         if transfer.status is not _COMPLETED:
             self._status_asked = False  # the guest asks again, or gives up
             return
+        command = self.command
+        if not self._reads_status and not self._shortened and (command is None or command.cdb[0] not in self._edits):
+            self._over(None)  # how it went is between guest and device
+            return
         wrapper = CommandStatusWrapper.unpack(transfer.read())
         sense: Sense | None = NO_SENSE
         if wrapper is not None and wrapper.tag == self.tag and wrapper.status <= COMMAND_FAILED:
             sense = None if wrapper.status == COMMAND_PASSED else NO_SENSE
             residue = wrapper.residue + self._shortened
-            if sense is None and Quirk.IGNORE_RESIDUE in self.commands.quirks:
+            if sense is None and self._residues:
                 residue = 0
             if residue != wrapper.residue:
                 transfer.replace(wrapper._replace(residue=residue).pack())
@@ -390,7 +400,8 @@ class BulkOnly:
         if command is not None and (self._logs or sense is not None):
             self.commands.ended(command, sense)
         self._ready()
-        self.proceed()
+        if self._held_in is not None or self._held_out is not None:
+            self.proceed()
 
     def _ready(self) -> None:
         self.state = State.READY

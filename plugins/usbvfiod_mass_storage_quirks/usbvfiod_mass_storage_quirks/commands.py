@@ -82,6 +82,8 @@ class CommandSet:
     def judge(self, lun: Hashable, cdb: bytes) -> Sense | bytes | None:
         """None: the device gets the command. Sense: it is refused. Bytes: it is answered with this data, well."""
         code = cdb[0]
+        if self._failed and code != scsi.REQUEST_SENSE:
+            self._failed.pop(lun, None)
         if code in self._plain:
             return None
         sense = refused(self.quirks, cdb)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from usbvfiod_core import InterceptedTransfer, Interceptor, SetupPacket, Transfer, TransferStatus, TransferType
 from usbvfiod_core.usb import descriptors
 from usbvfiod_core.usb.requests import (
@@ -52,6 +54,7 @@ EJECT_PATIENCE = 10.0
 _STALL = TransferStatus.STALL
 
 Transport = BulkOnly | Uas
+Take = Callable[[InterceptedTransfer], None]
 
 
 class MassStorageQuirks(Interceptor):
@@ -64,6 +67,7 @@ class MassStorageQuirks(Interceptor):
         self.layout = Layout()
         commands = self.commands
         needs_recovery = options.timeout > 0
+        commands.guards = commands.guards or needs_recovery  # it answers for a drive that does not
         self._active = bool(commands.guards or commands.edits or commands.logs or needs_recovery or options.eject)
         self._active = self._active or options.delay > 0 or bool(quirks & {Quirk.IGNORE_RESIDUE, Quirk.SINGLE_LUN})
         self._readonly = readonly
@@ -74,7 +78,8 @@ class MassStorageQuirks(Interceptor):
         self._configuration = 0
         self._transports: dict[tuple[int, int, int], Transport] = {}
         self._current: dict[int, Transport] = {}  # by interface
-        self._endpoints: dict[int, Transport] = {}
+        self._down: dict[int, Take] = {}  # by endpoint, what takes its transfers on each way
+        self._up: dict[int, Take] = {}
         self._ejected = False
 
     # -- Interceptor -------------------------------------------------------------------------------------------------
@@ -132,16 +137,16 @@ class MassStorageQuirks(Interceptor):
                 transport.reset()
 
     def bulk(self, transfer: InterceptedTransfer) -> None:
-        transport = self._endpoints.get(transfer.endpoint)
-        if transport is not None:
-            transport.down(transfer)
+        take = self._down.get(transfer.endpoint)
+        if take is not None:
+            take(transfer)
         elif self._readonly:
             transfer.refuse(_STALL)
 
     def bulk_completed(self, transfer: InterceptedTransfer) -> None:
-        transport = self._endpoints.get(transfer.endpoint)
-        if transport is not None:
-            transport.up(transfer)
+        take = self._up.get(transfer.endpoint)
+        if take is not None:
+            take(transfer)
 
     def interrupt(self, transfer: InterceptedTransfer) -> None:
         """There is none in bulk-only and UAS; a driver may still claim that a bulk endpoint is one."""
@@ -251,8 +256,8 @@ class MassStorageQuirks(Interceptor):
         if transport is None:
             transport = self._transports[key] = self._transport(setting)
         self._current[setting.interface] = transport
-        for address in setting.pipes.values():
-            self._endpoints[address] = transport
+        self._down.update(transport.down)
+        self._up.update(transport.up)
         transport.begin(self.options.delay)
         if self.options.eject and isinstance(transport, BulkOnly) and not self._ejected:
             self._ejected = True
@@ -263,7 +268,7 @@ class MassStorageQuirks(Interceptor):
         if setting.transport == UAS:
             streams = self.device.speed.is_usb3 and self.device.max_streams > 0
             return Uas(self.commands, setting.pipes, streams=streams)
-        transport = BulkOnly(self.commands)
+        transport = BulkOnly(self.commands, setting.pipes)
         client = self._client(setting)
         options = self.options
         if options.timeout:
@@ -283,7 +288,10 @@ class MassStorageQuirks(Interceptor):
         for number, transport in list(self._current.items()):
             if interface in (None, number):
                 del self._current[number]
-                self._endpoints = {key: each for key, each in self._endpoints.items() if each is not transport}
+                for address in transport.down:
+                    del self._down[address]
+                for address in transport.up:
+                    del self._up[address]
                 transport.stop()
 
     # -- mode switch -------------------------------------------------------------------------------------------------

@@ -144,12 +144,14 @@ class Recovery:
         self._recovering = False
         back, self._back = self._back, []
         transport = self._transport
-        transport.answer(TIME_OUT)
+        data = [each for each in back if not each.endpoint & 0x80 and each is not transport.wrapper]
+        residue = transport.in_left or transport.out_left + sum(each.length for each in data)
+        transport.answer(TIME_OUT, residue=residue)
         for transfer in back:
             if not in_flight(transfer):
                 continue
-            if transfer is transport.wrapper:
+            if transfer is transport.wrapper or transfer in data:
                 transfer.answer()
             else:
-                transport.down(transfer)
+                transport.give_in(transfer)
         transport.answered(TIME_OUT)

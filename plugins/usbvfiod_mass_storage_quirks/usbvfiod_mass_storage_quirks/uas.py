@@ -55,12 +55,14 @@ class Uas:
         self._guards = commands.guards
         self._streams = streams
         self._delay = 0.0
-        self._down = {
+        self.down = {
             pipes[iu.COMMAND_PIPE]: self._information_unit,
             pipes[iu.STATUS_PIPE]: self._fetch,
+            pipes[iu.DATA_IN_PIPE]: self._data_in,
             pipes[iu.DATA_OUT_PIPE]: self._data_out,
         }
-        self._up = {pipes[iu.STATUS_PIPE]: self._fetched, pipes[iu.DATA_IN_PIPE]: self._data_came}
+        """By endpoint, what takes the guest's transfers; `up` those that the device has ended."""
+        self.up = {pipes[iu.STATUS_PIPE]: self._fetched, pipes[iu.DATA_IN_PIPE]: self._data_came}
         self._tasks: dict[int, _Task] = {}
         self._lines: dict[int, _Line] = {}
         self._given: set[InterceptedTransfer] = set()  # of the status pipe, with the device
@@ -68,18 +70,6 @@ class Uas:
         self._moving = 0  # without streams: the tag whose data is on the data-in pipe
 
     # -- from the interceptor ----------------------------------------------------------------------------------------
-
-    def down(self, transfer: InterceptedTransfer) -> None:
-        """A transfer of the guest."""
-        take = self._down.get(transfer.endpoint)
-        if take is not None:
-            take(transfer)
-
-    def up(self, transfer: InterceptedTransfer) -> None:
-        """The device has ended one."""
-        take = self._up.get(transfer.endpoint)
-        if take is not None:
-            take(transfer)
 
     def stop(self) -> None:
         """The interface does not have this setting any more, or begins anew."""
@@ -231,6 +221,9 @@ class Uas:
                     del self._tasks[tag]
 
     # -- data --------------------------------------------------------------------------------------------------------
+
+    def _data_in(self, transfer: InterceptedTransfer) -> None:
+        """It may wait at the device, whether or not there is a command for it."""
 
     def _data_out(self, transfer: InterceptedTransfer) -> None:
         if self.commands.readonly:
