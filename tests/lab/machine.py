@@ -23,7 +23,6 @@ from typing import Any
 from tests.lab.uevents import Uevents
 from tests.lab.usb_device import HostUsbDevice, at_ports, root_hubs, wait_plugged, wait_unplugged
 
-PORT_NAME = "usbvfiod.qmp"
 PORTS = {"xhci": 8, "ehci": 6}
 CONTROLLERS = {"xhci": "0x1b36:0x000d", "ehci": "0x8086:0x24cd"}
 """PCI vendor and device of the two controllers that lab.py gives the machine."""
@@ -37,7 +36,7 @@ class Machine:
     """QEMU's monitor. Devices and drives that are left are removed by `close`."""
 
     def __init__(self) -> None:
-        self._port = os.open(_port_node(), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._port = os.open(wire("qmp"), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._received = b""
         self._last_id = f"{os.getpid()}.{time.monotonic_ns()}"
         self._count = 0
@@ -98,13 +97,14 @@ class Machine:
         """Plug in one of QEMU's USB devices and wait until Linux has bound its drivers.
 
         `driver` and `properties` are QEMU's (device_add); `controller` is "xhci" or "ehci", `port` 1 to 8 or 6 there.
-        `children` are put on the device's own bus before Linux sees it: units of usb-uas, the card of usb-ccid.
+        `children` are put on the device's own bus: the card of usb-ccid, or the units of usb-uas, before Linux sees it.
         """
         taken = {where for _, name, where in self._plugged.values() if name == controller}
         ports = map(str, range(1, PORTS[controller] + 1))
         where = str(port) if port is not None else next(name for name in ports if name not in taken)
         identifier = f"{controller}-{where}"
-        if children:
+        late = driver == "usb-uas"
+        if late:
             properties["attached"] = False
         with Uevents() as uevents:
             device = {"driver": driver, "id": identifier, "bus": f"{controller}.0", "port": where}
@@ -113,7 +113,7 @@ class Machine:
                 for number, (child, options) in enumerate(children):
                     words = {"driver": child, "id": f"{identifier}-{number}", "bus": f"{identifier}.0"}
                     self.execute("device_add", words | options)
-                if children:
+                if late:
                     attached = {"path": f"/machine/peripheral/{identifier}", "property": "attached", "value": True}
                     self.execute("qom-set", attached)
                 hubs = self._hubs[controller]
@@ -198,11 +198,12 @@ def outside(path: Path) -> Path:
     return Path(os.environ["USBVFIOD_EXCHANGE"]) / path.relative_to("/exchange")
 
 
-def _port_node() -> str:
-    for name in Path("/sys/class/virtio-ports").glob("*/name"):
-        if name.read_text().strip() == PORT_NAME:
-            return f"/dev/{name.parent.name}"
-    raise RuntimeError(f"no virtio port {PORT_NAME}: not in the lab")
+def wire(name: str) -> Path:
+    """The node of this end of a connection to QEMU (see lab.py); "wire0" and "wire1" are chardevs for its devices."""
+    for port in Path("/sys/class/virtio-ports").glob("*/name"):
+        if port.read_text().strip() == f"usbvfiod.{name}":
+            return Path("/dev") / port.parent.name
+    raise RuntimeError(f"no virtio port for {name}: not in the lab")
 
 
 def _pci_function(identity: str) -> Path:

@@ -26,12 +26,14 @@ from xml.etree import ElementTree
 
 from tests.vm import initramfs, lab_packages
 from tests.vm import tree as debian
-from tests.vm.guest import Guest, GuestError
+from tests.vm.guest import Guest, GuestError, GuestTimeout
 
 BOOT_TIMEOUT = 120.0
 MEMORY_MIB = 1536
 TEST_TIMEOUT = 180  # seconds for one test inside; what takes one here takes five to ten there
 INSIDE = Path("/usbvfiod")
+WIRES = ("qmp", "wire0", "wire1")
+"""A monitor of QEMU's, so that what runs in the lab plugs devices in and out; and what the devices may be wired to."""
 
 
 class LabFailure(GuestError):
@@ -61,14 +63,17 @@ class Lab(Guest):
         initramfs.ensure(tree)  # for guests of the lab's own
         shares = {"tree": tree, "checkout": lab_packages.CHECKOUT, "site": site, "exchange": self.exchange}
         shares["cache"] = tree.parent
-        inside, qemu_inside = socket.socketpair()
-        with inside, qemu_inside:
+        with contextlib.ExitStack() as stack:
+            # Of each pair QEMU has both ends: one is a device's of its own, the other a port in the lab.
+            wires = {name: [stack.enter_context(end) for end in socket.socketpair()] for name in WIRES}
+            numbers = {name: (near.fileno(), far.fileno()) for name, (near, far) in wires.items()}
             super().__init__(
                 directory,
                 [
                     *(word for tag, path in shares.items() for word in _share(tag, path)),
-                    *_inner_monitor(inside.fileno(), qemu_inside.fileno()),
+                    *_wires(numbers),
                     *("-device", "qemu-xhci,id=xhci,p2=8,p3=8", "-device", "usb-ehci,id=ehci"),
+                    *("-audiodev", f"wav,id=sound,path={self.exchange}/sound.wav,out.frequency=48000"),
                     *arguments,
                 ],
                 memory_mib=MEMORY_MIB,
@@ -76,22 +81,27 @@ class Lab(Guest):
                 kernel_arguments=f"usbvfiod.lab {kernel_arguments}".strip(),
                 backported=backported,
                 recipe=initramfs.LAB,
-                descriptors=(inside.fileno(), qemu_inside.fileno()),
+                descriptors=[number for pair in numbers.values() for number in pair],
                 timeout=timeout,
             )
 
     def pytest(self, *arguments: str, timeout: float = 300.0) -> dict[str, int]:
         """Run pytest in the lab, from the checkout's top; returns how many tests passed and how many were skipped.
 
+        What it prints can be followed in pytest.log of `exchange`.
         Raises LabFailure with all that pytest printed if a test failed or none ran, GuestTimeout if it does not end.
         """
-        report = self.exchange / "report.xml"
+        report, log = self.exchange / "report.xml", self.exchange / "pytest.log"
         report.unlink(missing_ok=True)
         words = ["python3", "-m", "pytest", "-c", f"{INSIDE}/pyproject.toml", "-p", "no:cacheprovider", "-rs"]
         words += ["-o", f"timeout={TEST_TIMEOUT}", "--durations=5", "--junitxml=/exchange/report.xml"]
         command = shlex.join([*words, *arguments])
-        running = self.start(f"cd {INSIDE} && {command}; echo pytest ended with $?")
-        output = self.wait(running, timeout)
+        running = self.start(f"cd {INSIDE} && {command} > /exchange/pytest.log 2>&1; echo pytest ended with $?")
+        try:
+            ending = self.wait(running, timeout)
+        except GuestTimeout as error:
+            raise GuestTimeout(f"{log.read_text(errors='replace')}\n{error}") from None
+        output = f"{log.read_text(errors='replace')}\n{ending}"
         if not report.exists():
             raise LabFailure(output)
         suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -119,23 +129,23 @@ def _share(tag: str, path: Path) -> list[str]:
     return ["-fsdev", filesystem, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
 
 
-def _inner_monitor(monitor: int, port: int) -> list[str]:
-    """A monitor of QEMU's that is reached from inside: what runs in the lab plugs its devices in and out itself."""
-    return [
-        *("-chardev", f"socket,id=inner-monitor,fd={monitor}", "-object", "monitor-qmp,id=inner,chardev=inner-monitor"),
-        *("-chardev", f"socket,id=inner-port,fd={port}", "-device", "virtio-serial-pci"),
-        *("-device", "virtserialport,chardev=inner-port,name=usbvfiod.qmp"),
-    ]
+def _wires(numbers: dict[str, tuple[int, int]]) -> list[str]:
+    """QEMU's arguments for connections between itself and what runs in the lab, which are virtio serial ports there."""
+    arguments = ["-device", "virtio-serial-pci"]
+    for name, (near, far) in numbers.items():
+        arguments += ["-chardev", f"socket,id={name},fd={near}", "-chardev", f"socket,id={name}-port,fd={far}"]
+        arguments += ["-device", f"virtserialport,chardev={name}-port,name=usbvfiod.{name}"]
+    return [*arguments, "-object", "monitor-qmp,id=inner,chardev=qmp"]
 
 
 def main(arguments: Sequence[str]) -> int:
     """What `python -m tests.vm.lab` does; returns the exit status."""
     with tempfile.TemporaryDirectory(prefix="usbvfiod-lab-") as directory, Lab(Path(directory)) as lab:
-        print(f"lab: {lab.boot_seconds:.0f} s to the shell", file=sys.stderr)
+        print(f"lab: {lab.boot_seconds:.0f} s to the shell; {lab.exchange}/pytest.log", file=sys.stderr)
         if arguments:
             try:
                 print(lab.pytest(*arguments, timeout=3600))
-            except LabFailure as failure:
+            except GuestError as failure:
                 print(failure)
                 return 1
             return 0
