@@ -114,7 +114,7 @@ def test_an_unknown_default_backend() -> None:
     with pytest.raises(ConfigError, match="there is no backend 'usbf'; 'usbfs' is meant"):
         check_backend("usbf", BACKENDS)
     with pytest.raises(ConfigError, match=r"\(there are: none\)"):
-        check_backend("usbfs", [])
+        check_backend("toys", [])
 
 
 def test_a_server_has_one_socket() -> None:
