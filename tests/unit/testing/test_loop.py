@@ -52,7 +52,7 @@ def test_timers_run_in_order_of_time(loop: StepLoop) -> None:
 def test_a_wait_ends_at_its_deadline(loop: StepLoop) -> None:
     start = loop.time()
     assert not loop.run_until(lambda: False, 0.02)
-    assert loop.time() - start == pytest.approx(0.02, abs=0.015)
+    assert 0.02 <= loop.time() - start < 0.5
 
 
 def test_virtual_time_costs_none() -> None:
