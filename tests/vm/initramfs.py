@@ -83,7 +83,6 @@ PROGRAMS = (
     "usr/bin/sg_turs",
     "usr/bin/sg_unmap",
     "usr/bin/sg_vpd",
-    "usr/bin/sg_wr_mode",
     "usr/bin/sg_write_buffer",
     "usr/bin/sg_write_long",
     "usr/bin/sg_write_same",

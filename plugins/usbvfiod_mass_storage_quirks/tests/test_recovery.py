@@ -27,6 +27,7 @@ OpenFlash = Callable[..., Device]
 Guarded = Callable[..., Device]
 IN, OUT = 0x81, 0x02
 LOGGER = "usbvfiod.mass_storage_quirks"
+NAME = r"usbvfiod Flash Drive \(disk\.img\): "
 
 
 class Wedged(WrappedDevice):
@@ -164,8 +165,8 @@ def test_commands_are_logged_for_people(drive: Drive, caplog: pytest.LogCaptureF
     with pytest.raises(ScsiError):
         storage.write(0, bytes(512))
     lines = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(r"drive: READ\(10\) lba=8 blocks=4 \d+\.\d ms", lines[1])
-    assert re.fullmatch(r"drive: WRITE\(10\) lba=0 blocks=1 \d+\.\d ms refused, sense 7/27/00", lines[2])
+    assert re.fullmatch(NAME + r"READ\(10\) lba=8 blocks=4 \d+\.\d ms", lines[1])
+    assert re.fullmatch(NAME + r"WRITE\(10\) lba=0 blocks=1 \d+\.\d ms refused, sense 7/27/00", lines[2])
 
 
 def test_commands_are_logged_with_uas(drive: Drive, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,8 +176,8 @@ def test_commands_are_logged_with_uas(drive: Drive, caplog: pytest.LogCaptureFix
     with pytest.raises(UasError):
         uas.command(bytes.fromhex("c0").ljust(16, b"\0"))
     lines = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(r"drive: READ\(10\) lba=8 blocks=4 \d+\.\d ms", lines[0])
-    assert re.fullmatch(r"drive: vendor command 0xc0 \d+\.\d ms failed, sense 5/20/00", lines[1])
+    assert re.fullmatch(NAME + r"READ\(10\) lba=8 blocks=4 \d+\.\d ms", lines[0])
+    assert re.fullmatch(NAME + r"vendor command 0xc0 \d+\.\d ms failed, sense 5/20/00", lines[1])
 
 
 def test_the_log_has_a_limit(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

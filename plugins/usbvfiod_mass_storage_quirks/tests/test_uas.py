@@ -92,6 +92,19 @@ def test_refused_commands_disturb_no_others(uas: UasClient) -> None:
             assert command.result() == block(number)
 
 
+@pytest.mark.parametrize(("command", "length", "data", "moved"), [(WRITE, 0, b"x" * 512, 512), ("c0", 512, b"", 0)])
+def test_the_data_of_a_refused_command_is_ended_before_it(
+    drive: Drive, command: str, length: int, data: bytes, moved: int
+) -> None:
+    """With streams, so that no driver has to take it back."""
+    uas = UasClient(drive(transport="uas"))
+    submitted = uas.submit(cdb(command), length, data)
+    uas.device.driver.wait_until(lambda: uas._collect() or submitted.done, "the command is not refused")
+    td = submitted.transfer
+    assert td is not None
+    assert (td.done, td.actual) == (True, moved)
+
+
 def test_the_guest_is_told_that_it_is_write_protected(uas: UasClient) -> None:
     assert uas.command(cdb("1a003f00c000"), 192)[2] & 0x80
     assert uas.command(cdb("5a003f000000000008"), 8)[3] & 0x80

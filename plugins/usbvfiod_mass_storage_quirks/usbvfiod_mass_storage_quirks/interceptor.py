@@ -93,6 +93,9 @@ class MassStorageQuirks(Interceptor):
             return True
         return self._readonly and (self._strict or endpoint not in self.layout.others)
 
+    def attached(self) -> None:
+        self.commands.name = self.device.name
+
     def was_reset(self) -> None:
         self._configuration = 0
         self._stop(None)

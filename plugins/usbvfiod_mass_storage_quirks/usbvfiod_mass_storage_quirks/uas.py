@@ -1,10 +1,11 @@
 """USB Attached SCSI between guest and device: commands with tags, followed by their information units.
 
 Where commands are guarded, the device is given inspected copies of information units only; in read-only mode nothing
-of the guest's data reaches it, as no command that is allowed has any: transfers of the data-out pipe wait until the
-guest takes them back. A refused command is answered by a SENSE IU over the status pipe.
+of the guest's data reaches it, as no command that is allowed has any. A refused command is answered by a SENSE IU over
+the status pipe. With streams, the transfer for its data is ended before: a driver that has to take it back, as Linux
+has, calls that an error of the transport. So transfers of the data pipes wait until their command has been judged.
 
-For that a transfer of the status pipe must be at hand, and not with the device. So the device is given no more of
+For the answer a transfer of the status pipe must be at hand, and not with the device. So the device is given no more of
 them than it has answers to send, on each stream, or together where there are no streams; the others wait here.
 """
 
@@ -62,22 +63,28 @@ class Uas:
             pipes[iu.DATA_OUT_PIPE]: self._data_out,
         }
         """By endpoint, what takes the guest's transfers; `up` those that the device has ended."""
+        self._data_pipes = (
+            (pipes[iu.DATA_IN_PIPE], self._data_in),
+            (pipes[iu.DATA_OUT_PIPE], self._data_out),
+        )
         self.up = {pipes[iu.STATUS_PIPE]: self._fetched, pipes[iu.DATA_IN_PIPE]: self._data_came}
         self._tasks: dict[int, _Task] = {}
         self._lines: dict[int, _Line] = {}
         self._given: set[InterceptedTransfer] = set()  # of the status pipe, with the device
         self._owed = 0
+        self._held: dict[tuple[int, int], InterceptedTransfer] = {}  # of the data pipes, by endpoint and stream
+        self._refused = 0  # the tag of a command that is being refused
         self._moving = 0  # without streams: the tag whose data is on the data-in pipe
 
     # -- from the interceptor ----------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """The interface does not have this setting any more, or begins anew."""
-        lines = list(self._lines.values())
+        held = [line.held for line in self._lines.values()] + list(self._held.values())
         self._forget()
-        for line in lines:
-            if line.held is not None and in_flight(line.held):
-                line.held.refuse(TransferStatus.STALL)
+        for transfer in held:
+            if transfer is not None and in_flight(transfer):
+                transfer.refuse(TransferStatus.STALL)
 
     def begin(self, delay: float) -> None:
         """The interface has this setting from now on; its first command waits for `delay` seconds."""
@@ -89,6 +96,7 @@ class Uas:
         self._tasks.clear()
         self._lines.clear()
         self._given.clear()
+        self._held.clear()
         self._owed = 0
 
     # -- the command pipe --------------------------------------------------------------------------------------------
@@ -126,11 +134,15 @@ class Uas:
         sense = verdict if isinstance(verdict, Sense) else None
         self.commands.ended(command, sense, refused=sense is not None)
         transfer.answer()
+        if self._held and self._streams:
+            self._judged(unit.tag, refused=True)
         code = iu.GOOD if sense is None else iu.CHECK_CONDITION
         self._answer(unit.tag, iu.status(unit.tag, code, sense))
 
     def _pass(self, transfer: InterceptedTransfer, tag: int, task: _Task) -> None:
         self._tasks[tag] = task
+        if self._held:
+            self._judged(tag, refused=False)
         if self._delay:
             delay, self._delay = self._delay, 0.0
             transfer.delay(delay)
@@ -223,11 +235,32 @@ class Uas:
     # -- data --------------------------------------------------------------------------------------------------------
 
     def _data_in(self, transfer: InterceptedTransfer) -> None:
-        """It may wait at the device, whether or not there is a command for it."""
+        if self._guards and self._streams:
+            self._data(transfer, passes=transfer.stream_id in self._tasks)
 
     def _data_out(self, transfer: InterceptedTransfer) -> None:
-        if self.commands.readonly:
+        if self._guards and (self._streams or self.commands.readonly):
+            passes = transfer.stream_id in self._tasks or not self._streams
+            self._data(transfer, passes=passes and not self.commands.readonly)
+
+    def _data(self, transfer: InterceptedTransfer, *, passes: bool) -> None:
+        number = transfer.stream_id
+        if number and number == self._refused:
+            transfer.answer()  # what is given is thrown away, and what is asked for is nothing
+        elif passes:
+            transfer.pass_on()
+        else:
+            self._held[transfer.endpoint, number] = transfer
             transfer.hold()
+
+    def _judged(self, tag: int, *, refused: bool) -> None:
+        """Go on with the data of a command that has waited."""
+        self._refused = tag if refused else 0
+        for address, take in self._data_pipes:
+            held = self._held.pop((address, tag), None)
+            if held is not None and in_flight(held):
+                take(held)
+        self._refused = 0
 
     def _data_came(self, transfer: InterceptedTransfer) -> None:
         task = self._tasks.get(transfer.stream_id if self._streams else self._moving)
