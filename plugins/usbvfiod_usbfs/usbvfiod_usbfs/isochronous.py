@@ -61,7 +61,7 @@ class IsochronousLane:
         """Send a transfer behind those that were started before."""
         job = _Job(transfer)
         if not transfer.packets:
-            transfer.complete(TransferStatus.COMPLETED)
+            transfer.complete(TransferStatus.ERROR)  # Linux takes no URB without packets
             return
         self._jobs[transfer] = job
         self._waiting.extend((job, packet) for packet in transfer.packets)
