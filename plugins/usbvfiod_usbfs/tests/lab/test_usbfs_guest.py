@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.loop import StepLoop
-from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.testing.uas import UasClient
 
 MIB = 1 << 20
@@ -39,6 +40,8 @@ def plug(guest: Guest, device: HostUsbDevice) -> UsbDevice:
 def copy(guest: Guest, device: HostUsbDevice, image: Path, mebibytes: int) -> None:
     """Write random data over the whole drive, read it back, and compare both with the image."""
     storage = MassStorage(plug(guest, device))
+    with contextlib.suppress(ScsiError):
+        storage.test_unit_ready()  # it was reset, and says so once
     blocks, size = storage.read_capacity()
     assert blocks * size == mebibytes * MIB
     written, read = hashlib.sha256(), hashlib.sha256()
@@ -106,9 +109,11 @@ def test_many_commands_over_streams(guest: Guest) -> None:
 def test_a_key_is_heard_once(guest: Guest) -> None:
     with Gadget([keyboard()]) as gadget:
         usb = plug(guest, gadget.bind())
-        reports = [usb.submit_in(0x81, 8) for _ in range(3)]
+        reports = [usb.submit_in(0x81, 8) for _ in range(5)]
+        pressed, released = bytes((0, 0, 4, 0, 0, 0, 0, 0)), bytes(8)
         with open(gadget.node("hid"), "wb", buffering=0) as keys:
-            for report in (bytes((0, 0, 4, 0, 0, 0, 0, 0)), bytes(8)):
-                keys.write(report)
-        assert [td.result() for td in reports[:2]] == [bytes((0, 0, 4, 0, 0, 0, 0, 0)), bytes(8)]
-        usb.pipe(0x81).cancel(reports[2])
+            keys.write(pressed)
+            keys.write(released)
+        # The gadget ends a report that fills a packet by an empty one.
+        assert [td.result() for td in reports[:4]] == [pressed, b"", released, b""]
+        usb.pipe(0x81).cancel(reports[4])
