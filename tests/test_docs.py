@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -17,12 +18,14 @@ import pytest
 
 from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl
 from usbvfiod_core.cli.command import application
+from usbvfiod_core.daemon.config import CORE_OPTIONS, ServerSettings
 from usbvfiod_core.hooks.registry import Registry, hook_signatures
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
 COMMAND_LINE = (ROOT / "docs/cli.md").read_text()
 PLUGINS = (ROOT / "docs/plugins.md").read_text()
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
 HOOKS = (ROOT / "docs/hooks.md").read_text()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -130,6 +133,19 @@ def test_no_option_is_documented_that_does_not_exist() -> None:
     known |= {"--help", "-h", "-vv"}
     written = set(re.findall(r"`(--?[a-z][a-z-]*)", COMMAND_LINE))
     assert written <= known
+
+
+def test_the_keys_of_the_configuration_file_are_options_and_documented() -> None:
+    """`[server]` has the options of serving; what else the command line has is said elsewhere in the file, or is not
+    about a server."""
+    keys = {field.name for field in dataclasses.fields(ServerSettings)}
+    options = {parameter.name for parameter in application(Registry()).params}
+    elsewhere = {"file", "devices", "plugin", "no_plugin", "print_capabilities", "version"}
+    assert keys == options - elsewhere
+    section = CONFIGURATION.partition("| `[server]` |")[2].partition("\n")[0]
+    assert {key.replace("_", "-") for key in keys} <= set(re.findall(r"`([a-z-]+)`", section))
+    for key in CORE_OPTIONS:
+        assert f"`{key}`" in CONFIGURATION.partition("| `[[device]]` |")[2].partition("\n")[0]
 
 
 # -- commands that a reader would type ------------------------------------------------------------------------------

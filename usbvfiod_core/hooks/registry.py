@@ -39,7 +39,7 @@ GROUP = "usbvfiod"
 
 OBSERVER_FAILURES = 3
 
-SLOW = 0.8
+SLOW = 0.95
 """Seconds after which a hook, or the import of a plugin, is mentioned in the log."""
 
 _ALL = PluginSelection()
