@@ -181,7 +181,7 @@ def test_the_tools_of_sg3_utils(machine: Machine, name: str) -> None:
         "06 00 00 00 00 00",
         "a1 08 2e 00 01 00 00 00 00 ec 00 00",  # ATA PASS-THROUGH(12)
         "85 06 20 00 00 00 00 00 00 00 00 00 00 40 e0 00",  # ATA PASS-THROUGH(16), without data
-        "61 00 00 00 00 00 00 00 00 00",
+        "27 00 00 00 00 00 00 00 00 00",
     ],
 )
 @pytest.mark.parametrize("data", ["", "-s 512 -i /tmp/data", "-r 512"])

@@ -84,6 +84,8 @@ class BulkOnly:
         self._residues = Quirk.IGNORE_RESIDUE in commands.quirks
         self._reads_status = commands.logs or self._residues
         self._edits = commands.edits
+        self._plain = commands.plain
+        self._shortens = Quirk.BAD_SENSE in commands.quirks
         self._logs = commands.logs
         self._delay = 0.0
         self._old: set[InterceptedTransfer] = set()  # with the device since before a reset
@@ -159,9 +161,16 @@ class BulkOnly:
         held, self._held_out = self._held_out, None
         if held is not None and in_flight(held):
             self.take_out(held)
+            self._release(held)
         held, self._held_in = self._held_in, None
         if held is not None and in_flight(held):
             self.give_in(held)
+            self._release(held)
+
+    def _release(self, held: InterceptedTransfer) -> None:
+        """One that was held, and is not answered now, goes to the device."""
+        if held in self.sent:
+            held.pass_on()
 
     # -- to the device -----------------------------------------------------------------------------------------------
 
@@ -173,7 +182,7 @@ class BulkOnly:
         elif state is State.PASSED:
             if self.out_left:
                 self.out_left -= min(transfer.length, self.out_left)
-                self._give(transfer)
+                self.sent.append(transfer)
             elif self._guards:
                 self._hold_out(transfer)
             else:
@@ -211,14 +220,15 @@ class BulkOnly:
         if not self._guards:
             self._pass(transfer)
             return
-        verdict = self._judge(wrapper)
+        plain = wrapper.cdb[0] in self._plain and not self._senses and (wrapper.is_in or not wrapper.length)
+        verdict = None if plain else self._judge(wrapper)
         if verdict is None:
             if self.splitting is not None and self.splitting.takes(wrapper):
                 self.busy()
                 self.splitting.begin()
                 transfer.answer()
                 return
-            if Quirk.BAD_SENSE in self.commands.quirks:
+            if self._shortens:
                 self._shorten_sense(transfer, wrapper)
             self._pass(transfer)
         elif self._old or any(map(in_flight, self.sent)):
@@ -243,20 +253,14 @@ class BulkOnly:
 
     def _pass(self, transfer: InterceptedTransfer) -> None:
         self.state = State.PASSED
+        self.sent.append(transfer)
         if self._delay:
-            self.sent.append(transfer)
             delay, self._delay = self._delay, 0.0
             transfer.delay(delay)
-        else:
-            self._give(transfer)
         if self.recovery is not None:
             self.recovery.watch()
         if self._held_in is not None:
             self.proceed()
-
-    def _give(self, transfer: InterceptedTransfer) -> None:
-        self.sent.append(transfer)
-        transfer.pass_on()
 
     def _shorten_sense(self, transfer: InterceptedTransfer, wrapper: CommandBlockWrapper) -> None:
         """Have a device asked for no more sense data than it can give."""
@@ -271,7 +275,7 @@ class BulkOnly:
         if self._guards:
             self._wedge(transfer, f"{transfer.length} bytes are no command block wrapper")
         else:
-            self._give(transfer)
+            self.sent.append(transfer)
 
     def _wedge(self, transfer: InterceptedTransfer, why: str) -> None:
         log.debug("%s: %s; halted until Reset Recovery", self.commands.name, why)
@@ -296,13 +300,13 @@ class BulkOnly:
         """A transfer of the guest on the IN endpoint."""
         state = self.state
         if not self._guards and state in (State.READY, State.PASSED):
-            self._give(transfer)
+            self.sent.append(transfer)
         elif state is State.PASSED and not self._status_asked:
             if self._asked:
                 self._asked -= min(transfer.length, self._asked)
             else:
                 self._status_asked = True
-            self._give(transfer)
+            self.sent.append(transfer)
         elif state is State.ANSWERING and not self.out_left:
             self._answer_in(transfer)
         elif state is State.WEDGED:

@@ -46,6 +46,7 @@ class CommandSet:
     guards   whether some commands do not reach the device
     edits    operation codes whose data is looked at on its way to the guest
     logs     whether every command is logged
+    plain    operation codes of commands that are allowed as they are
     """
 
     def __init__(self, name: str, quirks: Quirks, *, readonly: bool) -> None:
@@ -67,8 +68,8 @@ class CommandSet:
             self.edits[scsi.READ_CAPACITY_10] = self.edits[scsi.SERVICE_ACTION_IN_16] = self._capacity
         if readonly:
             self.edits[scsi.REQUEST_SENSE] = self._sense
-        self._plain = frozenset(access.READS - {scsi.LOG_SENSE, *_MODE_SENSE, scsi.PREVENT_ALLOW_MEDIUM_REMOVAL})
-        self._plain -= {scsi.VERIFY_10, scsi.VERIFY_12, scsi.VERIFY_16, scsi.REPORT_LUNS}
+        self.plain = frozenset(access.READS - {scsi.LOG_SENSE, *_MODE_SENSE, scsi.PREVENT_ALLOW_MEDIUM_REMOVAL})
+        self.plain -= {scsi.VERIFY_10, scsi.VERIFY_12, scsi.VERIFY_16, scsi.REPORT_LUNS}
 
     @property
     def max_blocks(self) -> int:
@@ -84,7 +85,7 @@ class CommandSet:
         code = cdb[0]
         if self._failed and code != scsi.REQUEST_SENSE:
             self._failed.pop(lun, None)
-        if code in self._plain:
+        if code in self.plain:
             return None
         sense = refused(self.quirks, cdb)
         if sense is None and self.readonly:
@@ -111,7 +112,8 @@ class CommandSet:
     def failed_with(self, lun: Hashable, sense: Sense) -> None:
         """The device has said why the last command failed. One that has no MODE SENSE cannot say that it is
         write-protected, so from now on that is said for it."""
-        if self.readonly and sense.key == 0x5 and self._failed.pop(lun, None) in _MODE_SENSE:
+        code = self._failed.pop(lun, None)
+        if self.readonly and sense.key == 0x5 and code in _MODE_SENSE:
             self._without_mode_sense.add(lun)
 
     def reset(self) -> None:
