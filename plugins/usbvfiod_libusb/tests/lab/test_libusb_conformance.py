@@ -8,8 +8,6 @@ import pytest
 from usbvfiod_libusb.backend import LibusbBackend
 
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
-from tests.lab.usbip import attach
-from tests.lab.usbip_devices import INTERRUPT_IN, Fault, SourceSink
 from usbvfiod_core import Device, Loop
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance, SourceSinkConformance
 from usbvfiod_core.testing.conformance.source_sink import Setting
@@ -46,30 +44,9 @@ class TestKeyboard(Plugged, DeviceConformance):
             yield
 
 
-class TestSettings(DeviceConformance):
-    """A device over USB/IP, which has alternate settings and isochronous endpoints. It cannot be told to halt."""
-
-    test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
-    test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
-    can_halt = False
-
-    @pytest.fixture(autouse=True)
-    def _attached(self) -> Iterator[None]:
-        script = SourceSink("super")
-        with attach(script) as self.attachment:
-            script.faults[INTERRUPT_IN].extend([Fault("drop")] * 100)  # nothing happens on it
-            yield
-
-    def make_device(self, loop: Loop) -> Device:
-        return LibusbBackend().open(str(self.attachment.device.node), {}, loop)
-
-    def unplug(self, device: Device) -> None:
-        self.attachment.server.disconnect()
-
-
 class HighSpeed(Plugged, SourceSinkConformance):
     """Gadget zero. What it does not have on dummy_hcd (isochronous and interrupt endpoints, and so settings) is tried
-    on a device over USB/IP, above and in test_libusb_transfers.py."""
+    on a device over USB/IP in test_libusb_transfers.py."""
 
     speed = "high"
     submit_limit = 1.0  # the kernel copies OUT data when it is submitted, and QEMU translates every instruction of that
@@ -102,6 +79,7 @@ class TestSuperSpeed(HighSpeed):
     speed = "super"
 
 
+@pytest.mark.long
 class TestFullSpeed(HighSpeed):
     speed = "full"
 

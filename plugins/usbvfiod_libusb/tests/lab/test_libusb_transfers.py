@@ -19,7 +19,8 @@ from tests.lab.usbip_devices import (
     Fault,
     SourceSink,
 )
-from usbvfiod_core import TransferStatus, TransferType
+from usbvfiod_core import Device, Loop, TransferStatus, TransferType
+from usbvfiod_core.testing.conformance import DeviceConformance
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
@@ -195,3 +196,24 @@ def test_a_device_that_is_pulled_out_in_the_middle_of_a_transfer(bench: Bench) -
     bench.wait(*flying)
     assert {each.status for each in flying} <= {TransferStatus.DISCONNECTED, TransferStatus.ERROR, COMPLETED}
     assert bench.loop.run_until(lambda: bench.events.disconnections == 1, 10)
+
+
+class TestSettings(DeviceConformance):
+    """A device over USB/IP, which has alternate settings and isochronous endpoints. It cannot be told to halt."""
+
+    test_a_halt_stalls_until_it_is_cleared = None  # type: ignore[assignment]
+    test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
+    can_halt = False
+
+    @pytest.fixture(autouse=True)
+    def _attached(self) -> Iterator[None]:
+        script = SourceSink("super")
+        with attach(script) as self.attachment:
+            script.faults[INTERRUPT_IN].extend([Fault("drop")] * 100)  # nothing happens on it
+            yield
+
+    def make_device(self, loop: Loop) -> Device:
+        return LibusbBackend().open(str(self.attachment.device.node), {}, loop)
+
+    def unplug(self, device: Device) -> None:
+        self.attachment.server.disconnect()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from fake_libusb import CONFIGURATIONS, FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
+from fake_libusb import FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from usbvfiod_libusb import status
@@ -245,6 +245,21 @@ def test_packets_without_bytes_are_missed(bench: Bench) -> None:
     assert not bench.handle.submitted
 
 
+def test_an_isochronous_transfer_needs_packets(bench: Bench) -> None:
+    assert bench.submit(0x83, ISOCHRONOUS, 100).status is TransferStatus.ERROR
+    assert not bench.handle.submitted
+
+
+def test_packets_that_were_cancelled_are_not_taken_for_sent(bench: Bench) -> None:
+    bench.handle.cancels = False
+    transfer = bench.submit_packets(0x03, [bytes(10), bytes(10)])
+    bench.cancel(transfer)
+    bench.sent().end(status.TRANSFER_CANCELLED, 0, packets=[(status.TRANSFER_CANCELLED, 10)] * 2)
+    bench.handle.cancels = True
+    bench.wait(transfer)
+    assert transfer.status is TransferStatus.CANCELLED
+
+
 # -- refusals and memory ---------------------------------------------------------------------------------------------
 
 
@@ -421,7 +436,3 @@ def test_trouble_with_events_is_said_and_survived(
     bench.wait(transfer)
     assert transfer.data == b"abc"
     assert ("event handling" in caplog.text) == said
-
-
-def test_the_configurations_of_the_script_are_what_these_tests_think() -> None:
-    assert [[each.number for each in configuration.interfaces] for configuration in CONFIGURATIONS] == [[0, 3], [0, 1]]
