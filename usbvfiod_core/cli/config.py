@@ -16,9 +16,12 @@ from ..hooks.registry import Registry
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
-@click.group()
-def config() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def config(context: click.Context) -> None:
     """Check or show the configuration that --config and the other options make."""
+    if context.invoked_subcommand is None:
+        raise click.UsageError("say what to do with the configuration: check or show", context)
 
 
 @config.command()

@@ -121,6 +121,7 @@ def test_the_command_line_wins(one: PluginSelection, other: PluginSelection, bot
         (["--no-plugin", "virtual", "--fd", "9", "--device", "virtual:keyboard"], 2, "there is no backend 'virtual'"),
         (["--device", "virtual:keyboard?broken.x=1", "--fd", "9"], 2, "plugin broken is not used: cannot be imported"),
         (["--device", "virtual:keyboard?good.x=1", "--fd", "9"], 2, "plugin good has no options for a device"),
+        (["config"], 2, "say what to do with the configuration: check or show (try usbvfiod config --help)"),
         (["--no-plugin", "good", "--device", "virtual:keyboard?good.x=1", "--fd", "9"], 2, "it is disabled"),
     ],
 )
