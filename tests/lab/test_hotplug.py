@@ -40,16 +40,19 @@ class Served:
             assert self.process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        self._events = ControlConnection(self.control_path, 30).events()
+        self.log = log
+        self._connection = ControlConnection(self.control_path, 30)
+        self._events = self._connection.events(devices=True)
         next(self._events)
 
     def wait(self, state: str, **more: object) -> dict[str, Any]:
-        """The next attachment that comes into this state."""
+        """The next attachment that comes into this state, with these fields."""
         for event in self._events:
+            print(f"{time.monotonic():.3f} {event}")  # pytest shows it when a test fails
             if event["event"] == "attachment" and event["attachment"]["state"] == state:
                 attachment: dict[str, Any] = event["attachment"]
-                assert {key: attachment[key] for key in more} == more, attachment
-                return attachment
+                if {key: attachment[key] for key in more} == more:
+                    return attachment
         raise AssertionError("the server has ended")
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
@@ -61,9 +64,11 @@ class Served:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def close(self) -> None:
-        self._events.close()  # type: ignore[attr-defined]
+        self._connection.close()
         self.process.terminate()
-        assert self.process.wait(20) == 0
+        code = self.process.wait(20)
+        print(self.log.read_text())
+        assert code == 0
 
 
 @pytest.fixture

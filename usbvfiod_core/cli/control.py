@@ -79,6 +79,10 @@ class ControlConnection:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it."""
         self._socket.close()
 
     def request(self, name: str, *, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
