@@ -18,8 +18,9 @@ from tests.lab.machine import Machine
 from usbvfiod_core.cli.control import ControlConnection
 
 CYCLES = int(os.environ.get("USBVFIOD_LAB_CYCLES", "10"))
-BACK = 0.5
-"""Seconds in which a device that the host has must be plugged in again."""
+BACK = 15.0
+"""Seconds in which a device that the host has must be plugged in again: the lab is an emulated machine. What it took is
+printed."""
 NOBODY = 65534
 
 
@@ -112,7 +113,9 @@ def test_a_device_of_qemu_is_unplugged_and_replugged(
         keyboard = machine.plug("usb-kbd")
         there = time.monotonic()
         server.wait("plugged", port=1)
-        assert time.monotonic() - there < BACK
+        late = time.monotonic() - there
+        print(f"{backend}: a keyboard is plugged in after {late * 1e3:.0f} ms")
+        assert late < BACK
         machine.unplug(keyboard)
         server.wait("waiting", reason="it is not there")
 
@@ -142,12 +145,13 @@ def test_a_server_without_rights_is_passed_a_device(backend: str, stack: ExitSta
     os.chown(directory, NOBODY, NOBODY)
     server = Served(directory, user=NOBODY)
     stack.callback(server.close)
-    command = [sys.executable, "-m", "usbvfiod_core", "attach", "--control", str(server.control_path)]
+    command = [sys.executable, "-m", "usbvfiod_core", "attach", "--timeout", "60"]
+    command += ["--control", str(server.control_path)]
     spec = f"{backend}:0525:a4a0?name=zero"
-    refused = subprocess.run([*command, spec], capture_output=True, text=True, timeout=60)
+    refused = subprocess.run([*command, spec], capture_output=True, text=True, timeout=90)
     assert refused.returncode == 4
     assert "permission" in refused.stderr
-    passed = subprocess.run([*command, "--open", spec], capture_output=True, text=True, timeout=60)
+    passed = subprocess.run([*command, "--open", spec], capture_output=True, text=True, timeout=90)
     assert passed.returncode == 0, passed.stderr
     assert "is plugged into port 1" in passed.stdout
     [attachment] = server.ask("list")["attachments"]

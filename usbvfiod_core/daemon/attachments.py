@@ -24,12 +24,12 @@ from .guest_ports import GuestPorts
 from .intents import Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, describe, kind_of
-from .opening import AttachmentRefused, DeviceAbsent, explained, open_device
+from .opening import AttachmentRefused, DeviceAbsent, choose_port, explained, open_device, wrong_kind
 
 log = logging.getLogger(__name__)
 
 OPEN_NOTICE = 2.0
-"""Seconds after which a device that is still being opened is mentioned in the log."""
+"""Seconds after which a device that is still being opened is mentioned in the log, and others do not wait for it."""
 
 
 class RootHub(Protocol):
@@ -58,7 +58,7 @@ class Attachments:
         self._closing = False
         self._when_empty: Callable[[], object] | None = None
         self.ports = ports
-        self.inventory = Inventory(loop, backends, self._listed)
+        self.inventory = Inventory(loop, backends, self._listed, self._wants)
         self.changed: Callable[[Attachment], object] = lambda attachment: None
 
     def __iter__(self) -> Iterator[Attachment]:
@@ -70,11 +70,20 @@ class Attachments:
         """Those of mode `required` that are not plugged in."""
         return [each for each in self if each.spec.mode is Mode.REQUIRED and each.state is not State.PLUGGED]
 
-    def attach(self, spec: DeviceSpec, done: Done, *, fd: int | None = None, configured: bool = False) -> None:
+    def attach(
+        self,
+        spec: DeviceSpec,
+        done: Done,
+        *,
+        fd: int | None = None,
+        configured: bool = False,
+        patience: float = OPEN_NOTICE,
+    ) -> None:
         """From now on keep plugged in what `spec` says; tell `done` later how the first try ended.
 
-        `done` gets the attachment, which may as well wait for its device, or the error that ended it. `fd` is a
-        descriptor of the device itself, which belongs to the attachment from this call on.
+        `done` gets the attachment, which may as well wait for its device, or after `patience` seconds still be opening
+        it; or the error that ended it. `fd` is a descriptor of the device itself, which belongs to the attachment from
+        this call on.
         """
         attachment = Attachment(self._count + 1, spec, configured=configured)
         attachment.since = self._loop.time()
@@ -95,7 +104,7 @@ class Attachments:
         if not attachment.wanted:
             self._loop.call_soon(self._arrive, attachment, State.HELD)
             return
-        slow = self._loop.call_later(OPEN_NOTICE, self._slow, attachment)
+        slow = self._loop.call_later(patience, self._slow, attachment)
         attachment.waiters.append(lambda result: slow.cancel())
         self._pursue(attachment, fd)
 
@@ -137,7 +146,7 @@ class Attachments:
         """Unplug a device and plug it into another port of its kind, which it keeps. Raises ConfigError: it cannot."""
         is_usb3 = self.ports.check(attachment, port_id)
         if attachment.device is not None and attachment.device.speed.is_usb3 is not is_usb3:
-            raise ConfigError(self._wrong_kind(attachment.device, port_id))
+            raise ConfigError(wrong_kind(self.ports, attachment.device, port_id))
         if attachment.port_id == port_id:
             self._loop.call_soon(done, attachment)
             return
@@ -207,6 +216,9 @@ class Attachments:
             self._failed(attachment, error)
             return
         self._open(attachment, result)
+
+    def _wants(self, backend: str) -> bool:
+        return any(each.spec.backend == backend and each.pending for each in self)
 
     def _listed(self, backend: str, result: list[DeviceInfo] | BaseException, event: bool) -> None:
         """What a backend lists was read again."""
@@ -282,7 +294,7 @@ class Attachments:
             raise DeviceError(self._why_not)
         device = self._registry.wrap(device, attachment.info, attachment.spec.settings, self._loop)
         try:
-            port_id = self._port_for(attachment, device)
+            port_id = choose_port(self.ports, attachment, device)
             self._hub.plug(device, port_id)
         except BaseException:
             device.close()
@@ -296,29 +308,9 @@ class Attachments:
         self._arrive(attachment, State.PLUGGED)
         self._registry.observe(attachment.info, port_id, "plugged")
 
-    def _port_for(self, attachment: Attachment, device: Device) -> int:
-        """The port that the device goes into. Raises ConfigError."""
-        is_usb3, spec = device.speed.is_usb3, attachment.spec
-        owned = self.ports.owned(attachment)
-        if is_usb3 not in owned and owned and attachment.last is None and not spec.follow_port:
-            raise ConfigError(self._wrong_kind(device, owned[not is_usb3]))
-        port_id = self.ports.port_for(attachment, is_usb3)
-        if spec.follow_port:
-            # What sits in the socket next may need the other kind; then there may be none left.
-            try:
-                self.ports.port_for(attachment, not is_usb3)
-            except ConfigError as error:
-                log.warning("%s follows its port, but %s", attachment, error)
-        return port_id
-
     @property
     def _why_not(self) -> str:
         return "the server is ending" if self._closing else "it was detached"
-
-    def _wrong_kind(self, device: Device, port_id: int) -> str:
-        is_usb3 = device.speed.is_usb3
-        kind = "USB 3" if is_usb3 else "USB 2"
-        return f"{device.name} needs a {kind} port, and port {port_id} is none; use {self.ports.usable(is_usb3)}"
 
     # -- where it ends -----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MAX_ATTACHMENTS: Final = 64
 """Attachments that requests may bring about, with those that are configured."""
 
+PATIENCE: Final = 8.0
+"""Seconds after which whoever has attached a device is told that it is still being opened."""
+
 _KINDS: Final = (
     (AttachmentRefused, "refused"),
     (ConfigError, "config"),
@@ -132,7 +135,7 @@ class ControlRequests:
             raise DeviceError(f"there are {MAX_ATTACHMENTS} attachments already; detach one first")
         if spec.name and any(each.spec.name == spec.name for each in attachments):
             raise ConfigError(f"there already is an attachment {spec.name}; choose another name or attach that one")
-        self._attachments.attach(spec, done, fd=fd)
+        self._attachments.attach(spec, done, fd=fd, patience=PATIENCE)
 
     def _detach(self, client: ControlClient, reply: Reply, attachment: str) -> None:
         found = self._select(attachment)

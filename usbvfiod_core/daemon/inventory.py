@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 SCAN_PACE = 0.03
 """Seconds from the end of one scan of a backend to the start of one because of an event: flapping costs no more."""
 
+IDLE_PACE = 0.5
+"""Seconds from an event to the scan of a backend of which no attachment wants a device: then it is only news."""
 
 Listed: TypeAlias = "Callable[[list[DeviceInfo] | BaseException], object]"
 
@@ -37,7 +39,8 @@ class _Scan:
     watched: bool = False
     """Whether it was tried to watch."""
     events: bool = False
-    devices: dict[str, DeviceInfo] = field(default_factory=dict)
+    devices: dict[str, DeviceInfo] | None = None
+    """By address, what the last scan found; None before the first."""
     asked: list[Listed] = field(default_factory=list)
     """Who wants to know what the next scan finds."""
 
@@ -45,9 +48,9 @@ class _Scan:
 class Inventory:
     """Lists devices in threads, one scan of a backend at a time. All methods are called on the loop's thread.
 
-    `listed` is called after each scan with the backend's name, the devices or the exception, and whether it was made
-    because of an event. `changed` is called with "added" or "removed" and a device that the last scan did not list, or
-    did list; nothing is new in the first.
+    `wanted` tells whether an attachment waits for a device of a backend. `listed` is called after each scan with the
+    backend's name, the devices or the exception, and whether it was made because of an event. `changed` is called with
+    "added" or "removed" and a device that the last scan did not list, or did list; nothing is new in the first.
     """
 
     def __init__(
@@ -55,10 +58,12 @@ class Inventory:
         loop: Loop,
         backends: Mapping[str, Backend],
         listed: Callable[[str, list[DeviceInfo] | BaseException, bool], object],
+        wanted: Callable[[str], bool],
     ) -> None:
         self._loop = loop
         self._backends = backends
         self._listed = listed
+        self._wanted = wanted
         self._scans = {name: _Scan() for name in backends}
         self._closed = False
         self.changed: Callable[[str, DeviceInfo], object] = lambda change, info: None
@@ -73,7 +78,9 @@ class Inventory:
         if scan.running:
             scan.wanted = True
             return
-        wait = scan.ended + SCAN_PACE - self._loop.time() if event else 0.0
+        wait = 0.0
+        if event:
+            wait = scan.ended + SCAN_PACE - self._loop.time() if self._wanted(backend) else IDLE_PACE
         if wait <= 0:
             self._start(backend)
         elif scan.timer is None:
@@ -132,9 +139,10 @@ class Inventory:
         if self._closed:
             return
         if not isinstance(result, BaseException):
-            before, scan.devices = scan.devices, {info.address: info for info in result}
-            if before:
-                for change, some, others in (("removed", before, scan.devices), ("added", scan.devices, before)):
+            before, now = scan.devices, {info.address: info for info in result}
+            scan.devices = now
+            if before is not None:
+                for change, some, others in (("removed", before, now), ("added", now, before)):
                     for address in some.keys() - others.keys():
                         self.changed(change, some[address])
         self._listed(backend, result, event)

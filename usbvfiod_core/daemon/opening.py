@@ -1,4 +1,4 @@
-"""The gates a device passes before it can be plugged in, and whose fault it is when it does not."""
+"""The gates a device passes before it is plugged in, the port it goes into, and whose fault it is if it does not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .config import DeviceSpec
+from .guest_ports import GuestPorts
+from .intents import Attachment
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,29 @@ def open_device(
         if info.port_path and all(each.address != info.address for each in backend.list_devices()):
             raise DeviceAbsent(str(error)) from error
         raise
+
+
+def choose_port(ports: GuestPorts, attachment: Attachment, device: Device) -> int:
+    """The port of the controller that an attachment's device goes into. Raises ConfigError."""
+    is_usb3, spec = device.speed.is_usb3, attachment.spec
+    owned = ports.owned(attachment)
+    if is_usb3 not in owned and owned and attachment.last is None and not spec.follow_port:
+        raise ConfigError(wrong_kind(ports, device, owned[not is_usb3]))
+    port_id = ports.port_for(attachment, is_usb3)
+    if spec.follow_port:
+        # What sits in the socket next may need the other kind; then there may be none left.
+        try:
+            ports.port_for(attachment, not is_usb3)
+        except ConfigError as error:
+            log.warning("%s follows its port, but %s", attachment, error)
+    return port_id
+
+
+def wrong_kind(ports: GuestPorts, device: Device, port_id: int) -> str:
+    """What to say of a device and a port that do not fit."""
+    is_usb3 = device.speed.is_usb3
+    kind = "USB 3" if is_usb3 else "USB 2"
+    return f"{device.name} needs a {kind} port, and port {port_id} is none; use {ports.usable(is_usb3)}"
 
 
 def explained(spec: DeviceSpec, error: BaseException) -> UsbvfiodError:

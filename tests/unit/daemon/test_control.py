@@ -149,7 +149,6 @@ def test_watch(rig: ControlRig) -> None:
     )
     assert watcher.ask("watch", devices=True) == {"ok": True, "attachments": []}
     assert other.ask("watch")["ok"]
-    rig.backend.put_in("2-9", "1234:0001")
     rig.loop.advance(0.1)
     talker.ask("attach", device="toys:2-1")
     rig.backend.put_in("2-1")

@@ -73,6 +73,19 @@ def test_with_events_nothing_is_looked_for(rig: Rig) -> None:
     assert rig.backend.lists == lists
 
 
+def test_a_backend_of_which_nothing_is_wanted_is_listed_at_leisure(rig: Rig) -> None:
+    rig.backend.put_in("2-1")
+    rig.attach("toys:2-1")
+    lists = rig.backend.lists
+    for _ in range(100):
+        rig.backend._changed()
+        rig.loop.advance(0.01)
+    assert rig.backend.lists - lists <= 2
+    rig.backend.pull_out("2-1")
+    rig.backend.put_in("2-1")
+    assert rig.loop.run_until(lambda: bool(rig.hub.ports), 0.3)
+
+
 def test_a_required_device_is_missing_until_it_is_plugged_in(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     attachment = rig.attach("toys:0403:6001?mode=required")
     assert rig.attachments.missing == [attachment]
