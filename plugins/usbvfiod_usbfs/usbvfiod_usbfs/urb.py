@@ -249,8 +249,11 @@ class Urbs:
         self._loop.call_later(RETRY_DELAY, self._give_up_on, suspects)
 
     def _give_up_on(self, suspects: list[Urb]) -> None:
+        if self._paused and not self._dead:
+            self._loop.call_later(RETRY_DELAY, self._give_up_on, suspects)
+            return
+        self.reap()  # what can be had comes back now
         for urb in suspects:
             if self._inflight.get(urb.address) is urb and urb.owner is not None:
                 del self._inflight[urb.address]
                 urb.owner.back(urb, -errno.EFAULT, 0)
-                self.free(urb)

@@ -55,6 +55,23 @@ def test_data_that_the_kernel_cannot_write_is_lost_alone(way: LaneKit) -> None:
     assert other.status in (CANCELLED, ERROR)
 
 
+def test_what_is_only_late_is_not_taken_for_lost(way: LaneKit) -> None:
+    lost, late = way.submit(100), way.submit(b"late")
+    way.kernel.loses_data = True
+    way.finish()
+    way.urbs.pause()
+    way.kernel.loses_data = False
+    if late.status is None:
+        way.kernel.finish(way.kernel.inflight[0])
+    way.loop.advance(0.1)
+    assert lost.status is None
+    way.urbs.watch()
+    way.loop.advance(0.1)
+    assert result(lost) == (ERROR, 0)
+    assert late.completions == 1
+    assert way.urbs.inflight == 0
+
+
 def test_nothing_is_done_during_an_operation(way: LaneKit) -> None:
     first = way.submit(100)
     way.urbs.pause()
