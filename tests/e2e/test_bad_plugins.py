@@ -223,7 +223,7 @@ def test_plugins_that_cannot_be_loaded(serve: Serve, image: Path, tmp_path: Path
         newer=NEWER + EACH_HOOK.format(deed="return None"),
         empty=ANY,
         options=NONSENSE_OPTIONS,
-        slow="import time\ntime.sleep(1)\n" + EACH_HOOK.format(deed="return None"),
+        slow="import time\ntime.sleep(3)\n" + EACH_HOOK.format(deed="return None"),
     )
     server = serve("--device", f"virtual:flash?image={image}", environment=environment)
     check_drive(server)
@@ -235,14 +235,14 @@ def test_plugins_that_cannot_be_loaded(serve: Serve, image: Path, tmp_path: Path
         "plugin options is not used: usbvfiod_register_options failed: options are a dataclass, not <class 'int'>",
     ):
         assert f"usbvfiod: warning: {line}" in server.log
-    assert re.search(r"warning: plugin slow took [12]\.\d s to load", server.log)
+    assert re.search(r"warning: plugin slow took \d+\.\d s to load", server.log)
 
 
 @pytest.mark.parametrize(
     ("deed", "said"),
     [
         ("raise RuntimeError('in each hook')", "plugin bad: {hook} failed: RuntimeError: in each hook"),
-        ("time.sleep(1)", "plugin bad: {hook} took 1."),
+        ("time.sleep(1)", "plugin bad: {hook} took "),
         ("return 42", "plugin bad answered 42"),
     ],
 )

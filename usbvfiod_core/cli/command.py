@@ -15,7 +15,7 @@ from ..daemon.activation import take_sockets
 from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings, host_backend
 from ..daemon.config_file import load, merged, read
 from ..errors import ConfigError, PluginError
-from ..hooks.registry import SLOW, Registry
+from ..hooks.registry import SLOW_IMPORT, Registry
 from ..hooks.settings import PluginSelection
 from . import completion, config, demo, devices, doctor, look, man, plugins, steer, why
 
@@ -209,7 +209,7 @@ def _check_plugins(registry: Registry, strict: bool, command: str | None) -> Non
     for plugin in registry.plugins:
         if plugin.error:
             logger.warning("plugin %s is not used: %s", plugin.name, plugin.error)
-        if plugin.seconds > SLOW:
+        if plugin.seconds > SLOW_IMPORT:
             logger.warning("plugin %s took %.1f s to load", plugin.name, plugin.seconds)
 
 

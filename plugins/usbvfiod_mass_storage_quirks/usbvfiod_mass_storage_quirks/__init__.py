@@ -9,7 +9,6 @@ from __future__ import annotations
 from usbvfiod_core import DeviceInfo, Interceptor, RegisterOptions, hookimpl
 
 from . import quirks
-from .interceptor import MassStorageQuirks
 from .options import DeviceOptions, ServerOptions
 
 usbvfiod_requires = ">=1,<2"
@@ -29,6 +28,8 @@ def usbvfiod_admit_device(info: DeviceInfo, options: DeviceOptions, config: Serv
 
 @hookimpl
 def usbvfiod_intercept_device(info: DeviceInfo, options: DeviceOptions, config: ServerOptions) -> Interceptor:
+    from .interceptor import MassStorageQuirks  # whoever only asks for help need not wait for it
+
     readonly = config.readonly if options.readonly is None else options.readonly
     return MassStorageQuirks(info.name, options, _quirks(info, options, config), readonly=readonly)
 

@@ -13,9 +13,6 @@ from usbvfiod_core.host import hotplug, sysfs
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
 
-from .device import open_device
-from .handle import Handle
-
 USB_DEVICE_MAJOR: Final = 189
 """Major number of USB device files (Linux's Documentation/admin-guide/devices.txt)."""
 
@@ -60,6 +57,9 @@ class UsbfsBackend(Backend):
 
 
 def _open(fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Device:
+    from .device import open_device  # whoever only lists devices, or asks for help, need not wait for it
+    from .handle import Handle
+
     handle = Handle(fd)
     try:
         return open_device(loop, handle, device, options)
