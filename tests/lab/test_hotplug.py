@@ -89,8 +89,8 @@ def test_a_gadget_is_unplugged_and_replugged(backend: str, stack: ExitStack, tmp
     gadget = stack.enter_context(gadget_zero())
     gadget.bind()
     server = served(stack, tmp_path, f"{backend}:0525:a4a0?port=3")
-    before = server.descriptors()
-    late = []
+    late: list[float] = []
+    before = 0
     for _ in range(CYCLES):
         gadget.unbind()
         server.wait("waiting", reason="it is not there")
@@ -98,6 +98,7 @@ def test_a_gadget_is_unplugged_and_replugged(backend: str, stack: ExitStack, tmp
         bound = time.monotonic()
         server.wait("plugged", port=3)
         late.append(time.monotonic() - bound)
+        before = before or server.descriptors()
     middle = sorted(late)[len(late) // 2]
     print(f"{backend}: {CYCLES} cycles, back after {middle * 1e3:.0f} ms, at most {max(late) * 1e3:.0f} ms")
     assert max(late) < BACK
