@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -155,6 +156,7 @@ def pull_out_and_in(rounds: int, *, busy: bool) -> None:
     """Open, pull out, see it, close, plug in again; nothing may be left of it."""
 
     def left() -> tuple[int, int]:
+        gc.collect()  # benches and transfers know each other
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return len(os.listdir("/proc/self/fd")), pages * 4096
 
