@@ -28,7 +28,8 @@ TRANSFER_STATUS = {
 }
 """How a transfer, or a packet of an isochronous one, ended.
 
-A packet whose time had passed (Linux: EXDEV) is an ERROR here: libusb does not tell it from a bad CRC.
+A packet whose time had passed (Linux: EXDEV) is an ERROR here: libusb does not tell it from a bad CRC. OUT packets
+have no CRC that anybody reports; for them it means that they were missed.
 """
 
 ERROR_IO = -1

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from usbvfiod_core import Transfer, TransferStatus, TransferType
-from usbvfiod_core.usb.transfer import IsochronousPacket
 
 from .binding import Handle, NativeTransfer
 from .status import TRANSFER_STATUS
@@ -70,7 +69,7 @@ class NativeTransfers:
         transfer, buffer = native.getUserData()
         status = TRANSFER_STATUS.get(native.getStatus(), TransferStatus.ERROR)
         if transfer.type is _ISOCHRONOUS:
-            actual = _finish_packets(transfer.packets, native.getISOSetupList())
+            actual = _finish_packets(transfer, native.getISOSetupList())
             if transfer.is_in and len(transfer.windows) != 1:
                 transfer.write(buffer)
             native.close()
@@ -112,16 +111,18 @@ def _buffer(transfer: Transfer) -> Any:
     return bytearray().join(windows)
 
 
-def _finish_packets(packets: list[IsochronousPacket], results: list[dict[str, int]]) -> int:
+def _finish_packets(transfer: Transfer, results: list[dict[str, int]]) -> int:
     """Give each packet its result, in order; return the sum of what they moved. Empty ones were not sent."""
     total = 0
     sent = iter(results)
-    for packet in packets:
+    for packet in transfer.packets:
         if not packet.length:
             packet.status = TransferStatus.MISSED
             continue
         result = next(sent)
         packet.status = TRANSFER_STATUS.get(result["status"], TransferStatus.ERROR)
+        if packet.status is TransferStatus.ERROR and not transfer.is_in:
+            packet.status = TransferStatus.MISSED  # nobody acknowledges what goes out: it can only come too late
         packet.actual = min(result["actual_length"], packet.length)
         total += packet.actual
     return total

@@ -102,11 +102,8 @@ def test_what_goes_out_is_sent_from_where_it_is(bench: Bench) -> None:
     bench.sent().end(status.TRANSFER_COMPLETED, 13)
     bench.wait(transfer)
     assert (transfer.status, transfer.actual) == (TransferStatus.COMPLETED, 13)
-
-
-def test_an_empty_transfer_is_sent(bench: Bench) -> None:
     transfer = bench.submit(0x01, BULK, b"")
-    assert len(bench.sent().data) == 0
+    assert len(bench.sent().data) == 0, "an empty packet is one, too"
     bench.sent().end(status.TRANSFER_COMPLETED, 0)
     bench.wait(transfer)
     assert transfer.status is TransferStatus.COMPLETED
@@ -242,12 +239,15 @@ def test_packets_without_bytes_are_missed(bench: Bench) -> None:
     assert transfer.status is None, "it takes its turn"
     bench.wait(transfer)
     assert [each.status for each in transfer.packets] == [TransferStatus.MISSED] * 2
+    assert bench.submit(0x83, ISOCHRONOUS, 100).status is TransferStatus.ERROR, "it has no packets at all"
     assert not bench.handle.submitted
 
 
-def test_an_isochronous_transfer_needs_packets(bench: Bench) -> None:
-    assert bench.submit(0x83, ISOCHRONOUS, 100).status is TransferStatus.ERROR
-    assert not bench.handle.submitted
+def test_what_goes_out_is_missed_rather_than_lost(bench: Bench) -> None:
+    transfer = bench.submit_packets(0x03, [bytes(10), bytes(10)])
+    bench.sent().end(status.TRANSFER_COMPLETED, 0, packets=[(status.TRANSFER_ERROR, 0), (0, 10)])
+    bench.wait(transfer)
+    assert [each.status for each in transfer.packets] == [TransferStatus.MISSED, TransferStatus.COMPLETED]
 
 
 def test_packets_that_were_cancelled_are_not_taken_for_sent(bench: Bench) -> None:
