@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG, 2: logging.DEBUG}
 """Level by verbosity: -1 for -q, 1 for -v, 2 for -vv."""
 
+OWN = ("usbvfiod_core", "usbvfiod")
+"""The loggers that go with -v and -q, and all below them: the core's, and those of plugins that take such a name."""
+
 LEVEL_NAMES = ("debug", "info", "warning", "error")
 
 
@@ -21,14 +24,14 @@ def set_up(verbosity: int, form: str) -> None:
     root.handlers[:] = [handler]
     verbosity = max(min(verbosity, 2), -1)
     root.setLevel(logging.DEBUG if verbosity == 2 else logging.WARNING)
-    for name in ("usbvfiod_core", "usbvfiod"):
-        logging.getLogger(name).setLevel(LEVELS[verbosity])
-    # A plugin's loggers below "usbvfiod" go with -v and -q; others inherit the root's level.
+    for logger in OWN:
+        logging.getLogger(logger).setLevel(LEVELS[verbosity])
 
 
 def set_level(name: str) -> None:
     """Log what is at least a "debug", "info", "warning" or "error" of ours from now on."""
-    logging.getLogger("usbvfiod_core").setLevel(getattr(logging, name.upper()))
+    for logger in OWN:
+        logging.getLogger(logger).setLevel(getattr(logging, name.upper()))
 
 
 class TextFormatter(logging.Formatter):
