@@ -18,6 +18,7 @@ from usbvfiod_core.testing.served import ServerProcess
 from usbvfiod_core.xhci import spec
 
 NEIGHBOUR = 3  # its port
+QUICK = ("zero length", "total too large", "64 KiB of junk")  # a server for each takes its time; the others: long
 CODES = {"stall": spec.CC_STALL, "error": spec.CC_TRANSACTION_ERROR, "overflow": spec.CC_BABBLE}
 
 
@@ -82,7 +83,10 @@ def test_it_vanishes_with_transfers_in_flight(passed: Pass) -> None:
         assert given.server.process.poll() is None
 
 
-@pytest.mark.parametrize("kind", usbip_devices.malformed())
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.long) for kind in usbip_devices.malformed()],
+)
 def test_broken_descriptors_hurt_nobody_else(backend: str, tmp_path: Path, kind: str) -> None:
     """The device is refused or works; its neighbour works; the server lives and says no more than a line about it."""
     with (
