@@ -182,6 +182,7 @@ exact="bs=1M iflag=fullblock,skip_bytes,count_bytes"
         machine.wait_devices()
         memory.append(server.status("RssAnon"))
     check_log(machine)
-    # The first round is also the first load this server has seen.
-    assert memory[-1] <= memory[1 if times > 1 else 0] + GROWTH_KIB, memory
+    # The first round is also the first load this server has seen, so by itself it proves little; the long form does.
+    allowed = memory[1] + GROWTH_KIB if times > 1 else memory[0] + 3 * GROWTH_KIB
+    assert memory[-1] <= allowed, memory
     assert machine.descriptors() == descriptors
