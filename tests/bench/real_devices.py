@@ -75,7 +75,7 @@ def serve(command: list[str], socket: Path) -> Iterator[tuple[int, GuestDriver, 
         try:
             client = VfioUserClient.connect(socket, timeout=60.0, wait=60.0)
             bus = SocketBus(client, posted=False)
-            with GuestDriver(bus, timeout=60.0, strict=False) as driver:
+            with GuestDriver(bus, timeout=60.0, ring_trbs=256, strict=False) as driver:
                 port = driver.wait_for_port()
                 yield process.pid, driver, driver.enumerate(port.port_id)
             bus.close()
