@@ -89,12 +89,13 @@ def test_it_vanishes_with_transfers_in_flight(passed: Pass) -> None:
 )
 def test_broken_descriptors_hurt_nobody_else(backend: str, tmp_path: Path, kind: str) -> None:
     """The device is refused or works; its neighbour works; the server lives and says no more than a line about it."""
-    with (
-        Gadget([gadgets.source_sink()], identity="0525:a4a0") as gadget,
-        attach(usbip_devices.broken(usbip_devices.malformed()[kind])) as attachment,
-    ):
-        options = ["--device", f"{gadget.bind().node}?port={NEIGHBOUR}", "--device", str(attachment.wait().node)]
-        with ServerProcess(tmp_path / "s.sock", ("--backend", backend, *options), timeout=START_TIMEOUT) as server:
+    with Gadget([gadgets.source_sink()], identity="0525:a4a0") as gadget:
+        options = ["--device", f"{gadget.bind().node}?port={NEIGHBOUR}", "--device", "1209:0002"]
+        with (
+            ServerProcess(tmp_path / "s.sock", ("--backend", backend, *options), timeout=START_TIMEOUT) as server,
+            attach(usbip_devices.broken(usbip_devices.malformed()[kind])) as attachment,
+        ):
+            attachment.wait()
             with contextlib.closing(server.connect()) as bus:
                 driver = GuestDriver(bus, timeout=DRIVER_TIMEOUT).start()
                 driver.port(NEIGHBOUR).wait_connected()
