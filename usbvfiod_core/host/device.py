@@ -52,8 +52,8 @@ class HostDevice(Device):
         self.options = options
         self.configuration = 0
         """What the guest has set; the host's may be set while this is 0."""
-        self.features: set[tuple[int, int]] = set()
-        """(recipient's index, selector) of the features that the guest has set and the device was not told of."""
+        self.features: set[int] = set()
+        """The features of the device (selectors) that the guest has set and the device was not told of."""
         self.moved = False
         """Whether something has gone through the endpoints since the configuration was set."""
         self._loop = loop

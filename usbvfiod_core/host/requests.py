@@ -130,7 +130,7 @@ def _set_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> 
     if setup.value == usb.FEATURE_TEST_MODE:
         transfer.complete(TransferStatus.STALL)  # the port would have to be powered off to end it (9.4.9)
     elif setup.value in _STATUS_BITS:
-        device.features.add((0, setup.value))
+        device.features.add(setup.value)
         transfer.complete(TransferStatus.COMPLETED)
     else:
         _forward(device, transfer, setup)
@@ -138,7 +138,7 @@ def _set_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> 
 
 def _clear_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
     if setup.value in _STATUS_BITS:
-        device.features.discard((0, setup.value))
+        device.features.discard(setup.value)
         transfer.complete(TransferStatus.COMPLETED)
     else:
         _forward(device, transfer, setup)
@@ -159,7 +159,7 @@ def _get_status(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> N
         seen = b"".join(transfer.windows)[: min(2, transfer.actual)]
         data[: len(seen)] = seen
         for feature, bit in _STATUS_BITS.items():
-            data[0] = data[0] & ~bit | (bit if (0, feature) in device.features else 0)
+            data[0] = data[0] & ~bit | (bit if feature in device.features else 0)
         transfer.write(data[: len(seen)])
 
     _watch(device, transfer, edit if setup.index == 0 else None)
