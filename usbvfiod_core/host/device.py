@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from ..usb.descriptors import CONFIGURATION, Configuration, walk
 from ..usb.device import Device, DeviceEvents, Loop
+from ..usb.moment import Moment
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from . import requests
@@ -69,6 +70,7 @@ class HostDevice(Device):
         self._stop_later: list[Transfer] = []
         self._gone = False
         self._closed = False
+        self._released = Moment()
 
     # -- what a backend writes: on the loop's thread, never blocking -------------------------------------------------
 
@@ -207,7 +209,15 @@ class HostDevice(Device):
             return
         self._closed = True
         self._refuse_held(TransferStatus.DISCONNECTED)
-        self._operations.run(self.release, lambda failure: self.released())
+
+        def over(failure: OperationFailed | None) -> None:
+            self.released()
+            self._released.came()
+
+        self._operations.run(self.release, over)
+
+    def when_closed(self, done: Callable[[], object]) -> None:
+        self._released.wait(done)
 
     # -- what the requests need ----------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import Device, DeviceEvents
+from ..usb.moment import Moment
 from ..usb.requests import CLEAR_FEATURE, RECIPIENT_ENDPOINT, TYPE_STANDARD, SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
@@ -51,6 +52,7 @@ class FakeDevice(StandardRequests, Device):
     events           given by `attach`
     cancels          False: `cancel` leaves a transfer held, and the test ends it: a cancellation that takes time
     holds_reset      True: a reset is done when the test calls `finish_reset`
+    holds_close      True: all is given back when the test calls `finish_close`
     auto_out         endpoints whose OUT transfers are Completed without an answer
     """
 
@@ -78,6 +80,7 @@ class FakeDevice(StandardRequests, Device):
         self.closed = False
         self.cancels = True
         self.holds_reset = False
+        self.holds_close = False
         self.auto_out: set[int] = set()
         self._scripts: dict[int, deque[Answers]] = defaultdict(deque)
         self._requests: dict[tuple[int, int], Answers] = {}
@@ -89,6 +92,7 @@ class FakeDevice(StandardRequests, Device):
             for endpoint in interface.endpoints
         }
         self._reset_done: Callable[[], object] | None = None
+        self._given_back = Moment()
 
     def describe(self, speed: Speed) -> Sequence[Configuration]:
         """One vendor-specific interface with a bulk and an interrupt pair; at low speed without the bulk ones."""
@@ -146,6 +150,10 @@ class FakeDevice(StandardRequests, Device):
         done, self._reset_done = self._reset_done, None
         if done is not None:
             done()
+
+    def finish_close(self) -> None:
+        """Everything is given back, which `holds_close` holds."""
+        self._given_back.came()
 
     def unplug(self) -> None:
         """The device vanishes: says so, and ends what it holds with DISCONNECTED."""
@@ -211,6 +219,11 @@ class FakeDevice(StandardRequests, Device):
     def close(self) -> None:
         self.closed = True
         self._flush(TransferStatus.DISCONNECTED)
+        if not self.holds_close:
+            self._given_back.came()
+
+    def when_closed(self, done: Callable[[], object]) -> None:
+        self._given_back.wait(done)
 
     # -- own -------------------------------------------------------------------------------------------------------
 

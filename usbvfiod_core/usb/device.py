@@ -65,7 +65,8 @@ class Device(ABC):
     """A USB device as the controller sees it. All methods are called on the loop's thread and must not block.
 
     Life: `attach` once, when the device is plugged into a port; `submit`, `cancel` and `reset` any number of times;
-    `close` once. A device may be wrapped (quirks, interceptors): a wrapper is a Device that calls another one.
+    `close` once, and then `when_closed`. A device may be wrapped (quirks, interceptors): a wrapper is a Device that
+    calls another one.
     """
 
     speed: Speed
@@ -110,3 +111,8 @@ class Device(ABC):
     @abstractmethod
     def close(self) -> None:
         """The device is unplugged from the port and never used again: give everything back."""
+
+    def when_closed(self, done: Callable[[], object]) -> None:
+        """After `close`: call `done` when everything has been given back, inside this call or later. Until then the
+        device belongs to its attachment: whoever detaches it is told so no sooner, and nobody opens it anew."""
+        done()

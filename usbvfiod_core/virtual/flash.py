@@ -19,11 +19,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import ConfigError
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint
 from ..usb.device import Loop
+from ..usb.moment import Moment
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from .bulk_only import INTERFACE_CLASS, BulkOnly
@@ -68,6 +69,7 @@ class Flash(BulkOnly):
         self.serial = serial or default_serial(image.path)
         super().__init__(speed, Disk(image, serial=self.serial, removable=removable), loop, stalls=stalls)
         self.name = f"{self.manufacturer} {self.product} ({os.path.basename(image.path)})"
+        self._flushed = Moment()
 
     def describe(self, speed: Speed) -> list[Configuration]:
         endpoints = (bulk_endpoint(self.IN, speed), bulk_endpoint(self.OUT, speed))
@@ -81,6 +83,10 @@ class Flash(BulkOnly):
     def _image_closed(self, result: object) -> None:
         if isinstance(result, BaseException):
             _log.warning("%s: flushing %s failed: %s", self.name, self.disk.image.path, result)
+        self._flushed.came()
+
+    def when_closed(self, done: Callable[[], object]) -> None:
+        self._flushed.wait(done)
 
 
 class UasFlash(Flash):

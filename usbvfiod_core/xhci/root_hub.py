@@ -64,7 +64,7 @@ class RootHub:
     """`ports[port_id - 1]`: USB 2 ports from port 1 on, then USB 3 ports.
 
     `leaving` and `unplugged`, set by the owner, are called with port id and device when a device is unplugged, by
-    whomever: when the port is empty, and when the transfers are back and the device was closed.
+    whomever: when the port is empty, and when the transfers are back and the device was closed and has given back all.
     """
 
     def __init__(self, registers: RegisterFile, usb2_ports: int, usb3_ports: int, host: HubHost) -> None:
@@ -110,11 +110,11 @@ class RootHub:
         port.unplug()
         self.leaving(port_id, device)
 
-        def closed() -> None:
+        def idle() -> None:
             device.close()
-            self.unplugged(port_id, device)
+            device.when_closed(lambda: self.unplugged(port_id, device))
 
-        when_all([endpoint.device_gone for endpoint in self._host.endpoints_at(port_id)], closed)
+        when_all([endpoint.device_gone for endpoint in self._host.endpoints_at(port_id)], idle)
 
     def has_port(self, port_id: int) -> bool:
         """Whether there is this port."""

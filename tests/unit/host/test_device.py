@@ -153,12 +153,18 @@ def test_closing_gives_the_device_back_after_what_is_under_way() -> None:
     waiting = bench.submit(OUT, TransferType.BULK, b"data")
     bench.device.close()
     bench.device.close()
+    told: list[list[tuple[object, ...]]] = []
+    bench.device.when_closed(lambda: told.append(list(bench.scripted.calls)))
     assert waiting.status is TransferStatus.DISCONNECTED
     late = bench.submit(IN, TransferType.BULK, 4)
     assert late.status is TransferStatus.DISCONNECTED
     bench.loop.run_ready()
     assert clearing.status is TransferStatus.COMPLETED
     assert running.status is TransferStatus.DISCONNECTED
+    (calls,) = told
+    assert calls[-2:] == [("release",), ("released",)]
+    bench.device.when_closed(lambda: told.append([]))
+    assert told == [calls, []]
     assert bench.scripted.asked() == [("start", IN), ("clear_halt", IN), ("release",), ("released",)]
     assert ("resume",) not in bench.scripted.calls
 

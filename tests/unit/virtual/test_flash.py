@@ -209,6 +209,9 @@ def test_close_gives_the_image_back_when_no_thread_uses_it(image: Path, content:
     drive.flash.close()
     fd = drive.flash.disk.image.fd
     os.fstat(fd)
+    told: list[bool] = []
+    drive.flash.when_closed(lambda: told.append(Path(f"/proc/self/fd/{fd}").exists()))
+    assert told == []
     if what != "nothing":
         with pytest.raises(DeviceError, match="in use"):  # a thread still works on it
             opened(image)
@@ -217,6 +220,7 @@ def test_close_gives_the_image_back_when_no_thread_uses_it(image: Path, content:
     drive.loop.run_ready()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+    assert told == [False]
     if transfer is not None:
         assert (transfer.status, transfer.completions) == (TransferStatus.COMPLETED, 1)
     late = drive.submit_out(bytes(31))

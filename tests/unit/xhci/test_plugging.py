@@ -39,6 +39,19 @@ def test_a_device_that_says_it_is_gone(hub: Callable[..., Hub]) -> None:
     assert gone == [(1, it.device)]
 
 
+def test_it_is_unplugged_when_all_is_given_back(hub: Callable[..., Hub]) -> None:
+    it = hub(USB2)
+    gone: list[tuple[int, object]] = []
+    it.bus.controller.hub.unplugged = lambda port_id, device: gone.append((port_id, device))
+    it.device.holds_close = True
+    it.bus.unplug(1)
+    assert it.device.closed
+    assert not it.port.connected
+    assert gone == []
+    it.device.finish_close()
+    assert gone == [(1, it.device)]
+
+
 def test_unplugged_during_a_reset(hub: Callable[..., Hub]) -> None:
     it = hub(USB2)
     it.device.holds_reset = True

@@ -310,8 +310,12 @@ class DeviceConformance:
     def test_closing_gives_everything_back(self, bench: DeviceBench) -> None:
         transfers = [self._submit_idle(bench, number) for number in range(5)]
         bench.close_device()
+        told: list[bool] = []
+        bench.device.when_closed(lambda: told.append(True))
         bench.wait(*transfers)
         assert [transfer.completions for transfer in transfers] == [1] * 5
+        assert bench.loop.run_until(lambda: bool(told), self.timeout)
+        assert told == [True]
 
     def test_a_device_that_vanishes_ends_its_transfers(self, bench: DeviceBench) -> None:
         transfers = [self._submit_idle(bench, number) for number in range(5)]
