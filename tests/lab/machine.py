@@ -40,7 +40,7 @@ class Machine:
         self._received = b""
         self._last_id = f"{os.getpid()}.{time.monotonic_ns()}"
         self._count = 0
-        self._hubs = {name: root_hubs(_pci_function(ids)) for name, ids in CONTROLLERS.items()}
+        self._hubs = {name: root_hubs(pci_function(ids)) for name, ids in CONTROLLERS.items()}
         self._plugged: dict[HostUsbDevice, tuple[str, str, str]] = {}
         self._drives: dict[HostUsbDevice, str] = {}
         self._drive_count = 0
@@ -206,7 +206,8 @@ def wire(name: str) -> Path:
     raise RuntimeError(f"no virtio port for {name}: not in the lab")
 
 
-def _pci_function(identity: str) -> Path:
+def pci_function(identity: str) -> Path:
+    """The directory in sysfs of the PCI function of this vendor and device, "0x1b36:0x000d"."""
     for function in Path("/sys/bus/pci/devices").iterdir():
         if f"{(function / 'vendor').read_text().strip()}:{(function / 'device').read_text().strip()}" == identity:
             return function.resolve()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm.beside import BesideLab
 from tests.vm.guest import Guest, GuestError, GuestFactory
 from tests.vm.lab import Lab
 from tests.vm.prepare import why_unavailable
@@ -115,6 +116,15 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedLab]:
 def lab(shared_lab: SharedLab) -> Lab:
     """The lab. Whoever uses it leaves no devices behind."""
     return shared_lab.get()
+
+
+@pytest.fixture(scope="module")
+def beside_lab(shared_lab: SharedLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BesideLab]:
+    """A guest beside the lab, which a module's tests share, and the server in the lab that its controller is of."""
+    with BesideLab(shared_lab.get(), tmp_path_factory.mktemp("beside")) as beside:
+        _guests.append(beside.guest)
+        yield beside
+        _guests.remove(beside.guest)
 
 
 @pytest.fixture(scope="session")

@@ -88,12 +88,18 @@ def qemu_xhci_arguments(
     return arguments
 
 
+def shared_file(name: str, fd: int, mebibytes: int) -> str:
+    """The memory of QEMU's that is the file behind an inherited descriptor; for `-object`."""
+    return f"memory-backend-file,id={name},size={mebibytes}M,mem-path=/proc/self/fd/{fd},share=on"
+
+
 class Guest:
     """A virtual machine and the shell in it. Made and booted by the constructor, ended by `kill` or leaving `with`.
 
     `directory` must exist; the kernel's console (console.log) and QEMU's messages (qemu.log) are kept in it.
     `arguments` are added to QEMU's command line, which may name the file descriptors in `descriptors`. The memory is a
-    shared memfd, as vfio-user needs it. The kernel is Debian's own, or with `backported` the newer one.
+    shared memfd, as vfio-user needs it: `memory_fd`, of that size, if somebody else has it, too. The kernel is Debian's
+    own, or with `backported` the newer one.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -103,6 +109,7 @@ class Guest:
         arguments: Sequence[str] = (),
         *,
         memory_mib: int = 512,
+        memory_fd: int | None = None,
         processors: int = 1,
         kernel_arguments: str = "",
         backported: bool = False,
@@ -131,6 +138,9 @@ class Guest:
         self._monitor = monitor
         self._qmp = Qmp(monitor)
         memory = f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on"
+        if memory_fd is not None:
+            memory = shared_file("ram", memory_fd, memory_mib)
+            descriptors = [*descriptors, memory_fd]
         self.command = [
             *debian.qemu_argv(tree),
             *("-machine", "q35,accel=tcg,memory-backend=ram", "-object", memory, "-m", f"{memory_mib}M"),

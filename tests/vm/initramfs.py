@@ -4,8 +4,8 @@ It is made from the Debian tree without root (the archive is written here, devic
 beside the tree under a name that covers everything it is made of, so a change to `guest_init.sh` costs a second. It is
 not compressed, and neither are the modules in it: an emulated processor unpacks slowly.
 
-There are two recipes: `GUEST` is all a guest has; `LAB` is what the lab starts from, before the Debian tree itself is
-its root.
+There are two recipes: `GUEST` is all a guest has; `SYSTEM` is what a guest starts from whose root is the Debian tree
+itself.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ CONFIGURATION = ("etc/mke2fs.conf", "usr/share/alsa")  # files, or directories w
 HWDB_SOURCES = ("20-usb-classes.hwdb", "20-usb-vendor-model.hwdb")  # the names lsusb prints
 
 
-# The lab's: the way to its root file system and to QEMU's monitor, then the drivers of every kind of device that tests
-# give away, so that there is something to take them from. All others are in the tree for `modprobe`.
-LAB_MODULES = (
+# The way to the root file system and to QEMU's monitor, then the drivers of every kind of device that tests give away,
+# so that there is something to take them from. All others are in the tree for `modprobe`.
+SYSTEM_MODULES = (
     "virtio_pci",
     "9pnet_virtio",
     "9p",
@@ -126,7 +126,7 @@ class Recipe:
 
 
 GUEST = Recipe(HERE / "guest_init.sh", MODULES, LOADABLE_MODULES, PROGRAMS, CONFIGURATION, hardware_names=True)
-LAB = Recipe(HERE / "lab_init.sh", LAB_MODULES)
+SYSTEM = Recipe(HERE / "system_init.sh", SYSTEM_MODULES)
 
 
 def ensure(tree: Path, recipe: Recipe = GUEST, *, backported: bool = False) -> Path:

@@ -4,9 +4,8 @@
         print(lab.run("lsusb -t"))
         lab.pytest("tests/lab/test_gadgets.py")
 
-Its root is the Debian tree itself, with a layer in memory above, so anything may be written. The checkout is at
-/usbvfiod, `python3` imports the project and its plugins from there. Tests that run inside are in directories named
-`lab` (see docs/testing.md); the modules beside them in tests/lab make the devices.
+It is a `System`. Tests that run inside are in directories named `lab` (see docs/testing.md); the modules beside them in
+tests/lab make the devices. A server that runs in it can have a guest beside it: see bridge.py.
 
     .venv/bin/python -m tests.vm.lab [PYTEST ARGUMENTS]
 
@@ -16,6 +15,7 @@ boots one and runs pytest in it, or, without arguments, the shell scripts that a
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import socket
 import sys
@@ -24,14 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.vm import initramfs, lab_packages
-from tests.vm import tree as debian
-from tests.vm.guest import Guest, GuestError, GuestTimeout
+from tests.vm.guest import GuestError, GuestTimeout, shared_file
+from tests.vm.system import INSIDE, System
 
-BOOT_TIMEOUT = 120.0
 MEMORY_MIB = 1536
+WINDOW_MIB = 1024
 TEST_TIMEOUT = 180  # seconds for one test inside; what takes one here takes five to ten there
-INSIDE = Path("/usbvfiod")
 WIRES = ("qmp", "wire0", "wire1")
 """A monitor of QEMU's, so that what runs in the lab plugs devices in and out; and what the devices may be wired to."""
 
@@ -40,50 +38,45 @@ class LabFailure(GuestError):
     """Tests in the lab failed; the message is what pytest printed there."""
 
 
-class Lab(Guest):
-    """A guest with the tree as its root. `exchange` is a directory of this system that it sees at /exchange."""
+class Lab(System):
+    """A system with USB controllers and wires to QEMU.
 
-    def __init__(
-        self,
-        directory: Path,
-        arguments: Sequence[str] = (),
-        *,
-        kernel_arguments: str = "",
-        backported: bool = False,
-        timeout: float = BOOT_TIMEOUT,
-    ) -> None:
-        reason = debian.why_unavailable()
-        if reason:
-            raise debian.VmError(reason)
-        tree = debian.tree_directory()
-        self.exchange = directory / "exchange"
-        self.exchange.mkdir()
-        site = lab_packages.ensure(tree)
-        self._write_environment()
-        initramfs.ensure(tree)  # for guests of the lab's own
-        shares = {"tree": tree, "checkout": lab_packages.CHECKOUT, "site": site, "exchange": self.exchange}
-        shares["cache"] = tree.parent
+    `window` is a file of WINDOW_MIB that the lab sees as a PCI device's memory; it can be the memory of another guest,
+    too. `bridge` is a socket whose other end is a port in the lab. See bridge.py for what they are there for.
+    """
+
+    def __init__(self, directory: Path, *, kernel_arguments: str = "", backported: bool = False) -> None:
+        self.window = os.fdopen(os.memfd_create("window"), "r+b", buffering=0)
+        self.window.truncate(WINDOW_MIB << 20)
+        self.bridge, inner = socket.socketpair()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(inner)
             # Of each pair QEMU has both ends: one is a device's of its own, the other a port in the lab.
             wires = {name: [stack.enter_context(end) for end in socket.socketpair()] for name in WIRES}
             numbers = {name: (near.fileno(), far.fileno()) for name, (near, far) in wires.items()}
+            handed = [inner.fileno(), self.window.fileno(), *(number for pair in numbers.values() for number in pair)]
             super().__init__(
                 directory,
                 [
-                    *(word for tag, path in shares.items() for word in _share(tag, path)),
+                    *("-device", "virtio-serial-pci"),
                     *_wires(numbers),
+                    *_port("bridge", inner.fileno()),
                     *("-device", "qemu-xhci,id=xhci,p2=8,p3=8", "-device", "usb-ehci,id=ehci"),
-                    *("-audiodev", f"wav,id=sound,path={self.exchange}/sound.wav,out.frequency=48000"),
-                    *arguments,
+                    *("-audiodev", f"wav,id=sound,path={directory}/exchange/sound.wav,out.frequency=48000"),
+                    *("-object", shared_file("window", self.window.fileno(), WINDOW_MIB)),
+                    *("-device", "ivshmem-plain,memdev=window"),
                 ],
                 memory_mib=MEMORY_MIB,
                 processors=2,
-                kernel_arguments=f"usbvfiod.lab {kernel_arguments}".strip(),
+                kernel_arguments=kernel_arguments,
                 backported=backported,
-                recipe=initramfs.LAB,
-                descriptors=[number for pair in numbers.values() for number in pair],
-                timeout=timeout,
+                descriptors=handed,
             )
+
+    def kill(self) -> None:
+        super().kill()
+        self.bridge.close()
+        self.window.close()
 
     def pytest(self, *arguments: str, timeout: float = 300.0) -> dict[str, int]:
         """Run pytest in the lab, from the checkout's top; returns how many tests passed and how many were skipped.
@@ -111,31 +104,19 @@ class Lab(Guest):
             raise LabFailure(output)
         return {"passed": total - skipped, "skipped": skipped}
 
-    def _write_environment(self) -> None:
-        """The shell variables of all that runs in the lab."""
-        places = lab_packages.metadata(self.exchange / "distributions")
-        path = [str(INSIDE / place.relative_to(lab_packages.CHECKOUT)) for place in places]
-        variables = {"PYTHONPATH": ":".join([*path, "/exchange/distributions", "/site"]), "PYTHONUNBUFFERED": "1"}
-        variables["USBVFIOD_EXCHANGE"] = str(self.exchange)
-        variables["USBVFIOD_CACHE"] = "/var/cache/usbvfiod"
-        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
-        (self.exchange / "environment").write_text("".join(lines))
-
-
-def _share(tag: str, path: Path) -> list[str]:
-    """QEMU's arguments for a directory of this system that the lab mounts by 9p; only /exchange can be written to."""
-    access = "" if tag == "exchange" else ",readonly=on"
-    filesystem = f"local,id={tag},path={path},security_model=none,multidevs=remap{access}"
-    return ["-fsdev", filesystem, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
-
 
 def _wires(numbers: dict[str, tuple[int, int]]) -> list[str]:
     """QEMU's arguments for connections between itself and what runs in the lab, which are virtio serial ports there."""
-    arguments = ["-device", "virtio-serial-pci"]
+    arguments = []
     for name, (near, far) in numbers.items():
-        arguments += ["-chardev", f"socket,id={name},fd={near}", "-chardev", f"socket,id={name}-port,fd={far}"]
-        arguments += ["-device", f"virtserialport,chardev={name}-port,name=usbvfiod.{name}"]
+        arguments += ["-chardev", f"socket,id={name},fd={near}", *_port(name, far)]
     return [*arguments, "-object", "monitor-qmp,id=inner,chardev=qmp"]
+
+
+def _port(name: str, fd: int) -> list[str]:
+    """QEMU's arguments for a port in the lab that is the other end of a socket."""
+    device = f"virtserialport,chardev={name}-port,name=usbvfiod.{name}"
+    return ["-chardev", f"socket,id={name}-port,fd={fd}", "-device", device]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -39,7 +39,8 @@ def requirements() -> list[str]:
     for _, content in projects():
         project = content["project"]
         wanted.update(project.get("dependencies", ()))
-        wanted.update(project.get("optional-dependencies", {}).get("test", ()))
+        for extra in ("test", "vm"):
+            wanted.update(project.get("optional-dependencies", {}).get(extra, ()))
     return sorted(requirement for requirement in wanted if not OWN.match(requirement))
 
 

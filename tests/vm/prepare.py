@@ -24,7 +24,7 @@ def main() -> int:
     try:
         directory = tree.ensure()
         images = [initramfs.ensure(directory, backported=backported) for backported in (False, True)]
-        images.append(initramfs.ensure(directory, initramfs.LAB))
+        images.append(initramfs.ensure(directory, initramfs.SYSTEM))
         site = lab_packages.ensure(directory)
     except (tree.VmError, OSError) as error:
         print(f"vm: {error}", file=sys.stderr)

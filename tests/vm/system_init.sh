@@ -1,8 +1,7 @@
 #!/bin/busybox sh
-# The lab's way to its root: the Debian tree as QEMU shares it, read-only, below a layer in memory that takes what is
-# written; the checkout at /usbvfiod likewise, the Python packages at /site, what is needed to boot a guest of its own
-# (the cache of the VM tests), and /exchange, which is the test's own directory. Then the shell of all guests, with the
-# tree's programs.
+# The way to the root: the Debian tree as QEMU shares it, read-only, below a layer in memory that takes what is written;
+# the checkout at /usbvfiod likewise, the Python packages at /site, and /exchange, which is the test's own directory.
+# Then the shell of all guests, with the tree's programs.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH HOME=/root TERM=dumb LC_ALL=C.UTF-8
 
@@ -31,7 +30,6 @@ mkdir -p /new/usbvfiod /new/site /new/exchange
 layered checkout /new/usbvfiod
 share site /new/site ro,cache=loose
 share exchange /new/exchange cache=none,access=any
-share cache /new/var/cache/usbvfiod/vm ro,cache=loose
 mount -t tmpfs tmp /new/tmp
 mount -t tmpfs run /new/run
 cp /guest_shell.sh /new/run/

@@ -1,0 +1,106 @@
+"""A guest beside the lab with devices of the lab's kernel: what a test of the whole chain works with.
+
+with BesideLab(lab, directory) as chain, chain.offer("drive", "usbfs"):
+    guest_usb.wait_disks(chain.guest)
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.vm.bridge import Bridge
+from tests.vm.guest import GuestError, Running, vfio_user_arguments
+from tests.vm.lab import WINDOW_MIB, Lab
+from tests.vm.system import System
+
+PLACE = "/tmp/beside"
+CONTROL = f"{PLACE}/control.sock"
+START_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 60.0
+END_TIMEOUT = 30.0
+
+
+class BesideLab:
+    """`usbvfiod` in the lab, a bridge to it, and a guest with the server's controller."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab = lab
+        with ExitStack() as stack:
+            self._server = self._start()
+            stack.callback(self._end)
+            socket = directory / "usb.sock"
+            stack.enter_context(Bridge(lab, socket, f"{PLACE}/usb.sock"))
+            arguments = vfio_user_arguments(socket)
+            self.guest = System(directory, arguments, memory_mib=WINDOW_MIB, memory_fd=lab.window.fileno())
+            stack.enter_context(self.guest)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stack.close()
+        finally:
+            if value is not None:
+                value.add_note(f"usbvfiod in the lab said:\n{self.log()}")
+
+    def log(self) -> str:
+        """What the server has said."""
+        return self.lab.run(f"cat {PLACE}/log")
+
+    def usbvfiod(self, *words: str) -> str:
+        """Run a command of usbvfiod's in the lab; what it prints."""
+        command = shlex.join(["python3", "-m", "usbvfiod_core", *words])
+        return self.lab.run(f"export USBVFIOD_CONTROL={CONTROL}; {command}", COMMAND_TIMEOUT)
+
+    @contextmanager
+    def made(self, name: str) -> Iterator[list[str]]:
+        """Make the devices of an offer (tests/lab/offers.py) in the lab; where they are plugged in there."""
+        offer = self.lab.exchange / "offer.json"
+        running = self.lab.start(f"cd /usbvfiod && exec python3 -m tests.lab.offers {name}")
+        try:
+            deadline = time.monotonic() + START_TIMEOUT
+            while not offer.exists():
+                if self.lab.ended(running, 0.05) or time.monotonic() > deadline:
+                    raise GuestError(f"{name} is not made: {running.output}")
+            yield json.loads(offer.read_text())
+        finally:
+            offer.unlink(missing_ok=True)
+            self.lab.wait(running, END_TIMEOUT)
+
+    @contextmanager
+    def attached(self, ports: list[str], backend: str) -> Iterator[None]:
+        """Attach the devices at these ports of the lab; afterwards they are detached."""
+        names = [f"device{number}" for number, _ in enumerate(ports)]
+        with ExitStack() as stack:
+            for name, port in zip(names, ports, strict=True):
+                self.usbvfiod("attach", "--timeout", "60", f"{backend}:{port}?name={name}")
+                stack.callback(self.usbvfiod, "detach", "--timeout", "60", name)
+            yield
+
+    @contextmanager
+    def offer(self, name: str, backend: str) -> Iterator[list[str]]:
+        """Both."""
+        with self.made(name) as ports, self.attached(ports, backend):
+            yield ports
+
+    def _start(self) -> Running:
+        command = f"python3 -m usbvfiod_core --socket-path {PLACE}/usb.sock --control-path {CONTROL}"
+        self.lab.run(f"rm -rf {PLACE}; mkdir {PLACE}")
+        running = self.lab.start(f"echo $$ > {PLACE}/pid; exec {command} 2> {PLACE}/log")
+        self.lab.wait_until(f"grep 'serving on' {PLACE}/log", START_TIMEOUT)
+        return running
+
+    def _end(self) -> None:
+        self.lab.run(f"kill -TERM $(cat {PLACE}/pid)")
+        self.lab.wait(self._server, END_TIMEOUT)

@@ -1,0 +1,62 @@
+"""A guest with a whole system: the Debian tree is its root, so it has Python, its modules, and programs of every kind.
+
+    with System(directory, vfio_user_arguments(socket_path)) as guest:
+        print(guest.run("python3 -c 'import usb.core'"))
+
+What is written goes to memory. The checkout is at /usbvfiod, with its plugins, and the Python packages of its tests are
+there, too: `python3` imports all of them.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.vm import initramfs, lab_packages
+from tests.vm import tree as debian
+from tests.vm.guest import Guest
+
+BOOT_TIMEOUT = 120.0
+INSIDE = Path("/usbvfiod")
+
+
+class System(Guest):
+    """A guest with the tree as its root. `exchange` is a directory of this system that it sees at /exchange."""
+
+    def __init__(
+        self, directory: Path, arguments: Sequence[str] = (), *, timeout: float = BOOT_TIMEOUT, **options: Any
+    ) -> None:
+        reason = debian.why_unavailable()
+        if reason:
+            raise debian.VmError(reason)
+        tree = debian.tree_directory()
+        self.exchange = directory / "exchange"
+        self.exchange.mkdir()
+        site = lab_packages.ensure(tree)
+        self._write_environment()
+        shares = {"tree": tree, "checkout": lab_packages.CHECKOUT, "site": site, "exchange": self.exchange}
+        super().__init__(
+            directory,
+            [*(word for tag, path in shares.items() for word in _share(tag, path)), *arguments],
+            recipe=initramfs.SYSTEM,
+            timeout=timeout,
+            **options,
+        )
+
+    def _write_environment(self) -> None:
+        """The shell variables of all that runs in it."""
+        places = lab_packages.metadata(self.exchange / "distributions")
+        path = [str(INSIDE / place.relative_to(lab_packages.CHECKOUT)) for place in places]
+        variables = {"PYTHONPATH": ":".join([*path, "/exchange/distributions", "/site"]), "PYTHONUNBUFFERED": "1"}
+        variables["USBVFIOD_EXCHANGE"] = str(self.exchange)
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+        (self.exchange / "environment").write_text("".join(lines))
+
+
+def _share(tag: str, path: Path) -> list[str]:
+    """QEMU's arguments for a directory of this system that the guest mounts by 9p; only /exchange can be written to."""
+    access = "" if tag == "exchange" else ",readonly=on"
+    filesystem = f"local,id={tag},path={path},security_model=none,multidevs=remap{access}"
+    return ["-fsdev", filesystem, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
