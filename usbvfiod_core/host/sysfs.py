@@ -2,6 +2,10 @@
 
 Nothing is opened here, so listing disturbs no device and needs no right. A device may vanish while it is read: then it
 is not in the list.
+
+Linux makes whoever reads a device's texts or its configuration wait while it configures or resets the device, and at a
+hub while it enumerates what is behind it. That can take seconds, with a broken device, and must not hold up the others.
+So a device is read once, when it is new, which is when the host has finished with it, and hubs have no texts here.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import fcntl
 import os
 import re
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DeviceError
@@ -57,7 +61,7 @@ class SysfsDevice:
     speed: Speed | None = None
     device_class: int = 0
     configuration: int = 0
-    """The configuration that is set, 0 for none."""
+    """The configuration that was set when the device was read, 0 for none. `scan` reads once: see `now`."""
     descriptors: bytes = b""
     """The device descriptor and the descriptors of every configuration, as the device sent them."""
     drivers: dict[int, str] = field(default_factory=dict)
@@ -66,6 +70,13 @@ class SysfsDevice:
     """The kernel knows that the device does not survive a reset."""
     twin: str = ""
     """The port path of the other side of its socket, USB 2 or USB 3; empty where the firmware does not tell."""
+    directory: Path | None = None
+    """Where it was read."""
+
+    def now(self) -> SysfsDevice:
+        """The device, read again; as it was, if it has gone. May wait for the host or another user of the device."""
+        fresh = None if self.directory is None else read(self.directory)
+        return self if fresh is None or fresh.number != self.number else fresh
 
     @property
     def node(self) -> Path:
@@ -80,39 +91,66 @@ class SysfsDevice:
     def label(self) -> str:
         """Manufacturer and product for people; the identity where the device has no texts."""
         text = " ".join(part for part in (self.manufacturer, self.product) if part)
-        return text or f"USB device {self.vendor_id:04x}:{self.product_id:04x}"
+        kind = "hub" if self.device_class == HUB_CLASS else "device"
+        return text or f"USB {kind} {self.vendor_id:04x}:{self.product_id:04x}"
+
+
+_read: dict[Path, tuple[int, SysfsDevice]] = {}
+"""What `scan` has read, with the directory's inode: sysfs gives no number twice."""
 
 
 def scan(root: Path = DEVICES) -> list[SysfsDevice]:
-    """Every device there is now, in the order of buses and ports; none where the host has no USB."""
+    """Every device there is now, in the order of buses and ports; none where the host has no USB.
+
+    Waits for the host only where a device is new; of the others just the drivers are read again.
+    """
     try:
-        names = [entry.name for entry in os.scandir(root) if _DEVICE_NAME.fullmatch(entry.name)]
+        directories = [root / entry.name for entry in os.scandir(root) if _DEVICE_NAME.fullmatch(entry.name)]
     except OSError:
         return []
-    found = [device for name in names if (device := read(root / name)) is not None]
+    for gone in {path for path in list(_read) if path.parent == root}.difference(directories):
+        _read.pop(gone, None)
+    found = [device for directory in directories if (device := _read_once(directory)) is not None]
     return sorted(found, key=lambda device: [int(part) for part in re.findall(r"\d+", device.name)])
 
 
+def _read_once(directory: Path) -> SysfsDevice | None:
+    try:
+        inode = directory.stat().st_ino
+        before, device = _read.get(directory, (0, None))
+        if device is not None and before == inode:
+            return replace(device, drivers=_drivers(directory))
+    except (OSError, ValueError):
+        return None
+    device = read(directory)
+    if device is not None:
+        _read[directory] = inode, device
+    return device
+
+
 def read(directory: Path) -> SysfsDevice | None:
-    """One device's directory; None if it is gone, or no device."""
+    """One device's directory; None if it is gone, or no device. May wait: see above."""
     text = _Attributes(directory)
     try:
+        device_class = int(text["bDeviceClass"], 16)
+        is_hub = device_class == HUB_CLASS
         return SysfsDevice(
             name=directory.name,
             bus=int(text["busnum"]),
             number=int(text["devnum"]),
             vendor_id=int(text["idVendor"], 16),
             product_id=int(text["idProduct"], 16),
-            manufacturer=text.get("manufacturer"),
-            product=text.get("product"),
-            serial=text.get("serial"),
+            manufacturer="" if is_hub else text.get("manufacturer"),
+            product="" if is_hub else text.get("product"),
+            serial="" if is_hub else text.get("serial"),
             speed=_SPEEDS.get(text["speed"]),
-            device_class=int(text["bDeviceClass"], 16),
-            configuration=int(text.get("bConfigurationValue") or 0),
+            device_class=device_class,
+            configuration=0 if is_hub else int(text.get("bConfigurationValue") or 0),
             descriptors=(directory / "descriptors").read_bytes(),
             drivers=_drivers(directory),
             reset_quirk=bool(int(text.get("quirks") or "0", 16) & _RESET_QUIRK) or text.get("avoid_reset_quirk") == "1",
             twin=_twin(directory),
+            directory=directory,
         )
     except (OSError, ValueError):
         return None

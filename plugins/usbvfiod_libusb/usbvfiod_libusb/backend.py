@@ -47,7 +47,7 @@ class LibusbBackend(Backend):
 
     def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
         parsed = HostOptions.parse(options)
-        device = sysfs.find(address, self._scan())
+        device = sysfs.find(address, self._scan()).now()
         _check(device)
         try:
             fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
@@ -61,7 +61,7 @@ class LibusbBackend(Backend):
     def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
         try:
             parsed = HostOptions.parse(options)
-            device = sysfs.find_fd(fd, self._scan())
+            device = sysfs.find_fd(fd, self._scan()).now()
             _check(device)
         except BaseException:
             os.close(fd)

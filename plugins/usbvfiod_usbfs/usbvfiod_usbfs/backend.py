@@ -30,7 +30,7 @@ class UsbfsBackend(Backend):
 
     def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
         parsed = HostOptions.parse(options)
-        device = _usable(sysfs.find(address, sysfs.scan()))
+        device = _usable(sysfs.find(address, sysfs.scan()).now())
         try:
             fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -87,5 +87,5 @@ def _of_fd(fd: int) -> SysfsDevice:
     bus, number = minor // 128 + 1, minor % 128 + 1
     for device in sysfs.scan():
         if (device.bus, device.number) == (bus, number):
-            return device
+            return device.now()
     raise DeviceError(f"the device of the file descriptor, {bus:03d}/{number:03d}, has been unplugged")

@@ -68,6 +68,49 @@ def test_a_device_is_read_whole(tmp_path: Path) -> None:
     assert info.port_path == "1-2"
 
 
+def test_what_the_host_may_be_busy_with_is_read_once(tmp_path: Path) -> None:
+    directory = make(tmp_path, "1-2", drivers={0: "usbhid"}, product="Keyboard", bConfigurationValue="1")
+    (before,) = sysfs.scan(tmp_path)
+    for name in ("product", "bConfigurationValue"):  # whoever reads these waits, until there is a writer
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+    (directory / "1-2:1.0" / "driver").unlink()
+    (again,) = sysfs.scan(tmp_path)
+    assert (before.product, before.drivers) == ("Keyboard", {0: "usbhid"})
+    assert (again.product, again.drivers) == ("Keyboard", {})
+
+
+def test_a_device_that_was_plugged_in_anew_is_read_anew(tmp_path: Path) -> None:
+    directory = make(tmp_path, "1-2", product="Application")
+    (before,) = sysfs.scan(tmp_path)
+    make(tmp_path / "new", "1-2", product="Bootloader", devnum="5")
+    directory.rename(tmp_path / "old")
+    assert sysfs.scan(tmp_path) == []
+    (tmp_path / "new" / "1-2").rename(directory)
+    (after,) = sysfs.scan(tmp_path)
+    assert (before.product, after.product, after.number) == ("Application", "Bootloader", 5)
+    assert before.now() is before, "that one is gone"
+
+
+def test_what_a_device_is_now_is_read_now(tmp_path: Path) -> None:
+    directory = make(tmp_path, "1-2", bConfigurationValue="1")
+    (device,) = sysfs.scan(tmp_path)
+    (directory / "bConfigurationValue").write_text("2\n")
+    assert sysfs.scan(tmp_path)[0].configuration == 1
+    assert device.now().configuration == 2
+    (directory / "busnum").unlink()
+    assert device.now() is device
+
+
+def test_hubs_are_listed_without_what_the_host_may_be_busy_with(tmp_path: Path) -> None:
+    directory = make(tmp_path, "usb1", bDeviceClass="09", idVendor="1d6b", idProduct="0002")
+    for name in ("product", "manufacturer", "serial"):
+        os.mkfifo(directory / name)
+    (directory / "bConfigurationValue").unlink()
+    os.mkfifo(directory / "bConfigurationValue")
+    assert [device.label for device in sysfs.scan(tmp_path)] == ["USB hub 1d6b:0002"]
+
+
 def test_an_unconfigured_device_and_odd_texts_are_no_error(tmp_path: Path) -> None:
     directory = make(tmp_path, "1-2", bConfigurationValue="", speed="unknown")
     (directory / "product").write_bytes(b"\xff\xfe\n")
