@@ -217,6 +217,8 @@ class ControlClient:
 
     def _end(self) -> None:
         """Nothing more is read; what is to be said is said."""
+        if not self.open:
+            return  # who is told why has hung up
         self._ending = True
         self._input.clear()
         self._loop.remove_reader(self.fd)

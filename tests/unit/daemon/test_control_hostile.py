@@ -103,6 +103,22 @@ def test_a_line_that_is_too_long_ends_the_connection(rig: ControlRig, end: bytes
     healthy(rig)
 
 
+@pytest.mark.parametrize("fds", [0, MAX_FDS + 1])
+def test_who_is_refused_may_have_hung_up(rig: ControlRig, fds: int) -> None:
+    """There is nobody to tell then, and the others are served all the same."""
+    before = descriptors()
+    for _ in range(3):
+        rude, polite = rig.talk(), rig.talk()
+        rude.send(b"x" * MAX_LINE, (0,) * fds)
+        rude.close()
+        polite.send(b'{"request": "list"}\n')
+        assert polite.answer()["ok"]
+        polite.close()
+    rig.loop.run_ready()
+    assert descriptors() == before
+    assert rig.control.clients == 0
+
+
 def test_the_longest_line_is_read(rig: ControlRig) -> None:
     talker = rig.talk()
     request = b'{"request": "list"}'
