@@ -182,6 +182,8 @@ class StepLoop:
                 self._ready.append((timer.callback, timer.args))
 
     def _watch(self, fd: int, event: int, call: tuple[Callable[..., object], tuple[Any, ...]] | None) -> bool:
+        if fd < 0:
+            raise ValueError(f"a file that is closed is watched, or not watched any more: {fd}")  # as asyncio does
         calls = self._readers.get(fd, {})
         had = event in calls
         if call is not None:
