@@ -115,9 +115,8 @@ class Gadget:
         self._path.mkdir()
         self._functions: list[Path] = []
         try:
-            self._write("max_speed", SPEEDS[speed])
+            self.set_speed(speed)
             self.set_identity(identity)
-            self._write("bcdUSB", "0x0320" if speed == "super" else "0x0200")
             for name, text in (("serialnumber", serial), ("manufacturer", "usbvfiod"), ("product", product)):
                 self._make(f"strings/{ENGLISH}")
                 self._write(f"strings/{ENGLISH}/{name}", text)
@@ -144,11 +143,16 @@ class Gadget:
         self._write("idVendor", f"0x{vendor}")
         self._write("idProduct", f"0x{product}")
 
-    def bind(self, timeout: float = 20.0) -> HostUsbDevice:
-        """Plug it in, always at the same port, and wait until Linux has bound its drivers."""
+    def set_speed(self, speed: str) -> None:
+        """Change the highest speed; the next `bind` shows it."""
+        self._write("max_speed", SPEEDS[speed])
+        self._write("bcdUSB", "0x0320" if speed == "super" else "0x0200")
+
+    def bind(self, timeout: float = 20.0, *, elsewhere: bool = False) -> HostUsbDevice:
+        """Plug it in and wait until Linux has bound its drivers: at the port it had last, or `elsewhere`."""
         with Uevents() as uevents:
-            if self._controller is None:
-                self._controller = _free_controller()
+            if self._controller is None or elsewhere:
+                self._controller = _free_controller(self._controller)
             self._write("UDC", f"dummy_udc.{self._controller}")
             hubs = root_hubs(Path(f"/sys/devices/platform/dummy_hcd.{self._controller}"))
             self.device = wait_plugged(uevents, lambda: at_ports(hubs, "1"), f"gadget {self._path.name}", timeout)
@@ -177,6 +181,12 @@ class Gadget:
         for directory in (*strings, *configurations, self._path / "strings" / ENGLISH, self._path):
             if directory.exists():
                 directory.rmdir()
+
+    @property
+    def urbs(self) -> list[str]:
+        """What the host has given its controller to do with the gadget and has not come back: a line for each URB."""
+        listed = Path(f"/sys/devices/platform/dummy_hcd.{self._controller}/urbs").read_text()
+        return [line for line in listed.splitlines() if line.startswith("urb/")]
 
     def node(self, kind: str) -> Path:
         """The gadget's own end of a function: the node that "acm", "hid" or "printer" has."""
@@ -228,8 +238,8 @@ def _load() -> None:
         subprocess.run(["mount", "-t", "configfs", "config", str(CONFIGFS)], check=True)
 
 
-def _free_controller() -> int:
+def _free_controller(besides: int | None = None) -> int:
     for number in range(CONTROLLERS):
-        if not Path(f"/sys/class/udc/dummy_udc.{number}/function").read_text().strip():
+        if number != besides and not Path(f"/sys/class/udc/dummy_udc.{number}/function").read_text().strip():
             return number
     raise RuntimeError(f"all {CONTROLLERS} controllers of dummy_hcd are in use")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.lab.usb_device import HostUsbDevice
+from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.served import ServerProcess
@@ -19,16 +21,24 @@ DRIVER_TIMEOUT = 30.0
 class Passed:
     """`usbvfiod --backend BACKEND --device NODE` and a guest: `device` is the device as the guest has it.
 
-    With `by_port` it is named by its place, where it may come back. Leaving `with` ends the server and checks that it
-    ended well.
+    With `by_port` it is named by its place, where it may come back, or by any other `address`. Leaving `with` ends the
+    server and checks that it ended well.
     """
 
     def __init__(
-        self, backend: str, device: HostUsbDevice, directory: Path, *options: str, by_port: bool = False
+        self,
+        backend: str,
+        device: HostUsbDevice,
+        directory: Path,
+        *options: str,
+        by_port: bool = False,
+        address: str | None = None,
     ) -> None:
-        address = device.port if by_port else str(device.node)
-        path = directory / "usbvfiod.sock"
-        self.server = ServerProcess(path, ("--backend", backend, "--device", address, *options), timeout=START_TIMEOUT)
+        if address is None:
+            address = device.port if by_port else str(device.node)
+        path, self._control = directory / "usbvfiod.sock", directory / "control.sock"
+        words = ("--backend", backend, "--device", address, "--control-path", str(self._control), *options)
+        self.server = ServerProcess(path, words, timeout=START_TIMEOUT)
         try:
             self.bus: SocketBus = self.server.connect()
             self.driver = GuestDriver(self.bus, timeout=DRIVER_TIMEOUT).start()
@@ -40,6 +50,17 @@ class Passed:
 
     def __enter__(self) -> Passed:
         return self
+
+    def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        """The server's answer at its control socket."""
+        with ControlConnection(self._control, DRIVER_TIMEOUT) as control:
+            return control.request(request, **arguments)
+
+    @property
+    def attachment(self) -> dict[str, Any]:
+        """What the server says of the device's attachment, the only one."""
+        [attachment] = self.ask("list")["attachments"]
+        return dict(attachment)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
