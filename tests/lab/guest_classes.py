@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from usbvfiod_core.testing.driver import Td, UsbDevice
+from usbvfiod_core.testing.driver import DriverError, Td, UsbDevice
 from usbvfiod_core.usb.descriptors import Endpoint, Interface
 from usbvfiod_core.usb.transfer import TransferType
 
@@ -28,6 +28,17 @@ def bulk_pair(interface: Interface) -> tuple[int, int]:
     """The addresses of its bulk endpoints, in and out."""
     ends = (endpoint(interface, TransferType.BULK, is_in=is_in).address for is_in in (True, False))
     return next(ends), next(ends)
+
+
+def finish(td: Td, device: UsbDevice) -> bytes:
+    """Wait for a transfer, or until its device is gone: a guest sees the empty port, and no event for the transfer.
+
+    Raises DriverError in either case of failure.
+    """
+    device.driver.wait_until(lambda: td.done or not device.port.connected, "a transfer is not done")
+    if not td.done:
+        raise DriverError(f"the device at port {device.port.port_id} is gone")
+    return td.result()
 
 
 class SerialPort:
@@ -61,14 +72,14 @@ class SerialPort:
         """At least so many bytes, in the order they came."""
         data = b""
         while len(data) < count:
-            data += self._reads[0].result()
+            data += finish(self._reads[0], self.device)
             self._reads = [*self._reads[1:], self._read()]
         return data
 
     def write(self, data: bytes) -> None:
         """All of it, in pieces."""
         for start in range(0, len(data), 16384):
-            self.device.bulk_out(self.bulk_out, data[start : start + 16384])
+            finish(self.device.submit_out(self.bulk_out, data[start : start + 16384]), self.device)
 
     def _read(self) -> Td:
         return self.device.submit_in(self.bulk_in, self.READ_BYTES)

@@ -1,0 +1,125 @@
+"""A serial device that resets itself every few seconds, as Zigbee sticks with bad firmware do: nobody has to help.
+
+The stick's firmware is a thread of the test: it boots (the gadget is plugged in), answers each line that it is sent,
+and after a while resets itself, whatever is going on. The guest opens the port each time that it has it, and talks.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import threading
+import time
+import tty
+from pathlib import Path
+
+import pytest
+
+from tests.lab.gadgets import Gadget, acm
+from tests.lab.guest_classes import SerialPort
+from tests.lab.passing import Passed
+from tests.lab.replugging import BACK, anonymous_kib, back, descriptors, gone, summary
+from usbvfiod_core.testing.driver import DriverError
+
+LONG = 600
+SETTLED = 3
+GROWTH_KIB = 1024
+UP = (1.0, 4.0)
+DOWN = (0.0, 0.3)
+"""Seconds, by chance between these."""
+
+
+class Stick:
+    """The firmware: `boots` are the times at which the host had the device again, oldest first."""
+
+    def __init__(self, gadget: Gadget) -> None:
+        self.gadget = gadget
+        self.boots: list[float] = []
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._chance = random.Random(6)
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Stick:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._answer(time.monotonic() + self._chance.uniform(*UP))
+                if not self._stop.is_set():
+                    self.gadget.unbind()
+                    self._stop.wait(self._chance.uniform(*DOWN))
+                    self.gadget.bind()
+                    self.boots.append(time.monotonic())
+        except BaseException as error:
+            self.error = error
+
+    def _answer(self, until: float) -> None:
+        """Give back each line with "ok " in front, until it is time for the next reset."""
+        line = os.open(self.gadget.node("acm"), os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            tty.setraw(line)
+            received = b""
+            while (left := until - time.monotonic()) > 0 and not self._stop.is_set():
+                if not select.select([line], [], [], min(left, 0.1))[0]:
+                    continue
+                received += os.read(line, 4096)
+                *lines, received = received.split(b"\n")
+                for each in lines:
+                    os.write(line, b"ok " + each + b"\n")
+        finally:
+            os.close(line)
+
+
+def talk(port: SerialPort) -> int:
+    """Exchange lines until the stick is gone; how many were answered. What is answered must be what was asked."""
+    usb = port.device.port
+    count = 0
+    try:
+        port.open()
+        while usb.connected:
+            question = b"line %d" % count
+            port.write(question + b"\n")
+            answer = b"ok " + question + b"\n"
+            assert port.read(len(answer)) == answer
+            count += 1
+    except DriverError:
+        # In the middle of anything; what the guest sees next is an empty port.
+        port.device.driver.wait_until(lambda: not usb.connected, "a stick that is there fails")
+    return count
+
+
+@pytest.mark.parametrize("seconds", [12, pytest.param(LONG, marks=[pytest.mark.long, pytest.mark.timeout(LONG + 120)])])
+def test_a_stick_that_resets_itself(backend: str, tmp_path: Path, seconds: int) -> None:
+    with (
+        Gadget([acm()], identity="10c4:ea60", serial="zigbee") as gadget,
+        Passed(backend, gadget.bind(), tmp_path, address="10c4:ea60") as given,
+        Stick(gadget) as stick,
+    ):
+        process, driver, guest = given.server.process.pid, given.driver, given.device
+        end = time.monotonic() + seconds
+        answered, late = 0, []
+        kept = (0, 0)
+        while time.monotonic() < end:
+            answered += talk(SerialPort(guest))
+            port = gone(guest)
+            seen = back(port, 0)
+            guest = driver.enumerate(port.port_id)
+            late.append(max(0.0, seen - stick.boots[-1]))
+            if len(late) == SETTLED:
+                kept = descriptors(process), anonymous_kib(process)
+        assert stick.error is None
+        print(f"{summary(backend, late)}; {answered} lines answered in {seconds} s")
+        assert len(late) > seconds / 10
+        assert answered > 10 * len(late)
+        assert descriptors(process) == kept[0]
+        assert anonymous_kib(process) - kept[1] < GROWTH_KIB
+        if seconds >= LONG:
+            assert max(late) < BACK
