@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, this directory is on the path where the checkout should be
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.bench import guests, micro, plugins
+from tests.bench import control, guests, micro, plugins
 from tests.vm.prepare import why_unavailable
 
 
@@ -37,6 +37,13 @@ def main() -> int:
         print("\n4 KiB reads, with a plugin and without; medians, ratio and its spread")
         for comparison in plugins.measure(Path(name)):
             print(f"  {comparison.line()}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name:
+        print("\nreads beside hostile clients of the control socket, and without them; medians, ratio and its spread")
+        comparisons, figures = control.measure(Path(name))
+        for comparison in comparisons:
+            print(f"  {comparison.line()}")
+        for figure in figures:
+            print(f"  {figure.line()}")
     reason = "--no-vm" if options.no_vm else why_unavailable()
     if reason:
         print(f"\nguests: left out: {reason}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import micro, plugins
+from tests.bench import control, micro, plugins
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
 from usbvfiod_core import TransferType
 from usbvfiod_core.hooks.interception import intercept
@@ -32,6 +32,17 @@ def test_what_plugins_cost_is_measured(tmp_path: Path) -> None:
     comparisons = plugins.measure(tmp_path, starts=1, rounds=3)
     assert [len(each.ratios) for each in comparisons] == [3, 3]
     assert all(ratio > 0 for each in comparisons for ratio in each.ratios)
+
+
+def test_what_hostile_clients_cost_is_measured(tmp_path: Path) -> None:
+    """That it is a tenth at most is for a machine with nothing else to do; a server that gave them all they ask for
+    would take most of a processor, and keep what they sent."""
+    comparisons, figures = control.measure(tmp_path, rounds=2, seconds=0.5)
+    assert [len(each.ratios) for each in comparisons] == [2, 2]
+    acts, share, memory = (figure.median for figure in figures)
+    assert acts > 100
+    assert 0 < share < 20
+    assert memory < 8
 
 
 def test_a_transfer_that_nobody_intercepts_takes_the_same_way() -> None:

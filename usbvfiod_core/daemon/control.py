@@ -1,7 +1,7 @@
 """The control socket: people and programs see and steer a running server. docs/control.md is its description.
 
 It shares the loop's thread with the guest's transfers and must not be felt there, whoever speaks: each turn executes
-requests for a millisecond at most, all of it together takes a tenth of the time, and a client's memory is bounded.
+requests for a millisecond at most, all of it together takes a twentieth of the time, and a client's memory is bounded.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 PROTOCOL: Final = 1
 """Version of the requests and replies; it grows when something in them changes its meaning or goes away."""
 MAX_CLIENTS: Final = 32
-SHARE: Final = 0.1
-"""Part of the time that the control socket may take from the rest."""
+SHARE: Final = 0.05
+"""Part of the time that the control socket may take from the rest. With what is not counted, such as threads that list
+devices and caches that are cold afterwards, the guest is to lose a tenth at most."""
 _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
 
