@@ -15,7 +15,8 @@ from ..usb.device import Loop, Timer
 log = logging.getLogger(__name__)
 
 SCAN_PACE = 0.03
-"""Seconds from the end of one scan of a backend to the start of one because of an event: flapping costs no more."""
+"""Seconds from the end of one scan of a backend to the start of one because of an event, or because somebody wants to
+know: flapping costs no more, nor does asking."""
 
 IDLE_PACE = 0.5
 """Seconds from an event to the scan of a backend of which no attachment wants a device: then it is only news."""
@@ -32,8 +33,12 @@ class _Scan:
     """Something changed since the scan that is running began."""
     event: bool = False
     """The next scan is because of an event."""
+    urgent: bool = False
+    """What is wanted while a scan is running is not to wait."""
     ended: float = float("-inf")
     timer: Timer | None = None
+    due: float = 0.0
+    """When the timer starts the next scan."""
     stop: Callable[[], object] | None = None
     """Ends the watch; None if there is none."""
     watched: bool = False
@@ -68,8 +73,9 @@ class Inventory:
         self._closed = False
         self.changed: Callable[[str, DeviceInfo], object] = lambda change, info: None
 
-    def look(self, backend: str, *, event: bool = False) -> None:
-        """Make a scan that begins after this call, at once or soon. The backend is watched from now on."""
+    def look(self, backend: str, *, event: bool = False, urgent: bool = True) -> None:
+        """Make a scan that begins after this call: at once if it is `urgent` and not because of an event, else soon.
+        The backend is watched from now on."""
         scan = self._scans[backend]
         if self._closed:
             return
@@ -77,19 +83,25 @@ class Inventory:
         scan.event |= event
         if scan.running:
             scan.wanted = True
+            scan.urgent |= urgent and not event
             return
-        wait = 0.0
-        if event:
-            wait = scan.ended + SCAN_PACE - self._loop.time() if self._wanted(backend) else IDLE_PACE
+        wait, now = 0.0, self._loop.time()
+        if event and not self._wanted(backend):
+            wait = IDLE_PACE
+        elif event or not urgent:
+            wait = scan.ended + SCAN_PACE - now
         if wait <= 0:
             self._start(backend)
-        elif scan.timer is None:
+        elif scan.timer is None or now + wait < scan.due:
+            if scan.timer is not None:
+                scan.timer.cancel()
+            scan.due = now + wait
             scan.timer = self._loop.call_later(wait, self._start, backend)
 
     def ask(self, backend: str, done: Listed) -> None:
         """Give `done` what a scan that begins after this call finds. Many who ask at once share one."""
         self._scans[backend].asked.append(done)
-        self.look(backend)
+        self.look(backend, urgent=False)
 
     def watch(self, backend: str) -> None:
         """Notice from now on when devices of a backend come and go."""
@@ -150,4 +162,5 @@ class Inventory:
             done(result)
         if scan.wanted:
             scan.wanted = False
-            self.look(backend, event=scan.event)
+            urgent, scan.urgent = scan.urgent, False
+            self.look(backend, event=scan.event and not urgent, urgent=urgent)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.daemon.control_rig import ControlRig, control_rig
 from usbvfiod_core.daemon.control import MAX_CLIENTS, SHARE
 from usbvfiod_core.daemon.control_client import MAX_FDS, MAX_LINE, MAX_OUTPUT, MAX_PENDING
+from usbvfiod_core.daemon.inventory import SCAN_PACE
 
 
 @pytest.fixture
@@ -269,6 +270,20 @@ def test_a_descriptor_of_the_wrong_kind_is_refused_and_closed(rig: ControlRig, k
         os.close(fd)
     assert descriptors() == before
     assert list(rig.attachments) == []
+
+
+def test_who_asks_what_there_is_again_and_again_is_told_at_a_pace(rig: ControlRig) -> None:
+    """Listing is done in a thread, whose time nobody counts."""
+    talkers = [rig.talk() for _ in range(4)]
+    lists, start = rig.backend.lists, rig.loop.time()
+    for _ in range(50):
+        for talker in talkers:
+            talker.send(b'{"request": "devices"}\n')
+        for talker in talkers:
+            assert talker.answer()["ok"]
+    elapsed = rig.loop.time() - start
+    assert elapsed < 50 * 0.1
+    assert 1 < rig.backend.lists - lists <= elapsed / SCAN_PACE + 1
 
 
 def test_all_of_it_together_takes_its_share_of_the_time(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
