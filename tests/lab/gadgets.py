@@ -10,6 +10,7 @@ everything is real but the cable. It has no isochronous endpoints.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import subprocess
@@ -23,7 +24,7 @@ from tests.lab.usb_device import HostUsbDevice, at_ports, root_hubs, wait_plugge
 
 CONFIGFS = Path("/sys/kernel/config")
 GADGETS = CONFIGFS / "usb_gadget"
-CONTROLLERS = 4
+CONTROLLERS = 6
 SPEEDS = {"full": "full-speed", "high": "high-speed", "super": "super-speed"}
 ENGLISH = "0x409"
 
@@ -111,6 +112,7 @@ class Gadget:
         _load()
         self.device: HostUsbDevice | None = None
         self._controller: int | None = None
+        self._reservation: int | None = None
         self._path = GADGETS / f"usbvfiod-{os.getpid()}-{next(_names)}"
         self._path.mkdir()
         self._functions: list[Path] = []
@@ -152,7 +154,10 @@ class Gadget:
         """Plug it in and wait until Linux has bound its drivers: at the port it had last, or `elsewhere`."""
         with Uevents() as uevents:
             if self._controller is None or elsewhere:
-                self._controller = _free_controller(self._controller)
+                before, self._reservation = self._reservation, None
+                self._controller, self._reservation = _reserve_controller()
+                if before is not None:
+                    os.close(before)
             self._write("UDC", f"dummy_udc.{self._controller}")
             hubs = root_hubs(Path(f"/sys/devices/platform/dummy_hcd.{self._controller}"))
             self.device = wait_plugged(uevents, lambda: at_ports(hubs, "1"), f"gadget {self._path.name}", timeout)
@@ -172,6 +177,9 @@ class Gadget:
             return
         if (self._path / "UDC").read_text().strip():
             self.unbind()
+        if self._reservation is not None:
+            os.close(self._reservation)
+            self._controller = self._reservation = None
         configurations = list((self._path / "configs").glob("c.*"))
         for link in (self._path / "configs").glob("c.*/*.lab*"):
             link.unlink()
@@ -238,8 +246,15 @@ def _load() -> None:
         subprocess.run(["mount", "-t", "configfs", "config", str(CONFIGFS)], check=True)
 
 
-def _free_controller(besides: int | None = None) -> int:
+def _reserve_controller() -> tuple[int, int]:
+    """A controller of dummy_hcd that no gadget has, one that is not plugged in at the moment included, and a lock on it
+    that holds as long as this descriptor."""
     for number in range(CONTROLLERS):
-        if number != besides and not Path(f"/sys/class/udc/dummy_udc.{number}/function").read_text().strip():
-            return number
+        lock = os.open(f"/run/usbvfiod-dummy-udc.{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return number, lock
     raise RuntimeError(f"all {CONTROLLERS} controllers of dummy_hcd are in use")
