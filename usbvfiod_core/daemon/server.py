@@ -18,6 +18,7 @@ from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..pci.msix import Msix
 from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Device
 from ..vfio_user import transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
@@ -38,6 +39,8 @@ VECTORS = 8
 CLOSE_TIMEOUT = 3.0
 """Seconds that devices have to end what they do before the process ends without them."""
 FINISH_INTERVAL = 0.005
+COLLECT_AFTER = 1.0
+"""Seconds from an unplugging to the collection of what the device has left: flapping makes one a second at most."""
 
 
 def serve(
@@ -72,6 +75,7 @@ class Server:
         self._reloading = False
         self._loop = loop
         self._run_scheduled = False
+        self._collecting = False
         self._stopping = False
         self._errors: list[UsbvfiodError] = []
         self.memory = GuestMemory()
@@ -96,7 +100,7 @@ class Server:
         self.attachments.changed = self._attachment_changed
         self.attachments.inventory.changed = self._device_changed
         hub.leaving = self.attachments.leaving
-        hub.unplugged = self.attachments.unplugged
+        hub.unplugged = self._unplugged
         self._declared = registry.declared()
         self._host = host_backend(backends)
         self.control: ControlSocket | None = None
@@ -280,6 +284,17 @@ class Server:
         if not self._run_scheduled and not self.transport.draining:
             self._run_scheduled = True
             self._loop.call_soon(self._run)
+
+    def _unplugged(self, port_id: int, device: Device) -> None:
+        """Let go of what belonged to the device, for the same reason."""
+        self.attachments.unplugged(port_id, device)
+        if not self._collecting:
+            self._collecting = True
+            self._loop.call_later(COLLECT_AFTER, self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = False
+        gc.collect()
 
     def _client_ended(self) -> None:
         """Let go of the guest's memory: views of it in cycles of objects would keep all of it until much later."""
