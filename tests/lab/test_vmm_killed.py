@@ -96,6 +96,9 @@ def test_a_vmm_is_killed(tmp_path: Path, rounds: int) -> None:
                 ("plugged", port_id, 1) for port_id in (1, 2, 3)
             ]
             assert [set(device.drivers.values()) for device in host] == [{"usbfs"}] * 3
-            assert descriptors(process) == kept[0]
+            deadline = time.monotonic() + 20
+            while descriptors(process) > kept[0]:  # those of the last connections are being closed
+                assert time.monotonic() < deadline, f"{descriptors(process)} descriptors, {kept[0]} before"
+                time.sleep(0.01)
             assert grown < GROWTH_KIB
         assert [device.drivers[0] for device in host] == ["usbtest", "usbtest", "usb-storage"]
