@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from .selector import SPIN, SpinningSelector
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 32
 
@@ -22,8 +23,26 @@ class ServerLoop(asyncio.SelectorEventLoop):
         self.selector = SpinningSelector(spin)
         super().__init__(self.selector)
         self._threads = _Threads()
+        self._in_event = False
+        self._afterwards: list[Callable[[], object]] = []
         self.blocking = 0
         """Calls that `run_blocking` has not given back yet."""
+
+    def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
+        """As asyncio's, and what `callback` leaves to `call_afterwards` is done in the same turn of the loop."""
+        super().add_reader(fd, self._handle_event, callback, *args)
+
+    def add_writer(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
+        """As `add_reader`."""
+        super().add_writer(fd, self._handle_event, callback, *args)
+
+    def call_afterwards(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the file descriptor that is being seen to has been seen to, and otherwise soon. A turn
+        of the loop costs several microseconds and a system call, as much as a transfer's way through a backend."""
+        if self._in_event:
+            self._afterwards.append(callback)
+        else:
+            self.call_soon(callback)
 
     def run_blocking(self, call: Callable[[], T], then: Callable[[T | BaseException], object]) -> None:
         """Run `call` in a thread; give its result, or the exception it raised, to `then` on the loop's thread.
@@ -49,6 +68,17 @@ class ServerLoop(asyncio.SelectorEventLoop):
 
         self.blocking += 1
         self._threads.run(job)
+
+    def _handle_event(self, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
+        self._in_event = True
+        try:
+            callback(*args)
+        finally:
+            self._in_event = False
+            if self._afterwards:
+                afterwards, self._afterwards = self._afterwards, []
+                for each in afterwards:
+                    each()
 
 
 class _Threads:

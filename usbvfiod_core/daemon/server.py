@@ -278,12 +278,13 @@ class Server:
         """Let the controller work; the socket and other devices get their turn between two calls."""
         self._run_scheduled = False
         if self.controller.run():
-            self._run_soon()
+            self._run_scheduled = True
+            self._loop.call_soon(self._run)
 
     def _run_soon(self) -> None:
         if not self._run_scheduled and not self.transport.draining:
             self._run_scheduled = True
-            self._loop.call_soon(self._run)
+            self._loop.call_afterwards(self._run)
 
     def _unplugged(self, port_id: int, device: Device) -> None:
         """Let go of what belonged to the device, for the same reason."""

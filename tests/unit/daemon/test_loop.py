@@ -110,6 +110,76 @@ def test_a_call_that_never_ends_does_not_keep_the_loop(loop: ServerLoop) -> None
     forever.set()
 
 
+# -- what an event leaves to be done ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ready(loop: ServerLoop) -> Iterator[int]:
+    """A descriptor that can be read and written until the test is over."""
+    fd = os.eventfd(1, os.EFD_NONBLOCK)
+    yield fd
+    loop.remove_reader(fd)
+    loop.remove_writer(fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("watch", ["add_reader", "add_writer"])
+def test_what_an_event_leaves_is_done_before_anything_else(loop: ServerLoop, ready: int, watch: str) -> None:
+    done: list[str] = []
+
+    def event(name: str) -> None:
+        done.append(name)
+        loop.call_soon(done.append, "soon")
+        loop.call_afterwards(lambda: done.append("afterwards"))
+        loop.call_afterwards(loop.stop)
+        assert done == [name]
+
+    getattr(loop, watch)(ready, event, "event")
+    loop.run_forever()
+    assert done == ["event", "afterwards"]
+
+
+def test_what_is_left_outside_of_an_event_is_done_soon(loop: ServerLoop, ready: int) -> None:
+    done: list[str] = []
+    loop.call_afterwards(lambda: done.append("first"))
+    assert done == []
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert done == ["first"]
+
+    def again() -> None:
+        done.append("second")
+        loop.call_afterwards(lambda: done.append("third"))  # not at once, or it could go on for ever
+        assert done == ["first", "second"]
+        loop.stop()
+
+    loop.add_reader(ready, lambda: loop.call_afterwards(again))
+    loop.run_forever()
+    assert done == ["first", "second"]
+    loop.remove_reader(ready)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert done == ["first", "second", "third"]
+
+
+def test_an_event_that_raises_leaves_what_it_has_left(loop: ServerLoop, ready: int) -> None:
+    done: list[str] = []
+    failures: list[object] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+
+    def event() -> None:
+        loop.call_afterwards(lambda: done.append("afterwards"))
+        loop.stop()
+        raise ZeroDivisionError
+
+    loop.add_reader(ready, event)
+    loop.run_forever()
+    assert done == ["afterwards"]
+    assert [type(each) for each in failures] == [ZeroDivisionError]
+    loop.call_afterwards(lambda: done.append("soon"))
+    assert done == ["afterwards"]
+
+
 # -- the selector ---------------------------------------------------------------------------------------------------
 
 
