@@ -178,13 +178,15 @@ class Urbs:
             if code:
                 break
             urb = inflight.pop(reaped.value or 0)
-            _, _, status, _, _, _, actual, *_ = unpack(urb.memory)
+            fields = unpack(urb.memory)
             owner = urb.owner
             assert owner is not None
-            owner.back(urb, status, actual)
+            owner.back(urb, fields[2], fields[6])  # status, actual_length
             self.free(urb)
             if self._paused:  # the end of a transfer has started an operation
                 return
+            if not inflight:
+                break  # it would only say EAGAIN
         if self._waiting:
             self._last_progress = self._loop.time()
             self._pump()

@@ -50,6 +50,28 @@ def test_neighbouring_windows_are_one_piece(way: LaneKit) -> None:
     assert (transfer.status, transfer.actual, bytes(memory[:250])) == (COMPLETED, 250, bytes(range(250)))
 
 
+def test_the_kernel_is_not_asked_for_more_than_it_has(
+    kernel: FakeKernel, loop: StepLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaps: list[int] = []
+    real = kernel.ioctl
+
+    def ioctl(fd: int, request: int, argument: int) -> int:
+        code = real(fd, request, argument)
+        if request == usbfs.REAPURBNDELAY:
+            reaps.append(code)
+        return code
+
+    monkeypatch.setattr(kernel, "ioctl", ioctl)
+    way = LaneKit(kernel, loop)
+    first, second = way.submit(512), way.submit(512)
+    way.finish()
+    assert (result(first)[0], second.status, reaps) == (COMPLETED, None, [0, -errno.EAGAIN])
+    kernel.finish(kernel.inflight[0])
+    way.urbs.reap()
+    assert (result(second)[0], reaps) == (COMPLETED, [0, -errno.EAGAIN, 0])
+
+
 def test_scattered_data_is_put_together_and_taken_apart(way: LaneKit) -> None:
     data = os.urandom(1000)
     writing, reading = way.submit(data, pieces=(1, 500, 3)), way.submit(1000, pieces=(700, 1, 2))
