@@ -172,6 +172,9 @@ class Controller:
 
     def run(self) -> bool:
         """Do what is pending; True if more is left, and `run` should be called again soon."""
+        nothing = not (self._ready or self.interrupters.dirty or self.hub.dirty or self._commands_due)
+        if nothing and not (self._reset_due or self._halt_due):
+            return False  # most register accesses are such
         self._in_run = True
         try:
             return self._work()

@@ -214,6 +214,7 @@ class TransferEngine(ABC):
         if td.ended:
             return  # given up on after CANCEL_TIMEOUT
         td.ended = True
+        transfer.context = None  # a circle of objects would keep views of guest memory until the collector finds it
         if not 0 <= transfer.actual <= transfer.length:
             transfer.status, transfer.actual = TransferStatus.BABBLE, transfer.length
         self._outstanding -= 1

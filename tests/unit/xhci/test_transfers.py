@@ -30,6 +30,17 @@ def test_every_speed(make_rig: Callable[..., Rig], speed: Speed) -> None:
         rig.works()
 
 
+def test_a_transfer_that_is_over_holds_nothing_of_its_td(rig: Rig) -> None:
+    rig.device.answers(BULK_IN, b"data", TransferStatus.STALL)
+    td = rig.usb.submit_in(BULK_IN, 64)
+    [transfer] = rig.device.submitted
+    assert td.result() == b"data"
+    assert transfer.context is None
+    with pytest.raises(DriverError):
+        rig.usb.bulk_in(BULK_IN, 64)
+    assert [each.context for each in rig.device.submitted] == [None, None]
+
+
 @pytest.mark.parametrize("scatter", [False, True])
 @pytest.mark.parametrize("event_data", [False, True])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
