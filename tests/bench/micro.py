@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from tests.bench.measure import Figure, cpu_seconds, times, voluntary_switches
+from tests.bench.real_devices import streaming
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.driver.trb import normal
@@ -42,6 +43,7 @@ def measure(directory: Path, count: int = 5000) -> list[Figure]:
         pid = server.process.pid
         figures += register_reads(driver.bus, pid, count)
         figures += doorbells(driver, devices[LOOPBACK], count)
+        figures.append(large_transfers(devices[LOOPBACK], pid, max(count // 5, 50)))
         figures += small_reads(devices[FLASH], pid, max(count // 5, 50))
         figures += memory(pid)
         figures += idle(pid, 5.0 if count > 1000 else 1.0)
@@ -76,9 +78,7 @@ def register_reads(bus: object, pid: int, count: int) -> list[Figure]:
 
 def doorbells(driver: GuestDriver, usb: UsbDevice, count: int) -> list[Figure]:
     """From the doorbell's write until the event of a 512-byte bulk IN transfer is in memory."""
-    assert usb.configuration is not None
-    address = next(each.address for each in usb.interface(0).endpoints if each.address & 0x80)
-    pipe = usb.pipe(address)
+    pipe = usb.pipe(bulk_in(usb))
     buffer = driver.ram.allocate(SOURCE_BYTES)
     trbs = [normal(buffer, SOURCE_BYTES, spec.TRB_IOC)]
     ring = driver.event_rings[0]
@@ -92,6 +92,23 @@ def doorbells(driver: GuestDriver, usb: UsbDevice, count: int) -> list[Figure]:
         taken.append((perf_counter() - start) * 1e6)
         driver.wait_for_td(td)
     return [Figure("doorbell to event, 512-byte bulk IN", "µs", taken[200:])]
+
+
+def large_transfers(usb: UsbDevice, pid: int, count: int) -> Figure:
+    """Bulk IN transfers of 64 KiB, four of them in flight: what each costs the server, registers and data included."""
+    run = streaming(usb, bulk_in(usb), 64 << 10, 4)
+    run(50)
+    used = []
+    for _ in range(5):
+        before = cpu_seconds(pid)
+        run(count)
+        used.append((cpu_seconds(pid) - before) / count * 1e6)
+    return Figure("64 KiB bulk IN, four in flight, server's processor time", "µs", used)
+
+
+def bulk_in(usb: UsbDevice) -> int:
+    """The address of the first IN endpoint."""
+    return next(each.address for each in usb.interface(0).endpoints if each.address & 0x80)
 
 
 def small_reads(usb: UsbDevice, pid: int, count: int) -> list[Figure]:

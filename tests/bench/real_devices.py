@@ -4,8 +4,9 @@
 
 boots the lab (see docs/testing.md) and runs this file in it. There, a source and sink (gadget zero on dummy_hcd) and a
 drive (QEMU's usb-storage) are served by each server in turn, and driven by the test kit's driver: the same client, the
-same transfers, the rounds one after the other. The peer is the crate `usbvfiod`, if `cargo install` has put it into the
-directory `peer` of the VM tests' cache; it is left out otherwise, and that is said.
+same transfers, the rounds one after the other. The client posts its register writes, as QEMU does; with --replies it
+waits for a reply to each, as Cloud Hypervisor does. The peer is the crate `usbvfiod`, if `cargo install` has put it
+into the directory `peer` of the VM tests' cache; it is left out otherwise, and that is said.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TypedDict
 
+from tests.bench import plain_usbfs
 from tests.bench.measure import cpu_seconds
-from tests.bench.plain_usbfs import move
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
@@ -40,7 +42,12 @@ MIB = 1 << 20
 SIZES = (64 << 10, MIB)
 """Bytes of a transfer: the most that one TRB moves, and as much as Linux asks a drive for at once."""
 DEPTH = 4
-DRIVE_BLOCKS = 64 * MIB // 512
+WARM = 16
+"""Transfers before those that are measured."""
+TARGETED = "usbfs"
+TARGETS = {"plain": 0.9, "peer": 2.0}
+"""What the rate of one backend is to be, of the plain program's and of the peer's."""
+DRIVE_BLOCKS = 64 * MIB // plain_usbfs.BLOCK
 PEER = Path("bin/usbvfiod")
 
 
@@ -53,7 +60,18 @@ class Sample(TypedDict):
     cpu: float
 
 
-def outside(rounds: int, mebibytes: int) -> list[Sample]:
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: `mebibytes` for each sample, `depth` transfers of an endpoint in flight, `replies`: whether the
+    client waits for one to each register write."""
+
+    rounds: int
+    mebibytes: int
+    depth: int
+    replies: bool
+
+
+def outside(plan: Plan) -> list[Sample]:
     """Boot a lab, measure in it, return what it printed."""
     from tests.vm.lab import Lab
     from tests.vm.tree import cache_directory
@@ -63,18 +81,19 @@ def outside(rounds: int, mebibytes: int) -> list[Sample]:
         if peer.exists():
             (lab.exchange / "peer").write_bytes(peer.read_bytes())
             (lab.exchange / "peer").chmod(0o755)
-        command = ["python3", "-m", "tests.bench.real_devices", "--inside", f"--rounds={rounds}", f"--mib={mebibytes}"]
+        command = ["python3", "-m", "tests.bench.real_devices", "--inside", f"--rounds={plan.rounds}"]
+        command += [f"--mib={plan.mebibytes}", f"--depth={plan.depth}", *(["--replies"] if plan.replies else [])]
         output = lab.run(f"cd /usbvfiod && {shlex.join(command)}", timeout=3600)
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
 @contextmanager
-def serve(command: list[str], socket: Path) -> Iterator[tuple[int, GuestDriver, UsbDevice]]:
-    """A server with one device: its process, a driver that waits for replies, and the device, enumerated."""
+def serve(command: list[str], socket: Path, *, replies: bool) -> Iterator[tuple[int, GuestDriver, UsbDevice]]:
+    """A server with one device: its process, a driver, and the device, enumerated."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
             client = VfioUserClient.connect(socket, timeout=60.0, wait=60.0)
-            bus = SocketBus(client, posted=False)
+            bus = SocketBus(client, posted=not replies)
             with GuestDriver(bus, timeout=60.0, ring_trbs=256, strict=False) as driver:
                 port = driver.wait_for_port()
                 yield process.pid, driver, driver.enumerate(port.port_id)
@@ -99,17 +118,17 @@ def bulk_endpoints(node: Path) -> tuple[Endpoint, ...]:
     return Configuration.unpack(descriptors[descriptors[0] :]).interfaces[0].endpoints
 
 
-def streaming(usb: UsbDevice, address: int, size: int, count: int) -> Callable[[], None]:
-    """Moving `count` transfers through a bulk endpoint, DEPTH at a time."""
+def streaming(usb: UsbDevice, address: int, size: int, depth: int) -> Callable[[int], None]:
+    """Moving so many transfers of `size` bytes through a bulk endpoint, `depth` at a time."""
     driver, pipe = usb.driver, usb.pipe(address)
-    rings = [chained(driver.ram.allocate(size), size) for _ in range(DEPTH)]
+    rings = [chained(driver.ram.allocate(size), size) for _ in range(depth)]
 
-    def run() -> None:
-        waiting: list[Td] = []
+    def run(count: int) -> None:
+        waiting: deque[Td] = deque()
         for number in range(count):
-            if len(waiting) == DEPTH:
-                driver.wait_for_td(waiting.pop(0))
-            waiting.append(pipe.submit_trbs(rings[number % DEPTH]))
+            if len(waiting) == depth:
+                driver.wait_for_td(waiting.popleft())
+            waiting.append(pipe.submit_trbs(rings[number % depth]))
         for td in waiting:
             driver.wait_for_td(td)
 
@@ -123,29 +142,33 @@ def chained(address: int, size: int) -> list[Trb]:
     return trbs
 
 
-def accessing(access: Callable[[int, int], object], size: int, count: int) -> Callable[[], None]:
-    """Reading or writing `count` times `size` bytes, one command after the other."""
-    blocks = size // 512
+def accessing(access: Callable[[int, int], object], size: int) -> Callable[[int], None]:
+    """Reading or writing so many times `size` bytes, one command after the other."""
+    blocks = size // plain_usbfs.BLOCK
 
-    def run() -> None:
+    def run(count: int) -> None:
         for number in range(count):
             access(number * blocks % DRIVE_BLOCKS, blocks)
 
     return run
 
 
-def sample(what: str, who: str, work: Callable[[], object], mebibytes: int, pid: int | None) -> None:
-    """Measure one piece of work, and print it as a line of JSON."""
+def sample(what: str, size: int, who: str, work: Callable[[int], object], mebibytes: int, pid: int | None) -> None:
+    """Measure one piece of work that moves `size` bytes at a time, and print it as a line of JSON.
+
+    Some transfers go before, because memory that nobody has touched yet costs a page fault for each 4 KiB.
+    """
+    work(WARM)
     used = 0.0 if pid is None else cpu_seconds(pid)
     start = perf_counter()
-    work()
+    work(mebibytes * MIB // size)
     seconds = perf_counter() - start
     cost = 0.0 if pid is None else (cpu_seconds(pid) - used) * 1000 / mebibytes
-    figures = Sample(what=what, who=who, rate=mebibytes / seconds, cpu=cost)
+    figures = Sample(what=f"{what} {size >> 10} KiB", who=who, rate=mebibytes / seconds, cpu=cost)
     print(json.dumps(figures), flush=True)
 
 
-def inside(rounds: int, mebibytes: int) -> None:
+def inside(plan: Plan) -> None:
     """What runs in the lab."""
     from tests.lab.gadgets import Gadget, source_sink
     from tests.lab.machine import Machine
@@ -153,58 +176,80 @@ def inside(rounds: int, mebibytes: int) -> None:
     socket = Path("/tmp/bench.sock")
     image = Path("/exchange/bench.img")
     with image.open("wb") as file:
-        file.truncate(DRIVE_BLOCKS * 512)
+        file.truncate(DRIVE_BLOCKS * plain_usbfs.BLOCK)
     with Machine() as machine, Gadget([source_sink(bulk_buflen=SIZES[0])], identity="0525:a4a0") as gadget:
         zero, drive = gadget.bind(), machine.plug_drive(image)
-        work = [(size, mebibytes * MIB // size) for size in SIZES]
-        for _ in range(rounds):
-            for endpoint in bulk_endpoints(zero.node):
-                for size, count in work:
-                    program = partial(move, zero.node, endpoint.address, size, count, DEPTH)
-                    sample(name(endpoint.is_in, size), "plain", program, mebibytes, None)
-            for who, command in servers(zero.node, socket).items():
-                with serve(command, socket) as (pid, _, usb):
-                    for endpoint in usb.interface(0, 0).endpoints:
-                        for size, count in work:
-                            stream = streaming(usb, endpoint.address, size, count)
-                            sample(name(endpoint.is_in, size), who, stream, mebibytes, pid)
-            for who, command in servers(drive.node, socket).items():
-                with serve(command, socket) as (pid, _, usb):
-                    disk = MassStorage(usb, pipelined=False)
-                    for is_in, access in ((True, disk.read), (False, disk.write_buffer)):
-                        for size, count in work:
-                            what = f"drive {name(is_in, size)}"
-                            sample(what, who, accessing(access, size, count), mebibytes, pid)
-                    disk.close()
+        for _ in range(plan.rounds):
+            stream(zero.node, socket, plan)
+            store(drive.node, socket, plan)
         time.sleep(1)  # the drivers of the host have their device back before it is pulled out
         machine.unplug(drive)
 
 
-def name(is_in: bool, size: int) -> str:
-    """What is measured, as it stands in the table."""
-    return f"{'IN' if is_in else 'OUT'} {size >> 10} KiB"
+def stream(node: Path, socket: Path, plan: Plan) -> None:
+    """One round of the source and sink."""
+    endpoints = bulk_endpoints(node)
+    with plain_usbfs.Device(node) as device:
+        for each in endpoints:
+            for size in SIZES:
+                plain = plain_usbfs.streaming(device, each.address, size, plan.depth)
+                sample(direction(each.is_in), size, "plain", plain, plan.mebibytes, None)
+    for who, command in servers(node, socket).items():
+        with serve(command, socket, replies=plan.replies) as (pid, _, usb):
+            for each in endpoints:
+                for size in SIZES:
+                    work = streaming(usb, each.address, size, plan.depth)
+                    sample(direction(each.is_in), size, who, work, plan.mebibytes, pid)
+
+
+def store(node: Path, socket: Path, plan: Plan) -> None:
+    """One round of the drive."""
+    bulk = {each.is_in: each.address for each in bulk_endpoints(node)}
+    with plain_usbfs.Device(node) as device:
+        for is_in in (True, False):
+            for size in SIZES:
+                plain = plain_usbfs.accessing(device, (bulk[True], bulk[False]), size, DRIVE_BLOCKS, is_in=is_in)
+                sample(f"drive {direction(is_in)}", size, "plain", plain, plan.mebibytes, None)
+    for who, command in servers(node, socket).items():
+        with serve(command, socket, replies=plan.replies) as (pid, _, usb):
+            disk = MassStorage(usb, pipelined=False)
+            for is_in, access in ((True, disk.read), (False, disk.write_buffer)):
+                for size in SIZES:
+                    sample(f"drive {direction(is_in)}", size, who, accessing(access, size), plan.mebibytes, pid)
+            disk.close()
+
+
+def direction(is_in: bool) -> str:
+    """As it stands in the table."""
+    return "IN" if is_in else "OUT"
 
 
 def report(samples: list[Sample]) -> list[str]:
-    """A table: rate, processor time, and the ratio to the plain program and to the peer, medians of the rounds."""
-    lines = [f"{'':20}{'':8}{'MiB/s':>9}{'ms/MiB':>9}{'of plain':>10}{'of peer':>10}"]
-    grouped: dict[tuple[str, str], list[Sample]] = {}
+    """A table of medians: rate, processor time, and with their range the ratios to the plain program and to the peer
+    of the same round."""
+    grouped: dict[str, dict[str, list[Sample]]] = {}
     for each in samples:
-        grouped.setdefault((each["what"], each["who"]), []).append(each)
-
-    def rate(what: str, who: str) -> float | None:
-        found = grouped.get((what, who))
-        return statistics.median(each["rate"] for each in found) if found else None
-
-    for (what, who), found in grouped.items():
-        own = rate(what, who) or 0.0
-        cost = statistics.median(each["cpu"] for each in found)
-        text = f"{what:20}{who:8}{own:9.1f}" + (f"{cost:9.2f}" if who != "plain" else f"{'':9}")
-        for other in ("plain", "peer"):
-            reference = rate(what, other)
-            text += f"{own / reference:10.2f}" if reference and who != other else f"{'':10}"
-        lines.append(text.rstrip())
+        grouped.setdefault(each["what"], {}).setdefault(each["who"], []).append(each)
+    lines = [f"{'':20}{'':8}{'MiB/s':>8}{'ms/MiB':>8}  {'of plain':22}{'of peer':22}"]
+    for what, servers_of in grouped.items():
+        for who, found in servers_of.items():
+            text = f"{what:20}{who:8}{statistics.median(each['rate'] for each in found):8.1f}"
+            text += " " * 8 if who == "plain" else f"{statistics.median(each['cpu'] for each in found):8.2f}"
+            for other in ("plain", "peer"):
+                reference = servers_of.get(other, []) if who not in ("plain", other) else []
+                ratios = [own["rate"] / its["rate"] for own, its in zip(found, reference, strict=False)]
+                text += f"  {spread(ratios, TARGETS[other] if who == TARGETED else None):20}"
+            lines.append(text.rstrip())
     return lines
+
+
+def spread(ratios: list[float], target: float | None) -> str:
+    """The median with its range, and whether it is at least the target; empty without ratios."""
+    if not ratios:
+        return ""
+    median = statistics.median(ratios)
+    verdict = "" if target is None else " ok" if median >= target else " MISSED"
+    return f"{median:.2f} ({min(ratios):.2f}-{max(ratios):.2f}){verdict}"
 
 
 def main() -> int:
@@ -213,11 +258,16 @@ def main() -> int:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--mib", type=int, default=16, help="MiB that each sample moves (default 16)")
+    parser.add_argument(
+        "--depth", type=int, default=DEPTH, help=f"transfers of an endpoint in flight (default {DEPTH})"
+    )
+    parser.add_argument("--replies", action="store_true", help="wait for a reply to each register write")
     options = parser.parse_args()
+    plan = Plan(options.rounds, options.mib, options.depth, options.replies)
     if options.inside:
-        inside(options.rounds, options.mib)
+        inside(plan)
         return 0
-    samples = outside(options.rounds, options.mib)
+    samples = outside(plan)
     if not any(each["who"] == "peer" for each in samples):
         print("the peer is left out: `cargo install --locked --root DIRECTORY usbvfiod` has not been run for it")
     for line in report(samples):

@@ -18,7 +18,7 @@ from usbvfiod_core.testing.loop import StepLoop
 
 def test_every_single_step_is_measured(tmp_path: Path) -> None:
     figures = {figure.name: figure for figure in micro.measure(tmp_path, count=60)}
-    assert len(figures) == 9
+    assert len(figures) == 10
     for figure in figures.values():
         assert figure.samples
         assert figure.median >= 0
