@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import control, micro, plugins
+from tests.bench import control, micro, plugins, real_devices
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
 from usbvfiod_core import TransferType
 from usbvfiod_core.hooks.interception import intercept
@@ -99,3 +99,25 @@ def test_processor_time_counts_every_thread() -> None:
     stop.set()
     thread.join()
     assert used >= 0.05
+
+
+def test_real_devices_are_compared_round_by_round() -> None:
+    rates = {"plain": [100.0, 50.0, 80.0], "usbfs": [90.0, 45.0, 40.0], "peer": [45.0, 20.0, 40.0]}
+    samples = [
+        real_devices.Sample(what="IN 64 KiB", who=who, rate=rate, cpu=7.5)
+        for who, found in rates.items()
+        for rate in found
+    ]
+    lines = real_devices.report(samples)
+    assert [line.split()[3] for line in lines[1:]] == ["plain", "usbfs", "peer"]
+    usbfs, peer = lines[2], lines[3]
+    assert "45.0" in usbfs
+    assert "7.50" in usbfs
+    assert "0.90 (0.50-0.90) ok" in usbfs
+    assert "2.00 (1.00-2.25) ok" in usbfs
+    assert "0.45 (0.40-0.50)" in peer
+    assert "ok" not in peer
+    slower = [
+        real_devices.Sample(what="OUT", who=who, rate=rate, cpu=0.0) for who, rate in (("plain", 9), ("usbfs", 8))
+    ]
+    assert "0.89 (0.89-0.89) MISSED" in real_devices.report(slower)[2]
