@@ -15,6 +15,10 @@ Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 32
 
+SWITCH_INTERVAL = 0.0002
+"""Seconds that the loop waits at most for a thread that computes (sys.setswitchinterval, for the whole process).
+Listing and opening devices is mostly that, and Python's own 5 ms are many transfers."""
+
 
 class ServerLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop that is also a `usb.device.Loop`."""

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,7 +29,7 @@ from .control import ControlSocket
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts
 from .intents import Attachment, State
-from .loop import ServerLoop
+from .loop import SWITCH_INTERVAL, ServerLoop
 from .notify import notify, watchdog_interval
 from .reload import carry_out, compare
 from .report import device_entry
@@ -50,6 +51,7 @@ def serve(
 
     `control_fd` is an inherited socket for control.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL)
     loop = ServerLoop(config.spin)
     try:
         Server(config, registry, backends, loop, control_fd=control_fd).run()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import selectors
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from usbvfiod_core.daemon.loop import MAX_THREADS, ServerLoop
+from usbvfiod_core.daemon.loop import MAX_THREADS, SWITCH_INTERVAL, ServerLoop
 from usbvfiod_core.daemon.selector import FULL_CREDIT, PAUSE, PROBE_EVERY, SpinningSelector
 from usbvfiod_core.usb.device import Loop
 
@@ -45,6 +46,38 @@ def test_a_blocking_call_returns_to_the_loop(loop: ServerLoop) -> None:
     assert got == [42]
     assert threads[0] is not threading.main_thread()
     assert threads[1] is threading.main_thread()
+
+
+def test_the_loop_has_its_turns_beside_a_thread_that_computes(loop: ServerLoop) -> None:
+    """As often as the server sets it; with Python's own interval it has few."""
+
+    def turns(interval: float) -> int:
+        count = 0
+
+        def compute() -> None:
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                pass
+
+        def turn() -> None:
+            nonlocal count
+            count += 1
+            if loop.blocking:
+                loop.call_later(0.0005, turn)
+            else:
+                loop.stop()
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(interval)
+        try:
+            loop.run_blocking(compute, lambda result: None)
+            turn()
+            loop.run_forever()
+        finally:
+            sys.setswitchinterval(before)
+        return count
+
+    assert turns(SWITCH_INTERVAL) > 2 * turns(0.005)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
