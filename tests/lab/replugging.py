@@ -13,6 +13,8 @@ from usbvfiod_core.testing.driver.ports import Port
 BACK = 0.5
 """Seconds in which the guest is to have a device back once the host has it. Asserted by the long runs only, which are
 made where nothing else wants the processors."""
+GROWTH_KIB = 2048
+"""Of a server's memory, in any number of rounds: Python takes it a mebibyte at a time."""
 
 
 def gone(device: UsbDevice) -> Port:

@@ -20,15 +20,13 @@ from tests.lab.gadgets import Gadget, source_sink
 from tests.lab.guest_classes import bulk_pair
 from tests.lab.machine import Machine
 from tests.lab.passing import Passed
-from tests.lab.replugging import BACK, anonymous_kib, back, descriptors, gone, summary
+from tests.lab.replugging import BACK, GROWTH_KIB, anonymous_kib, back, descriptors, gone, summary
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.testing.driver import Td, UsbDevice
 from usbvfiod_core.testing.mass_storage import CBW_SIGNATURE, READ_10, MassStorage, ScsiError
 
 SETTLED = 3
 """Rounds after which everything that is kept has been made."""
-GROWTH_KIB = 2048
-"""In all: Python takes memory a mebibyte at a time."""
 SAMPLED = 10
 """Rounds from one look at the memory to the next. A leak is in every one of them, that mebibyte in one or two."""
 LEAK_KIB = 4

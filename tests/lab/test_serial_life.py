@@ -19,12 +19,11 @@ import pytest
 from tests.lab.gadgets import Gadget, acm
 from tests.lab.guest_classes import SerialPort
 from tests.lab.passing import Passed
-from tests.lab.replugging import BACK, anonymous_kib, back, descriptors, gone, summary
+from tests.lab.replugging import BACK, GROWTH_KIB, anonymous_kib, back, descriptors, gone, summary
 from usbvfiod_core.testing.driver import DriverError, GuestDriver, Port, UsbDevice
 
 LONG = 600
 SETTLED = 3
-GROWTH_KIB = 1024
 UP = (1.0, 4.0)
 DOWN = (0.0, 0.3)
 """Seconds, by chance between these."""

@@ -14,13 +14,12 @@ import pytest
 
 from tests.lab.gadgets import Gadget, mass_storage, source_sink
 from tests.lab.passing import Passed
-from tests.lab.replugging import anonymous_kib, descriptors
+from tests.lab.replugging import GROWTH_KIB, anonymous_kib, descriptors
 from tests.lab.vmm import CHUNK, WAIT, connect, storage, submit
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BLOCKS = 2048
 SETTLED = 1
-GROWTH_KIB = 1024
 
 
 def be_killed(path: Path, chance: random.Random) -> None:
