@@ -1,4 +1,4 @@
-"""A device that comes and goes all the time, beside one that moves data: how much of that it costs.
+"""Devices that hurt their neighbours: one that comes and goes all the time, and one that the host waits for.
 
 The kernel's part in the flapping costs the machine something, whoever has the device. So the data is measured three
 times: alone, beside a device that flaps and is not attached, and beside one that the server opens each time.
@@ -18,6 +18,8 @@ import pytest
 from tests.lab.gadgets import Gadget, source_sink
 from tests.lab.passing import Passed
 from tests.lab.replugging import BACK, back, gone, summary
+from tests.lab.usbip import attach
+from tests.lab.usbip_devices import Hanging
 from usbvfiod_core.testing.driver import UsbDevice
 
 CHUNK = 65536
@@ -103,3 +105,30 @@ def test_one_that_flaps_does_not_starve_another(backend: str, tmp_path: Path, se
         if replugs >= MANY:
             assert plugs > 0
             assert max(late) < BACK
+
+
+def test_one_that_the_host_waits_for_holds_up_nobody(backend: str, tmp_path: Path) -> None:
+    """The host's driver for it sits in its probe, and whoever asks for the device's texts waits with it."""
+    hanging = Hanging()
+    with (
+        Gadget([source_sink()], identity="0525:a4a0") as gadget,
+        Passed(backend, gadget.bind(), tmp_path, by_port=True) as given,
+    ):
+        guest, driver = given.device, given.driver
+        with attach(hanging) as attachment:
+            assert hanging.asked.wait(30)
+            start = time.monotonic()
+            for _ in range(3):
+                gadget.unbind()
+                port = gone(guest)
+                gadget.bind()
+                back(port, 0)
+                guest = driver.enumerate(port.port_id)
+            assert time.monotonic() - start < 15, "as long as the host waits for the other device"
+            assert "not done with it yet" in given.server.output
+            hanging.relent()
+            device = attachment.wait()
+            deadline = time.monotonic() + 10
+            while all(each["address"] != str(device.node) for each in given.ask("devices")["devices"]):
+                assert time.monotonic() < deadline, "the device is not listed"
+                time.sleep(0.1)

@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
+from threading import Event
 
 from tests.lab.usbip import Server, Urb
 from usbvfiod_core.usb import descriptors
@@ -257,3 +258,28 @@ class Refusing(Described):
             server.complete(urb, status=-errno.EPIPE)
         else:
             super().submit(urb, server)
+
+
+class Hanging(Described):
+    """A keyboard that does not tell what its reports are like: the host's driver for it waits, and asks again, for 20
+    seconds. `asked` is set when it waits for the first time; from `relent` on the device refuses instead."""
+
+    def __init__(self, *, identity: tuple[int, int] = (0x1209, 0x0004)) -> None:
+        report = b"\x09\x21\x11\x01\x00\x01\x22\x40\x00"  # HID 1.11 6.2.1: one report descriptor, of 64 bytes
+        keys = Endpoint(0x81, 3, 8, 7)
+        configuration = Configuration((Interface(0, 3, 1, 1, (keys,), extra=report),))
+        device = DeviceDescriptor(0x0200, 0, 0, 0, 64, *identity, 0x0100, 1, 2)
+        super().__init__("high", device.pack(), configuration.pack(), ("usbvfiod", "Hanging keyboard"))
+        self.asked = Event()
+        self._relented = False
+
+    def submit(self, urb: Urb, server: Server) -> None:
+        if urb.address & 0x7F == 0 and SETUP.unpack(urb.setup)[:2] == (0x81, 6):
+            self.asked.set()
+            if not self._relented:
+                return
+        super().submit(urb, server)
+
+    def relent(self) -> None:
+        """Refuse from the next time on."""
+        self._relented = True

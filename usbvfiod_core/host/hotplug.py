@@ -2,7 +2,8 @@
 
 Both are used wherever they are to be had, because each is deaf somewhere and does not say so. Uevents do not reach a
 network namespace that belongs to another user namespace (a rootless container); device nodes are not there in a
-container without /dev/bus/usb. An event says only that something changed: what there is now is read from sysfs.
+container without /dev/bus/usb. An event says only that something changed: what there is now is read from sysfs. That
+a device has been read which the host was not done with before is an event as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 
 from ..errors import DeviceError
 from ..usb.device import Loop
+from .reading import when_late
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ def watch(loop: Loop, changed: Callable[[], object], nodes: Path = DEVICE_NODES)
     def happened() -> None:
         for source in sources:
             source.refresh()
-        changed()
+        if sources:
+            changed()
 
     for kind in (lambda: _Uevents(loop, happened), lambda: _Nodes(loop, happened, nodes)):
         try:
@@ -101,7 +104,10 @@ def watch(loop: Loop, changed: Callable[[], object], nodes: Path = DEVICE_NODES)
     if not sources:
         raise DeviceError(f"USB devices that come and go cannot be noticed: {'; '.join(reasons)}")
 
+    end = when_late(lambda: loop.call_soon_threadsafe(happened))
+
     def stop() -> None:
+        end()
         while sources:
             sources.pop().close()
 

@@ -5,7 +5,8 @@ is not in the list.
 
 Linux makes whoever reads a device's texts or its configuration wait while it configures or resets the device, and at a
 hub while it enumerates what is behind it. That can take seconds, with a broken device, and must not hold up the others.
-So a device is read once, when it is new, which is when the host has finished with it, and hubs have no texts here.
+So a device is read once, when it is new, in a thread of its own; it is listed when the host has finished with it. Hubs
+have no texts here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from ..errors import DeviceError
 from ..usb.backend import DeviceInfo
 from ..usb.speed import Speed
+from .reading import Reading
 
 DEVICES = Path("/sys/bus/usb/devices")
 NODES = Path("/dev/bus/usb")
@@ -95,37 +97,51 @@ class SysfsDevice:
         return text or f"USB {kind} {self.vendor_id:04x}:{self.product_id:04x}"
 
 
-_read: dict[Path, tuple[int, SysfsDevice]] = {}
-"""What `scan` has read, with the directory's inode: sysfs gives no number twice."""
+_readings: dict[Path, tuple[int, Reading[SysfsDevice | None]]] = {}
+"""What `scan` reads or has read, with the directory's inode: sysfs gives no number twice."""
 
 
 def scan(root: Path = DEVICES) -> list[SysfsDevice]:
     """Every device there is now, in the order of buses and ports; none where the host has no USB.
 
-    Waits for the host only where a device is new; of the others just the drivers are read again.
+    Waits for the host where a device is new, but not for long, see `Reading`; of the others just the drivers are read
+    again. A device that the host is not done with is not listed yet; `hotplug.watch` tells when it is.
     """
     try:
         directories = [root / entry.name for entry in os.scandir(root) if _DEVICE_NAME.fullmatch(entry.name)]
     except OSError:
         return []
-    for gone in {path for path in list(_read) if path.parent == root}.difference(directories):
-        _read.pop(gone, None)
-    found = [device for directory in directories if (device := _read_once(directory)) is not None]
+    for gone in {path for path in list(_readings) if path.parent == root}.difference(directories):
+        _readings.pop(gone, None)
+    readings = [(directory, reading) for directory in directories if (reading := _reading(directory)) is not None]
+    found = [device for directory, reading in readings if (device := _as_read(directory, reading)) is not None]
     return sorted(found, key=lambda device: [int(part) for part in re.findall(r"\d+", device.name)])
 
 
-def _read_once(directory: Path) -> SysfsDevice | None:
+def _reading(directory: Path) -> Reading[SysfsDevice | None] | None:
+    """The reading of a device's directory, begun if that is new; None if it is gone."""
     try:
         inode = directory.stat().st_ino
-        before, device = _read.get(directory, (0, None))
-        if device is not None and before == inode:
-            return replace(device, drivers=_drivers(directory))
+    except OSError:
+        return None
+    before, reading = _readings.get(directory, (0, None))
+    if reading is None or before != inode:
+        reading = Reading(directory.name, lambda: read(directory))
+        _readings[directory] = inode, reading
+    return reading
+
+
+def _as_read(directory: Path, reading: Reading[SysfsDevice | None]) -> SysfsDevice | None:
+    """The device, with its drivers of now; None if it is gone, no device, or not read yet."""
+    device = reading.result()
+    if device is None:
+        if reading.done:
+            _readings.pop(directory, None)
+        return None
+    try:
+        return replace(device, drivers=_drivers(directory))
     except (OSError, ValueError):
         return None
-    device = read(directory)
-    if device is not None:
-        _read[directory] = inode, device
-    return device
 
 
 def read(directory: Path) -> SysfsDevice | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -12,9 +11,6 @@ from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
 from usbvfiod_core.host import hotplug, sysfs
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
-
-USB_DEVICE_MAJOR: Final = 189
-"""Major number of USB device files (Linux's Documentation/admin-guide/devices.txt)."""
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
@@ -44,12 +40,12 @@ class UsbfsBackend(Backend):
         return hotplug.watch(loop, changed)
 
     def identify_fd(self, fd: int) -> DeviceInfo:
-        return sysfs.device_info(self.name, _of_fd(fd))
+        return sysfs.device_info(self.name, sysfs.find_fd(fd, sysfs.scan()))
 
     def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
         try:
             parsed = HostOptions.parse(options)
-            device = _usable(_of_fd(fd))
+            device = _usable(sysfs.find_fd(fd, sysfs.scan()).now())
         except BaseException:
             os.close(fd)
             raise
@@ -73,19 +69,3 @@ def _usable(device: SysfsDevice) -> SysfsDevice:
     if reason is not None:
         raise DeviceError(reason)
     return device
-
-
-def _of_fd(fd: int) -> SysfsDevice:
-    """The device whose file an open descriptor is. Raises DeviceError."""
-    try:
-        status = os.fstat(fd)
-    except OSError as error:
-        raise DeviceError(f"the file descriptor cannot be used: {error.strerror}") from None
-    if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) != USB_DEVICE_MAJOR:
-        raise DeviceError("the file descriptor is not that of a USB device file")
-    minor = os.minor(status.st_rdev)
-    bus, number = minor // 128 + 1, minor % 128 + 1
-    for device in sysfs.scan():
-        if (device.bus, device.number) == (bus, number):
-            return device.now()
-    raise DeviceError(f"the device of the file descriptor, {bus:03d}/{number:03d}, has been unplugged")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usbvfiod_core.errors import DeviceError
-from usbvfiod_core.host import hotplug
+from usbvfiod_core.host import hotplug, reading
 from usbvfiod_core.host.hotplug import Uevent, parse_uevent, watch
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -136,6 +138,28 @@ def test_many_changes_are_few_calls(loop: StepLoop, tmp_path: Path) -> None:
     loop.run_ready()
     assert seen == [1]
     stop()
+
+
+def test_a_device_that_is_read_late_is_an_event(
+    loop: StepLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", 0.0)
+    seen: list[int] = []
+    ready = Event()
+    stop = watch(loop, lambda: seen.append(1), tmp_path)
+    slow = reading.Reading("1-2", ready.wait)
+    assert slow.result() is None
+    loop.run_ready()
+    assert seen == []
+    ready.set()
+    assert loop.run_until(lambda: bool(seen), 2.0)
+    assert slow.result() is True
+    stop()
+    late = reading.Reading("1-2", lambda: time.sleep(0.05))
+    assert late.result() is None
+    loop.run_until(lambda: late.done, 2.0)
+    loop.run_ready()
+    assert seen == [1]
 
 
 def test_ending_closes_what_was_opened(loop: StepLoop, tmp_path: Path) -> None:

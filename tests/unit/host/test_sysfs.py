@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from usbvfiod_core import DeviceError, Speed
-from usbvfiod_core.host import sysfs
+from usbvfiod_core.host import reading, sysfs
 
 
 def make(root: Path, name: str, *, drivers: dict[int, str] | None = None, **attributes: str) -> Path:
@@ -78,6 +79,34 @@ def test_what_the_host_may_be_busy_with_is_read_once(tmp_path: Path) -> None:
     (again,) = sysfs.scan(tmp_path)
     assert (before.product, before.drivers) == ("Keyboard", {0: "usbhid"})
     assert (again.product, again.drivers) == ("Keyboard", {})
+
+
+def test_a_device_that_the_host_is_not_done_with_is_listed_when_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", 0.01)
+    busy, late = make(tmp_path, "1-2", product="Slow"), Event()
+    make(tmp_path, "1-3", product="Quick")
+    os.mkfifo(busy / "serial")  # whoever reads it waits, until there is a writer
+    end = reading.when_late(late.set)
+    for _ in range(3):
+        assert [device.product for device in sysfs.scan(tmp_path)] == ["Quick"]
+    assert [record.message for record in caplog.records] == [
+        "1-2: the host is not done with it yet; it is looked at when it is"
+    ]
+    assert not late.is_set()
+    (busy / "serial").write_text("A1\n")
+    assert late.wait(10)
+    assert [(device.product, device.serial) for device in sysfs.scan(tmp_path)] == [("Slow", "A1"), ("Quick", "")]
+    end()
+
+
+def test_what_is_no_device_is_looked_at_again(tmp_path: Path) -> None:
+    directory = make(tmp_path, "1-2")
+    (directory / "bDeviceClass").unlink()
+    assert sysfs.scan(tmp_path) == []
+    (directory / "bDeviceClass").write_text("00\n")
+    assert [device.name for device in sysfs.scan(tmp_path)] == ["1-2"]
 
 
 def test_a_device_that_was_plugged_in_anew_is_read_anew(tmp_path: Path) -> None:
