@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import select
+import termios
 import threading
 import time
 import tty
@@ -55,10 +56,20 @@ class Stick:
                 if not self._stop.is_set():
                     self.gadget.unbind()
                     self._stop.wait(self._chance.uniform(*DOWN))
+                    self._forget()
                     self.gadget.bind()
                     self.boots.append(time.monotonic())
         except BaseException as error:
             self.error = error
+
+    def _forget(self) -> None:
+        """A reset clears the stick's memory. Linux keeps what its end of the line has received in its last moment, for
+        the next who opens it."""
+        line = os.open(self.gadget.node("acm"), os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            termios.tcflush(line, termios.TCIFLUSH)
+        finally:
+            os.close(line)
 
     def _answer(self, until: float) -> None:
         """Give back each line with "ok " in front, until it is time for the next reset."""
