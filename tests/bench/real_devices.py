@@ -7,6 +7,9 @@ drive (QEMU's usb-storage) are served by each server in turn, and driven by the 
 same transfers, the rounds one after the other. The client posts its register writes, as QEMU does; with --replies it
 waits for a reply to each, as Cloud Hypervisor does. The peer is the crate `usbvfiod`, if `cargo install` has put it
 into the directory `peer` of the VM tests' cache; it is left out otherwise, and that is said.
+
+With --here it measures in the kernel it is started in, by root, where processors are not emulated: that kernel needs
+dummy_hcd and the gadget functions of configfs, and the drive is one of these as well.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ from typing import TypedDict
 
 from tests.bench import plain_usbfs
 from tests.bench.measure import cpu_seconds
+from tests.vm.tree import cache_directory
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.driver.td import Td, cut
 from usbvfiod_core.testing.driver.trb import Trb, normal
-from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.xhci import spec
 
@@ -48,7 +52,8 @@ TARGETED = "usbfs"
 TARGETS = {"plain": 0.9, "peer": 2.0}
 """What the rate of one backend is to be, of the plain program's and of the peer's."""
 DRIVE_BLOCKS = 64 * MIB // plain_usbfs.BLOCK
-PEER = Path("bin/usbvfiod")
+PEER = Path("peer/bin/usbvfiod")
+LAB_PEER = Path("/exchange/peer")
 
 
 class Sample(TypedDict):
@@ -63,26 +68,27 @@ class Sample(TypedDict):
 @dataclass(frozen=True)
 class Plan:
     """What is measured: `mebibytes` for each sample, `depth` transfers of an endpoint in flight, `replies`: whether the
-    client waits for one to each register write."""
+    client waits for one to each register write, `speed` of the gadgets as `Gadget` has it, `peer`: its program."""
 
     rounds: int
     mebibytes: int
     depth: int
     replies: bool
+    speed: str
+    peer: Path
 
 
 def outside(plan: Plan) -> list[Sample]:
     """Boot a lab, measure in it, return what it printed."""
     from tests.vm.lab import Lab
-    from tests.vm.tree import cache_directory
 
     with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name, Lab(Path(name)) as lab:
-        peer = cache_directory().parent / "peer" / PEER
-        if peer.exists():
-            (lab.exchange / "peer").write_bytes(peer.read_bytes())
+        if plan.peer.exists():
+            (lab.exchange / "peer").write_bytes(plan.peer.read_bytes())
             (lab.exchange / "peer").chmod(0o755)
         command = ["python3", "-m", "tests.bench.real_devices", "--inside", f"--rounds={plan.rounds}"]
-        command += [f"--mib={plan.mebibytes}", f"--depth={plan.depth}", *(["--replies"] if plan.replies else [])]
+        command += [f"--mib={plan.mebibytes}", f"--depth={plan.depth}", f"--speed={plan.speed}"]
+        command += ["--replies"] if plan.replies else []
         output = lab.run(f"cd /usbvfiod && {shlex.join(command)}", timeout=3600)
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
@@ -102,11 +108,10 @@ def serve(command: list[str], socket: Path, *, replies: bool) -> Iterator[tuple[
             process.terminate()
 
 
-def servers(node: Path, socket: Path) -> dict[str, list[str]]:
+def servers(node: Path, socket: Path, peer: Path) -> dict[str, list[str]]:
     """The command line of each server for the device at `node`."""
     own = [sys.executable, "-m", "usbvfiod_core", "-q", "--socket-path", str(socket)]
     commands = {backend: [*own, "--device", f"{backend}:{node}"] for backend in ("usbfs", "libusb")}
-    peer = Path("/exchange/peer")
     if peer.exists():
         commands["peer"] = [str(peer), "--socket-path", str(socket), "--device", str(node)]
     return commands
@@ -153,8 +158,10 @@ def accessing(access: Callable[[int, int], object], size: int) -> Callable[[int]
     return run
 
 
-def sample(what: str, size: int, who: str, work: Callable[[int], object], mebibytes: int, pid: int | None) -> None:
-    """Measure one piece of work that moves `size` bytes at a time, and print it as a line of JSON.
+def sample(
+    what: str, size: int, who: str, work: Callable[[int], object], mebibytes: int, pid: int | None
+) -> Iterator[Sample]:
+    """Measure one piece of work that moves `size` bytes at a time.
 
     Some transfers go before, because memory that nobody has touched yet costs a page fault for each 4 KiB.
     """
@@ -164,59 +171,98 @@ def sample(what: str, size: int, who: str, work: Callable[[int], object], mebiby
     work(mebibytes * MIB // size)
     seconds = perf_counter() - start
     cost = 0.0 if pid is None else (cpu_seconds(pid) - used) * 1000 / mebibytes
-    figures = Sample(what=f"{what} {size >> 10} KiB", who=who, rate=mebibytes / seconds, cpu=cost)
-    print(json.dumps(figures), flush=True)
+    yield Sample(what=f"{what} {size >> 10} KiB", who=who, rate=mebibytes / seconds, cpu=cost)
 
 
-def inside(plan: Plan) -> None:
+def inside(plan: Plan) -> Iterator[Sample]:
     """What runs in the lab."""
-    from tests.lab.gadgets import Gadget, source_sink
     from tests.lab.machine import Machine
 
-    socket = Path("/tmp/bench.sock")
-    image = Path("/exchange/bench.img")
-    with image.open("wb") as file:
-        file.truncate(DRIVE_BLOCKS * plain_usbfs.BLOCK)
-    with Machine() as machine, Gadget([source_sink(bulk_buflen=SIZES[0])], identity="0525:a4a0") as gadget:
-        zero, drive = gadget.bind(), machine.plug_drive(image)
-        for _ in range(plan.rounds):
-            stream(zero.node, socket, plan)
-            store(drive.node, socket, plan)
-        time.sleep(1)  # the drivers of the host have their device back before it is pulled out
+    with Machine() as machine, blank(Path("/exchange")) as image:
+        drive = machine.plug_drive(image)
+        yield from measure(plan, drive.node)
         machine.unplug(drive)
 
 
-def stream(node: Path, socket: Path, plan: Plan) -> None:
+def here(plan: Plan) -> Iterator[Sample]:
+    """What runs in any other kernel."""
+    from tests.lab.gadgets import Gadget, mass_storage
+
+    with (
+        tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name,
+        blank(Path(name)) as image,
+        Gadget([mass_storage(image)], speed=plan.speed) as drive,
+    ):
+        yield from measure(plan, drive.bind().node)
+
+
+@contextmanager
+def blank(directory: Path) -> Iterator[Path]:
+    """A drive's image."""
+    image = directory / "bench.img"
+    with image.open("wb") as file:
+        file.truncate(DRIVE_BLOCKS * plain_usbfs.BLOCK)
+    yield image
+    image.unlink()
+
+
+def measure(plan: Plan, drive: Path) -> Iterator[Sample]:
+    """The rounds, with a source and sink and the drive at this node."""
+    from tests.lab.gadgets import Gadget, source_sink
+
+    with (
+        tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name,
+        Gadget([source_sink(bulk_buflen=SIZES[0])], identity="0525:a4a0", speed=plan.speed) as gadget,
+    ):
+        zero = gadget.bind()
+        for _ in range(plan.rounds):
+            yield from stream(zero.node, Path(name, "usb.sock"), plan)
+            yield from store(drive, Path(name, "usb.sock"), plan)
+        time.sleep(1)  # the drivers of the host have their device back before it is pulled out
+
+
+def stream(node: Path, socket: Path, plan: Plan) -> Iterator[Sample]:
     """One round of the source and sink."""
     endpoints = bulk_endpoints(node)
     with plain_usbfs.Device(node) as device:
         for each in endpoints:
             for size in SIZES:
                 plain = plain_usbfs.streaming(device, each.address, size, plan.depth)
-                sample(direction(each.is_in), size, "plain", plain, plan.mebibytes, None)
-    for who, command in servers(node, socket).items():
+                yield from sample(direction(each.is_in), size, "plain", plain, plan.mebibytes, None)
+    for who, command in servers(node, socket, plan.peer).items():
         with serve(command, socket, replies=plan.replies) as (pid, _, usb):
             for each in endpoints:
                 for size in SIZES:
                     work = streaming(usb, each.address, size, plan.depth)
-                    sample(direction(each.is_in), size, who, work, plan.mebibytes, pid)
+                    yield from sample(direction(each.is_in), size, who, work, plan.mebibytes, pid)
 
 
-def store(node: Path, socket: Path, plan: Plan) -> None:
+def store(node: Path, socket: Path, plan: Plan) -> Iterator[Sample]:
     """One round of the drive."""
     bulk = {each.is_in: each.address for each in bulk_endpoints(node)}
     with plain_usbfs.Device(node) as device:
         for is_in in (True, False):
             for size in SIZES:
                 plain = plain_usbfs.accessing(device, (bulk[True], bulk[False]), size, DRIVE_BLOCKS, is_in=is_in)
-                sample(f"drive {direction(is_in)}", size, "plain", plain, plan.mebibytes, None)
-    for who, command in servers(node, socket).items():
+                yield from sample(f"drive {direction(is_in)}", size, "plain", plain, plan.mebibytes, None)
+    for who, command in servers(node, socket, plan.peer).items():
         with serve(command, socket, replies=plan.replies) as (pid, _, usb):
             disk = MassStorage(usb, pipelined=False)
+            wait_ready(disk)
             for is_in, access in ((True, disk.read), (False, disk.write_buffer)):
                 for size in SIZES:
-                    sample(f"drive {direction(is_in)}", size, who, accessing(access, size), plan.mebibytes, pid)
+                    yield from sample(
+                        f"drive {direction(is_in)}", size, who, accessing(access, size), plan.mebibytes, pid
+                    )
             disk.close()
+
+
+def wait_ready(disk: MassStorage) -> None:
+    """A drive that has been reset says so, once (SPC-4 5.14)."""
+    try:
+        disk.test_unit_ready()
+    except ScsiError:
+        disk.test_unit_ready()
 
 
 def direction(is_in: bool) -> str:
@@ -255,20 +301,25 @@ def spread(ratios: list[float], target: float | None) -> str:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="measure the backends of real devices")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--here", action="store_true", help="in this kernel instead of the lab's")
+    place.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--mib", type=int, default=16, help="MiB that each sample moves (default 16)")
     parser.add_argument(
         "--depth", type=int, default=DEPTH, help=f"transfers of an endpoint in flight (default {DEPTH})"
     )
     parser.add_argument("--replies", action="store_true", help="wait for a reply to each register write")
+    parser.add_argument("--speed", choices=("high", "super"), default="high", help="of the gadgets (default high)")
     options = parser.parse_args()
-    plan = Plan(options.rounds, options.mib, options.depth, options.replies)
+    peer = LAB_PEER if options.inside else cache_directory().parent / PEER
+    plan = Plan(options.rounds, options.mib, options.depth, options.replies, options.speed, peer)
     if options.inside:
-        inside(plan)
+        for each in inside(plan):
+            print(json.dumps(each), flush=True)
         return 0
-    samples = outside(plan)
-    if not any(each["who"] == "peer" for each in samples):
+    samples = list(here(plan)) if options.here else outside(plan)
+    if not plan.peer.exists():
         print("the peer is left out: `cargo install --locked --root DIRECTORY usbvfiod` has not been run for it")
     for line in report(samples):
         print(line)

@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,9 @@ NODES = Path("/dev/bus/usb")
 HUB_CLASS = 0x09
 _RESET_QUIRK = 0x10
 """USB_QUIRK_RESET of the kernel's list: the device loses itself in a reset."""
+
+_BEGINNING, _PAUSE = 0.5, 0.005
+"""Seconds in which the host begins to configure a new device, and between two looks whether it has."""
 
 _MAJOR, _NUMBERS = 189, 128
 """The device number of USB device nodes, and how many of them a bus has (Linux Documentation/admin-guide/devices)."""
@@ -126,7 +130,7 @@ def _reading(directory: Path) -> Reading[SysfsDevice | None] | None:
         return None
     before, reading = _readings.get(directory, (0, None))
     if reading is None or before != inode:
-        reading = Reading(directory.name, lambda: read(directory))
+        reading = Reading(directory.name, lambda: _read_settled(directory))
         _readings[directory] = inode, reading
     return reading
 
@@ -142,6 +146,16 @@ def _as_read(directory: Path, reading: Reading[SysfsDevice | None]) -> SysfsDevi
         return replace(device, drivers=_drivers(directory))
     except (OSError, ValueError):
         return None
+
+
+def _read_settled(directory: Path) -> SysfsDevice | None:
+    """As `read`, of a new device, which is seen a moment before the host begins to configure it: whoever reads it then
+    does not wait for the host. One that has no driver, not even the kernel's for whole devices, is left so by somebody.
+    """
+    deadline = time.monotonic() + _BEGINNING
+    while not (directory / "driver").is_symlink() and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return read(directory)
 
 
 def read(directory: Path) -> SysfsDevice | None:

@@ -125,6 +125,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in {**values, "product": "Serial", "power/control": "on"}.items():
         (device / name).write_text(f"{value}\n")
     (device / "descriptors").write_bytes(b"")
+    (device / "driver").symlink_to(root / "drivers" / "usb")
     node = tmp_path / "dev" / "001" / "004"
     node.parent.mkdir(parents=True)
     node.touch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import pytest
 
@@ -30,6 +30,7 @@ def make(root: Path, name: str, *, drivers: dict[int, str] | None = None, **attr
     for key, value in text.items():
         (directory / key).write_text(f"{value}\n")
     (directory / "descriptors").write_bytes(b"\x12\x01")
+    (directory / "driver").symlink_to(root / "drivers" / "usb")
     for number, driver in (drivers or {}).items():
         interface = directory / f"{name}:1.{number}"
         interface.mkdir()
@@ -99,6 +100,27 @@ def test_a_device_that_the_host_is_not_done_with_is_listed_when_it_is(
     assert late.wait(10)
     assert [(device.product, device.serial) for device in sysfs.scan(tmp_path)] == [("Slow", "A1"), ("Quick", "")]
     end()
+
+
+def test_a_device_that_the_host_has_not_begun_with_is_waited_for(tmp_path: Path) -> None:
+    directory = make(tmp_path, "1-2", bConfigurationValue="")
+    (directory / "driver").unlink()
+
+    def configure() -> None:
+        (directory / "bConfigurationValue").write_text("1\n")
+        (directory / "driver").symlink_to(tmp_path / "drivers" / "usb")
+
+    host = Timer(0.05, configure)
+    host.start()
+    assert [device.configuration for device in sysfs.scan(tmp_path)] == [1]
+    host.join()
+
+
+def test_a_device_without_any_driver_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysfs, "_BEGINNING", 0.02)
+    directory = make(tmp_path, "1-2", bConfigurationValue="")
+    (directory / "driver").unlink()
+    assert [device.configuration for device in sysfs.scan(tmp_path)] == [0]
 
 
 def test_what_is_no_device_is_looked_at_again(tmp_path: Path) -> None:
