@@ -28,8 +28,10 @@ from usbvfiod_core.testing.mass_storage import CBW_SIGNATURE, READ_10, MassStora
 SETTLED = 3
 """Rounds after which everything that is kept has been made."""
 SAMPLED = 10
-"""Rounds from one look at the memory to the next. A leak is in every one of them, that mebibyte in one or two."""
-LEAK_KIB = 4
+"""Rounds from one look at the memory to the next."""
+LEAK_KIB = 16
+"""What they may add in the second hundred: in the first, Python fills its pools. A leak of one transfer, or of anything
+else that a device has, is in all of them and more than that."""
 MANY = 200
 ROUNDS = [5, pytest.param(MANY, marks=[pytest.mark.long, pytest.mark.timeout(1500)])]
 
@@ -65,7 +67,7 @@ def replug(
     assert descriptors(process) == kept
     assert sizes[-1] - sizes[0] < GROWTH_KIB
     if rounds >= MANY:
-        assert statistics.median(after - before for before, after in pairwise(sizes)) < LEAK_KIB
+        assert statistics.median(after - before for before, after in pairwise(sizes[len(sizes) // 2 :])) < LEAK_KIB
         assert max(late) < BACK
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from queue import Full, Queue
+from threading import Lock, Thread
+from typing import TextIO
 
 LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG, 2: logging.DEBUG}
 """Level by verbosity: -1 for -q, 1 for -v, 2 for -vv."""
@@ -14,6 +19,11 @@ OWN = ("usbvfiod_core", "usbvfiod")
 """The loggers that go with -v and -q, and all below them: the core's, and those of plugins that take such a name."""
 
 LEVEL_NAMES = ("debug", "info", "warning", "error")
+
+KEPT = 1000
+"""Messages that wait for a reader of stderr; what is logged beyond that is lost, and that is said."""
+_LAST_WORDS = 1.0
+"""Seconds in which what waits must be read when serving ends."""
 
 
 def set_up(verbosity: int, form: str) -> None:
@@ -32,6 +42,66 @@ def set_level(name: str) -> None:
     """Log what is at least a "debug", "info", "warning" or "error" of ours from now on."""
     for logger in OWN:
         logging.getLogger(logger).setLevel(getattr(logging, name.upper()))
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """While a guest is served: whoever reads stderr may be slow, or have stopped (a full pipe, Ctrl-S on a terminal).
+    Messages are written by a thread, which may wait for that."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    asides = [_Aside(each) for each in before if type(each) is logging.StreamHandler]
+    root.handlers[:] = [*asides, *(each for each in before if type(each) is not logging.StreamHandler)]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        for each in asides:
+            each.close()
+
+
+class _Aside(logging.Handler):
+    """Formats messages at once, and lets a thread write them where `handler` does."""
+
+    def __init__(self, handler: logging.StreamHandler[TextIO]) -> None:
+        super().__init__()
+        self.setFormatter(handler.formatter)
+        self._handler = handler
+        self._lines: Queue[str | None] = Queue(KEPT)
+        self._lost = 0
+        self._counting = Lock()
+        self._thread = Thread(target=self._write, name="usbvfiod-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record))
+        except Full:
+            with self._counting:
+                self._lost += 1
+
+    def close(self) -> None:
+        try:
+            self._lines.put(None, timeout=_LAST_WORDS)
+            self._thread.join(_LAST_WORDS)
+        except Full:
+            pass  # nobody reads, and nobody will
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with self._counting:
+                lost, self._lost = self._lost, 0
+            if lost:
+                message = f"{lost} messages are lost, nobody has read them in time"
+                fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
+                line += f"\n{self.format(logging.makeLogRecord(fields))}"
+            stream = self._handler.stream
+            try:
+                stream.write(f"{line}\n")
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody is there any more
 
 
 class TextFormatter(logging.Formatter):

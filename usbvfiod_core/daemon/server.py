@@ -29,6 +29,7 @@ from .control import ControlSocket
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts
 from .intents import Attachment, State
+from .log import never_waiting
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .notify import notify, watchdog_interval
 from .reload import carry_out, compare
@@ -54,7 +55,8 @@ def serve(
     sys.setswitchinterval(SWITCH_INTERVAL)
     loop = ServerLoop(config.spin)
     try:
-        Server(config, registry, backends, loop, control_fd=control_fd).run()
+        with never_waiting():
+            Server(config, registry, backends, loop, control_fd=control_fd).run()
     finally:
         loop.close()
 

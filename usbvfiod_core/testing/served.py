@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,16 +136,16 @@ class ServerProcess:
     """`usbvfiod` as its users start it: a process that serves on `path`, with the given options.
 
     Returns when the socket is there. Raises UsbvfiodError with what the process printed if it ends instead.
-    `stop` ends it with SIGTERM and returns the exit code; `output` is what it has written to standard error.
+    `stop` ends it with SIGTERM and returns the exit code.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = 10.0) -> None:
         self.path = Path(path)
         self.timeout = timeout
-        self.output = ""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as this object)
         command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
         )
         deadline = time.monotonic() + timeout
         while not self.path.is_socket():
@@ -168,9 +169,12 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal_number)
         try:
-            _, errors = self.process.communicate(timeout=self.timeout)
+            return self.process.wait(self.timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            _, errors = self.process.communicate()
-        self.output += errors or ""
-        return self.process.returncode
+            return self.process.wait()
+
+    @property
+    def output(self) -> str:
+        """What the process has written to standard error so far."""
+        return os.pread(self._errors.fileno(), os.fstat(self._errors.fileno()).st_size, 0).decode(errors="replace")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import select
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +70,58 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert entries[0]["logger"] == "usbvfiod_core.daemon.somewhere"
     assert entries[0]["time"].endswith("+00:00")
     assert "ValueError: two\nlines" in entries[3]["exception"]
+
+
+@contextmanager
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Logging goes into a pipe; the reader's end."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.set_up(0, "text")
+        yield reader
+    os.close(reader)
+
+
+def read_to(reader: int, last: bytes) -> list[str]:
+    """Lines up to one that ends so."""
+    text = b""
+    while not text.endswith(last + b"\n"):
+        assert select.select([reader], [], [], 10)[0]
+        text += os.read(reader, 65536)
+    return text.decode().splitlines()
+
+
+def test_nobody_waits_for_a_reader_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = logging.getLogger("usbvfiod_core")
+    with pipe(monkeypatch) as reader:
+        with log.never_waiting():
+            ours.info("%s", "x" * (1 << 20))  # more than a pipe holds
+            assert select.select([reader], [], [], 10)[0]
+            for number in range(log.KEPT + 10):
+                ours.info("message %d", number)
+            lines = read_to(reader, b"message %d" % (log.KEPT - 1))
+            assert lines[1] == "usbvfiod: message 0"
+            assert lines[2] == "usbvfiod: warning: 10 messages are lost, nobody has read them in time"
+            assert len(lines) == log.KEPT + 2
+            ours.info("last words")
+        assert read_to(reader, b"last words") == ["usbvfiod: last words"]
+        ours.info("alone")
+        assert read_to(reader, b"alone") == ["usbvfiod: alone"]
+
+
+def test_the_end_does_not_wait_for_a_reader_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_LAST_WORDS", 0.05)
+    with pipe(monkeypatch) as reader:
+        with log.never_waiting():
+            for _ in range(log.KEPT + 10):
+                logging.getLogger("usbvfiod_core").info("%s", "x" * 1000)
+        os.set_blocking(reader, False)
+        deadline = time.monotonic() + 10
+        while any(thread.name == "usbvfiod-log" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 1 << 20)  # lets the thread go on
 
 
 @pytest.mark.parametrize("abstract", [False, True])
