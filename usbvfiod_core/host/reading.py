@@ -20,23 +20,28 @@ _lock = Lock()
 
 
 class Reading(Generic[T]):
-    """`read` in a thread of its own, which does not keep the process from ending. `read` raises nothing.
+    """`read` in a thread of its own, which does not keep the process from ending, or at once if that need not wait.
+    `read` raises nothing.
 
     Whoever asks within `PATIENCE` waits until then at most. A result that comes later is told of: see `when_late`.
     """
 
-    def __init__(self, name: str, read: Callable[[], T]) -> None:
+    def __init__(self, name: str, read: Callable[[], T], *, may_wait: bool = True) -> None:
         self._name = name
         self._read = read
         self._results: list[T] = []
         self._deadline = time.monotonic() + PATIENCE
         self._missed = False
-        self._thread = Thread(target=self._run, name=f"usbvfiod-{name}", daemon=True)
-        self._thread.start()
+        if may_wait:
+            self._thread = Thread(target=self._run, name=f"usbvfiod-{name}", daemon=True)
+            self._thread.start()
+        else:
+            self._results.append(read())
 
     def result(self) -> T | None:
         """What was read; None if it is not there yet."""
-        self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        if not self._results:
+            self._thread.join(max(0.0, self._deadline - time.monotonic()))
         with _lock:
             if self._results:
                 return self._results[0]

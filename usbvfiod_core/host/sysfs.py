@@ -130,7 +130,8 @@ def _reading(directory: Path) -> Reading[SysfsDevice | None] | None:
         return None
     before, reading = _readings.get(directory, (0, None))
     if reading is None or before != inode:
-        reading = Reading(directory.name, lambda: _read_settled(directory))
+        is_hub = _Attributes(directory).get("bDeviceClass") == f"{HUB_CLASS:02x}"
+        reading = Reading(directory.name, lambda: (read if is_hub else _read_settled)(directory), may_wait=not is_hub)
         _readings[directory] = inode, reading
     return reading
 
