@@ -142,7 +142,8 @@ class ServerProcess:
     def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = 10.0) -> None:
         self.path = Path(path)
         self.timeout = timeout
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as this object)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until `stop`)
+        self._ended_with = ""
         command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
@@ -169,12 +170,18 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal_number)
         try:
-            return self.process.wait(self.timeout)
+            status = self.process.wait(self.timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            status = self.process.wait()
+        self._ended_with = self.output
+        self._errors.close()
+        return status
 
     @property
     def output(self) -> str:
         """What the process has written to standard error so far."""
-        return os.pread(self._errors.fileno(), os.fstat(self._errors.fileno()).st_size, 0).decode(errors="replace")
+        if self._errors.closed:
+            return self._ended_with
+        file = self._errors.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
