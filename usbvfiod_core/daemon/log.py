@@ -79,6 +79,8 @@ class _Aside(logging.Handler):
         except Full:
             with self._counting:
                 self._lost += 1
+        except Exception:  # arguments that do not fit the message: as logging's own handlers
+            self.handleError(record)
 
     def close(self) -> None:
         try:

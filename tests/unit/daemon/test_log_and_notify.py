@@ -110,6 +110,15 @@ def test_nobody_waits_for_a_reader_of_the_log(monkeypatch: pytest.MonkeyPatch) -
         assert read_to(reader, b"alone") == ["usbvfiod: alone"]
 
 
+def test_a_message_that_cannot_be_formatted_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pipe(monkeypatch) as reader:
+        with log.never_waiting():
+            logging.getLogger("usbvfiod_core").info("%d", "no number")
+            logging.getLogger("usbvfiod_core").info("the next")
+        text = "\n".join(read_to(reader, b"the next"))
+    assert "--- Logging error ---" in text
+
+
 def test_the_end_does_not_wait_for_a_reader_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_LAST_WORDS", 0.05)
     with pipe(monkeypatch) as reader:
