@@ -212,9 +212,9 @@ busybox ping -c 5 -i 0.2 -W 10 {ADDRESS}
         assert "5 packets received" in beside_lab.guest.run(script, TIMEOUT)
         # The gadget keeps its last frames for itself when all its requests are in use as it wants to send them, and
         # does not try again before it has something to send: an answer to one of these, say.
-        pinging = beside_lab.guest.start(f"exec busybox ping -q -i 0.5 {ADDRESS}")
+        pinging = beside_lab.guest.start(f"echo $$ > /tmp/ping; exec busybox ping -q -i 0.5 {ADDRESS}")
         run_python(beside_lab.guest, TRANSFER, ADDRESS, TCP_PORT, mebibytes * MIB)
-        beside_lab.guest.run("killall -INT ping")
+        beside_lab.guest.run("kill -INT $(cat /tmp/ping)")
         beside_lab.guest.wait(pinging, TIMEOUT)
 
 
