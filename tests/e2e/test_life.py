@@ -83,7 +83,7 @@ def test_a_client_that_comes_back_finds_its_devices(how: str, serve: Serve, imag
                 driver.halt()
         # Its sockets, its eventfds and the last view of its memory: all of it is let go.
         server.wait_for(lambda: server.open_files() == files)
-    assert server.log.count("the client has disconnected") == 6
+    server.wait_for(lambda: server.log.count("the client has disconnected") == 6)
     assert server.errors == []
 
 

@@ -3,6 +3,7 @@ alternate settings, isochronous endpoints, streams."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,11 @@ class TestStreams(DeviceConformance):
         image = Path("/exchange/uas.img")
         image.write_bytes(bytes(1 << 20))
         cls.disk = cls.machine.plug_drive(image, "usb-uas")
+        # The host asks it what it is, long after its driver is bound. A command that is cut short leaves an answer.
+        deadline = time.monotonic() + 30
+        while not list(Path("/sys/bus/usb/devices").glob(f"{cls.disk.port}:1.0/host*/target*/*/block/*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def make_device(self, loop: Loop) -> Device:
         return UsbfsBackend().open(str(self.disk.node), {}, loop)
