@@ -3,7 +3,6 @@ alternate settings, isochronous endpoints, streams."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests.lab.machine import Machine
-from tests.lab.usb_device import HostUsbDevice
+from tests.lab.uevents import Uevents
+from tests.lab.usb_device import HostUsbDevice, wait_disk
 from tests.lab.usbip import attach
 from tests.lab.usbip_devices import INTERRUPT_IN, Fault, SourceSink
 from usbvfiod_core import Device, Loop
@@ -64,12 +64,10 @@ class TestStreams(DeviceConformance):
     def plug(cls) -> None:
         image = Path("/exchange/uas.img")
         image.write_bytes(bytes(1 << 20))
-        cls.disk = cls.machine.plug_drive(image, "usb-uas")
-        # The host asks it what it is, long after its driver is bound. A command that is cut short leaves an answer.
-        deadline = time.monotonic() + 30
-        while not list(Path("/sys/bus/usb/devices").glob(f"{cls.disk.port}:1.0/host*/target*/*/block/*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        with Uevents() as uevents:
+            cls.disk = cls.machine.plug_drive(image, "usb-uas")
+            # The host asks it what it is, long after its driver is bound. A command that is cut short leaves an answer.
+            wait_disk(uevents, cls.disk)
 
     def make_device(self, loop: Loop) -> Device:
         return UsbfsBackend().open(str(self.disk.node), {}, loop)
