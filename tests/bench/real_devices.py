@@ -158,9 +158,7 @@ def accessing(access: Callable[[int, int], object], size: int) -> Callable[[int]
     return run
 
 
-def sample(
-    what: str, size: int, who: str, work: Callable[[int], object], mebibytes: int, pid: int | None
-) -> Iterator[Sample]:
+def sample(what: str, size: int, who: str, work: Callable[[int], object], mebibytes: int, pid: int | None) -> Sample:
     """Measure one piece of work that moves `size` bytes at a time.
 
     Some transfers go before, because memory that nobody has touched yet costs a page fault for each 4 KiB.
@@ -171,7 +169,7 @@ def sample(
     work(mebibytes * MIB // size)
     seconds = perf_counter() - start
     cost = 0.0 if pid is None else (cpu_seconds(pid) - used) * 1000 / mebibytes
-    yield Sample(what=f"{what} {size >> 10} KiB", who=who, rate=mebibytes / seconds, cpu=cost)
+    return Sample(what=f"{what} {size >> 10} KiB", who=who, rate=mebibytes / seconds, cpu=cost)
 
 
 def inside(plan: Plan) -> Iterator[Sample]:
@@ -228,13 +226,13 @@ def stream(node: Path, socket: Path, plan: Plan) -> Iterator[Sample]:
         for each in endpoints:
             for size in SIZES:
                 plain = plain_usbfs.streaming(device, each.address, size, plan.depth)
-                yield from sample(direction(each.is_in), size, "plain", plain, plan.mebibytes, None)
+                yield sample(direction(each.is_in), size, "plain", plain, plan.mebibytes, None)
     for who, command in servers(node, socket, plan.peer).items():
         with serve(command, socket, replies=plan.replies) as (pid, _, usb):
             for each in endpoints:
                 for size in SIZES:
                     work = streaming(usb, each.address, size, plan.depth)
-                    yield from sample(direction(each.is_in), size, who, work, plan.mebibytes, pid)
+                    yield sample(direction(each.is_in), size, who, work, plan.mebibytes, pid)
 
 
 def store(node: Path, socket: Path, plan: Plan) -> Iterator[Sample]:
@@ -244,16 +242,14 @@ def store(node: Path, socket: Path, plan: Plan) -> Iterator[Sample]:
         for is_in in (True, False):
             for size in SIZES:
                 plain = plain_usbfs.accessing(device, (bulk[True], bulk[False]), size, DRIVE_BLOCKS, is_in=is_in)
-                yield from sample(f"drive {direction(is_in)}", size, "plain", plain, plan.mebibytes, None)
+                yield sample(f"drive {direction(is_in)}", size, "plain", plain, plan.mebibytes, None)
     for who, command in servers(node, socket, plan.peer).items():
         with serve(command, socket, replies=plan.replies) as (pid, _, usb):
             disk = MassStorage(usb, pipelined=False)
             wait_ready(disk)
             for is_in, access in ((True, disk.read), (False, disk.write_buffer)):
                 for size in SIZES:
-                    yield from sample(
-                        f"drive {direction(is_in)}", size, who, accessing(access, size), plan.mebibytes, pid
-                    )
+                    yield sample(f"drive {direction(is_in)}", size, who, accessing(access, size), plan.mebibytes, pid)
             disk.close()
 
 
