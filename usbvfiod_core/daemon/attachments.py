@@ -109,17 +109,26 @@ class Attachments:
         self._pursue(attachment, fd)
 
     def plug(self, attachment: Attachment, done: Done, *, fd: int | None = None) -> None:
-        """Somebody asks for an attachment: plug it in now if its device is there, and keep it so."""
-        if attachment.holds or self._closing:
+        """Somebody asks for an attachment: plug it in now if its device is there, and keep it so.
+
+        Where that is going on already, `done` is told how it ends, and `fd` is opened only if it ends otherwise.
+        """
+        ending = self._closing or (attachment.holds and not attachment.wanted)
+        if ending or attachment.state is State.PLUGGED:
             if fd is not None:
                 os.close(fd)
-            state = "the server is ending" if self._closing else f"it is {attachment.state.value} already"
-            self._loop.call_soon(done, DeviceError(f"device {attachment}: {state}"))
+            reason = self._why_not if ending else "it is plugged already"
+            self._loop.call_soon(done, DeviceError(f"device {attachment}: {reason}"))
             return
         attachment.wanted = attachment.allowed = True
+        attachment.waiters.append(done)
+        if attachment.holds:
+            if fd is not None:
+                attachment.drop_fd()
+                attachment.fd = fd
+            return
         attachment.cancel_timer()
         attachment.soon()
-        attachment.waiters.append(done)
         self._set(attachment, State.WAITING)
         self._pursue(attachment, fd)
 
@@ -134,6 +143,7 @@ class Attachments:
         attachment.allowed = attachment.spec.mode is not Mode.ASK
         attachment.forget |= forget
         attachment.cancel_timer()
+        attachment.drop_fd()
         if done is not None:
             attachment.waiters.append(done)
         if attachment.state is State.PLUGGED:
@@ -164,6 +174,7 @@ class Attachments:
         for attachment in self:
             if attachment.device is device and attachment.state is State.PLUGGED:
                 attachment.lost(self._loop.time())
+                attachment.allowed = attachment.spec.mode is not Mode.ASK
                 log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, port_id)
                 self._set(attachment, State.LEAVING, "it is gone")
 
@@ -193,14 +204,13 @@ class Attachments:
         if fd is None:
             self.inventory.look(backend)
             return
-        attachment.fd = fd
         self._set(attachment, State.OPENING)
         identify = partial(self._backends[backend].identify_fd, fd)
-        self._loop.run_blocking(identify, partial(self._identified, attachment))
+        self._loop.run_blocking(identify, partial(self._identified, attachment, fd))
 
-    def _identified(self, attachment: Attachment, result: DeviceInfo | BaseException) -> None:
+    def _identified(self, attachment: Attachment, fd: int, result: DeviceInfo | BaseException) -> None:
         if self._closing or not attachment.wanted:
-            self._drop_fd(attachment)
+            os.close(fd)
             self._rest(attachment)
             return
         try:
@@ -212,10 +222,10 @@ class Attachments:
             if choice is None and kind_of(attachment.spec.address) is not Kind.OWN:
                 raise DeviceError(f"the descriptor is of another device, {describe(result)}")
         except Exception as error:
-            self._drop_fd(attachment)
+            os.close(fd)
             self._failed(attachment, error)
             return
-        self._open(attachment, result)
+        self._open(attachment, result, fd)
 
     def _wants(self, backend: str) -> bool:
         return any(each.spec.backend == backend and each.pending for each in self)
@@ -256,12 +266,11 @@ class Attachments:
         else:
             self._open(attachment, info)
 
-    def _open(self, attachment: Attachment, info: DeviceInfo) -> None:
+    def _open(self, attachment: Attachment, info: DeviceInfo, fd: int | None = None) -> None:
         attachment.cancel_timer()
         attachment.info = info
         attachment.trying(self._loop.time())
         self._set(attachment, State.OPENING)
-        fd, attachment.fd = attachment.fd, None
         spec = attachment.spec
         call = partial(open_device, self._registry, self._backends[spec.backend], spec, info, fd, self._loop)
         self._loop.run_blocking(call, partial(self._opened, attachment))
@@ -304,6 +313,7 @@ class Attachments:
         attachment.plugs += 1
         attachment.failures = 0
         attachment.complaint = ""
+        attachment.drop_fd()
         log.info("%s (%s) is plugged into port %d", device.name, attachment.spec.text, port_id)
         self._arrive(attachment, State.PLUGGED)
         self._registry.observe(attachment.info, port_id, "plugged")
@@ -323,6 +333,9 @@ class Attachments:
             log.log(logging.ERROR if required else logging.INFO, "device %s is not there; %s", attachment, what)
         if self._closing or not attachment.wanted:
             self._rest(attachment)
+            return
+        if attachment.fd is not None:
+            self._pursue(attachment, attachment.take_fd())
             return
         self._arrive(attachment, State.WAITING, "it is not there")
         if self.inventory.has_events(attachment.spec.backend):
@@ -345,6 +358,9 @@ class Attachments:
         """Its device could not be listed, found, admitted, opened, wrapped or plugged in."""
         if self._closing or not attachment.wanted:
             self._rest(attachment)
+            return
+        if attachment.fd is not None:
+            self._pursue(attachment, attachment.take_fd())
             return
         told = explained(attachment.spec, error)
         if attachment.fresh:
@@ -379,9 +395,8 @@ class Attachments:
         elif not attachment.wanted:
             self._arrive(attachment, State.HELD)
         else:
-            attachment.allowed = attachment.allowed and attachment.spec.mode is not Mode.ASK
             self._set(attachment, State.WAITING, "it is gone")
-            self.inventory.look(attachment.spec.backend)
+            self._pursue(attachment, attachment.take_fd())
 
     def _arrive(self, attachment: Attachment, state: State, reason: str = "") -> None:
         if attachment.state is not State.GONE:
@@ -419,11 +434,6 @@ class Attachments:
     def _due(self, attachment: Attachment) -> None:
         attachment.cancel_timer()
         self.inventory.look(attachment.spec.backend)
-
-    def _drop_fd(self, attachment: Attachment) -> None:
-        if attachment.fd is not None:
-            os.close(attachment.fd)
-            attachment.fd = None
 
     def _check_empty(self) -> None:
         if self._when_empty is not None and not self._attachments:

@@ -5,6 +5,7 @@ Nothing here acts; `attachments` does. When to try again is decided here, withou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
@@ -83,7 +84,7 @@ class Attachment:
         self.fresh = True
         """Nobody knows of it yet but who asked for it: an error ends it."""
         self.fd: int | None = None
-        """A descriptor of the device that was handed to the server and is to be opened."""
+        """A descriptor of the device, handed over while it is held: for another try, should it come to that."""
         self.waiters: list[Done] = []
         self.timer: Timer | None = None
         self.next_try: float | None = None
@@ -108,6 +109,17 @@ class Attachment:
     def pending(self) -> bool:
         """Whether it is plugged in as soon as that can be done."""
         return self.wanted and self.state in (State.WAITING, State.ASKING, State.RETRYING, State.REFUSED)
+
+    def take_fd(self) -> int | None:
+        """The descriptor in `fd`, which from now on belongs to the caller."""
+        fd, self.fd = self.fd, None
+        return fd
+
+    def drop_fd(self) -> None:
+        """There is no need for the descriptor in `fd` any more."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
     # -- when to try again -------------------------------------------------------------------------------------------
 

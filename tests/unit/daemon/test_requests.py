@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, ToyBackend, WatchedToys, cycle, rig_of
+from tests.unit.daemon.toys import Rig, WatchedToys, cycle, descriptor, open_descriptors, rig_of
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon.config import DeviceSpec
 from usbvfiod_core.daemon.intents import Attachment, State
@@ -106,19 +105,6 @@ def test_requests_at_the_wrong_time_change_nothing(rig: Rig) -> None:
 
 
 # -- descriptors ----------------------------------------------------------------------------------------------------
-
-
-def descriptor(rig: Rig, address: str) -> int:
-    """A descriptor of the device at an address, to give away."""
-    reading, writing = os.pipe()
-    os.close(writing)
-    assert isinstance(rig.backend, ToyBackend)
-    rig.backend.descriptors[os.fstat(reading).st_ino] = address
-    return reading
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_a_device_is_attached_by_a_descriptor(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""Devices that take long to open, and the order in which those of a start are plugged in."""
+"""Devices that take long to open, what is asked for meanwhile, and the order in which a start plugs them in."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ from typing import Any
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, WatchedToys, rig_of
+from tests.unit.daemon.toys import Rig, WatchedToys, descriptor, open_descriptors, rig_of
+from usbvfiod_core import DeviceError, UsbvfiodError
 from usbvfiod_core.daemon.attachments import OPEN_NOTICE
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.intents import Attachment, State
+from usbvfiod_core.daemon.opening import open_device
 
 
 class Threads:
-    """Calls that block, until a test lets one go on; lists are made at once."""
+    """Devices that are being opened, until a test lets one go on; whatever else may block is done at once."""
 
     def __init__(self, rig: Rig) -> None:
         self.opening: dict[str, Callable[[], object]] = {}
         self.rig = rig
 
     def run_blocking(self, call: Any, then: Callable[[Any], object]) -> None:
-        if call == self.rig.backend.list_devices:
-            self.rig.loop.call_soon(lambda: then(call()))
+        def end() -> None:
+            try:
+                result = call()
+            except UsbvfiodError as error:
+                result = error
+            then(result)
+
+        if getattr(call, "func", None) is open_device:
+            self.opening[call.args[3].port_path] = end
         else:
-            info = call.args[3]
-            self.opening[info.port_path] = lambda: then(call())
+            self.rig.loop.call_soon(end)
 
     def finish(self, *port_paths: str) -> None:
         for port_path in port_paths:
@@ -105,3 +113,106 @@ def test_nobody_else_gets_a_device_that_is_being_opened(rig: Rig, threads: Threa
     start(rig, "2-1")
     error = rig.try_to_attach("toys:2-1?name=other")
     assert str(error).endswith("is taken by toys:2-1")
+
+
+# -- asked for while it is on its way -------------------------------------------------------------------------------
+
+
+def ask(rig: Rig, attachment: Attachment, fd: int | None = None) -> list[object]:
+    """Ask for an attachment; what is answered, sooner or later."""
+    results: list[object] = []
+    rig.attachments.plug(attachment, results.append, fd=fd)
+    rig.loop.run_ready()
+    return results
+
+
+def test_whoever_asks_for_a_device_that_is_being_opened_is_told_how_that_ends(rig: Rig, threads: Threads) -> None:
+    answered = start(rig, "2-1")
+    [attachment] = rig.attachments
+    before = open_descriptors()
+    asked = ask(rig, attachment), ask(rig, attachment, descriptor(rig, attachment.info.address))
+    assert (answered, asked) == ([], ([], []))
+    threads.finish("2-1")
+    assert (answered, asked) == ([attachment], ([attachment], [attachment]))
+    assert (attachment.state, attachment.plugs, len(rig.backend.opened)) == (State.PLUGGED, 1, 1)
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_descriptor_is_there_for_a_try_that_fails(rig: Rig, threads: Threads, fresh: bool) -> None:
+    """A server without rights tries by itself in the moment in which it is passed the device."""
+    rig.backend.failures["2-1"] = DeviceError("no permission")
+    answered = start(rig, "2-1")
+    [attachment] = rig.attachments
+    if not fresh:
+        rig.loop.advance(OPEN_NOTICE)
+    before = open_descriptors()
+    useless = ask(rig, attachment, descriptor(rig, "nothing"))
+    asked = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    threads.finish("2-1")
+    del rig.backend.failures["2-1"]
+    assert (useless, asked) == ([], [])
+    threads.finish("2-1")
+    assert answered == useless == asked == [attachment]
+    assert attachment.state is State.PLUGGED
+    assert [how for how, _ in rig.backend.opened] == [attachment.info.address, f"fd of {attachment.info.address}"]
+    assert open_descriptors() == before
+
+
+def test_a_try_behind_a_descriptor_may_fail_as_well(rig: Rig, threads: Threads) -> None:
+    rig.backend.failures["2-1"] = DeviceError("no permission")
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    before = open_descriptors()
+    asked = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    threads.finish("2-1")
+    threads.finish("2-1")
+    assert [str(result) for result in asked] == ["device toys:2-1: no permission"]
+    assert (list(rig.attachments), open_descriptors()) == ([], before)
+
+
+def test_a_device_that_went_while_it_was_opened_may_be_back_behind_a_descriptor(rig: Rig, threads: Threads) -> None:
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    rig.backend.pull_out("2-1")
+    rig.backend.failure = DeviceError("it is gone")
+    info = rig.backend.put_in("2-1")
+    asked = ask(rig, attachment, descriptor(rig, info.address))
+    threads.finish("2-1")
+    assert (asked, attachment.info) == ([], info)
+    threads.finish("2-1")
+    assert asked == [attachment]
+    assert (attachment.state, rig.backend.opened[-1][0]) == (State.PLUGGED, f"fd of {info.address}")
+
+
+@pytest.mark.parametrize("mode", ["auto", "ask"])
+def test_a_device_that_is_leaving_is_plugged_in_after_that(rig: Rig, mode: str) -> None:
+    attachment = rig.attach(f"toys:2-1?mode={mode}")
+    if mode == "ask":
+        ask(rig, attachment)
+    rig.hub.at_once = False
+    rig.backend.pull_out("2-1")
+    info = rig.backend.put_in("2-1")
+    assert attachment.state.value == "leaving"
+    before = open_descriptors()
+    asked = ask(rig, attachment), ask(rig, attachment, descriptor(rig, info.address))
+    assert asked == ([], [])
+    rig.hub.finish()
+    rig.loop.run_ready()
+    assert asked == ([attachment], [attachment])
+    assert (attachment.state, rig.backend.opened[-1][0]) == (State.PLUGGED, f"fd of {info.address}")
+    assert open_descriptors() == before
+
+
+def test_a_device_that_is_being_detached_is_not_taken_back(rig: Rig, threads: Threads) -> None:
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    before = open_descriptors()
+    asked = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    detached: list[object] = []
+    rig.attachments.detach(attachment, detached.append)
+    late = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    assert [str(result) for result in asked + late] == ["device toys:2-1: it was detached"] * 2
+    assert open_descriptors() == before
+    threads.finish("2-1")
+    assert (detached, attachment.state) == ([attachment], State.HELD)
