@@ -38,7 +38,7 @@ from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.driver.td import Td, cut
 from usbvfiod_core.testing.driver.trb import Trb, normal
-from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
+from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.xhci import spec
 
@@ -246,19 +246,11 @@ def store(node: Path, socket: Path, plan: Plan) -> Iterator[Sample]:
     for who, command in servers(node, socket, plan.peer).items():
         with serve(command, socket, replies=plan.replies) as (pid, _, usb):
             disk = MassStorage(usb, pipelined=False)
-            wait_ready(disk)
+            disk.wait_ready()
             for is_in, access in ((True, disk.read), (False, disk.write_buffer)):
                 for size in SIZES:
                     yield sample(f"drive {direction(is_in)}", size, who, accessing(access, size), plan.mebibytes, pid)
             disk.close()
-
-
-def wait_ready(disk: MassStorage) -> None:
-    """A drive that has been reset says so, once (SPC-4 5.14)."""
-    try:
-        disk.test_unit_ready()
-    except ScsiError:
-        disk.test_unit_ready()
 
 
 def direction(is_in: bool) -> str:

@@ -5,7 +5,6 @@ What the guest waits for the device once the host has it is printed; the long ru
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import struct
 import threading
@@ -23,7 +22,7 @@ from tests.lab.passing import Passed
 from tests.lab.replugging import BACK, GROWTH_KIB, anonymous_kib, back, descriptors, gone, summary
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.testing.driver import Td, UsbDevice
-from usbvfiod_core.testing.mass_storage import CBW_SIGNATURE, READ_10, MassStorage, ScsiError
+from usbvfiod_core.testing.mass_storage import CBW_SIGNATURE, READ_10, MassStorage
 
 SETTLED = 3
 """Rounds after which everything that is kept has been made."""
@@ -174,8 +173,7 @@ def test_a_drive_of_qemu(backend: str, machine: Machine, tmp_path: Path, busy: b
 
     def reads(guest: UsbDevice) -> None:
         disk = MassStorage(guest, pipelined=False)
-        with contextlib.suppress(ScsiError):
-            disk.test_unit_ready()  # it says once that it was switched on, unless the host has heard it
+        disk.wait_ready()
         assert bytes(disk.read(0, 64)) == b"replug! " * 4096
         disk.close()
 

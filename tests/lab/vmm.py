@@ -5,7 +5,6 @@ Ports 1 and 2 have gadget zeros, port 3 a drive. It keeps transfers in flight to
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections import deque
 from pathlib import Path
@@ -14,7 +13,7 @@ from tests.lab.guest_classes import bulk_pair
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, Td, UsbDevice
-from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
+from usbvfiod_core.testing.mass_storage import MassStorage
 
 CHUNK = 65536
 IN_FLIGHT = 4
@@ -34,10 +33,9 @@ def submit(zero: UsbDevice, *, is_in: bool) -> Td:
 
 
 def storage(driver: GuestDriver) -> MassStorage:
-    """The drive, which says once that it was reset, if it was."""
+    """The drive."""
     disk = MassStorage(driver.enumerate(3))
-    with contextlib.suppress(ScsiError):
-        disk.test_unit_ready()
+    disk.wait_ready()
     return disk
 
 

@@ -7,6 +7,7 @@ guest's memory, and the TRBs for it are made once.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 CLASS, SUBCLASS_SCSI, PROTOCOL_BULK_ONLY = 0x08, 0x06, 0x50
 CBW_SIGNATURE, CSW_SIGNATURE = 0x43425355, 0x53425355
 PASSED, FAILED, PHASE_ERROR = 0, 1, 2
+
+NOT_READY, UNIT_ATTENTION = 0x2, 0x6
+"""Sense keys (SPC-4 4.5.6) of a drive that only wants to be asked again."""
 
 GET_MAX_LUN, BULK_ONLY_RESET = 0xFE, 0xFF
 
@@ -142,6 +146,22 @@ class MassStorage:
     def test_unit_ready(self) -> None:
         """TEST UNIT READY. Raises ScsiError."""
         self.command(bytes(6))
+
+    def wait_ready(self, seconds: float = 10.0) -> None:
+        """TEST UNIT READY until the drive is: one that was reset says so once (SPC-4 5.14), and may need a moment.
+
+        Raises ScsiError if it fails for another reason, or still after this many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.test_unit_ready()
+                return
+            except ScsiError as error:
+                if error.key not in (NOT_READY, UNIT_ATTENTION) or time.monotonic() > deadline:
+                    raise
+                if error.key == NOT_READY:
+                    time.sleep(0.05)
 
     def synchronize_cache(self) -> None:
         """SYNCHRONIZE CACHE (10): everything is on the medium."""

@@ -19,6 +19,11 @@ IN, OUT = 0x81, 0x02
 STALL = TransferStatus.STALL
 
 
+def sense(key: int, code: int, qualifier: int) -> bytes:
+    """Fixed format (SPC-4 4.5.3)."""
+    return bytes([0x70, 0, key]) + bytes(9) + bytes([code, qualifier]) + bytes(4)
+
+
 class Disk(FakeDevice):
     """Answers each command with what `commands` says for its operation code: data for IN, None for no data."""
 
@@ -27,8 +32,10 @@ class Disk(FakeDevice):
         super().__init__(Speed.SUPER, configurations=[Configuration((Interface(0, 8, 6, 0x50, endpoints),))])
         self.commands: dict[int, bytes] = {
             0x25: pack(">II", 0xFF, 512),
-            0x03: bytes([0x70, 0, 5]) + bytes(9) + b"\x20\x01" + bytes(4),
+            0x03: sense(5, 0x20, 1),
         }
+        self.unready: list[int] = []
+        """Sense keys with which TEST UNIT READY fails, one a command."""
         self.status = 0
         self.wrappers: list[bytes] = []
         self.stall_data = self.stall_status = False
@@ -48,6 +55,8 @@ class Disk(FakeDevice):
         signature, tag, length, flags, _, _, operation = unpack_from("<IIIBBBB", data)
         assert signature == 0x43425355
         self.tag = tag
+        if operation == 0x00 and self.unready:
+            self.status, self.commands[0x03] = 1, sense(self.unready.pop(0), 0, 0)
         self.answers(OUT, self.take)
         if flags & 0x80:
             content = self.commands.get(operation, b"")[:length]
@@ -125,6 +134,23 @@ def test_a_failed_command_has_sense_data(storage: MassStorage, disk: Disk) -> No
         storage.test_unit_ready()
     assert (caught.value.key, caught.value.code, caught.value.qualifier) == (5, 0x20, 1)
     storage.test_unit_ready()
+
+
+def test_a_drive_is_asked_until_it_is_ready(storage: MassStorage, disk: Disk) -> None:
+    disk.unready = [6, 2, 2, 6]
+    storage.wait_ready()
+    assert [command[15] for command in disk.wrappers] == [0, 3, 0, 3, 0, 3, 0, 3, 0]
+
+
+def test_a_drive_that_does_not_become_ready(storage: MassStorage, disk: Disk) -> None:
+    disk.unready = [2] * 100
+    with pytest.raises(ScsiError, match="sense 0x2"):
+        storage.wait_ready(0.1)
+    assert 1 < 100 - len(disk.unready) < 10
+    disk.unready = [6, 4, 6]
+    with pytest.raises(ScsiError, match="sense 0x4"):
+        storage.wait_ready()
+    assert disk.unready == [6]
 
 
 def test_a_stalled_data_stage(storage: MassStorage, disk: Disk) -> None:

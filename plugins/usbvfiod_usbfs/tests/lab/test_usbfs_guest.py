@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.loop import StepLoop
-from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
+from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.uas import UasClient
 
 MIB = 1 << 20
@@ -40,8 +39,7 @@ def plug(guest: Guest, device: HostUsbDevice) -> UsbDevice:
 def copy(guest: Guest, device: HostUsbDevice, image: Path, mebibytes: int) -> None:
     """Write random data over the whole drive, read it back, and compare both with the image."""
     storage = MassStorage(plug(guest, device))
-    with contextlib.suppress(ScsiError):
-        storage.test_unit_ready()  # it was reset, and says so once
+    storage.wait_ready()
     blocks, size = storage.read_capacity()
     assert blocks * size == mebibytes * MIB
     written, read = hashlib.sha256(), hashlib.sha256()
