@@ -138,7 +138,7 @@ class Attachments:
         The attachment stays, with its port, unless it is to be forgotten.
         """
         if attachment.wanted:
-            self._answer(attachment, DeviceError(f"device {attachment.spec.text}: {self._why_not}"))
+            attachment.answer(DeviceError(f"device {attachment.spec.text}: {self._why_not}"))
         attachment.wanted = False
         attachment.allowed = attachment.spec.mode is not Mode.ASK
         attachment.forget |= forget
@@ -209,11 +209,9 @@ class Attachments:
         self._loop.run_blocking(identify, partial(self._identified, attachment, fd))
 
     def _identified(self, attachment: Attachment, fd: int, result: DeviceInfo | BaseException) -> None:
-        if self._closing or not attachment.wanted:
-            os.close(fd)
-            self._rest(attachment)
-            return
         try:
+            if self._closing or not attachment.wanted:
+                raise DeviceError(self._why_not)
             if isinstance(result, BaseException):
                 raise result
             choice = assign((each for each in self if each is not attachment), [attachment], [result])[attachment]
@@ -327,16 +325,12 @@ class Attachments:
     def _absent(self, attachment: Attachment) -> None:
         """Its device is not there."""
         attachment.cancel_timer()
-        if attachment.fresh and not self._closing:
+        if self._is_over(attachment):
+            return
+        if attachment.fresh:
             required = attachment.spec.mode is Mode.REQUIRED
             what = "it is required, and nothing is served before" if required else "it is plugged in when it comes"
             log.log(logging.ERROR if required else logging.INFO, "device %s is not there; %s", attachment, what)
-        if self._closing or not attachment.wanted:
-            self._rest(attachment)
-            return
-        if attachment.fd is not None:
-            self._pursue(attachment, attachment.take_fd())
-            return
         self._arrive(attachment, State.WAITING, "it is not there")
         if self.inventory.has_events(attachment.spec.backend):
             attachment.failures = 0
@@ -352,20 +346,16 @@ class Attachments:
         attachment.cancel_timer()
         self._complain(attachment, explained(attachment.spec, error))
         self._set(attachment, State.WAITING, str(error))
-        self._answer(attachment, explained(attachment.spec, error))
+        attachment.answer(explained(attachment.spec, error))
 
     def _failed(self, attachment: Attachment, error: BaseException) -> None:
         """Its device could not be listed, found, admitted, opened, wrapped or plugged in."""
-        if self._closing or not attachment.wanted:
-            self._rest(attachment)
-            return
-        if attachment.fd is not None:
-            self._pursue(attachment, attachment.take_fd())
+        if self._is_over(attachment):
             return
         told = explained(attachment.spec, error)
         if attachment.fresh:
             attachment.forget = True
-            self._answer(attachment, told)
+            attachment.answer(told)
             self._rest(attachment)
             return
         attachment.failures += 1
@@ -374,7 +364,18 @@ class Attachments:
         self._set(attachment, State.REFUSED if refused else State.RETRYING, str(error))
         if not refused:
             self._later(attachment, attachment.delay)
-        self._answer(attachment, told)
+        attachment.answer(told)
+
+    def _is_over(self, attachment: Attachment) -> bool:
+        """Whether it does not matter why a try came to nothing: nobody wants it now, or a descriptor is there to go on
+        with."""
+        if self._closing or not attachment.wanted:
+            self._rest(attachment)
+        elif attachment.fd is not None:
+            self._pursue(attachment, attachment.take_fd())
+        else:
+            return False
+        return True
 
     def _complain(self, attachment: Attachment, error: UsbvfiodError) -> None:
         """Log what is wrong, once for many tries."""
@@ -402,7 +403,7 @@ class Attachments:
         if attachment.state is not State.GONE:
             fresh, attachment.fresh = attachment.fresh, False
             self._set(attachment, state, reason)
-            self._answer(attachment, attachment)
+            attachment.answer(attachment)
             if fresh:
                 self._settle()
 
@@ -413,16 +414,11 @@ class Attachments:
             attachment.state, attachment.reason = state, reason
             self.changed(attachment)
 
-    def _answer(self, attachment: Attachment, result: Attachment | UsbvfiodError) -> None:
-        waiters, attachment.waiters = attachment.waiters, []
-        for done in waiters:
-            done(result)
-
     def _slow(self, attachment: Attachment) -> None:
         """It takes long: nobody waits for it any more."""
         log.warning("device %s takes long to open", attachment.spec.text)
         attachment.fresh = False
-        self._answer(attachment, attachment)
+        attachment.answer(attachment)
         self._settle()
 
     def _later(self, attachment: Attachment, delay: float) -> None:

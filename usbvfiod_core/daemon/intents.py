@@ -1,6 +1,6 @@
 """One attachment: the intent that a device be plugged in, and where it stands.
 
-Nothing here acts; `attachments` does. When to try again is decided here, without chance: see `wait`.
+Nothing here acts on devices; `attachments` does. When to try again is decided here, without chance: see `wait`.
 """
 
 from __future__ import annotations
@@ -120,6 +120,12 @@ class Attachment:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
+
+    def answer(self, result: Attachment | UsbvfiodError) -> None:
+        """Tell the waiters, for whom that is all."""
+        waiters, self.waiters = self.waiters, []
+        for done in waiters:
+            done(result)
 
     # -- when to try again -------------------------------------------------------------------------------------------
 
