@@ -87,6 +87,7 @@ class Lab(System):
         report, log = self.exchange / "report.xml", self.exchange / "pytest.log"
         report.unlink(missing_ok=True)
         words = ["python3", "-m", "pytest", "-c", f"{INSIDE}/pyproject.toml", "-p", "no:cacheprovider", "-rs"]
+        words += ["-p", "no:hypothesispytest"]  # which takes five seconds to load there
         words += ["-o", f"timeout={TEST_TIMEOUT}", "--durations=5", "--junitxml=/exchange/report.xml"]
         command = shlex.join([*words, *arguments])
         running = self.start(f"cd {INSIDE} && {command} > /exchange/pytest.log 2>&1; echo pytest ended with $?")
