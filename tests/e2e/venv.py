@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,13 @@ PIP = ("--quiet", "--disable-pip-version-check")
 def variables() -> dict[str, str]:
     """The environment without what this process's own virtual environment has put into it."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def usable_plugins(programs: Path) -> set[str]:
+    """The plugins of an environment, of which none may have a fault, by what the `usbvfiod` of its `bin` says."""
+    listed = json.loads(call(programs / "usbvfiod", "plugins", "--json"))["plugins"]
+    assert {(plugin["state"], plugin["error"]) for plugin in listed} == {("used", "")}
+    return {plugin["name"] for plugin in listed}
 
 
 def call(*command: str | Path, cwd: Path | None = None) -> str:
@@ -40,12 +48,13 @@ def wheel(project: Path, directory: Path) -> Path:
     return made
 
 
-def environment(directory: Path, *projects: Path) -> Path:
-    """Make an environment with usbvfiod, what its test kit needs, and the wheels of `projects`; its directory `bin`."""
+def environment(directory: Path, *projects: Path, kit: bool = True) -> Path:
+    """Make an environment with the wheels of usbvfiod, with what its test kit needs if there is to be a `kit`, and of
+    `projects`; its directory `bin`."""
     wheels = directory / "wheels"
     wheels.mkdir()
     core = wheel(ROOT, wheels)
     others = [wheel(project, wheels) for project in projects]
     call(sys.executable, "-m", "venv", directory / "venv")
-    call(directory / "venv/bin/pip", *PIP, "install", f"{core}[test]", *others, cwd=directory)
+    call(directory / "venv/bin/pip", *PIP, "install", f"{core}[test]" if kit else core, *others, cwd=directory)
     return directory / "venv" / "bin"
