@@ -10,6 +10,8 @@ device        `DeviceConformance`: any device, virtual or real
 source_sink   `SourceSinkConformance`: a backend that moves data, tried on gadget zero
 backend       `BackendConformance`: names, lists, options, errors
 
+on_bench      what the first two have in common: `timeout`, `submit_limit`, `make_device`, `unplug`, the fixture `bench`
+
 All tests run in real time against a `StepLoop`; a device that needs a host's hardware works too.
 """
 

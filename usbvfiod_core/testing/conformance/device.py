@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from ...usb import requests
 from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint, Interface
-from ...usb.device import Device, Loop
 from ...usb.requests import SetupPacket
 from ...usb.speed import Speed
 from ...usb.transfer import TransferStatus, TransferType
 from ..device_bench import DeviceBench, WatchedTransfer
-from ..loop import StepLoop
 from .enumeration import (
     configurations,
     configure,
@@ -25,6 +23,7 @@ from .enumeration import (
     set_configuration,
     set_interface,
 )
+from .on_bench import OnBench
 
 _REFUSALS = (TransferStatus.STALL, TransferStatus.ERROR, TransferStatus.DISCONNECTED)
 _PACKETS = {
@@ -38,15 +37,13 @@ _PACKETS = {
 }
 
 
-class DeviceConformance:
+class DeviceConformance(OnBench):
     """The contract of `Device`, tested. A subclass writes `make_device`.
 
     idle_endpoint     address of an IN endpoint on which a transfer stays in flight while nothing happens to the
                       device, for the tests of cancellation. Default: the first interrupt or bulk IN endpoint
     can_halt          False for a device that does not take SET_FEATURE(ENDPOINT_HALT)
     unknown_request   a control transfer that the device refuses
-    timeout           seconds for anything to end
-    submit_limit      seconds that `submit` and `cancel` may take
 
     What a device does not have (alternate settings, isochronous endpoints, streams) is skipped.
     """
@@ -54,25 +51,6 @@ class DeviceConformance:
     idle_endpoint: int | None = None
     can_halt: bool = True
     unknown_request = SetupPacket(0xC0 | requests.DIRECTION_IN, 0xFE, 0xFEFE, 0xFEFE, 8)
-    timeout: float = 5.0
-    submit_limit: float = 0.2
-
-    def make_device(self, loop: Loop) -> Device:
-        """A new device, ready for `attach`. Called once for each test."""
-        raise NotImplementedError
-
-    def unplug(self, device: Device) -> None:
-        """Make the device vanish, as if its cable were pulled, and see to it that the next test finds it again."""
-        pytest.skip("the suite does not know how to unplug this device")
-
-    @pytest.fixture
-    def bench(self) -> Iterator[DeviceBench]:
-        """The device on a bench; everything it does wrong with a transfer fails the test at its end."""
-        loop = StepLoop(virtual_time=False)
-        device = self.make_device(loop)
-        bench = DeviceBench(device, loop, timeout=self.timeout, submit_limit=self.submit_limit)
-        yield bench
-        bench.close()
 
     # -- descriptors -----------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -11,11 +11,9 @@ import pytest
 
 from ...usb import requests
 from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint
-from ...usb.device import Device, Loop
 from ...usb.requests import SetupPacket
 from ...usb.transfer import Transfer, TransferStatus, TransferType
 from ..device_bench import DeviceBench, WatchedTransfer
-from ..loop import StepLoop
 from .enumeration import (
     configurations,
     get_descriptor,
@@ -25,6 +23,7 @@ from .enumeration import (
     set_configuration,
     set_interface,
 )
+from .on_bench import OnBench
 
 SOURCE_SINK, LOOPBACK = 3, 2
 WRITE_BUFFER, READ_BUFFER = 0x5B, 0x5C
@@ -77,7 +76,7 @@ class Setting:
         return transfer
 
 
-class SourceSinkConformance:
+class SourceSinkConformance(OnBench):
     """Data through a `Device` that is a source and a sink, and a loop of data in another configuration.
 
     A subclass writes `make_device`, which opens `virtual:loopback`, or through the backend under test a gadget zero
@@ -86,31 +85,10 @@ class SourceSinkConformance:
 
     pattern         the device's: 0 zeros, 1 packets that count modulo 63, 2 anything
     control_limit   longest data stage of its vendor requests, longer ones it refuses; the gadget's is 4096
-    timeout         seconds for anything to end
-    submit_limit    seconds that `submit` may take
     """
 
     pattern: int = 0
     control_limit: int = 4096
-    timeout: float = 5.0
-    submit_limit: float = 0.2
-
-    def make_device(self, loop: Loop) -> Device:
-        """The device, opened anew, ready for `attach`. Called once for each test."""
-        raise NotImplementedError
-
-    def unplug(self, device: Device) -> None:
-        """Make the device vanish, as if its cable were pulled, and see to it that the next test finds it again."""
-        pytest.skip("the suite does not know how to unplug this device")
-
-    @pytest.fixture
-    def bench(self) -> Iterator[DeviceBench]:
-        """The device on a bench; everything it does wrong with a transfer fails the test at its end."""
-        loop = StepLoop(virtual_time=False)
-        device = self.make_device(loop)
-        bench = DeviceBench(device, loop, timeout=self.timeout, submit_limit=self.submit_limit)
-        yield bench
-        bench.close()
 
     @pytest.fixture
     def setting(self, bench: DeviceBench) -> Setting:
