@@ -8,9 +8,9 @@ from ...usb import descriptors as usb
 from ...usb.speed import Speed
 from ...xhci import spec
 from .contexts import endpoint_dwords
-from .errors import DriverError, ProtocolError
+from .errors import ProtocolError
 from .pipe import Pipe
-from .td import DataBuffer, Td, TdOptions, data_td
+from .td import Td, TdOptions
 from .trb import Event, Trb
 
 if TYPE_CHECKING:
@@ -42,19 +42,8 @@ class IsochronousPipe(Pipe):
         self, data: bytes | None = None, length: int = 0, *, frame: int | None = None, **options: Unpack[TdOptions]
     ) -> Td:
         """As `Pipe.submit`, for the frame with this number (11 bits) or as soon as possible (SIA, 4.11.2.5)."""
-        if self.is_in == (data is not None):
-            raise DriverError(f"endpoint {self.address:#04x} cannot be used like that")
-        size = length if data is None else len(data)
-        buffer = DataBuffer(self.driver.ram, data, size, options)
-        trbs = data_td(
-            buffer.pieces,
-            data,
-            is_in=self.is_in,
-            max_packet_size=self.max_packet_size,
-            tag=self.driver.next_tag(),
-            options=options,
-        )
-        trbs[0] = self.isoch(trbs[0], size, frame)
+        trbs, buffer = self._data_td(data, length, options)
+        trbs[0] = self.isoch(trbs[0], length if data is None else len(data), frame)
         return self._queue(trbs, self.is_in, buffer, options)
 
     def isoch(self, normal: Trb, size: int, frame: int | None = None) -> Trb:

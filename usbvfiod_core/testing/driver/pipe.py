@@ -55,18 +55,7 @@ class Pipe:
 
     def submit(self, data: bytes | None = None, length: int = 0, **options: Unpack[TdOptions]) -> Td:
         """Queue one TD: `data` for OUT, room for `length` bytes for IN. `b""` or 0 is a zero-length packet."""
-        if self.is_in == (data is not None) or not self.address:
-            raise DriverError(f"endpoint {self.address:#04x} cannot be used like that")
-        size = length if data is None else len(data)
-        buffer = DataBuffer(self.driver.ram, data, size, options)
-        trbs = data_td(
-            buffer.pieces,
-            data,
-            is_in=self.is_in,
-            max_packet_size=self.max_packet_size,
-            tag=self.driver.next_tag(),
-            options=options,
-        )
+        trbs, buffer = self._data_td(data, length, options)
         return self._queue(trbs, self.is_in, buffer, options)
 
     def submit_control(self, setup: SetupPacket, data: bytes = b"", **options: Unpack[TdOptions]) -> Td:
@@ -263,6 +252,22 @@ class Pipe:
 
     def _point_at(self, position: tuple[int, int]) -> None:
         self.driver.commands.set_dequeue(self.slot_id, self.dci, *position)
+
+    def _data_td(self, data: bytes | None, length: int, options: TdOptions) -> tuple[list[Trb], DataBuffer]:
+        """The Normal TRBs of a TD, and the memory they point to."""
+        if self.is_in == (data is not None) or not self.address:
+            raise DriverError(f"endpoint {self.address:#04x} cannot be used like that")
+        size = length if data is None else len(data)
+        buffer = DataBuffer(self.driver.ram, data, size, options)
+        trbs = data_td(
+            buffer.pieces,
+            data,
+            is_in=self.is_in,
+            max_packet_size=self.max_packet_size,
+            tag=self.driver.next_tag(),
+            options=options,
+        )
+        return trbs, buffer
 
     def _queue(self, trbs: list[Trb], is_in: bool, buffer: DataBuffer, options: TdOptions) -> Td:
         td = Td(self, trbs, is_in=is_in)
