@@ -97,6 +97,15 @@ def test_a_device_can_be_moved_to_another_port(rig: Rig) -> None:
     assert other.port_id == 1
 
 
+def test_a_move_is_no_reason_to_ask_again(rig: Rig) -> None:
+    rig.backend.put_in("2-1")
+    attachment = rig.attach("toys:2-1?mode=ask")
+    assert rig.plug(attachment) is attachment
+    rig.attachments.move(attachment, 3, lambda result: None)
+    rig.loop.run_ready()
+    assert (attachment.state, attachment.port_id) == (State.PLUGGED, 3)
+
+
 def test_requests_at_the_wrong_time_change_nothing(rig: Rig) -> None:
     rig.backend.put_in("2-1")
     attachment = rig.attach("toys:2-1")
