@@ -7,7 +7,6 @@ guest's memory, and the TRBs for it are made once.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -152,16 +151,17 @@ class MassStorage:
 
         Raises ScsiError if it fails for another reason, or still after this many seconds.
         """
-        deadline = time.monotonic() + seconds
+        bus = self.device.driver.bus
+        deadline = bus.clock() + seconds
         while True:
             try:
                 self.test_unit_ready()
                 return
             except ScsiError as error:
-                if error.key not in (NOT_READY, UNIT_ATTENTION) or time.monotonic() > deadline:
+                if error.key not in (NOT_READY, UNIT_ATTENTION) or bus.clock() > deadline:
                     raise
                 if error.key == NOT_READY:
-                    time.sleep(0.05)
+                    bus.pause(0.05)
 
     def synchronize_cache(self) -> None:
         """SYNCHRONIZE CACHE (10): everything is on the medium."""
