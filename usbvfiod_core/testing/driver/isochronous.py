@@ -43,7 +43,7 @@ class IsochronousPipe(Pipe):
     ) -> Td:
         """As `Pipe.submit`, for the frame with this number (11 bits) or as soon as possible (SIA, 4.11.2.5)."""
         trbs, buffer = self._data_td(data, length, options)
-        trbs[0] = self.isoch(trbs[0], length if data is None else len(data), frame)
+        trbs[0] = self.isoch(trbs[0], buffer.length, frame)
         return self._queue(trbs, self.is_in, buffer, options)
 
     def isoch(self, normal: Trb, size: int, frame: int | None = None) -> Trb:

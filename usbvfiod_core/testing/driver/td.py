@@ -243,9 +243,10 @@ class Td:
 
 
 class DataBuffer:
-    """Where the data of one TD lies: pieces, one for each TRB, and the allocations to free afterwards."""
+    """Where the `length` bytes of one TD lie: pieces, one for each TRB, and the allocations to free afterwards."""
 
     def __init__(self, ram: GuestRam, data: bytes | None, length: int, options: TdOptions) -> None:
+        self.length = length
         buffer = options.get("buffer")
         self.pieces: list[tuple[int, int]] = []
         self.owned: list[int] = []
