@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PIP = ("--quiet", "--disable-pip-version-check")
@@ -16,13 +17,6 @@ PIP = ("--quiet", "--disable-pip-version-check")
 def variables() -> dict[str, str]:
     """The environment without what this process's own virtual environment has put into it."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-
-
-def usable_plugins(programs: Path) -> set[str]:
-    """The plugins of an environment, of which none may have a fault, by what the `usbvfiod` of its `bin` says."""
-    listed = json.loads(call(programs / "usbvfiod", "plugins", "--json"))["plugins"]
-    assert {(plugin["state"], plugin["error"]) for plugin in listed} == {("used", "")}
-    return {plugin["name"] for plugin in listed}
 
 
 def call(*command: str | Path, cwd: Path | None = None) -> str:
@@ -58,3 +52,11 @@ def environment(directory: Path, *projects: Path, kit: bool = True) -> Path:
     call(sys.executable, "-m", "venv", directory / "venv")
     call(directory / "venv/bin/pip", *PIP, "install", f"{core}[test]" if kit else core, *others, cwd=directory)
     return directory / "venv" / "bin"
+
+
+def usable_plugins(programs: Path) -> dict[str, dict[str, Any]]:
+    """What the `usbvfiod` of an environment's `bin` says of its plugins, by name; none of them may have a fault."""
+    listed = json.loads(call(programs / "usbvfiod", "plugins", "--json"))["plugins"]
+    plugins = {plugin["name"]: plugin for plugin in listed}
+    assert [(plugin["state"], plugin["error"]) for plugin in listed] == [("used", "")] * len(plugins)
+    return plugins
