@@ -129,10 +129,7 @@ def test_a_device_is_attached_by_a_descriptor(rig: Rig) -> None:
     cycle(rig)
     assert (attachment.state.value, attachment.reason) == ("retrying", "no permission")
     del rig.backend.failures["2-1"]
-    results: list[object] = []
-    rig.attachments.plug(attachment, results.append, fd=descriptor(rig, attachment.info.address))
-    rig.loop.run_ready()
-    assert results == [attachment]
+    assert rig.plug(attachment, descriptor(rig, attachment.info.address)) is attachment
     assert rig.backend.opened[-1][0] == f"fd of {attachment.info.address}"
 
 
@@ -149,10 +146,7 @@ def test_a_descriptor_that_is_not_wanted_is_closed(rig: Rig, plugged: bool) -> N
     rig.plugin("guard", usbvfiod_admit_device=lambda info: "never")
     assert "never" in str(rig.try_to_attach("toys:2-2", descriptor(rig, other.address)))
     if plugged:
-        results: list[object] = []
-        rig.attachments.plug(attachment, results.append, fd=descriptor(rig, info.address))
-        rig.loop.run_ready()
-        assert "plugged already" in str(results[0])
+        assert "plugged already" in str(rig.plug(attachment, descriptor(rig, info.address)))
     assert open_descriptors() == before
 
 

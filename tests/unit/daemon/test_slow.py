@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.unit.daemon.toys import Rig, WatchedToys, descriptor, open_descriptors, rig_of
-from usbvfiod_core import DeviceError, UsbvfiodError
+from usbvfiod_core import DeviceError
 from usbvfiod_core.daemon.attachments import OPEN_NOTICE
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.intents import Attachment, State
@@ -21,19 +22,13 @@ class Threads:
     def __init__(self, rig: Rig) -> None:
         self.opening: dict[str, Callable[[], object]] = {}
         self.rig = rig
+        self.run = rig.loop.run_blocking
 
     def run_blocking(self, call: Any, then: Callable[[Any], object]) -> None:
-        def end() -> None:
-            try:
-                result = call()
-            except UsbvfiodError as error:
-                result = error
-            then(result)
-
         if getattr(call, "func", None) is open_device:
-            self.opening[call.args[3].port_path] = end
+            self.opening[call.args[3].port_path] = partial(self.run, call, then)
         else:
-            self.rig.loop.call_soon(end)
+            self.run(call, then)
 
     def finish(self, *port_paths: str) -> None:
         for port_path in port_paths:
@@ -118,19 +113,11 @@ def test_nobody_else_gets_a_device_that_is_being_opened(rig: Rig, threads: Threa
 # -- asked for while it is on its way -------------------------------------------------------------------------------
 
 
-def ask(rig: Rig, attachment: Attachment, fd: int | None = None) -> list[object]:
-    """Ask for an attachment; what is answered, sooner or later."""
-    results: list[object] = []
-    rig.attachments.plug(attachment, results.append, fd=fd)
-    rig.loop.run_ready()
-    return results
-
-
 def test_whoever_asks_for_a_device_that_is_being_opened_is_told_how_that_ends(rig: Rig, threads: Threads) -> None:
     answered = start(rig, "2-1")
     [attachment] = rig.attachments
     before = open_descriptors()
-    asked = ask(rig, attachment), ask(rig, attachment, descriptor(rig, attachment.info.address))
+    asked = rig.ask(attachment), rig.ask(attachment, descriptor(rig, attachment.info.address))
     assert (answered, asked) == ([], ([], []))
     threads.finish("2-1")
     assert (answered, asked) == ([attachment], ([attachment], [attachment]))
@@ -147,8 +134,8 @@ def test_a_descriptor_is_there_for_a_try_that_fails(rig: Rig, threads: Threads, 
     if not fresh:
         rig.loop.advance(OPEN_NOTICE)
     before = open_descriptors()
-    useless = ask(rig, attachment, descriptor(rig, "nothing"))
-    asked = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    useless = rig.ask(attachment, descriptor(rig, "nothing"))
+    asked = rig.ask(attachment, descriptor(rig, attachment.info.address))
     threads.finish("2-1")
     del rig.backend.failures["2-1"]
     assert (useless, asked) == ([], [])
@@ -164,7 +151,7 @@ def test_a_try_behind_a_descriptor_may_fail_as_well(rig: Rig, threads: Threads) 
     start(rig, "2-1")
     [attachment] = rig.attachments
     before = open_descriptors()
-    asked = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    asked = rig.ask(attachment, descriptor(rig, attachment.info.address))
     threads.finish("2-1")
     threads.finish("2-1")
     assert [str(result) for result in asked] == ["device toys:2-1: no permission"]
@@ -177,7 +164,7 @@ def test_a_device_that_went_while_it_was_opened_may_be_back_behind_a_descriptor(
     rig.backend.pull_out("2-1")
     rig.backend.failure = DeviceError("it is gone")
     info = rig.backend.put_in("2-1")
-    asked = ask(rig, attachment, descriptor(rig, info.address))
+    asked = rig.ask(attachment, descriptor(rig, info.address))
     threads.finish("2-1")
     assert (asked, attachment.info) == ([], info)
     threads.finish("2-1")
@@ -189,13 +176,13 @@ def test_a_device_that_went_while_it_was_opened_may_be_back_behind_a_descriptor(
 def test_a_device_that_is_leaving_is_plugged_in_after_that(rig: Rig, mode: str) -> None:
     attachment = rig.attach(f"toys:2-1?mode={mode}")
     if mode == "ask":
-        ask(rig, attachment)
+        rig.ask(attachment)
     rig.hub.at_once = False
     rig.backend.pull_out("2-1")
     info = rig.backend.put_in("2-1")
     assert attachment.state.value == "leaving"
     before = open_descriptors()
-    asked = ask(rig, attachment), ask(rig, attachment, descriptor(rig, info.address))
+    asked = rig.ask(attachment), rig.ask(attachment, descriptor(rig, info.address))
     assert asked == ([], [])
     rig.hub.finish()
     rig.loop.run_ready()
@@ -208,10 +195,10 @@ def test_a_device_that_is_being_detached_is_not_taken_back(rig: Rig, threads: Th
     start(rig, "2-1")
     [attachment] = rig.attachments
     before = open_descriptors()
-    asked = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    asked = rig.ask(attachment, descriptor(rig, attachment.info.address))
     detached: list[object] = []
     rig.attachments.detach(attachment, detached.append)
-    late = ask(rig, attachment, descriptor(rig, attachment.info.address))
+    late = rig.ask(attachment, descriptor(rig, attachment.info.address))
     assert [str(result) for result in asked + late] == ["device toys:2-1: it was detached"] * 2
     assert open_descriptors() == before
     threads.finish("2-1")

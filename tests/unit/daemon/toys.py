@@ -258,12 +258,16 @@ class Rig:
         [result] = results
         return result
 
-    def plug(self, attachment: Attachment) -> Attachment | UsbvfiodError:
-        """What a request to attach it ends with."""
-        results: list[Attachment | UsbvfiodError] = []
-        self.attachments.plug(attachment, results.append)
+    def ask(self, attachment: Attachment, fd: int | None = None) -> list[object]:
+        """Request to attach it; what is answered, now or later."""
+        results: list[object] = []
+        self.attachments.plug(attachment, results.append, fd=fd)
         self.loop.run_ready()
-        [result] = results
+        return results
+
+    def plug(self, attachment: Attachment, fd: int | None = None) -> object:
+        """What a request to attach it ends with at once."""
+        [result] = self.ask(attachment, fd)
         return result
 
     def detach(self, attachment: Attachment, *, forget: bool = False) -> None:
