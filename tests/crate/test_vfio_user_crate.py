@@ -43,7 +43,7 @@ def test_a_drive_behind_it_through_three_lives(crate: ctypes.CDLL, tmp_path: Pat
             client.reset()
             bus = SocketBus(client, posted=False)
             driver = GuestDriver(bus, timeout=10.0).start()
-            disk = MassStorage(driver.enumerate(driver.wait_for_port().port_id))
+            disk = MassStorage(driver.enumerate())
             disk.wait_ready()
             blocks, size = disk.read_capacity()
             step = CHUNK // size
