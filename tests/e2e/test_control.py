@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import COMMAND, ServerProcess
+from usbvfiod_core.testing.bus import SocketBus
+from usbvfiod_core.testing.client import VfioUserClient
+from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.virtual.flash import EJECTED
 
 NOT_ATTACHED, TIMEOUT, UNREACHABLE = 6, 7, 8
 Ask = Callable[..., Any]
@@ -41,6 +47,16 @@ def ask(run: Run, control: Path) -> Ask:
     return ask
 
 
+@contextmanager
+def guest_of(server: ServerProcess) -> Iterator[GuestDriver]:
+    """A VM with its guest, until it ends."""
+    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=10))
+    try:
+        yield GuestDriver(bus).start()
+    finally:
+        bus.close()
+
+
 def wait_for(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
     """What `condition` returns once that is true."""
     deadline = time.monotonic() + timeout
@@ -48,6 +64,32 @@ def wait_for(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return result
+
+
+def test_an_ejected_drive_is_told_of(serve: Serve, run: Run, ask: Ask, control: Path, image: Path) -> None:
+    """Until the next guest finds the medium again."""
+    server = serve("--control-path", control, "--device", f"virtual:flash?image={image}")
+    with guest_of(server) as driver:
+        disk = MassStorage(driver.enumerate())
+        disk.test_unit_ready()
+        [attachment] = ask("list")["attachments"]
+        assert (attachment["state"], attachment["note"]) == ("plugged", "")
+        disk.command(bytes((0x1B, 0, 0, 0, 2, 0)))
+        [attachment] = ask("list")["attachments"]
+        assert (attachment["state"], attachment["reason"], attachment["note"]) == ("plugged", "", EJECTED)
+        assert EJECTED in run("list", "--control", control).stdout
+        assert EJECTED in server.log
+    with guest_of(server) as driver:
+        MassStorage(driver.enumerate()).test_unit_ready()
+        assert ask("list")["attachments"][0]["note"] == ""
+    with guest_of(server) as driver:
+        usb = driver.enumerate()
+        MassStorage(usb).command(bytes((0x1B, 0, 0, 0, 2, 0)))
+        assert ask("detach", "1")["attachment"]["note"] == ""
+        usb.port.wait_disconnected()
+        usb.disable()
+        assert ask("attach", "1")["attachment"]["note"] == ""
+        MassStorage(driver.enumerate(usb.port.port_id)).test_unit_ready()
 
 
 def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -> None:

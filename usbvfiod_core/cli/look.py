@@ -94,8 +94,9 @@ def _sentence(event: dict[str, Any]) -> str:
         parts = [printable(label), attachment["state"]]
         if attachment["port"]:
             parts.append(f"in port {attachment['port']}: {printable(attachment['product'])}")
-        if attachment["reason"]:
-            parts.append(f"({printable(attachment['reason'])})")
+        remark = attachment["reason"] or attachment["note"]
+        if remark:
+            parts.append(f"({printable(remark)})")
         return " ".join(parts)
     if event["event"] == "device":
         device = event["device"]
@@ -117,7 +118,7 @@ def _row(attachment: dict[str, Any]) -> tuple[str, ...]:
     device = attachment["device"] or {}
     vendor = f"{device['vendor_id']:04x}:{device['product_id']:04x}" if device else ""
     port = str(attachment["port"]) if attachment["port"] else ",".join(f"({port})" for port in attachment["ports"])
-    reason = attachment["reason"]
+    reason = attachment["reason"] or attachment["note"]
     if attachment["next_try"] is not None and attachment["state"] == "retrying":
         reason += f"; again in {attachment['next_try']:.1f} s"
     return (

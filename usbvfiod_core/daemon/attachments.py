@@ -300,13 +300,15 @@ class Attachments:
             device.close()
             raise DeviceError(self._why_not)
         device = self._registry.wrap(device, attachment.info, attachment.spec.settings, self._loop)
+        attachment.device, attachment.note = device, ""
         try:
             port_id = choose_port(self.ports, attachment, device)
             self._hub.plug(device, port_id)
         except BaseException:
+            attachment.device = None
             device.close()
             raise
-        attachment.device, attachment.name, attachment.port_id = device, device.name, port_id
+        attachment.name, attachment.port_id = device.name, port_id
         attachment.last = attachment.info
         attachment.plugs += 1
         attachment.failures = 0

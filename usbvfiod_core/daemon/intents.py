@@ -57,6 +57,7 @@ class Attachment:
     info        the device as its backend lists it; a stand-in before it was found
     last        the device that it had last, by which it is recognized when it comes back
     reason      why it is not plugged in, for people; empty if there is nothing to say
+    note        what its device tells of itself while it is plugged in (`DeviceEvents.note`); empty for nothing
     port_id     where it is plugged in, 0 if it is not
     wanted      False: detached, or in mode `manual` not asked for yet
     allowed     False: in mode `ask` and not allowed yet
@@ -72,6 +73,7 @@ class Attachment:
         self.last: DeviceInfo | None = None
         self.state = State.WAITING
         self.reason = ""
+        self.note = ""
         self.complaint = ""
         """What was logged last of what is wrong."""
         self.name = spec.text
@@ -109,6 +111,13 @@ class Attachment:
     def pending(self) -> bool:
         """Whether it is plugged in as soon as that can be done."""
         return self.wanted and self.state in (State.WAITING, State.ASKING, State.RETRYING, State.REFUSED)
+
+    def told(self, device: Device, text: str) -> bool:
+        """A device, which may be about to be plugged in, tells something of itself: whether that is news."""
+        if self.device is not device or self.note == text:
+            return False
+        self.note = text
+        return self.state is State.PLUGGED
 
     def take_fd(self) -> int | None:
         """The descriptor in `fd`, which from now on belongs to the caller."""

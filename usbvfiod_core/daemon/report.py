@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from ..usb.backend import DeviceInfo
 from ..xhci.statistics import EndpointStatistics
-from .intents import Attachment
+from .intents import Attachment, State
 
 
 def device_entry(info: DeviceInfo) -> dict[str, object]:
@@ -37,6 +37,7 @@ def attachment_entry(attachment: Attachment, ports: dict[bool, int], now: float)
         "spec": spec.text,
         "state": attachment.state.value,
         "reason": attachment.reason,
+        "note": attachment.note if attachment.state is State.PLUGGED else "",
         "seconds": round(max(now - attachment.since, 0.0), 3),
         "port": attachment.port_id,
         "ports": sorted(ports.values()),

@@ -105,6 +105,7 @@ class Server:
         self.attachments.inventory.changed = self._device_changed
         hub.leaving = self.attachments.leaving
         hub.unplugged = self._unplugged
+        hub.noted = self._noted
         self._declared = registry.declared()
         self._host = host_backend(backends)
         self.control: ControlSocket | None = None
@@ -179,6 +180,11 @@ class Server:
         if self.control is not None and self.control.watched:
             self.control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
         self._proceed()
+
+    def _noted(self, device: Device, text: str) -> None:
+        for attachment in self.attachments:
+            if attachment.told(device, text):
+                self._attachment_changed(attachment)
 
     def _device_changed(self, change: str, info: DeviceInfo) -> None:
         if self.control is not None and self.control.watched:

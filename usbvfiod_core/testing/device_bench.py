@@ -93,12 +93,13 @@ class WatchedTransfer(Transfer):
 
 
 class Events:
-    """The `DeviceEvents` given to the device: counts what it tells."""
+    """The `DeviceEvents` given to the device: counts what it tells, and keeps its notes."""
 
     def __init__(self, loop: StepLoop) -> None:
         self._loop = loop
         self.disconnections = 0
         self.wakeups = 0
+        self.notes: list[str] = []
 
     def disconnected(self) -> None:
         """The device says that it is gone."""
@@ -107,6 +108,10 @@ class Events:
     def remote_wakeup(self) -> None:
         """The device signals resume."""
         self.wakeups += 1
+
+    def note(self, text: str) -> None:
+        """What people should know of the device."""
+        self.notes.append(text)
 
     def microframe(self) -> int:
         """Microframes of the loop's time."""

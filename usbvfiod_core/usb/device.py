@@ -53,6 +53,11 @@ class DeviceEvents(Protocol):
         wakes when it is suspended, unless a transfer of the device (but of endpoint 0) has ended well in between."""
         ...
 
+    def note(self, text: str) -> None:
+        """What people should know of the device now that its state does not tell, such as that the guest has ejected
+        its medium; empty: nothing any more. `usbvfiod list` shows it."""
+        ...
+
     def microframe(self) -> int:
         """The bus time now: microframes of 125 us, modulo 2^14, as the driver reads it from MFINDEX (xHCI 5.5.1).
 
@@ -64,9 +69,9 @@ class DeviceEvents(Protocol):
 class Device(ABC):
     """A USB device as the controller sees it. All methods are called on the loop's thread and must not block.
 
-    Life: `attach` once, when the device is plugged into a port; `submit`, `cancel` and `reset` any number of times;
-    `close` once, and then `when_closed`. A device may be wrapped (quirks, interceptors): a wrapper is a Device that
-    calls another one.
+    Life: `attach` once, when the device is plugged into a port; `submit`, `cancel`, `reset` and `controller_reset` any
+    number of times; `close` once, and then `when_closed`. A device may be wrapped (quirks, interceptors): a wrapper is
+    a Device that calls another one.
     """
 
     speed: Speed
@@ -107,6 +112,12 @@ class Device(ABC):
         No transfer is in flight. `done` is called when the device can be addressed, inside this call or later;
         a device that does not survive it also calls `events.disconnected()`.
         """
+
+    def controller_reset(self) -> None:
+        """The controller was reset, with no transfer in flight: whoever drives the device next is another one, such as
+        firmware, a guest that has rebooted, or the next VM; its port reset follows. A device that keeps something for
+        its driver beyond a port reset (that the medium was ejected) is now as when it was plugged in."""
+        return
 
     @abstractmethod
     def close(self) -> None:

@@ -171,6 +171,10 @@ class Audio(VirtualDevice):
         if OUT not in self.endpoints and self.playback is not None:
             self.playback.flush()
 
+    def controller_reset(self) -> None:
+        for unit in self.features.values():
+            unit.power_on()
+
     def process(self, endpoint: VirtualEndpoint) -> None:
         self.schedule.process(endpoint)
 

@@ -42,6 +42,8 @@ class Disk:
         self.mode = ModePages(self.blocks, self.block_size, write_protected=image.readonly)
         self.sense = scsi.NO_SENSE
         self._pages = self.identity.pages()
+        self.loaded_changed: Callable[[bool], object] = lambda loaded: None
+        """Called when the driver has ejected the medium, with False, and when it is there again, with True."""
         self._loaded = True
         self._removal_prevented = False
         self._attention: Sense | None = None
@@ -108,6 +110,17 @@ class Disk:
         self._attention = None
         self._removal_prevented = False
         self._exceptional = not self._loaded
+
+    def power_on(self) -> None:
+        """As when the disk was plugged in: the medium is there, whatever a driver has done with it."""
+        self.mode.write_cache = True
+        self._load(True)
+        self.reset()
+
+    def _load(self, loaded: bool) -> None:
+        if loaded is not self._loaded:
+            self._loaded = loaded
+            self.loaded_changed(loaded)
 
     # -- refusals that hold for most commands (SPC-4 5.3.3, 5.8, 5.14) -------------------------------------------------
 
@@ -329,7 +342,7 @@ class Disk:
             return self.fail(scsi.MEDIUM_REMOVAL_PREVENTED)
         if load and not self._loaded:
             self._attention = scsi.MEDIUM_MAY_HAVE_CHANGED
-        self._loaded = load
+        self._load(load)
         self._exceptional = not load or self._attention is not None
         return self._after(self.image.sync)
 

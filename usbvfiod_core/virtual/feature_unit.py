@@ -26,8 +26,13 @@ class FeatureUnit:
     nobody here listens to them."""
 
     def __init__(self, channels: int) -> None:
+        self.volume = [0] * channels
+        self.power_on()
+
+    def power_on(self) -> None:
+        """As at first, whatever a driver has set."""
         self.muted = False
-        self.volume = [MAXIMUM] * channels
+        self.volume[:] = [MAXIMUM] * len(self.volume)
 
     def descriptor(self, entity: int, source: int) -> bytes:
         """Its descriptor, as entity number `entity` behind the entity `source`."""

@@ -8,7 +8,8 @@ Options of the specification:
     speed=full|high|super    default super
     serial=TEXT              the USB and SCSI serial number; default: made of the image's path, so it stays the same
     blocksize=512|4096       default 512; the logical block size the guest sees
-    removable=true|false     default true: a removable medium, which can be ejected; false looks like a fixed disk
+    removable=true|false     default true: a removable medium, which can be ejected until the controller is reset;
+                             false looks like a fixed disk
     stalls=true|false        default false; true halts an endpoint where a data phase ends early (see `bulk_only`)
     transport=bot|uas        default bot, bulk-only; uas offers USB Attached SCSI beside it, as an alternate setting of
                              the interface, with streams at SuperSpeed (see `uas`); not at full speed
@@ -40,6 +41,7 @@ VENDOR_ID = 0x1209
 PRODUCT_ID = 0x0001
 UAS_PRODUCT_ID = 0x0011
 PRODUCT = "Flash Drive"
+EJECTED = "the guest has ejected it; it is there again when the guest restarts, or after detach and attach"
 OPTIONS = ("image", "readonly", "speed", "serial", "blocksize", "removable", "stalls", "transport")
 
 _log = logging.getLogger(__name__)
@@ -69,11 +71,21 @@ class Flash(BulkOnly):
         self.serial = serial or default_serial(image.path)
         super().__init__(speed, Disk(image, serial=self.serial, removable=removable), loop, stalls=stalls)
         self.name = f"{self.manufacturer} {self.product} ({os.path.basename(image.path)})"
+        self.disk.loaded_changed = self._loaded_changed
         self._flushed = Moment()
 
     def describe(self, speed: Speed) -> list[Configuration]:
         endpoints = (bulk_endpoint(self.IN, speed), bulk_endpoint(self.OUT, speed))
         return [Configuration((Interface(0, *INTERFACE_CLASS, endpoints),))]
+
+    def controller_reset(self) -> None:
+        self.disk.power_on()
+
+    def _loaded_changed(self, loaded: bool) -> None:
+        if self.events is not None:
+            self.events.note("" if loaded else EJECTED)
+        if not loaded:
+            _log.info("%s: %s", self.name, EJECTED)
 
     def given_back(self) -> None:
         image = self.disk.image

@@ -165,6 +165,9 @@ class Loopback(VirtualDevice):
             if size not in self._chunks:
                 self._chunks[size] = bytearray(pattern_bytes(self.pattern, size, _CHUNK))
 
+    def controller_reset(self) -> None:
+        self.buffer[:] = bytes(len(self.buffer))
+
     def process(self, endpoint: VirtualEndpoint) -> None:
         if self.configuration is not None and self.configuration.value == LOOPBACK:
             self._loop_back()

@@ -105,8 +105,13 @@ class Port:
         self._resets += 1
         self._reset_due = 0
         self._wakeup = None
-        if self.device is not None:
-            self._connect(self.device)
+        device = self.device
+        if device is not None:
+            try:
+                device.controller_reset()
+            except Exception:
+                log.exception("%s: controller_reset raised", device.name)
+            self._connect(device)
 
     def remote_wakeup(self) -> None:
         """The device signals resume (4.15.2.2).

@@ -56,6 +56,9 @@ class _Events:
         if self._port.device is self._device:
             self._port.remote_wakeup()
 
+    def note(self, text: str) -> None:
+        self._hub.noted(self._device, text)
+
     def microframe(self) -> int:
         return self._hub.microframe()
 
@@ -65,6 +68,7 @@ class RootHub:
 
     `leaving` and `unplugged`, set by the owner, are called with port id and device when a device is unplugged, by
     whomever: when the port is empty, and when the transfers are back and the device was closed and has given back all.
+    `noted` is called with a device and what it has told with `DeviceEvents.note`.
     """
 
     def __init__(self, registers: RegisterFile, usb2_ports: int, usb3_ports: int, host: HubHost) -> None:
@@ -76,6 +80,7 @@ class RootHub:
         ]
         self.leaving: Callable[[int, Device], None] = lambda port_id, device: None
         self.unplugged: Callable[[int, Device], None] = lambda port_id, device: None
+        self.noted: Callable[[Device, str], None] = lambda device, text: None
         self.microframe = host.microframe
 
     # -- devices -------------------------------------------------------------------------------------------------

@@ -208,6 +208,8 @@ class HubEvents:
 
     def remote_wakeup(self) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def microframe(self) -> int:
         return 0
 

@@ -39,6 +39,8 @@ class Bus:
 
     def remote_wakeup(self) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def microframe(self) -> int:
         return int((self.loop.time() - self.start) / MICROFRAME + 1e-3) & 0x3FFF
 
