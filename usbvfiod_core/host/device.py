@@ -31,7 +31,7 @@ class HostDevice(Device):
     that the device is.
 
     descriptors     the device descriptor, followed by all configurations, as sysfs and usbfs give them
-    configuration   the value of the configuration that the host has set, 0 for none
+    configuration   the value of the configuration that the host has set; None for none, as 0 is a value, too
     reset_quirk     the host knows that the device does not survive a reset
     """
 
@@ -42,7 +42,7 @@ class HostDevice(Device):
         name: str,
         speed: Speed,
         descriptors: bytes,
-        configuration: int,
+        configuration: int | None,
         options: HostOptions,
         max_streams: int = 0,
         reset_quirk: bool = False,
@@ -51,17 +51,20 @@ class HostDevice(Device):
         self.speed = speed
         self.max_streams = max_streams
         self.options = options
-        self.configuration = 0
-        """What the guest has set; the host's may be set while this is 0."""
+        self.configuration: int | None = None
+        """The value of what the guest has set, None for none; the host's may be set meanwhile."""
         self.features: set[int] = set()
         """The features of the device (selectors) that the guest has set and the device was not told of."""
         self.moved = False
         """Whether something has gone through the endpoints since the configuration was set."""
         self._loop = loop
         self._events: DeviceEvents | None = None
-        self._host_configuration = configuration
         raws = configurations(descriptors)
-        self._configurations = {raw[5]: Configuration.unpack(raw) for raw in raws}
+        self._configurations: dict[int, Configuration] = {}
+        for raw in raws:
+            # Of two with the same value, Linux means the first.
+            self._configurations.setdefault(raw[5], Configuration.unpack(raw))
+        self._host_configuration = configuration if configuration in self._configurations else None
         self._shown = [self._filtered(raw) for raw in raws]
         self._touched = False
         self._soft_reset = options.reset is ResetPolicy.NEVER or (reset_quirk and options.reset is ResetPolicy.AUTO)
@@ -154,7 +157,8 @@ class HostDevice(Device):
 
     def active_configuration(self) -> Configuration | None:
         """The descriptors of the configuration that the host has set; None if it has set none."""
-        return self._configurations.get(self._host_configuration)
+        value = self._host_configuration
+        return None if value is None else self._configurations.get(value)
 
     # -- Device ------------------------------------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class HostDevice(Device):
                 self._touched = self.moved = False
             else:
                 log.warning("%s: the reset failed: %s", self.name, failure)
-            self.configuration = 0
+            self.configuration = None
             self.features.clear()
             done()
 
@@ -199,7 +203,7 @@ class HostDevice(Device):
             forget(None)
         elif not self._soft_reset:
             self.run_operation(self.reset_port, forget)
-        elif self._host_configuration:
+        elif self._host_configuration is not None:
             self.run_operation(self.reset_configuration, forget)
         else:
             forget(None)
@@ -234,8 +238,12 @@ class HostDevice(Device):
         """The configuration with this index as the guest sees it."""
         return self._shown[index] if index < len(self._shown) else None
 
+    def has_configuration(self, value: int) -> bool:
+        """Whether the device has a configuration of this value."""
+        return value in self._configurations
+
     def select_configuration(self, value: int, then: Callable[[OperationFailed | None], object]) -> None:
-        """SET_CONFIGURATION with a value other than 0 (USB 2.0 9.4.7): only as much as is needed to get there."""
+        """SET_CONFIGURATION (USB 2.0 9.4.7): only as much as is needed to get there."""
 
         def over(failure: OperationFailed | None) -> None:
             if failure is None:
@@ -243,7 +251,7 @@ class HostDevice(Device):
                 self.moved = False
             then(failure)
 
-        if value not in self._configurations:
+        if not self.has_configuration(value):
             over(OperationFailed(TransferStatus.STALL, f"there is no configuration {value}"))
         elif value != self._host_configuration:
             self._touched = True
@@ -255,7 +263,7 @@ class HostDevice(Device):
 
     def select_setting(self, interface: int, alternate: int, then: Callable[[OperationFailed | None], object]) -> None:
         """SET_INTERFACE (USB 2.0 9.4.10)."""
-        configuration = self.active_configuration() if self.configuration else None
+        configuration = None if self.configuration is None else self.active_configuration()
         settings = () if configuration is None else configuration.interfaces
         if not any((each.number, each.alternate) == (interface, alternate) for each in settings):
             then(OperationFailed(TransferStatus.STALL, f"there is no setting {alternate} of interface {interface}"))

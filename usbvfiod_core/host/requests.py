@@ -90,16 +90,17 @@ def _end(transfer: Transfer) -> Callable[[OperationFailed | None], None]:
 
 
 def _set_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
-    if setup.value == 0:
+    value = setup.value & 0xFF  # the other byte is reserved
+    if value == 0 and not device.has_configuration(0):
         # The host keeps its own set: unconfigured, a device may lose what no reset brings back.
-        device.configuration = 0
+        device.configuration = None
         transfer.complete(TransferStatus.COMPLETED)
     else:
-        device.select_configuration(setup.value & 0xFF, _end(transfer))
+        device.select_configuration(value, _end(transfer))
 
 
 def _get_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
-    _answer(transfer, bytes([device.configuration]))
+    _answer(transfer, bytes([0 if device.configuration is None else device.configuration]))
 
 
 def _set_interface(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:

@@ -66,8 +66,9 @@ class SysfsDevice:
     serial: str = ""
     speed: Speed | None = None
     device_class: int = 0
-    configuration: int = 0
-    """The configuration that was set when the device was read, 0 for none. `scan` reads once: see `now`."""
+    configuration: int | None = None
+    """The value of the configuration that was set when the device was read, which may be 0; None for none. `scan` reads
+    once: see `now`."""
     descriptors: bytes = b""
     """The device descriptor and the descriptors of every configuration, as the device sent them."""
     drivers: dict[int, str] = field(default_factory=dict)
@@ -176,7 +177,7 @@ def read(directory: Path) -> SysfsDevice | None:
             serial="" if is_hub else text.get("serial"),
             speed=_SPEEDS.get(text["speed"]),
             device_class=device_class,
-            configuration=0 if is_hub else int(text.get("bConfigurationValue") or 0),
+            configuration=None if is_hub else _configuration(text),
             descriptors=(directory / "descriptors").read_bytes(),
             drivers=_drivers(directory),
             reset_quirk=bool(int(text.get("quirks") or "0", 16) & _RESET_QUIRK) or text.get("avoid_reset_quirk") == "1",
@@ -279,6 +280,12 @@ class _Attributes:
             return self[name]
         except OSError:
             return ""
+
+
+def _configuration(text: _Attributes) -> int | None:
+    """Linux leaves the attribute empty for a device that is not configured."""
+    value = text.get("bConfigurationValue")
+    return int(value) if value else None
 
 
 def _drivers(directory: Path) -> dict[int, str]:

@@ -166,16 +166,16 @@ class StandardRequests(ABC):
     # -- configuration and alternate settings ------------------------------------------------------------------------
 
     def _get_configuration(self, setup: SetupPacket, _: bytes) -> bytes | None:
-        return bytes((self.configuration.value if self.configuration else 0,))
+        return bytes((0 if self.configuration is None else self.configuration.value,))
 
     def _set_configuration(self, setup: SetupPacket, _: bytes) -> bytes | None:
+        for configuration in self.configurations:
+            if configuration.value == setup.value:  # which may be 0
+                self._configure(configuration)
+                return b""
         if setup.value == 0:
             self._configure(None)
             return b""
-        for configuration in self.configurations:
-            if configuration.value == setup.value:
-                self._configure(configuration)
-                return b""
         return None
 
     def _configure(self, configuration: descriptors.Configuration | None) -> None:

@@ -55,13 +55,13 @@ class InterfaceMask(Interceptor):
     """The mask of one device.
 
     hidden_endpoints   addresses of endpoints that only hidden interfaces have, by configuration value
-    configuration      the configuration the guest has selected, 0 for none
+    configuration      the value of the configuration the guest has selected, None for none
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.hidden_endpoints: dict[int, frozenset[int]] = {}
-        self.configuration = 0
+        self.configuration: int | None = None
 
     # -- the device's life -------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class InterfaceMask(Interceptor):
         self._get_descriptor(DEVICE, 0, 18, self._learn_device)
 
     def was_reset(self) -> None:
-        self.configuration = 0
+        self.configuration = None
 
     def _learn_device(self, transfer: Transfer) -> None:
         raw = transfer.read()[: transfer.actual]
@@ -89,7 +89,7 @@ class InterfaceMask(Interceptor):
         for interface in configuration.interfaces:
             addresses = hidden if self.options.hides(interface.number) else seen
             addresses.update(endpoint.address for endpoint in interface.endpoints)
-        self.hidden_endpoints[configuration.value] = frozenset(hidden - seen)
+        self.hidden_endpoints.setdefault(configuration.value, frozenset(hidden - seen))
         numbers = {interface.number for interface in configuration.interfaces}
         for number in {*self.options.hide, *self.options.show} - numbers:
             log.warning("%s: configuration %d has no interface %d", self.device.name, configuration.value, number)
@@ -143,7 +143,8 @@ class InterfaceMask(Interceptor):
         if setup is None or (setup.request_type, setup.request) != _SET_CONFIGURATION:
             return
         if transfer.status is TransferStatus.COMPLETED:
-            self.configuration = setup.value
+            known = setup.value in self.hidden_endpoints  # 0 is a value of some, and of the others none at all
+            self.configuration = setup.value if known else None
 
     def bulk(self, transfer: InterceptedTransfer) -> None:
         if self._hides(transfer.endpoint):
@@ -159,7 +160,7 @@ class InterfaceMask(Interceptor):
 
     def _hides(self, endpoint: int) -> bool:
         """Whether an endpoint is hidden in the current configuration; in one that is not known, all are."""
-        hidden = self.hidden_endpoints.get(self.configuration)
+        hidden = None if self.configuration is None else self.hidden_endpoints.get(self.configuration)
         return hidden is None or endpoint in hidden
 
 

@@ -52,7 +52,7 @@ class LibusbDevice(HostDevice):
         name: str,
         speed: Speed,
         descriptors: bytes,
-        configuration: int,
+        configuration: int | None,
         options: HostOptions,
         reset_quirk: bool = False,
     ) -> None:
@@ -88,7 +88,7 @@ class LibusbDevice(HostDevice):
     def take(self) -> None:
         """Claim the interfaces of the present configuration, and go. In any thread, once. Raises USBError."""
         try:
-            self._interfaces.take(self._numbers.get(self._set, ()))
+            self._interfaces.take(self._present())
         except self._libusb.USBError:
             self._interfaces.give_back()
             raise
@@ -140,10 +140,11 @@ class LibusbDevice(HostDevice):
         self._with_interfaces_free(lambda: self._handle.setConfiguration(value), value)
 
     def reset_configuration(self) -> None:
-        self.set_configuration(self._set)
+        if self._set is not None:
+            self.set_configuration(self._set)
 
     def set_interface(self, interface: int, alternate: int) -> None:
-        self._take_back(self._owners.get((self._set, interface), ()))
+        self._take_back(() if self._set is None else self._owners.get((self._set, interface), ()))
         self._do(
             f"set setting {alternate} of interface {interface}",
             lambda: self._handle.setInterfaceAltSetting(interface, alternate),
@@ -154,7 +155,7 @@ class LibusbDevice(HostDevice):
 
     def reset_port(self) -> None:
         self._take_back()
-        numbers = list(self._numbers.get(self._set, ()))
+        numbers = list(self._present())
         failure = None
         try:
             self._handle.resetDevice()
@@ -178,12 +179,13 @@ class LibusbDevice(HostDevice):
         while len(self._ended) < len(self._in_flight) and time.monotonic() < deadline:
             self._handle_events(0.1)
         self._results = self._take_results()  # natives are freed with the handle
+        first = self._first_configuration
         if not self.options.reattach:
             self._quietly("release", self._interfaces.drop)
-        elif self._set != self._first_configuration and self._first_configuration:
+        elif first is not None and self._set != first:
             # The host looks for drivers by itself when a configuration is set.
             self._quietly("release", self._interfaces.drop)
-            self._quietly("configure", lambda: self._handle.setConfiguration(self._first_configuration))
+            self._quietly("configure", lambda: self._handle.setConfiguration(first))
         else:
             self._interfaces.give_back()
         try:
@@ -336,13 +338,17 @@ class LibusbDevice(HostDevice):
         except OperationFailed as error:
             failure = error
         try:
-            self._interfaces.take(self._numbers.get(self._set, ()))
+            self._interfaces.take(self._present())
         except self._libusb.USBError as error:
             log.warning("%s: its interfaces are not claimed again: %s", self.name, error)
             if failure is None:
                 raise operation_failed("take the interfaces", error) from error
         if failure is not None:
             raise failure
+
+    def _present(self) -> Sequence[int]:
+        """The interfaces of the present configuration."""
+        return () if self._set is None else self._numbers.get(self._set, ())
 
     def _do(self, what: str, call: Callable[[], object]) -> None:
         try:
@@ -364,6 +370,8 @@ def _interfaces(descriptors: bytes) -> tuple[dict[int, Sequence[int]], dict[tupl
     for raw in configurations(descriptors):
         configuration = Configuration.unpack(raw)
         value = configuration.value
+        if value in numbers:
+            continue  # Linux means the first of two
         numbers[value] = sorted({each.number for each in configuration.interfaces})
         for interface in configuration.interfaces:
             endpoints.setdefault((value, interface.number), set()).update(e.address for e in interface.endpoints)

@@ -75,7 +75,7 @@ class MassStorageQuirks(Interceptor):
         self._known = False
         self._unreadable = False
         self._waiting: InterceptedTransfer | None = None  # for the descriptors
-        self._configuration = 0
+        self._configuration: int | None = None
         self._transports: dict[tuple[int, int, int], Transport] = {}
         self._current: dict[int, Transport] = {}  # by interface
         self._down: dict[int, Take] = {}  # by endpoint, what takes its transfers on each way
@@ -97,7 +97,7 @@ class MassStorageQuirks(Interceptor):
         self.commands.name = self.device.name
 
     def was_reset(self) -> None:
-        self._configuration = 0
+        self._configuration = None
         self._stop(None)
         self._waiting = None
         if self._unreadable:
@@ -129,7 +129,7 @@ class MassStorageQuirks(Interceptor):
             return
         key = (setup.request_type, setup.request)
         if key == _CONFIGURE:
-            self._configuration = 0
+            self._configuration = None
             if transfer.status is TransferStatus.COMPLETED:
                 self._configured(setup.value & 0xFF)
         elif key == _CHOOSE and self.layout.is_storage(self._configuration, setup.index & 0xFF):
@@ -237,27 +237,31 @@ class MassStorageQuirks(Interceptor):
         other = setup.recipient in (RECIPIENT_INTERFACE, RECIPIENT_ENDPOINT) and not self._strict
         if setup.recipient == RECIPIENT_ENDPOINT:
             return other and setup.index & 0xFF in self.layout.others - self.layout.storage
-        return other and not storage and bool(self._configuration)
+        return other and not storage and self._configuration is not None
 
     # -- settings ----------------------------------------------------------------------------------------------------
 
     def _configured(self, value: int) -> None:
+        if value == 0 and not self.layout.has(0):
+            return  # unconfigured
         self._configuration = value
         for setting in self.layout.first_settings(value):
-            self._start(setting)
+            self._start(setting, value)
 
     def _chosen(self, setup: SetupPacket, good: bool) -> None:
-        key = (self._configuration, setup.index & 0xFF, setup.value & 0xFF)
-        if good or self.layout.alternates(self._configuration, setup.index & 0xFF) == 1:
-            self._start(self.layout.settings[key])
+        configuration, interface = self._configuration, setup.index & 0xFF
+        if configuration is None:
+            return
+        if good or self.layout.alternates(configuration, interface) == 1:
+            self._start(self.layout.settings[configuration, interface, setup.value & 0xFF], configuration)
 
-    def _start(self, setting: Setting) -> None:
+    def _start(self, setting: Setting, configuration: int) -> None:
         if not setting.pipes or not self._active:
             return
-        key = (self._configuration, setting.interface, setting.alternate)
+        key = (configuration, setting.interface, setting.alternate)
         transport = self._transports.get(key)
         if transport is None:
-            transport = self._transports[key] = self._transport(setting)
+            transport = self._transports[key] = self._transport(setting, configuration)
         self._current[setting.interface] = transport
         self._down.update(transport.down)
         self._up.update(transport.up)
@@ -266,7 +270,7 @@ class MassStorageQuirks(Interceptor):
             self._ejected = True
             self._eject(transport, setting)
 
-    def _transport(self, setting: Setting) -> Transport:
+    def _transport(self, setting: Setting, configuration: int) -> Transport:
         """What follows a setting. It is made once, as the device may have transfers of a time when it held before."""
         if setting.transport == UAS:
             streams = self.device.speed.is_usb3 and self.device.max_streams > 0
@@ -276,8 +280,8 @@ class MassStorageQuirks(Interceptor):
         options = self.options
         if options.timeout:
             seconds = options.timeout + options.delay
-            alone = self.layout.interface_count(self._configuration) == 1
-            transport.recovery = Recovery(transport, client, seconds, setting, self._configuration, alone=alone)
+            alone = self.layout.interface_count(configuration) == 1
+            transport.recovery = Recovery(transport, client, seconds, setting, configuration, alone=alone)
         if self.commands.max_blocks:
             transport.splitting = Splitting(transport, client, self.commands.max_blocks)
         return transport

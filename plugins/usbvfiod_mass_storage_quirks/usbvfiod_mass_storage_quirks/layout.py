@@ -47,23 +47,30 @@ class Layout:
         """Take what a configuration descriptor says, with all that belongs to it; `hidden` is the same with what the
         guest does not see, whose endpoints are there all the same. Raises DescriptorError."""
         configuration = Configuration.unpack(raw)
+        is_first = configuration.value not in self._counts  # of two with the same value it is the one that is chosen
         whole = Configuration.unpack(hidden) if hidden else configuration
-        self._counts[configuration.value] = len({interface.number for interface in configuration.interfaces})
         for interface in whole.interfaces:
             addresses = {endpoint.address for endpoint in interface.endpoints}
             if is_mass_storage(interface):
                 self.storage |= addresses
             else:
                 self.others |= addresses
+        if not is_first:
+            return
+        self._counts[configuration.value] = len({interface.number for interface in configuration.interfaces})
         for interface in filter(is_mass_storage, configuration.interfaces):
             key = (configuration.value, interface.number)
             setting = Setting(interface.number, interface.alternate, interface.protocol, _pipes(interface))
             self.settings[*key, interface.alternate] = setting
             self._interfaces[key] = sum(1 for known in self.settings if known[:2] == key)
 
-    def is_storage(self, configuration: int, interface: int) -> bool:
+    def has(self, configuration: int) -> bool:
+        """Whether there is a configuration of this value, which may be 0."""
+        return configuration in self._counts
+
+    def is_storage(self, configuration: int | None, interface: int) -> bool:
         """Whether an interface is one of mass storage."""
-        return (configuration, interface) in self._interfaces
+        return configuration is not None and (configuration, interface) in self._interfaces
 
     def alternates(self, configuration: int, interface: int) -> int:
         """How many settings an interface of mass storage has."""

@@ -49,7 +49,7 @@ def test_a_device_that_was_used_is_reset(bench: Bench, what: str) -> None:
     bench.scripted.asked()
     bench.reset()
     assert bench.scripted.asked() == [("reset_port",)]
-    assert bench.scripted.configuration == 0
+    assert bench.scripted.configuration is None
     bench.reset()
     assert bench.scripted.asked() == []
 

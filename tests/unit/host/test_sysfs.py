@@ -120,7 +120,7 @@ def test_a_device_without_any_driver_is_listed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sysfs, "_BEGINNING", 0.02)
     directory = make(tmp_path, "1-2", bConfigurationValue="")
     (directory / "driver").unlink()
-    assert [device.configuration for device in sysfs.scan(tmp_path)] == [0]
+    assert [device.configuration for device in sysfs.scan(tmp_path)] == [None]
 
 
 def test_what_is_no_device_is_looked_at_again(tmp_path: Path) -> None:
@@ -141,6 +141,12 @@ def test_a_device_that_was_plugged_in_anew_is_read_anew(tmp_path: Path) -> None:
     (after,) = sysfs.scan(tmp_path)
     assert (before.product, after.product, after.number) == ("Application", "Bootloader", 5)
     assert before.now() is before, "that one is gone"
+
+
+@pytest.mark.parametrize(("text", "value"), [("", None), ("0", 0), ("1", 1), ("255", 255)])
+def test_no_configuration_is_not_configuration_0(tmp_path: Path, text: str, value: int | None) -> None:
+    make(tmp_path, "1-2", bConfigurationValue=text)
+    assert sysfs.scan(tmp_path)[0].configuration == value
 
 
 def test_what_a_device_is_now_is_read_now(tmp_path: Path) -> None:
@@ -166,7 +172,7 @@ def test_an_unconfigured_device_and_odd_texts_are_no_error(tmp_path: Path) -> No
     directory = make(tmp_path, "1-2", bConfigurationValue="", speed="unknown")
     (directory / "product").write_bytes(b"\xff\xfe\n")
     (device,) = sysfs.scan(tmp_path)
-    assert (device.configuration, device.speed, device.product) == (0, None, "\ufffd\ufffd")
+    assert (device.configuration, device.speed, device.product) == (None, None, "\ufffd\ufffd")
     assert sysfs.refusal(device) == "its speed is not known to this host"
 
 

@@ -119,17 +119,17 @@ class UsbDevice:
                 raise DriverError(f"configuration {index}: wTotalLength {total}, the device sent {len(raw)} bytes")
             self.configurations.append(usb.Configuration.unpack(raw))
 
-    def set_configuration(self, value: int) -> None:
+    def set_configuration(self, value: int | None) -> None:
         """Configure the endpoints of a configuration's first alternate settings, then SET_CONFIGURATION (4.3.5).
 
-        0 goes back to the Address state.
+        None goes back to the Address state; so does 0, unless the device has a configuration of that value.
         """
-        if not value:
+        chosen = [configuration for configuration in self.configurations if configuration.value == value]
+        if not chosen and not value:
             self._deconfigure()
             self.control_out(0, requests.SET_CONFIGURATION, 0, 0)
             return
-        chosen = [configuration for configuration in self.configurations if configuration.value == value]
-        if not chosen:
+        if value is None or not chosen:
             raise DriverError(f"the device has no configuration {value}")
         endpoints = [
             endpoint

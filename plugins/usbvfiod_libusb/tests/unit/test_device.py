@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from fake_libusb import FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
+from fake_libusb import CONFIGURATIONS, FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from usbvfiod_libusb import status
@@ -17,6 +17,7 @@ from usbvfiod_core import Speed, TransferStatus, TransferType
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.descriptors import Configuration
 from usbvfiod_core.usb.requests import SetupPacket
 
 BULK, INTERRUPT, ISOCHRONOUS = TransferType.BULK, TransferType.INTERRUPT, TransferType.ISOCHRONOUS
@@ -28,7 +29,9 @@ VENDOR_OUT = SetupPacket(0x40, 1, 2, 3, 4)
 class Bench(DeviceBench):
     """A device on a bench, and the script behind it."""
 
-    def __init__(self, options: HostOptions | None = None, configuration: int = 1) -> None:
+    def __init__(
+        self, options: HostOptions | None = None, configuration: int | None = 1, raw: bytes = descriptors()
+    ) -> None:
         self.libusb = FakeLibusb()
         loop = StepLoop(virtual_time=False)
         self.libusb.open_context()
@@ -45,7 +48,7 @@ class Bench(DeviceBench):
             loop,
             name="fake",
             speed=Speed.HIGH,
-            descriptors=descriptors(),
+            descriptors=raw,
             configuration=configuration,
             options=options or HostOptions(),
         )
@@ -316,6 +319,20 @@ def test_another_configuration_has_its_own_interfaces_and_the_first_is_put_back(
     assert bench.asked() == [("release", 3), ("release", 0), ("configure", 2), ("claim", 0), ("claim", 1)]
     bench.close()
     assert bench.asked() == [("release", 1), ("release", 0), ("configure", 1)]
+
+
+@pytest.mark.parametrize("host", [0, 1, None])
+def test_a_configuration_of_value_0_is_one(host: int | None) -> None:
+    zero = Configuration(CONFIGURATIONS[1].interfaces, 0)
+    bench = Bench(configuration=host, raw=descriptors((CONFIGURATIONS[0], zero)))
+    assert bench.asked() == ([] if host is None else [("claim", 0), ("claim", 1 if host == 0 else 3)])
+    assert bench.control(SetupPacket(0, 9, 0, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.handle.claimed == {0, 1}
+    assert (("configure", 0) in bench.asked()) == (host != 0)
+    assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.asked()[2:] == [("configure", 1), ("claim", 0), ("claim", 3)]
+    bench.close()
+    assert (("configure", 0) in bench.asked()) == (host == 0)
 
 
 def test_a_configuration_that_is_refused_leaves_the_old_one(bench: Bench) -> None:

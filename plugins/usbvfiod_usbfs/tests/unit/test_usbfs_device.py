@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from fake_usbfs import UAS, FakeKernel, handle_of, sysfs_device
@@ -128,10 +129,26 @@ def test_an_interface_that_linux_has_left_out_is_left_out(kernel: FakeKernel) ->
 
 
 def test_an_unconfigured_device_is_opened(kernel: FakeKernel) -> None:
-    case = Case(kernel, ONE, configuration=0)
+    case = Case(kernel, ONE, configuration=None)
     assert case.calls() == []
     assert case.configure().status is COMPLETED
     assert case.calls() == [("SETCONFIGURATION", (1,)), ("DISCONNECT_CLAIM", (0,))]
+    case.bench.close()
+
+
+def test_a_configuration_of_value_0_is_one(kernel: FakeKernel) -> None:
+    zero = Configuration(
+        (Interface(0, class_code=255), *(replace(each, alternate=1) for each in ONE.interfaces)), value=0
+    )
+    case = Case(kernel, zero, TWO)
+    assert case.calls() == [("DISCONNECT_CLAIM", (0,))]
+    assert case.configure(0).status is COMPLETED
+    assert case.request(1, 11, 1, 0).status is COMPLETED
+    assert case.configure(2).status is COMPLETED
+    assert case.configure(0).status is COMPLETED
+    sets = [call for call in case.calls() if call[0].startswith("SET")]
+    assert sets == [("SETINTERFACE", (0, 1)), ("SETCONFIGURATION", (2,)), ("SETCONFIGURATION", (0,))]
+    assert case.device.handle.claimed == [0]
     case.bench.close()
 
 
