@@ -21,10 +21,6 @@ pytestmark = pytest.mark.vm
 
 KEYS = {"a": 30, "b": 48, "\n": 28}  # linux/input-event-codes.h
 
-# After a controller has lost its state Linux evaluates endpoint 0 of a full speed device before it has addressed it,
-# on any controller; 4.6.7 demands that Context State Error.
-EVALUATED_TOO_EARLY = "invalid context state for evaluate context command"
-
 
 @dataclass
 class Sleeper:
@@ -219,14 +215,14 @@ def test_a_copy_goes_on_after_20_freezes(sleeper: Sleeper) -> None:
 
 def check_reset_resume(sleeper: Sleeper, cycles: int) -> None:
     """QEMU resets all devices when a machine leaves S3: the restore fails with SRE, and Linux starts the controller
-    anew and resets each device to the configuration it had."""
+    anew and resets each device to the configuration it had. The keyboard is a full-speed device, whose packet size
+    Linux tells the controller before it has addressed it."""
     log = sleeper.guest.dmesg()
     assert log.count("xHC error in resume") == log.count("root hub lost power") / 2 == cycles
     unexpected = ("USB disconnect", "not responding", "died", "I/O error", "EXT4-fs error", "timed out", "Call Trace")
     assert not [line for line in log.splitlines() if any(word in line for word in unexpected)]
     warnings = [line for line in sleeper.guest.dmesg(level=4).splitlines() if guest_usb.USB_WORDS.search(line)]
-    expected = ("xHC error in resume", EVALUATED_TOO_EARLY)
-    assert [line for line in warnings if not any(words in line for words in expected)] == []
+    assert [line for line in warnings if "xHC error in resume" not in line] == []
     sleeper.guest.run("dmesg -c > /dev/null")
 
 

@@ -75,7 +75,7 @@ _COMPLETED = TransferStatus.COMPLETED
 
 def pattern_bytes(pattern: int, packet_size: int, length: int) -> bytes:
     """`length` bytes as an endpoint with packets of `packet_size` bytes sends and expects them."""
-    if pattern != MODULO_63:
+    if pattern != MODULO_63 or not packet_size:
         return bytes(length)
     packet = bytes(index % 63 for index in range(packet_size))
     return (packet * (length // packet_size + 1))[:length]

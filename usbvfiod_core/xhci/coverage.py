@@ -93,7 +93,9 @@ COMMAND_TRBS: dict[int, Row] = {
         (
             "commands.evaluate_context_takes_the_packet_size_only",
             "commands.evaluate_context_takes_latency_and_interrupter_of_the_slot",
+            "commands.evaluate_context_before_address_device",
         ),
+        "also before Address Device, where 4.6.7 has a Context State Error: Linux does so after hibernation",
     ),
     spec.TRB_RESET_ENDPOINT: Done(
         commands.reset_endpoint,

@@ -373,8 +373,11 @@ MEMORY: dict[str, Row] = {
     "Input control context: Configuration Value, Interface Number, Alternate Setting": _refused(
         "HCCPARAMS2.CIC is 0", "ignored"
     ),
-    "Slot context: Speed, Root Hub Port Number, Context Entries": Done(
-        Slot.address, ("commands.address_device_checks_its_parameters", "commands.speeds_that_a_slot_context_may_have")
+    "Slot context: Root Hub Port Number": Done(Slot.address, ("commands.address_device_checks_its_parameters",)),
+    "Slot context: Speed, Context Entries": Refused(
+        "the port has the speed, and each endpoint is added by itself; drivers write other speeds than the port's",
+        _STORED,
+        ("commands.any_speed_may_be_in_a_slot_context", "commands.context_entries_are_the_drivers_own_count"),
     ),
     "Slot context: Interrupter Target": Done(
         Slot.evaluate, ("interrupter.events_about_no_trb_go_to_the_interrupter_of_the_slot",)
@@ -383,7 +386,7 @@ MEMORY: dict[str, Row] = {
         Slot.address, ("commands.address_device_writes_the_contexts",)
     ),
     "Endpoint context: EP State": Done(Endpoint.stop, ("endpoint_states.every_command_in_every_state",)),
-    "Endpoint context: EP Type, Max Packet Size": Done(
+    "Endpoint context: EP Type": Done(
         EndpointContext.valid_for, ("commands.configure_endpoint_checks_everything_before_it_applies_anything",)
     ),
     "Endpoint context: TR Dequeue Pointer, DCS": Done(
@@ -414,7 +417,14 @@ MEMORY: dict[str, Row] = {
     "Slot context: Hub, MTT, Number of Ports": _refused("a hub's devices cannot be attached behind it", _STORED),
     "Slot context: Route String": _refused("no device is behind a hub", "other than 0: Parameter Error"),
     "Endpoint context: CErr, HID": _refused(_NO_TRANSACTION, "ignored"),
-    "Endpoint context: Interval, Max Burst, Mult": _refused(_NO_TRANSACTION, "out of range: Parameter Error"),
+    "Endpoint context: Max Packet Size, Interval, Max Burst, Mult": Refused(
+        f"drivers write what descriptors say, and devices say anything, a size of 0 too; {_NO_TRANSACTION}",
+        _STORED,
+        (
+            "odd_endpoints.numbers_in_an_endpoint_context",
+            "odd_endpoints.a_transfer_on_an_endpoint_of_size_0_fails_by_itself",
+        ),
+    ),
     "Endpoint context: Average TRB Length, Max ESIT Payload": _refused("nothing is reserved", "ignored"),
 }
 """Fields of TRBs and contexts (6)."""

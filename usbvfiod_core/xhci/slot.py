@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..usb.device import Device
-from ..usb.speed import Speed
 from ..usb.transfer import TransferType
 from . import spec, states
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
@@ -68,7 +67,11 @@ class Slot:
     # -- Address Device (4.6.5) ------------------------------------------------------------------------------------
 
     def address(self, source: InputContext, block_set_address: bool, finish: Finish) -> None:
-        """Enable EP0 and give the device an address; with BSR the slot stays in Default without one."""
+        """Enable EP0 and give the device an address; with BSR the slot stays in Default without one.
+
+        The slot context's Speed and Context Entries are not looked at: xHCI 1.2 wants the first to be 0, drivers that
+        do not know of SuperSpeedPlus write that of another speed, and the second is what the driver counts for itself.
+        """
         command = states.ADDRESS_BSR if block_set_address else states.ADDRESS
         if (self.state, command) not in states.SLOT:
             finish(spec.CC_CONTEXT_STATE_ERROR)
@@ -79,11 +82,9 @@ class Slot:
         if (
             source.add & (_INPUT_SLOT | _INPUT_EP0) != _INPUT_SLOT | _INPUT_EP0
             or source.drop
-            or not words[0] >> spec.SLOT_ENTRIES_SHIFT
             or words[0] & spec.SLOT_ROUTE_STRING
             or endpoint.type != spec.EP_TYPE_CONTROL
             or not endpoint.valid_for(1)
-            or endpoint.max_packet_size < 8
             or not self._host.has_port(port_id)
             or context is None
         ):
@@ -92,9 +93,6 @@ class Slot:
         device = self._host.device_at(port_id, enabled=not block_set_address)
         if device is None:
             finish(spec.CC_TRANSACTION_ERROR)
-            return
-        if not _is_speed_of(device, (words[0] & spec.SLOT_SPEED_MASK) >> spec.SLOT_SPEED_SHIFT):
-            finish(spec.CC_PARAMETER_ERROR)
             return
 
         def apply() -> None:
@@ -122,9 +120,8 @@ class Slot:
         added = {dci: source.endpoint(dci) for dci in range(2, 32) if source.add >> dci & 1}
         dropped = {dci for dci in range(2, 32) if source.drop >> dci & 1}
         words = source.slot()
-        entries = words[0] >> spec.SLOT_ENTRIES_SHIFT
         context = self._host.device_context(self.slot_id)
-        if context is None or any(dci > entries or not each.valid_for(dci) for dci, each in added.items()):
+        if context is None or not all(each.valid_for(dci) for dci, each in added.items()):
             finish(spec.CC_PARAMETER_ERROR)
             return
         device = self._host.device_at(self.port_id, enabled=False)
@@ -181,22 +178,27 @@ class Slot:
     # -- Evaluate Context (4.6.7) ----------------------------------------------------------------------------------
 
     def evaluate(self, source: InputContext) -> int:
-        """Take over what may change later: latency and interrupter of the slot, packet size of EP0 (6.2.2.3)."""
+        """Take over what may change later: latency and interrupter of the slot, packet size of EP0 (6.2.2.3).
+
+        Also before Address Device, against 4.6.7: a system that comes back from hibernation finds its slots gone, and
+        Linux gives a full-speed device a new one and tells the packet size before it addresses it. Other controllers
+        take that, or it would have been noticed; what is written counts until Address Device writes all of it anew.
+        """
         if (self.state, states.EVALUATE) not in states.SLOT:
             return spec.CC_CONTEXT_STATE_ERROR
         context = self._host.device_context(self.slot_id)
-        size = source.endpoint(1).max_packet_size if source.add & _INPUT_EP0 else 0
-        if context is None or (source.add & _INPUT_EP0 and not 8 <= size <= 512):
+        if context is None:
             return spec.CC_PARAMETER_ERROR
         if source.add & _INPUT_SLOT:
             words, old = source.slot(), context.slot()
             second = old[1] & ~spec.SLOT_MAX_EXIT_LATENCY | words[1] & spec.SLOT_MAX_EXIT_LATENCY
             keep = (1 << spec.SLOT_INTERRUPTER_SHIFT) - 1
             third = old[2] & keep | words[2] & ~keep
-            context.write_slot((old[0], second, third), self.state, old[3] & spec.SLOT_ADDRESS)
+            state = spec.SLOT_DISABLED if self.state == spec.SLOT_ENABLED else self.state
+            context.write_slot((old[0], second, third), state, old[3] & spec.SLOT_ADDRESS)
             self._target(third)
-        if size:
-            context.write_max_packet_size(1, size)
+        if source.add & _INPUT_EP0:
+            context.write_max_packet_size(1, source.endpoint(1).max_packet_size)
         return spec.CC_SUCCESS
 
     # -- Disable Slot (4.6.4) and the like ---------------------------------------------------------------------------
@@ -257,12 +259,6 @@ class Slot:
             then()
 
         when_all([endpoint.disable for endpoint in leaving], gone)
-
-
-def _is_speed_of(device: Device, speed: int) -> bool:
-    """Whether a slot context's Speed fits the device: 0 says nothing, which is what xHCI 1.2 asks of drivers (6.2.2).
-    Linux takes a SuperSpeedPlus device at a port that claims USB 3.0 for a SuperSpeed one."""
-    return speed in (0, device.speed) or (device.speed.is_usb3 and speed in (Speed.SUPER, Speed.SUPER_PLUS))
 
 
 def when_all(actions: list[Callable[[Callable[[], None]], None]], then: Callable[[], None]) -> None:

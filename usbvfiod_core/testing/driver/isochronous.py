@@ -47,12 +47,14 @@ class IsochronousPipe(Pipe):
         return self._queue(trbs, self.is_in, buffer, options)
 
     def isoch(self, normal: Trb, size: int, frame: int | None = None) -> Trb:
-        """The Isoch TRB (6.4.1.3) in place of the first Normal TRB of a TD of `size` bytes."""
-        packets = max(-(-size // self.max_packet_size), 1)
+        """The Isoch TRB (6.4.1.3) in place of the first Normal TRB of a TD of `size` bytes; of one that is more than the
+        endpoint can move in an interval, it says as much as its fields can hold."""
+        packets = max(-(-size // max(self.max_packet_size, 1)), 1)
         bursts = -(-packets // (self.max_burst + 1))
         last = packets - (bursts - 1) * (self.max_burst + 1)
         control = normal.control & ~spec.TRB_TYPE_MASK | spec.TRB_ISOCH << spec.TRB_TYPE_SHIFT
-        control |= bursts - 1 << spec.TRB_TBC_SHIFT | last - 1 << spec.TRB_TLBPC_SHIFT
+        control |= min(bursts - 1 << spec.TRB_TBC_SHIFT, spec.TRB_TBC_MASK)
+        control |= min(last - 1 << spec.TRB_TLBPC_SHIFT, spec.TRB_TLBPC_MASK)
         control |= spec.TRB_SIA if frame is None else frame << spec.TRB_FRAME_ID_SHIFT
         return Trb(normal.parameter, normal.status, control)
 

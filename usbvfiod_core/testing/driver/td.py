@@ -363,7 +363,7 @@ def _chain(pieces: Sequence[tuple[int, int]], options: TdOptions, *, is_in: bool
     for number, (address, length) in enumerate(pieces, 1):
         left -= length
         last = number == len(pieces)
-        td_size = 0 if last else min(-(-left // max_packet_size), 31)  # 4.11.2.4
+        td_size = 0 if last else min(-(-left // max(max_packet_size, 1)), 31)  # 4.11.2.4
         trbs.append(
             make.normal(address, length, flags | (0 if last else spec.TRB_CH), interrupter=interrupter, td_size=td_size)
         )

@@ -208,6 +208,18 @@ def test_what_is_refused_ends(way: Way, code: int, status: TransferStatus) -> No
     assert {(each.status, each.packets[0].status) for each in transfers} == {(status, status)}
 
 
+@pytest.mark.parametrize("is_in", [True, False])
+@pytest.mark.parametrize("length", [0, 1, 192])
+def test_an_endpoint_of_size_0_moves_nothing_and_holds_nothing_up(way: Way, length: int, is_in: bool) -> None:
+    """Linux takes no URB for an endpoint whose wMaxPacketSize is 0, not even one of empty packets."""
+    way.kernel.submit_errors.extend([-errno.EMSGSIZE] * 2)
+    transfers = [way.submit(length, is_in=is_in) for _ in range(16)]
+    way.loop.run_ready()
+    assert {(each.status, each.actual) for each in transfers} == {(TransferStatus.ERROR, 0)}
+    assert not any(each.faults for each in transfers)
+    assert way.lane.idle
+
+
 def test_when_the_device_goes_everything_ends(way: Way) -> None:
     transfers = [way.submit(192) for _ in range(20)]
     way.loop.run_ready()

@@ -251,6 +251,15 @@ def test_what_is_refused_ends_at_once(way: LaneKit, code: int) -> None:
     assert len(way.kernel.inflight) == 1
 
 
+@pytest.mark.parametrize("type", [BULK, TransferType.INTERRUPT])
+@pytest.mark.parametrize("data", [0, 1, 700, b"", bytes(700)], ids=str)
+def test_an_endpoint_of_size_0_moves_nothing(way: LaneKit, type: TransferType, data: bytes | int) -> None:
+    """Linux takes no URB for it, not even an empty one."""
+    way.kernel.submit_errors.append(-errno.EMSGSIZE)
+    assert result(way.submit(data, type=type)) == (ERROR, 0)
+    assert way.lane.idle
+
+
 def test_what_is_refused_half_way_takes_the_first_half_back(way: LaneKit) -> None:
     way.kernel.submit_errors.extend([0, -errno.ENOENT])
     transfer = way.submit(bytes(2 * CUT))
