@@ -7,67 +7,20 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from fake_libusb import CONFIGURATIONS, FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from libusb_bench import Bench
 from usbvfiod_libusb import status
-from usbvfiod_libusb.device import CONTROL_LIMIT, LibusbDevice
+from usbvfiod_libusb.device import CONTROL_LIMIT
 
-from usbvfiod_core import Speed, TransferStatus, TransferType
+from usbvfiod_core import TransferStatus, TransferType
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
-from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
-from usbvfiod_core.testing.loop import StepLoop
-from usbvfiod_core.usb.descriptors import Configuration
+from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.usb.requests import SetupPacket
 
 BULK, INTERRUPT, ISOCHRONOUS = TransferType.BULK, TransferType.INTERRUPT, TransferType.ISOCHRONOUS
 GET_STRING = SetupPacket(0x80, 6, 0x0302, 0x409, 255)
-SET_CONFIGURATION = SetupPacket(0, 9, 1, 0, 0)
 VENDOR_OUT = SetupPacket(0x40, 1, 2, 3, 4)
-
-
-class Bench(DeviceBench):
-    """A device on a bench, and the script behind it."""
-
-    def __init__(
-        self, options: HostOptions | None = None, configuration: int | None = 1, raw: bytes = descriptors()
-    ) -> None:
-        self.libusb = FakeLibusb()
-        loop = StepLoop(virtual_time=False)
-        self.libusb.open_context()
-        self.context: FakeContext = self.libusb.contexts[0]
-        self.fd = os.eventfd(0)
-        self.context.wrapSysDevice(self.fd)
-        assert self.context.handle is not None
-        self.handle: FakeHandle = self.context.handle
-        self.libusb_device = LibusbDevice(
-            self.libusb,
-            self.context,
-            self.handle,
-            self.fd,
-            loop,
-            name="fake",
-            speed=Speed.HIGH,
-            descriptors=raw,
-            configuration=configuration,
-            options=options or HostOptions(),
-        )
-        self.libusb_device.take()
-        super().__init__(self.libusb_device, loop)
-        loop.run_ready()
-
-    def sent(self, number: int = -1) -> FakeTransfer:
-        """What libusb was given."""
-        return self.handle.submitted[number]
-
-    def asked(self) -> list[tuple[object, ...]]:
-        """The operations since the last time."""
-        calls, self.handle.calls = self.handle.calls, []
-        return calls
-
-    def configured(self) -> Bench:
-        assert self.control(SET_CONFIGURATION).status is TransferStatus.COMPLETED
-        return self
 
 
 @pytest.fixture
@@ -297,55 +250,6 @@ def test_a_kernel_that_stays_full_costs_the_transfer(
 
 
 # -- operations ------------------------------------------------------------------------------------------------------
-
-
-def test_all_interfaces_are_taken_and_given_back() -> None:
-    bench = Bench()
-    assert bench.asked() == [("claim", 0), ("claim", 3)]
-    bench.close()
-    assert bench.asked() == [("give back", 3), ("give back", 0)]
-
-
-def test_drivers_do_not_get_the_device_if_they_shall_not() -> None:
-    bench = Bench(HostOptions(reattach=False))
-    bench.close()
-    assert bench.asked()[2:] == [("release", 3), ("release", 0)]
-
-
-def test_another_configuration_has_its_own_interfaces_and_the_first_is_put_back() -> None:
-    bench = Bench().configured()
-    bench.asked()
-    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
-    assert bench.asked() == [("release", 3), ("release", 0), ("configure", 2), ("claim", 0), ("claim", 1)]
-    bench.close()
-    assert bench.asked() == [("release", 1), ("release", 0), ("configure", 1)]
-
-
-@pytest.mark.parametrize("host", [0, 1, None])
-def test_a_configuration_of_value_0_is_one(host: int | None) -> None:
-    zero = Configuration(CONFIGURATIONS[1].interfaces, 0)
-    bench = Bench(configuration=host, raw=descriptors((CONFIGURATIONS[0], zero)))
-    assert bench.asked() == ([] if host is None else [("claim", 0), ("claim", 1 if host == 0 else 3)])
-    assert bench.control(SetupPacket(0, 9, 0, 0, 0)).status is TransferStatus.COMPLETED
-    assert bench.handle.claimed == {0, 1}
-    assert (("configure", 0) in bench.asked()) == (host != 0)
-    assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.COMPLETED
-    assert bench.asked()[2:] == [("configure", 1), ("claim", 0), ("claim", 3)]
-    bench.close()
-    assert (("configure", 0) in bench.asked()) == (host == 0)
-
-
-def test_a_configuration_that_is_refused_leaves_the_old_one(bench: Bench) -> None:
-    bench.asked()
-    bench.handle.errors["configure"] = [status.ERROR_OTHER]
-    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.STALL
-    assert bench.asked()[-2:] == [("claim", 0), ("claim", 3)]
-
-
-def test_lost_races_for_an_interface_are_tried_again(bench: Bench) -> None:
-    bench.handle.errors["claim"] = [status.ERROR_BUSY] * 3
-    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
-    assert bench.handle.claimed == {0, 1}
 
 
 def test_settings_and_halts(bench: Bench) -> None:

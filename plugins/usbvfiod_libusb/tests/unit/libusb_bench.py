@@ -1,0 +1,60 @@
+"""A device behind a libusb that is a script, on a bench."""
+
+from __future__ import annotations
+
+import os
+
+from fake_libusb import FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
+from usbvfiod_libusb.device import LibusbDevice
+
+from usbvfiod_core import Speed, TransferStatus
+from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.requests import SetupPacket
+
+SET_CONFIGURATION = SetupPacket(0, 9, 1, 0, 0)
+
+
+class Bench(DeviceBench):
+    """A device on a bench, and the script behind it."""
+
+    def __init__(
+        self, options: HostOptions | None = None, configuration: int | None = 1, raw: bytes = descriptors()
+    ) -> None:
+        self.libusb = FakeLibusb()
+        loop = StepLoop(virtual_time=False)
+        self.libusb.open_context()
+        self.context: FakeContext = self.libusb.contexts[0]
+        self.fd = os.eventfd(0)
+        self.context.wrapSysDevice(self.fd)
+        assert self.context.handle is not None
+        self.handle: FakeHandle = self.context.handle
+        self.libusb_device = LibusbDevice(
+            self.libusb,
+            self.context,
+            self.handle,
+            self.fd,
+            loop,
+            name="fake",
+            speed=Speed.HIGH,
+            descriptors=raw,
+            configuration=configuration,
+            options=options or HostOptions(),
+        )
+        self.libusb_device.take()
+        super().__init__(self.libusb_device, loop)
+        loop.run_ready()
+
+    def sent(self, number: int = -1) -> FakeTransfer:
+        """What libusb was given."""
+        return self.handle.submitted[number]
+
+    def asked(self) -> list[tuple[object, ...]]:
+        """The operations since the last time."""
+        calls, self.handle.calls = self.handle.calls, []
+        return calls
+
+    def configured(self) -> Bench:
+        assert self.control(SET_CONFIGURATION).status is TransferStatus.COMPLETED
+        return self

@@ -1,0 +1,64 @@
+"""Which interfaces are taken when, and what is given back."""
+
+from __future__ import annotations
+
+import pytest
+from fake_libusb import CONFIGURATIONS, descriptors
+from libusb_bench import Bench
+from usbvfiod_libusb import status
+
+from usbvfiod_core import TransferStatus
+from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.usb.descriptors import Configuration
+from usbvfiod_core.usb.requests import SetupPacket
+
+
+def test_all_interfaces_are_taken_and_given_back() -> None:
+    bench = Bench()
+    assert bench.asked() == [("claim", 0), ("claim", 3)]
+    bench.close()
+    assert bench.asked() == [("give back", 3), ("give back", 0)]
+
+
+def test_drivers_do_not_get_the_device_if_they_shall_not() -> None:
+    bench = Bench(HostOptions(reattach=False))
+    bench.close()
+    assert bench.asked()[2:] == [("release", 3), ("release", 0)]
+
+
+def test_another_configuration_has_its_own_interfaces_and_the_first_is_put_back() -> None:
+    bench = Bench().configured()
+    bench.asked()
+    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.asked() == [("release", 3), ("release", 0), ("configure", 2), ("claim", 0), ("claim", 1)]
+    bench.close()
+    assert bench.asked() == [("release", 1), ("release", 0), ("configure", 1)]
+
+
+@pytest.mark.parametrize("host", [0, 1, None])
+def test_a_configuration_of_value_0_is_one(host: int | None) -> None:
+    zero = Configuration(CONFIGURATIONS[1].interfaces, 0)
+    bench = Bench(configuration=host, raw=descriptors((CONFIGURATIONS[0], zero)))
+    assert bench.asked() == ([] if host is None else [("claim", 0), ("claim", 1 if host == 0 else 3)])
+    assert bench.control(SetupPacket(0, 9, 0, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.handle.claimed == {0, 1}
+    assert (("configure", 0) in bench.asked()) == (host != 0)
+    assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.asked()[2:] == [("configure", 1), ("claim", 0), ("claim", 3)]
+    bench.close()
+    assert (("configure", 0) in bench.asked()) == (host == 0)
+
+
+def test_a_configuration_that_is_refused_leaves_the_old_one() -> None:
+    bench = Bench()
+    bench.asked()
+    bench.handle.errors["configure"] = [status.ERROR_OTHER]
+    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.STALL
+    assert bench.asked()[-2:] == [("claim", 0), ("claim", 3)]
+
+
+def test_lost_races_for_an_interface_are_tried_again() -> None:
+    bench = Bench()
+    bench.handle.errors["claim"] = [status.ERROR_BUSY] * 3
+    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.handle.claimed == {0, 1}
