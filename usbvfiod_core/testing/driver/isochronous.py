@@ -47,8 +47,10 @@ class IsochronousPipe(Pipe):
         return self._queue(trbs, self.is_in, buffer, options)
 
     def isoch(self, normal: Trb, size: int, frame: int | None = None) -> Trb:
-        """The Isoch TRB (6.4.1.3) in place of the first Normal TRB of a TD of `size` bytes; of one that is more than the
-        endpoint can move in an interval, it says as much as its fields can hold."""
+        """The Isoch TRB (6.4.1.3) in place of the first Normal TRB of a TD of `size` bytes.
+
+        Of one that is more than the endpoint can move in an interval, it says as much as its fields can hold.
+        """
         packets = max(-(-size // max(self.max_packet_size, 1)), 1)
         bursts = -(-packets // (self.max_burst + 1))
         last = packets - (bursts - 1) * (self.max_burst + 1)
