@@ -131,7 +131,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_no_option_is_documented_that_does_not_exist() -> None:
     known = {option for command in commands().values() for parameter in command.params for option in parameter.opts}
     known |= {"--help", "-h", "-vv"}
-    written = set(re.findall(r"`(--?[a-z][a-z-]*)", COMMAND_LINE))
+    written = set(re.findall(r"`(--?[a-z][a-z0-9-]*)", COMMAND_LINE))
     assert written <= known
 
 
@@ -143,7 +143,7 @@ def test_the_keys_of_the_configuration_file_are_options_and_documented() -> None
     elsewhere = {"file", "devices", "plugin", "no_plugin", "print_capabilities", "version"}
     assert keys == options - elsewhere
     section = CONFIGURATION.partition("| `[server]` |")[2].partition("\n")[0]
-    assert {key.replace("_", "-") for key in keys} <= set(re.findall(r"`([a-z-]+)`", section))
+    assert {key.replace("_", "-") for key in keys} <= set(re.findall(r"`([a-z0-9-]+)`", section))
     for key in CORE_OPTIONS:
         assert f"`{key}`" in CONFIGURATION.partition("| `[[device]]` |")[2].partition("\n")[0]
 

@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from ..daemon.activation import take_sockets
-from ..daemon.config import MAX_SPIN, CommandLine, ServerSettings, host_backend
+from ..daemon.config import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, CommandLine, ServerSettings, host_backend
 from ..daemon.config_file import load, merged, read
+from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
 from ..errors import ConfigError, PluginError
 from ..hooks.registry import SLOW_IMPORT, Registry
 from ..hooks.settings import PluginSelection
@@ -127,6 +128,17 @@ def _options() -> list[click.Parameter]:
             default=ServerSettings().spin,
             show_default=True,
             help="Poll this long for the next message before sleeping, while that pays.",
+        ),
+        *(
+            click.Option(
+                [f"--usb{kind}-ports"],
+                metavar="N",
+                type=click.IntRange(1, MAX_PORTS - 1),
+                default=count,
+                show_default=True,
+                help=f"USB {kind} ports of the controller. A Linux guest uses {limit} at most.",
+            )
+            for kind, count, limit in ((2, USB2_PORTS, LINUX_USB2), (3, USB3_PORTS, LINUX_USB3))
         ),
         click.Option(
             ["--print-capabilities"],

@@ -23,7 +23,10 @@ from .matching import Kind, kind_of
 from .selector import SPIN
 
 MAX_PORTS = 255
-"""Ports an xHC can have (xHCI 5.3.3); how many ours has, the controller says when a device is plugged."""
+"""Ports an xHC can have (xHCI 5.3.3); how many ours has is up to the user."""
+USB2_PORTS = 8
+USB3_PORTS = 7
+"""Ports unless the user says otherwise: 15, the most that macOS takes."""
 
 MAX_NAME = 64
 MAX_SPIN = 10_000  # microseconds
@@ -92,8 +95,18 @@ class ServerSettings:
     log_format: Literal["text", "json"] = "text"
     strict_plugins: bool = False
     spin: int = round(SPIN * 1e6)
+    usb2_ports: int = USB2_PORTS
+    usb3_ports: int = USB3_PORTS
 
     def __post_init__(self) -> None:
+        for kind, count in (("usb2", self.usb2_ports), ("usb3", self.usb3_ports)):
+            if not 1 <= count < MAX_PORTS:
+                raise ConfigError(f"{kind}-ports is a number of ports from 1 to {MAX_PORTS - 1}, not {count}")
+        if self.usb2_ports + self.usb3_ports > MAX_PORTS:
+            raise ConfigError(
+                f"usb2-ports {self.usb2_ports} and usb3-ports {self.usb3_ports} are more than the {MAX_PORTS} ports "
+                "that an xHCI controller has at most"
+            )
         if not 0 <= self.spin <= MAX_SPIN:
             raise ConfigError(f"spin is a number of microseconds from 0 to {MAX_SPIN}, not {self.spin}")
         if self.fd is not None and self.fd < 0:

@@ -6,6 +6,11 @@ from collections.abc import Hashable
 
 from ..errors import ConfigError
 
+LINUX_USB2, LINUX_USB3, LINUX_PORTS = 31, 15, 127
+"""What a Linux guest uses: USB_MAXCHILDREN and USB_SS_MAXPORTS of a controller's two root hubs. Before Linux 6.17 it
+reads seven bits of the number of all ports, and of 128 sees none."""
+MACOS_PORTS = 15
+
 
 class GuestPorts:
     """The ports of one controller: `usb2` of USB 2 from port 1 on, then `usb3` of USB 3.
@@ -15,6 +20,8 @@ class GuestPorts:
     """
 
     def __init__(self, usb2: int, usb3: int) -> None:
+        self.usb2 = usb2
+        self.usb3 = usb3
         self._kinds = {False: range(1, usb2 + 1), True: range(usb2 + 1, usb2 + usb3 + 1)}
         self._owners: dict[int, Hashable] = {}
 
@@ -31,7 +38,9 @@ class GuestPorts:
         """Whether `port_id`, which `owner` may have, is a USB 3 port. Raises ConfigError if it may not."""
         last = self._kinds[True].stop - 1
         if not 1 <= port_id <= last:
-            raise ConfigError(f"port {port_id} does not exist; the ports are 1 to {last}")
+            raise ConfigError(
+                f"port {port_id} does not exist; the ports are 1 to {last} (--usb2-ports and --usb3-ports set how many)"
+            )
         taker = self._owners.get(port_id, owner)
         if taker != owner:
             raise ConfigError(f"port {port_id} is reserved for {taker}")
@@ -51,7 +60,11 @@ class GuestPorts:
         if port_id is None:
             port_id = next((each for each in self._kinds[is_usb3] if each not in self._owners), None)
             if port_id is None:
-                raise ConfigError(f"no free {'USB 3' if is_usb3 else 'USB 2'} port; detach a device first")
+                kind, count = 3 if is_usb3 else 2, len(self._kinds[is_usb3])
+                raise ConfigError(
+                    f"no free USB {kind} port, all {count} are taken or kept for devices that are away; "
+                    f"detach a device, or start the server with more ports (--usb{kind}-ports)"
+                )
             self._owners[port_id] = owner
         return port_id
 
@@ -64,3 +77,18 @@ class GuestPorts:
         """`owner` needs no ports any more."""
         for port_id in self.owned(owner).values():
             del self._owners[port_id]
+
+
+def cautions(usb2: int, usb3: int) -> list[str]:
+    """What to tell a user who wants so many ports: which of them some guest will not use, or that it will use none."""
+    found = []
+    for kind, count, limit in ((2, usb2, LINUX_USB2), (3, usb3, LINUX_USB3)):
+        if count > limit:
+            found.append(f"of {count} USB {kind} ports a Linux guest uses the first {limit}")
+    if usb2 + usb3 > LINUX_PORTS:
+        found.append(f"with more than {LINUX_PORTS} ports a Linux guest before 6.17 finds fewer, or none")
+    if usb2 + usb3 > MACOS_PORTS:
+        found.append(
+            f"a macOS guest takes no controller with more than {MACOS_PORTS} ports, and this one has {usb2 + usb3}"
+        )
+    return found

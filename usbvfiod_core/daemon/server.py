@@ -27,7 +27,7 @@ from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_d
 from .config_file import load
 from .control import ControlSocket
 from .control_requests import ControlRequests
-from .guest_ports import GuestPorts
+from .guest_ports import GuestPorts, cautions
 from .intents import Attachment, State
 from .log import never_waiting
 from .loop import SWITCH_INTERVAL, ServerLoop
@@ -84,7 +84,15 @@ class Server:
         self._errors: list[UsbvfiodError] = []
         self.memory = GuestMemory()
         self.msix = Msix(VECTORS)
-        self.controller = Controller(self.memory, self.msix.signal, loop, interrupters=VECTORS)
+        ports = GuestPorts(config.server.usb2_ports, config.server.usb3_ports)
+        self.controller = Controller(
+            self.memory,
+            self.msix.signal,
+            loop,
+            usb2_ports=ports.usb2,
+            usb3_ports=ports.usb3,
+            interrupters=VECTORS,
+        )
         self.controller.wakeup = self._run_soon
         self.function = PciFunction(self.controller, self.msix)
         self.transport = transport.Server(
@@ -98,8 +106,6 @@ class Server:
             on_closed=self.stop,
         )
         hub = self.controller.hub
-        usb3_ports = sum(port.is_usb3 for port in hub.ports)
-        ports = GuestPorts(len(hub.ports) - usb3_ports, usb3_ports)
         self.attachments = Attachments(loop, self.controller, registry, backends, ports)
         self.attachments.changed = self._attachment_changed
         self.attachments.inventory.changed = self._device_changed
@@ -162,6 +168,8 @@ class Server:
                 self._errors.append(SocketError(f"control: {error}"))
                 self.stop()
                 return
+        for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
+            log.warning("%s", caution)
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self._config.devices:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)

@@ -39,11 +39,11 @@ HALT_SECONDS = 0.016
 
 _USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS
-_DOORBELLS_END = reg.DOORBELL_BASE + 4 * (reg.MAX_SLOTS + 1)
 
 
 class Controller:
-    """An xHC with `usb2_ports` USB 2 ports (from port 1 on) followed by `usb3_ports` USB 3 ports.
+    """An xHC with `usb2_ports` USB 2 ports (from port 1 on) followed by `usb3_ports` USB 3 ports, one of each kind at
+    least and 255 in all at most.
 
     memory      the guest's memory
     interrupt   called with the number of the interrupter whose MSI-X message is to be sent
@@ -72,6 +72,7 @@ class Controller:
         self.bus_master = False
         self.wakeup: Callable[[], None] = lambda: None
         self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters, context_size)
+        self._doorbells_end = reg.DOORBELL_BASE + 4 * (registers.max_slots + 1)
         self.context_stride = context_size
         self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.frame_number = self._mfindex.frame
@@ -114,7 +115,7 @@ class Controller:
         """A driver writes `size` bytes (1, 2, 4 or 8) at `offset` of the register space."""
         if offset >= reg.DOORBELL_BASE:
             if size == 4 and not offset & 3:
-                if offset < _DOORBELLS_END:
+                if offset < self._doorbells_end:
                     self._doorbell(offset - reg.DOORBELL_BASE >> 2, value)
             elif size == 8 and not offset & 3:
                 self.write(offset, value & 0xFFFF_FFFF, 4)

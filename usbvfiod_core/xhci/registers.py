@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from . import spec
 
 OPERATIONAL_BASE = 0x40
-RUNTIME_BASE = 0x1000
+RUNTIME_BASE = 0x1800
+"""Behind the registers of the last port that there can be."""
 DOORBELL_BASE = 0x2000
 REGISTER_SPACE = 0x3000
 """Bytes of BAR0 that belong to the controller."""
 
-MAX_SLOTS = 64
+MIN_SLOTS = 64
+"""Device slots of a controller with no more ports than that."""
 PAGE_SIZE_4K = 1
 """PAGESIZE bit 0: pages of 4 KiB (5.4.3)."""
 
@@ -110,11 +112,17 @@ class RegisterFile:
     """The bytes of the register space. `dwords[offset >> 2]` is the register at `offset`.
 
     `writers` maps an offset to the method that a driver's write of that dword calls; a register without one is
-    stored by `store_masked`. `readers` maps the few offsets whose value is made when it is read.
+    stored by `store_masked`. `readers` maps the few offsets whose value is made when it is read. `max_slots` is
+    HCSPARAMS1.MaxSlots.
+
+    There are 1 to 254 ports of each kind, and spec.MAX_PORTS of both together at most.
     """
 
     def __init__(self, usb2_ports: int, usb3_ports: int, interrupters: int, context_size: int = 32) -> None:
         ports = usb2_ports + usb3_ports
+        if min(usb2_ports, usb3_ports) < 1 or ports > spec.MAX_PORTS:
+            raise ValueError(f"a controller has at least one port of each kind, and up to {spec.MAX_PORTS} in all")
+        self.max_slots = max(MIN_SLOTS, ports)
         self._bytes = bytearray(REGISTER_SPACE)
         self.dwords = memoryview(self._bytes).cast("I")
         self.writers: dict[int, Callable[[int], None]] = {}
@@ -176,13 +184,14 @@ class RegisterFile:
         """Host controller capabilities (5.3) and Supported Protocol capabilities (7.2).
 
         HCIVERSION 1.0 because later ones make Linux rely on runtime D3; 64 slots because Windows is said to want
-        them; at most 15 ports and at least 4 interrupters for macOS.
+        them, and no less than there are ports, because memtest86+ takes the one for the other; at most 15 ports, unless
+        the user wants more, and at least 4 interrupters for macOS.
         """
         ports = usb2_ports + usb3_ports
         protocols = 0x20
         dwords = self.dwords
         dwords[spec.CAPLENGTH >> 2] = 0x0100 << 16 | OPERATIONAL_BASE
-        dwords[spec.HCSPARAMS1 >> 2] = ports << 24 | interrupters << 8 | MAX_SLOTS
+        dwords[spec.HCSPARAMS1 >> 2] = ports << 24 | interrupters << 8 | self.max_slots
         # Isochronous scheduling threshold: 1 frame; ERST Max: 2^5 segments; no scratchpads.
         dwords[spec.HCSPARAMS2 >> 2] = 5 << 4 | 0x9
         dwords[spec.HCCPARAMS1 >> 2] = (

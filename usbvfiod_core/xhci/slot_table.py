@@ -30,20 +30,20 @@ class TableHost(Xhc, Protocol):
 
 
 class SlotTable:
-    """`slots[slot_id]` for 1 to MAX_SLOTS, None where the slot is disabled."""
+    """`slots[slot_id]` for 1 to HCSPARAMS1.MaxSlots, None where the slot is disabled."""
 
     def __init__(self, registers: reg.RegisterFile, host: TableHost) -> None:
-        self.slots: list[Slot | None] = [None] * (reg.MAX_SLOTS + 1)
+        self.slots: list[Slot | None] = [None] * (registers.max_slots + 1)
         self._dwords = registers.dwords
         self._host = host
 
     def get(self, slot_id: int) -> Slot | None:
         """The enabled slot with this id."""
-        return self.slots[slot_id] if slot_id <= reg.MAX_SLOTS else None
+        return self.slots[slot_id] if slot_id < len(self.slots) else None
 
     def enable(self) -> int:
         """A new slot's id, or 0: none is free among the CONFIG.MaxSlotsEn first ones (4.6.3)."""
-        enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, reg.MAX_SLOTS)
+        enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, len(self.slots) - 1)
         for slot_id in range(1, enabled + 1):
             if self.slots[slot_id] is None:
                 self.slots[slot_id] = Slot(self._host, slot_id)

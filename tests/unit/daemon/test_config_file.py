@@ -123,6 +123,7 @@ def test_without_a_file() -> None:
         ("[servre]", 1, "servre: there is no table 'servre'; 'server' is meant?"),
         ("\n[server]\nspni = 3", 3, "server.spni: there is no option 'spni'; 'spin' is meant?"),
         ("[server]\n\nspin = 'x'", 3, "server.spin: spin is a whole number, not 'x'"),
+        ("[server]\nusb3-ports = 255", 2, "server.usb3-ports: usb3-ports is a number of ports from 1 to 254, not 255"),
         ("[server]\nspin = -1", 2, "server.spin: spin is a number of microseconds from 0 to 10000, not -1"),
         ("[server]\nquiet=true\nverbose=1", 1, "server: quiet and verbose exclude each other"),
         ("[server]\nfd = 3\nsocket-path = 'x'", 2, "server.fd: socket-path and fd exclude each other"),

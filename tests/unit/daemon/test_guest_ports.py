@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from usbvfiod_core import ConfigError
-from usbvfiod_core.daemon.guest_ports import GuestPorts
+from usbvfiod_core.daemon.config import ServerSettings
+from usbvfiod_core.daemon.guest_ports import GuestPorts, cautions
 
 
 @pytest.fixture
@@ -44,6 +45,47 @@ def test_ports_that_do_not_exist(ports: GuestPorts) -> None:
 def test_no_port_is_left(ports: GuestPorts) -> None:
     for owner in "ab":
         ports.port_for(owner, True)
-    with pytest.raises(ConfigError, match="no free USB 3 port; detach a device first"):
+    with pytest.raises(
+        ConfigError, match=r"no free USB 3 port, all 2 are taken .*; detach a device, or .*--usb3-ports"
+    ):
         ports.port_for("c", True)
     assert ports.port_for("c", False) == 1
+
+
+@pytest.mark.parametrize(
+    ("usb2", "usb3", "words"),
+    [
+        (8, 7, []),
+        (1, 1, []),
+        (1, 14, []),
+        (24, 7, ["macOS"]),
+        (31, 15, ["macOS"]),
+        (32, 15, ["of 32 USB 2 ports a Linux guest uses the first 31", "macOS"]),
+        (1, 16, ["of 16 USB 3 ports a Linux guest uses the first 15", "macOS"]),
+        (100, 28, ["first 31", "first 15", "more than 127", "macOS"]),
+    ],
+)
+def test_what_some_guest_will_not_use_is_said(usb2: int, usb3: int, words: list[str]) -> None:
+    found = cautions(usb2, usb3)
+    assert len(found) == len(words)
+    for line, word in zip(found, words, strict=True):
+        assert word in line
+
+
+@pytest.mark.parametrize(("usb2", "usb3"), [(1, 1), (254, 1), (1, 254), (128, 127)])
+def test_numbers_of_ports_that_can_be(usb2: int, usb3: int) -> None:
+    assert ServerSettings(usb2_ports=usb2, usb3_ports=usb3).usb2_ports == usb2
+
+
+@pytest.mark.parametrize(
+    ("usb2", "usb3", "message"),
+    [
+        (0, 7, "usb2-ports is a number of ports from 1 to 254, not 0"),
+        (8, -1, "usb3-ports is"),
+        (255, 1, "usb2-ports is"),
+        (128, 128, "are more than the 255 ports"),
+    ],
+)
+def test_numbers_of_ports_that_cannot_be(usb2: int, usb3: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServerSettings(usb2_ports=usb2, usb3_ports=usb3)
