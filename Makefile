@@ -13,7 +13,7 @@ help:
 	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
 	@echo "make test-long  the long loops as well"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
-	@echo "make bench      measure, beside QEMU's own controller where a VM can run"
+	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables"
 	@echo "make lint       format check, lint and types"
 
@@ -34,6 +34,7 @@ vm: $(STAMP)
 	$(RUN) tests/vm/prepare.py
 
 bench: $(STAMP)
+	$(RUN) -m pytest tests/bench/budgets.py
 	$(RUN) tests/bench/run.py
 
 docs: $(STAMP)

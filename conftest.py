@@ -1,4 +1,4 @@
-"""For all tests: which are collected here, and that they leave logging as they found it.
+"""For all tests: which are collected here, how long they may take, and that they leave logging as they found it.
 
 Tests in directories named `lab` need the lab (tests/vm/lab.py): Linux with USB devices that may be broken. Elsewhere
 they are not even collected; tests/vm/test_lab.py runs them there, as part of the whole suite.
@@ -12,12 +12,35 @@ from pathlib import Path
 
 import pytest
 
+from usbvfiod_core.testing.limits import SCALE, scaled
+
 IN_LAB = "usbvfiod.lab" in Path("/proc/cmdline").read_text().split()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave the directories out where this is not the lab."""
     return True if collection_path.name == "lab" and collection_path.is_dir() and not IN_LAB else None
+
+
+def pytest_configure() -> None:
+    """A machine that is slow says nothing about what Hypothesis found."""
+    if not IN_LAB:  # where it takes five seconds to import, and no test uses it
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("usbvfiod", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("usbvfiod")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Scale the limit of each test, its own or that of all."""
+    if SCALE == 1 or not config.pluginmanager.hasplugin("timeout"):
+        return
+    everybodys = float(config.getini("timeout") or 0)
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        seconds = everybodys if own is None else float(own.args[0])
+        item.add_marker(pytest.mark.timeout(scaled(seconds)), append=False)
 
 
 @pytest.fixture(autouse=True)

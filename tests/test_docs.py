@@ -20,6 +20,7 @@ from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hoo
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CORE_OPTIONS, ServerSettings
 from usbvfiod_core.hooks.registry import Registry, hook_signatures
+from usbvfiod_core.testing.limits import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -196,7 +197,7 @@ def test_examples_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_text(block.text)
     if "def test_" in block.text:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(path)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=50)
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=scaled(120))
         assert result.returncode == 0, result.stdout + result.stderr
         return
     module = types.ModuleType("example")
@@ -228,5 +229,5 @@ def test_the_types_of_the_examples_are_strict(tmp_path: Path) -> None:
             (tmp_path / f"example_{block.path.stem}_{number}.py").write_text(block.text)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "."]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=55)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=scaled(150))
     assert result.returncode == 0, result.stdout + result.stderr

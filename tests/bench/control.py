@@ -26,6 +26,7 @@ from usbvfiod_core.cli.control import ControlConnection, ServerUnreachable
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,7 @@ def drive(directory: Path) -> Iterator[tuple[ServerProcess, MassStorage, FuzzerP
         pin(server.process.pid, servers)
         pin(0, others)
         fuzzer = FuzzerProcess(path, others)
-        bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=10))
+        bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
         try:
             with GuestDriver(bus) as driver:
                 disk = MassStorage(driver.enumerate(), pipelined=False)
@@ -155,7 +156,7 @@ def idle_share(server: ServerProcess, fuzzer: FuzzerProcess, seconds: float) -> 
 def drop_all(server: ServerProcess, path: Path, files: int) -> None:
     """Wait until a server answers again and has no more descriptors than `files`. Raises AssertionError if it keeps
     some."""
-    deadline = monotonic() + 15
+    deadline = monotonic() + PATIENCE
     while (now := open_files(server, path)) != files:
         assert monotonic() < deadline, f"{now - files} descriptors are left"
         sleep(SETTLE)
@@ -163,7 +164,7 @@ def drop_all(server: ServerProcess, path: Path, files: int) -> None:
 
 def open_files(server: ServerProcess, path: Path) -> int:
     """How many descriptors a server has, while somebody talks to it; 0 if it has no time for one more."""
-    with suppress(ServerUnreachable), ControlConnection(path, 10) as control:
+    with suppress(ServerUnreachable), ControlConnection(path, PATIENCE) as control:
         control.request("devices")  # which makes it watch the host's devices, for good
         return server.open_files()
     return 0

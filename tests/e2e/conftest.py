@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.process import COMMAND, ServerProcess
+from usbvfiod_core.testing.limits import PATIENCE
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., ServerProcess]
@@ -20,7 +21,7 @@ def run() -> Run:
     """Run `usbvfiod` with arguments to its end; stdout and stderr are text."""
 
     def run(
-        *arguments: str | Path, timeout: float = 20, environment: dict[str, str] | None = None
+        *arguments: str | Path, timeout: float = PATIENCE, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*COMMAND, *map(str, arguments)],

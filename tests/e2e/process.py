@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
+
 COMMAND = (sys.executable, "-m", "usbvfiod_core")
-START_TIMEOUT = 10.0
-END_TIMEOUT = 10.0
 
 
 class ServerProcess:
@@ -66,24 +66,27 @@ class ServerProcess:
 
     def wait_ready(self) -> ServerProcess:
         """Wait until it says that it serves. Raises AssertionError with its log if it ends instead."""
-        self.wait_for(lambda: "serving on" in self.log, START_TIMEOUT)
+        self.wait_for(lambda: "serving on" in self.log)
         return self
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
         """Wait until `condition()`, which must become true while the process lives."""
-        deadline = time.monotonic() + timeout
-        while not condition():
+
+        def holds() -> bool:
+            if condition():
+                return True
             code = self.process.poll()
             assert code is None, f"the server has ended with exit code {code}:\n{self.log}"
-            assert time.monotonic() < deadline, f"the server is late:\n{self.log}"
-            time.sleep(0.005)
+            return False
+
+        wait_until(holds, lambda: f"the server is late:\n{self.log}", timeout)
 
     def terminate(self, number: int = signal.SIGTERM) -> int:
         """Send the signal and wait; the exit code."""
         self.process.send_signal(number)
         return self.wait()
 
-    def wait(self, timeout: float = END_TIMEOUT) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """The exit code, once it has ended by itself."""
         return self.process.wait(timeout)
 

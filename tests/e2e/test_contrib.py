@@ -16,6 +16,7 @@ from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CommandLine
 from usbvfiod_core.daemon.config_file import load
 from usbvfiod_core.hooks.registry import Registry
+from usbvfiod_core.testing.limits import PATIENCE, scaled
 
 CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
 UNITS = sorted((CONTRIB / "systemd").glob("*@.*"))
@@ -34,7 +35,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for unit in UNITS:
         path = tmp_path / unit.name.replace("@", "@web")
         result = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=50
+            ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=scaled(60)
         )
         ours = [line for line in result.stderr.splitlines() if str(tmp_path) in line or "usbvfiod" in line]
         assert (result.returncode, ours) == (0, []), result.stderr
@@ -44,7 +45,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 def test_the_service_is_hardened() -> None:
     unit = CONTRIB / "systemd/usbvfiod@.service"
     result = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True, timeout=50
+        ["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True, timeout=scaled(60)
     )
     rating = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
     assert rating is not None, result.stderr
@@ -77,14 +78,14 @@ def test_the_udev_rules_have_the_form_of_rules() -> None:
     if shutil.which("udevadm") is None:
         return
     result = subprocess.run(
-        ["udevadm", "verify", CONTRIB / "udev/70-usbvfiod.rules"], capture_output=True, text=True, timeout=20
+        ["udevadm", "verify", CONTRIB / "udev/70-usbvfiod.rules"], capture_output=True, text=True, timeout=PATIENCE
     )
     assert result.returncode == 0 or "Unknown command" in result.stderr, result.stderr
 
 
 def test_the_examples_of_vms() -> None:
     script = CONTRIB / "cloud-hypervisor/start.sh"
-    subprocess.run(["sh", "-n", script], check=True, timeout=20)
+    subprocess.run(["sh", "-n", script], check=True, timeout=PATIENCE)
     assert "shared=on" in script.read_text()
     domain = ElementTree.parse(CONTRIB / "libvirt/domain.xml").getroot()
     assert domain.find("memoryBacking/access[@mode='shared']") is not None
@@ -93,4 +94,4 @@ def test_the_examples_of_vms() -> None:
     assert '"driver":"vfio-user-pci"' in arguments[1]
     validate = shutil.which("virt-xml-validate")
     if validate is not None:
-        subprocess.run([validate, CONTRIB / "libvirt/domain.xml", "domain"], check=True, timeout=50)
+        subprocess.run([validate, CONTRIB / "libvirt/domain.xml", "domain"], check=True, timeout=scaled(60))

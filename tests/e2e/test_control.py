@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.e2e.process import COMMAND, ServerProcess
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.limits import PATIENCE, scaled
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.virtual.flash import EJECTED
 
@@ -50,20 +50,11 @@ def ask(run: Run, control: Path) -> Ask:
 @contextmanager
 def guest_of(server: ServerProcess) -> Iterator[GuestDriver]:
     """A VM with its guest, until it ends."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=10))
+    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
     try:
         yield GuestDriver(bus).start()
     finally:
         bus.close()
-
-
-def wait_for(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-    """What `condition` returns once that is true."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return result
 
 
 def test_an_ejected_drive_is_told_of(serve: Serve, run: Run, ask: Ask, control: Path, image: Path) -> None:
@@ -144,12 +135,14 @@ def test_somebody_else_at_the_socket(run: Run, control: Path, says: bytes) -> No
         listener.bind(str(control))
         listener.listen()
         command = subprocess.Popen(
-            [*COMMAND, "list", "--control", str(control), "--timeout", "0.5"], stderr=subprocess.PIPE, text=True
+            [*COMMAND, "list", "--control", str(control), "--timeout", "30" if says else "0.5"],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         connection, _ = listener.accept()
         with connection:
             connection.sendall(says)
-            _, errors = command.communicate(timeout=20)
+            _, errors = command.communicate(timeout=scaled(60))
     assert command.returncode == (UNREACHABLE if says else TIMEOUT)
     assert errors.startswith("usbvfiod: error: ")
     assert errors.count("\n") == 1
@@ -171,12 +164,12 @@ def test_watch(serve: Serve, control: Path, ask: Ask) -> None:
         states = [json.loads(watch.stdout.readline())["attachment"]["state"] for _ in range(2)]
         assert states == ["leaving", "held"]
         watch.send_signal(signal.SIGINT)
-        assert watch.wait(10) == 0
+        assert watch.wait(PATIENCE) == 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
         assert watch.stdout.readline().split()[1:] == ["keys", "held"]
         assert server.terminate() == 0
-        assert watch.wait(10) == 0
+        assert watch.wait(PATIENCE) == 0
 
 
 def test_status_refreshes_in_place(serve: Serve, control: Path) -> None:
@@ -187,10 +180,10 @@ def test_status_refreshes_in_place(serve: Serve, control: Path) -> None:
         os.close(its)
         output = b""
         while output.count(b"\x1b[H\x1b[J") < 3:
-            assert select.select([terminal], [], [], 10)[0]
+            assert select.select([terminal], [], [], PATIENCE)[0]
             output += os.read(terminal, 65536)
         status.send_signal(signal.SIGINT)
-        assert status.wait(10) == 130
+        assert status.wait(PATIENCE) == 130
     os.close(terminal)
     assert b"usbvfiod Keyboard" in output
 
@@ -233,7 +226,7 @@ def test_reload_does_only_what_has_changed(configured: tuple[Path, ServerProcess
     assert attachments(ask) == {"keys": (1, 1, 1), "mine": (3, 2, 1), "loop": (4, 10, 1), "more": (5, 4, 1)}
     write(file, control, ("virtual:keyboard", "keys", 1))
     server.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "the configuration was read again: 0 devices added, 2 removed" in server.log)
+    server.wait_for(lambda: "the configuration was read again: 0 devices added, 2 removed" in server.log)
     assert attachments(ask) == {"keys": (1, 1, 1), "mine": (3, 2, 1)}
 
 
@@ -246,7 +239,7 @@ def test_a_file_that_is_wrong_changes_nothing(configured: tuple[Path, ServerProc
         assert f"{file}:" in error
         assert message in error
     server.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "the configuration is as it was" in server.log)
+    server.wait_for(lambda: "the configuration is as it was" in server.log)
     assert attachments(ask) == {"keys": (1, 1, 1), "loop": (2, 9, 1)}
     write(file, control, ("virtual:flash?image=/missing", "disk", 11), ("virtual:keyboard", "keys", 1))
     answer = ask("reload")
@@ -257,7 +250,7 @@ def test_a_file_that_is_wrong_changes_nothing(configured: tuple[Path, ServerProc
 def test_sighup_without_a_file_is_survived(serve: Serve) -> None:
     server = serve("--device", "virtual:keyboard")
     server.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "without a configuration file" in server.log)
+    server.wait_for(lambda: "without a configuration file" in server.log)
     assert server.terminate() == 0
 
 
@@ -285,7 +278,7 @@ def test_sockets_of_the_service_manager(tmp_path: Path, ask: Ask, control: Path)
         command = (sys.executable, "-c", ACTIVATE, f"{fds[0]},{fds[1]}", "usb:control")
         arguments = ["--device", "virtual:keyboard"]
         with ServerProcess(tmp_path, arguments, pass_fds=fds, command=command, socket_path=path) as server:
-            wait_for(lambda: "serving on fd 3" in server.log)
+            server.wait_for(lambda: "serving on fd 3" in server.log)
             assert [each["state"] for each in ask("list")["attachments"]] == ["plugged"]
             assert server.terminate() == 0
         for fd in fds:
@@ -297,7 +290,7 @@ def test_the_watchdog_is_fed(tmp_path: Path) -> None:
     address = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
-        manager.settimeout(10)
+        manager.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "200000"}
         with ServerProcess(tmp_path, ["--device", "virtual:keyboard"], environment=environment) as server:
             messages = [manager.recv(100) for _ in range(6)]

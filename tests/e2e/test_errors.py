@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import COMMAND
+from usbvfiod_core.testing.limits import PATIENCE
 
 FAILURE, USAGE, SOCKET, DEVICE, PLUGIN = 1, 2, 3, 4, 5
 
@@ -168,7 +169,7 @@ def run_with_fd(fd: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
 
 

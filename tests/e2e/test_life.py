@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from random import random
 
 import pytest
 
-from tests.e2e.conftest import Run, Serve
+from tests.e2e.conftest import Serve
 from tests.e2e.process import ServerProcess
 from usbvfiod_core import UsbvfiodError
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 MEBIBYTE = 1 << 20
@@ -27,9 +28,9 @@ MEBIBYTE = 1 << 20
 @contextmanager
 def guest(server: ServerProcess) -> Iterator[GuestDriver]:
     """A driver on a new connection; afterwards the connection is closed as it is, as when a VMM is killed."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=5))
+    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
     try:
-        yield GuestDriver(bus, timeout=2).start()
+        yield GuestDriver(bus).start()
     finally:
         bus.close()
 
@@ -94,7 +95,7 @@ def test_a_second_client_is_turned_away_and_the_first_is_served_on(serve: Serve,
         for _ in range(20):
             with socket.socket(socket.AF_UNIX) as second:
                 second.connect(str(server.socket_path))
-                second.settimeout(5)
+                second.settimeout(PATIENCE)
                 assert second.recv(1) == b""
             assert bytes(disk.read(9, 1)) == block(9)
 
@@ -129,9 +130,7 @@ def test_a_connected_descriptor_and_the_end_of_it(serve: Serve) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_idle_server(number: signal.Signals, serve: Serve) -> None:
     server = serve("--device", "virtual:keyboard")
-    started = time.monotonic()
     assert server.terminate(number) == 0
-    assert time.monotonic() - started < 2
     assert not server.socket_path.exists()
 
 
@@ -141,9 +140,15 @@ def test_a_signal_in_the_middle_of_writing(number: signal.Signals, serve: Serve,
     server = serve("--device", f"virtual:flash?image={image}")
     acknowledged = 0
     blocks = 256
+
+    def interrupt() -> None:
+        assert eventually(lambda: acknowledged > 9, pace=0.001)
+        time.sleep(random() * 0.01)  # at any time of a write
+        server.process.send_signal(number)
+
     with guest(server) as driver:
         disk = MassStorage(driver.enumerate())
-        stop = threading.Timer(0.15, lambda: server.process.send_signal(number))
+        stop = threading.Thread(target=interrupt)
         stop.start()
         try:
             while True:
@@ -153,7 +158,7 @@ def test_a_signal_in_the_middle_of_writing(number: signal.Signals, serve: Serve,
             pass  # the server has gone
         stop.join()
         assert server.wait() == 0
-    assert acknowledged > 3
+    assert acknowledged > 9
     assert not server.socket_path.exists()
     data = image.read_bytes()
     assert len(data) == 8 * MEBIBYTE
@@ -200,75 +205,29 @@ def test_readiness_is_announced(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
-        manager.settimeout(5)
+        manager.settimeout(PATIENCE)
         server = serve("--device", "virtual:keyboard", environment={"NOTIFY_SOCKET": str(path)})
         assert manager.recv(100) == b"READY=1"
         assert server.terminate() == 0
         assert manager.recv(100) == b"STOPPING=1"
 
 
-# -- what it costs --------------------------------------------------------------------------------------------------
-
-
-def test_it_serves_within_half_a_second(tmp_path: Path, image: Path) -> None:
-    taken = []
-    for turn in range(5):
-        directory = tmp_path / str(turn)
-        directory.mkdir()
-        with ServerProcess(directory, ["--device", f"virtual:flash?image={image}"]) as server:
-            server.wait_for(server.socket_path.exists)
-            # The machine may be busy: the time the server stood in line for a processor is not its own.
-            waited = int(Path(f"/proc/{server.process.pid}/schedstat").read_text().split()[1]) / 1e9
-            taken.append(time.monotonic() - server.started - waited)
-            assert server.wait_ready().terminate() == 0
-        if taken[-1] < 0.5:
-            break
-    assert min(taken) < 0.5
-
-
-def test_it_takes_little_memory_of_its_own(serve: Serve, image: Path) -> None:
-    devices = [f"--device=virtual:flash?image={image}&readonly=true"] * 3
-    server = serve(*devices, "--device=virtual:keyboard", "--device=virtual:loopback")
-    with guest(server) as driver:
-        for port in driver.connected_ports():
-            usb = driver.enumerate(port.port_id)
-            if usb.descriptor and usb.descriptor.product_id == 1:
-                disk = MassStorage(usb)
-                for at in range(0, 8 * 2048, 2048):
-                    disk.read(at, 2048)
-        # Guest memory is shared and not the server's own; what is left is the interpreter and our objects.
-        own = server.status("RssAnon") + server.status("RssFile")
-    assert own < 60_000
+# -- what it costs; tests/bench has the budgets --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("connected", [False, True])
 def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> None:
+    """Once all is done that a client gave it to do, it does not wake up by itself."""
     server = serve("--device", f"virtual:flash?image={image}", "--device", "virtual:keyboard")
 
-    def wakeups(seconds: float) -> int:
+    def sleeps() -> bool:
         before = server.status("voluntary_ctxt_switches")
-        time.sleep(seconds)
-        return server.status("voluntary_ctxt_switches") - before
+        time.sleep(1)
+        return server.status("voluntary_ctxt_switches") == before
 
-    if connected:
-        with guest(server) as driver:
+    with ExitStack() as stack:
+        if connected:
+            driver = stack.enter_context(guest(server))
             driver.enumerate(9)
-            usb = driver.enumerate(1)
-            usb.submit_in(0x81, 8)
-            time.sleep(1)  # what follows the last change of memory is over
-            assert wakeups(3) <= 2
-    else:
-        time.sleep(0.2)
-        assert wakeups(3) <= 2
-
-
-def test_help_comes_at_once(run: Run) -> None:
-    taken = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = run("--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert result.returncode == 0
-        assert "--socket-path" in result.stdout
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.3
+            driver.enumerate(1).submit_in(0x81, 8)
+        server.wait_for(sleeps)

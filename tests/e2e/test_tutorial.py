@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import tutorial, venv
+from usbvfiod_core.testing.limits import scaled
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -38,7 +39,7 @@ def test_it_works_as_written(tmp_path: Path) -> None:
             script.append(f"cat >vm.toml <<'END'\n{text}END\nusbvfiod --config vm.toml config check\n")
         else:
             script.append(f"test -f {what}\ncat >{what} <<'END'\n{text}END\n")
-    output, _ = shell.communicate("".join(script), timeout=450)
+    output, _ = shell.communicate("".join(script), timeout=scaled(450))
     assert shell.returncode == 0, output
     project = work / "usbvfiod-swap-keys"
     assert core.name.startswith("usbvfiod-")

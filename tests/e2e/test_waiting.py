@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import Serve
 from tests.e2e.process import ServerProcess
+from usbvfiod_core.testing.limits import PATIENCE
 
 
 def test_a_device_that_is_not_there_is_waited_for(serve: Serve, image: Path) -> None:
@@ -21,7 +22,7 @@ def test_nothing_is_served_before_a_required_device_is_there(tmp_path: Path) -> 
     address = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
-        manager.settimeout(10)
+        manager.settimeout(PATIENCE)
         arguments = ("--device", "virtual:keyboard", "--device", "virtual:0403:6001?mode=required&name=zigbee")
         with ServerProcess(tmp_path, arguments, environment={"NOTIFY_SOCKET": str(address)}) as server:
             assert manager.recv(200) == b"STATUS=waiting for required devices: zigbee"

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from usbvfiod_core.testing.limits import scaled
+
 ROOT = Path(__file__).resolve().parents[2]
 PIP = ("--quiet", "--disable-pip-version-check")
 
@@ -22,7 +24,7 @@ def variables() -> dict[str, str]:
 def call(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command that has to work; its stdout."""
     result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=variables(), timeout=240
+        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=variables(), timeout=scaled(240)
     )
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.protocol.fakes import Serving
-from tests.protocol.raw import RawClient, eventually, open_fds
+from tests.protocol.raw import RawClient, open_fds
+from usbvfiod_core.testing.limits import eventually
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,6 +11,7 @@ from usbvfiod_core.daemon.loop import ServerLoop
 from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.pci.function import REGISTERS_SIZE, PciFunction
 from usbvfiod_core.pci.msix import Msix
+from usbvfiod_core.testing.limits import PATIENCE, scaled
 from usbvfiod_core.vfio_user.transport import Server
 
 T = TypeVar("T")
@@ -65,15 +66,30 @@ class FakeController:
             raise RuntimeError("a bug of the controller's")
 
 
+DEADLINE = scaled(60.0)
+
+
+class _Loop(ServerLoop):
+    """A loop whose clock can be put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
 class Serving:
-    """A server with a fake controller, on a loop in a thread of its own. `close` fails if the loop saw an exception."""
+    """A server with a fake controller, on a loop in a thread of its own. `close` fails if the loop saw an exception.
+
+    The server's own deadlines are DEADLINE seconds, which no test lives to see: `pass_time` puts its clock forward.
+    """
 
     def __init__(self, vectors: int = 8, **options: Any) -> None:
         self.controller = FakeController()
         self.msix = Msix(vectors)
         self.memory = GuestMemory()
         self.function = PciFunction(self.controller, self.msix)
-        self.loop = ServerLoop(spin=0)
+        self.loop = _Loop(spin=0)
         self.drained = 0
         self.on_drained: list[Callable[[], object]] = []  # each is called once, at the end of the next batch
         self.closed = threading.Event()
@@ -88,7 +104,7 @@ class Serving:
                 self.memory,
                 on_drained=self._drained,
                 on_closed=self.closed.set,
-                **options,
+                **{"message_deadline": DEADLINE, "hold_deadline": DEADLINE, **options},
             )
             self.call(self.server.start)
         except BaseException:
@@ -106,7 +122,16 @@ class Serving:
                 result.set_exception(error)
 
         self.loop.call_soon_threadsafe(run)
-        return result.result(5)
+        return result.result(PATIENCE)
+
+    def pass_time(self, seconds: float) -> None:
+        """Put the server's clock forward, and let it do what is due then."""
+
+        def run() -> None:
+            self.loop.ahead += seconds
+
+        self.call(run)
+        self.call(lambda: None)  # a turn of the loop calls what was due before it
 
     def release(self) -> None:
         """Let every reset and quiesce that waits be done."""
@@ -125,7 +150,7 @@ class Serving:
 
     def _stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         self.loop.close()
 
     def _drained(self) -> None:

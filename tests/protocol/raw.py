@@ -6,11 +6,11 @@ import array
 import os
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.vfio_user import wire
 
 HELLO_DATA = b'{"capabilities":{"max_msg_fds":16}}\0'
@@ -58,13 +58,13 @@ class Reply:
 
 
 class RawClient:
-    """A connection. Whatever does not come within five seconds is a failure of the test."""
+    """A connection. Whatever does not come within PATIENCE is a failure of the test."""
 
     def __init__(self, path: str, *, greet: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         try:
             self.socket.connect(path)  # waits while the backlog is full
-            self.socket.settimeout(5)
+            self.socket.settimeout(PATIENCE)
             if greet:
                 self.ask(hello())
         except BaseException:
@@ -75,7 +75,7 @@ class RawClient:
     def of(cls, sock: socket.socket) -> RawClient:
         client = cls.__new__(cls)
         client.socket = sock
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE)
         return client
 
     def send(self, data: bytes, fds: Iterable[int] = ()) -> None:
@@ -155,13 +155,3 @@ class RawClient:
 def open_fds() -> int:
     """Descriptors of this process, which is the server's too."""
     return len(os.listdir("/proc/self/fd"))
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Whether a condition becomes true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.002)
-    return True

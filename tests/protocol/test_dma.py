@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.protocol.fakes import Serving
-from tests.protocol.raw import RawClient, Reply, dma_map, dma_unmap, eventually, message, open_fds
+from tests.protocol.raw import RawClient, Reply, dma_map, dma_unmap, message, open_fds
 from usbvfiod_core.errors import GuestMemoryError
+from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.vfio_user import wire
 
 MIB = 1 << 20

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.protocol.fakes import Serving
+from tests.protocol.fakes import DEADLINE, Serving
 from tests.protocol.raw import (
     RawClient,
     dma_map,
     dma_unmap,
-    eventually,
     message,
     region_read,
     region_write,
     set_irqs,
 )
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.vfio_user import wire
 
 UNMAP = dma_unmap(0, 0x10000)
@@ -41,7 +40,7 @@ def nothing_comes(client: RawClient) -> bool:
     except TimeoutError:
         return True
     finally:
-        client.socket.settimeout(5)
+        client.socket.settimeout(PATIENCE)
     return False
 
 
@@ -111,26 +110,25 @@ def test_done_twice_or_late_answers_once(client: RawClient, slow: Serving) -> No
 
 @pytest.mark.parametrize("request_bytes", [UNMAP, RESET], ids=["DMA_UNMAP", "DEVICE_RESET"])
 def test_a_transfer_that_does_not_end_is_not_waited_for(
-    path: str, memfd: int, request_bytes: bytes, caplog: pytest.LogCaptureFixture
+    client: RawClient, slow: Serving, request_bytes: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serving = Serving(path=path, hold_deadline=0.2)
-    try:
-        with RawClient(path) as client:
-            assert client.errno(dma_map(0, 0x10000), [memfd]) == 0
-            serving.controller.slow = True
-            start = time.monotonic()
-            assert client.errno(request_bytes) == 0
-            assert 0.15 < time.monotonic() - start < 2
-            assert "transfers still in flight" in caplog.text
-            serving.release()
-            assert client.alive()
-            # The next one has a deadline of its own.
-            start = time.monotonic()
-            assert client.errno(RESET) == 0
-            assert 0.15 < time.monotonic() - start < 2
-    finally:
-        serving.controller.slow = False
-        serving.close()
+    client.send(request_bytes)
+    assert eventually(lambda: len(slow.controller.waiting) == 1)
+    slow.pass_time(DEADLINE * 0.9)
+    assert nothing_comes(client)
+    slow.pass_time(DEADLINE * 0.2)
+    assert client.reply().errno == 0
+    assert "transfers still in flight" in caplog.text
+    slow.release()
+    assert client.alive()
+    # The next one has a deadline of its own.
+    client.send(RESET)
+    assert eventually(lambda: len(slow.controller.waiting) == 1)
+    slow.pass_time(DEADLINE * 0.9)
+    assert nothing_comes(client)
+    slow.pass_time(DEADLINE * 0.2)
+    assert client.reply().errno == 0
+    slow.controller.slow = False
 
 
 def test_a_fault_of_our_own_costs_one_message(
@@ -178,7 +176,7 @@ class TestClientThatGoesMeanwhile:
     @pytest.fixture(params=[UNMAP, RESET], ids=["DMA_UNMAP", "DEVICE_RESET"])
     def left(self, request: pytest.FixtureRequest, path: str, memfd: int) -> Iterator[Serving]:
         """A server whose client has gone while a message was held."""
-        serving = Serving(path=path, hold_deadline=0.3)
+        serving = Serving(path=path)
         with RawClient(path) as client:
             assert client.errno(dma_map(0, 0x10000), [memfd]) == 0
             serving.controller.slow = True
@@ -198,7 +196,10 @@ class TestClientThatGoesMeanwhile:
         assert left.memory.regions == ()
 
     def test_and_its_transfers_never_end(self, left: Serving, path: str) -> None:
-        with RawClient(path) as client:  # waits in the backlog for the two deadlines
+        left.pass_time(DEADLINE * 1.1)  # for the message
+        assert eventually(lambda: len(left.controller.waiting) == 2)
+        left.pass_time(DEADLINE * 1.1)
+        with RawClient(path) as client:
             assert client.alive()
         assert left.memory.regions == ()
         assert eventually(lambda: "memfd:protocol-test" not in Path("/proc/self/maps").read_text())

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.protocol.fakes import Serving
-from tests.protocol.raw import RawClient, Reply, eventually, message, open_fds, set_irqs
+from tests.protocol.raw import RawClient, Reply, message, open_fds, set_irqs
+from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.vfio_user import wire
 
 TRIGGER_NONE, TRIGGER_BOOL, TRIGGER_EVENTFD = 0x21, 0x22, 0x24

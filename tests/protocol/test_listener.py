@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.protocol.fakes import Serving
-from tests.protocol.raw import RawClient, eventually, hello, open_fds
+from tests.protocol.fakes import DEADLINE, Serving
+from tests.protocol.raw import RawClient, hello, open_fds
 from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.vfio_user import wire
 
 
@@ -135,13 +136,14 @@ class TestDescriptor:
 
     def test_connected(self, memfd: int) -> None:
         ours, theirs = socket.socketpair()
-        serving = Serving(fd=ours.detach(), message_deadline=0.1)
-        assert not serving.closed.wait(0.3)  # nobody needs to have said anything yet
+        serving = Serving(fd=ours.detach())
+        serving.pass_time(2 * DEADLINE)
+        assert not serving.closed.is_set()  # nobody needs to have said anything yet
         with RawClient.of(theirs) as client:
             assert client.ask(hello()).command == wire.VERSION
             assert client.alive()
             assert not serving.closed.is_set()
-        assert serving.closed.wait(5)
+        assert serving.closed.wait(PATIENCE)
         assert serving.server.client is None
         assert serving.controller.resets == 1
         serving.close()

@@ -8,7 +8,8 @@ from errno import EINVAL
 import pytest
 
 from tests.protocol.fakes import Serving
-from tests.protocol.raw import RawClient, Reply, eventually, message, region_read, region_write
+from tests.protocol.raw import RawClient, Reply, message, region_read, region_write
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.vfio_user import wire
 
 SIZES = {0: 0x8000, 7: 4096}
@@ -115,7 +116,7 @@ def test_replies_are_sent_before_the_work_is_started(serving: Serving, client: R
 
     def drained() -> None:
         # The loop's thread waits here until the client has the reply: it was sent before.
-        client.socket.settimeout(5)
+        client.socket.settimeout(PATIENCE)
         answered.append(client.reply())
 
     serving.call(lambda: serving.on_drained.append(drained))

@@ -18,6 +18,7 @@ from ..errors import UsbvfiodError
 from ..memory import GuestMemory
 from ..vfio_user import wire
 from .client import VfioUserClient, VfioUserError
+from .limits import PATIENCE
 from .loop import StepLoop
 from .memory import GuestRam
 
@@ -156,7 +157,7 @@ class DirectBus(Bus):
         """Reset the function, as DEVICE_RESET does. Raises TimeoutError when transfers do not come back."""
         done: list[bool] = []
         self.controller.reset(lambda: done.append(True))
-        if not self.loop.run_until(lambda: bool(done), 5.0):
+        if not self.loop.run_until(lambda: bool(done), PATIENCE):
             raise TimeoutError("the controller's reset is not done: transfers are still in flight")
 
     def run(self) -> None:

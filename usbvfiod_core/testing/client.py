@@ -17,6 +17,7 @@ from typing import Any
 
 from ..vfio_user import wire
 from .connection import ClientConnection, Message, ReplyError, ReplyTimeoutError, VfioUserError
+from .limits import PATIENCE
 
 __all__ = [
     "IrqInfo",
@@ -74,13 +75,13 @@ DEFAULT_CAPABILITIES: dict[str, Any] = {
 class VfioUserClient(ClientConnection):
     """A client of a vfio-user server. After `negotiate`, `version` is the server's."""
 
-    def __init__(self, sock: socket.socket, *, timeout: float = 5.0) -> None:
+    def __init__(self, sock: socket.socket, *, timeout: float = PATIENCE) -> None:
         super().__init__(sock, timeout=timeout)
         self.version: ServerVersion | None = None
 
     @classmethod
     def connect(
-        cls, path: str | os.PathLike[str], *, timeout: float = 5.0, wait: float = 0.0, negotiate: bool = True
+        cls, path: str | os.PathLike[str], *, timeout: float = PATIENCE, wait: float = 0.0, negotiate: bool = True
     ) -> VfioUserClient:
         """Connect to the server at `path` and negotiate; try for `wait` seconds while nobody listens there."""
         deadline = time.monotonic() + wait

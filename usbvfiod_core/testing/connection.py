@@ -14,6 +14,7 @@ from typing import Self
 
 from ..errors import UsbvfiodError
 from ..vfio_user import wire
+from .limits import PATIENCE
 
 _RECEIVE_SIZE = 1 << 16
 _FD_SPACE = socket.CMSG_SPACE(4 * wire.MAX_MSG_FDS)
@@ -66,7 +67,7 @@ class ClientConnection:
     Not thread-safe.
     """
 
-    def __init__(self, sock: socket.socket, *, timeout: float = 5.0) -> None:
+    def __init__(self, sock: socket.socket, *, timeout: float = PATIENCE) -> None:
         self.socket = sock
         self._next_id = 0
         self._buffer = bytearray()

@@ -11,9 +11,11 @@ from pathlib import Path
 from ..usb.device import Device
 from ..usb.requests import DIRECTION_IN, SetupPacket
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType
+from .limits import PATIENCE, scaled
 from .loop import StepLoop
 
 GUARD = 64
+SUBMIT_LIMIT = scaled(0.2)
 _PATTERN = 0xA5
 
 
@@ -126,7 +128,9 @@ class DeviceBench:
     transfers      all that were submitted, `ended` those that are completed, in the order in which they were
     """
 
-    def __init__(self, device: Device, loop: StepLoop, *, timeout: float = 5.0, submit_limit: float = 0.05) -> None:
+    def __init__(
+        self, device: Device, loop: StepLoop, *, timeout: float = PATIENCE, submit_limit: float = SUBMIT_LIMIT
+    ) -> None:
         self.device = device
         self.loop = loop
         self.timeout = timeout

@@ -15,6 +15,7 @@ from ..xhci import spec
 from .driver.errors import DriverError
 from .driver.td import Td, cut
 from .driver.trb import Trb, normal
+from .limits import PATIENCE
 
 if TYPE_CHECKING:
     from .driver.device import UsbDevice
@@ -146,7 +147,7 @@ class MassStorage:
         """TEST UNIT READY. Raises ScsiError."""
         self.command(bytes(6))
 
-    def wait_ready(self, seconds: float = 10.0) -> None:
+    def wait_ready(self, seconds: float = PATIENCE) -> None:
         """TEST UNIT READY until the drive is: one that was reset says so once (SPC-4 5.14), and may need a moment.
 
         Raises ScsiError if it fails for another reason, or still after this many seconds.

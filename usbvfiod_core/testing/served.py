@@ -23,6 +23,7 @@ from ..vfio_user.transport import Server
 from ..xhci.controller import Controller
 from .bus import SocketBus
 from .client import VfioUserClient
+from .limits import PATIENCE, wait_until
 from .memory import GuestRam
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class ServedController:
     or use it as a context manager.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = PATIENCE) -> None:
         self.path = Path(path)
         self.timeout = timeout
         self.loop = ServerLoop()
@@ -85,22 +86,14 @@ class ServedController:
                 result.append(error)
 
         self.loop.call_soon_threadsafe(run)
-        deadline = time.monotonic() + self.timeout
-        while not result:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the server's thread has been busy for {self.timeout} s")
-            time.sleep(0.0005)
+        wait_until(lambda: result, "the server's thread is busy", self.timeout, pace=0.0005)
         if isinstance(result[0], BaseException):
             raise result[0]
         return result[0]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition()`, evaluated on the server's thread, holds. Raises TimeoutError."""
-        deadline = time.monotonic() + self.timeout
-        while not self.call(condition):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the server has not come to it within {self.timeout} s")
-            time.sleep(0.001)
+        wait_until(lambda: self.call(condition), "the server has not come to it", self.timeout, pace=0.001)
 
     def connect(self, *, ram: GuestRam | None = None, posted: bool = True) -> SocketBus:
         """A bus over a new connection."""
@@ -139,7 +132,7 @@ class ServerProcess:
     `stop` ends it with SIGTERM and returns the exit code.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = 10.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = PATIENCE) -> None:
         self.path = Path(path)
         self.timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until `stop`)

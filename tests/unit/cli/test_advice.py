@@ -21,6 +21,7 @@ from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.man import page
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.host import hotplug, sysfs
+from usbvfiod_core.testing.limits import PATIENCE
 
 RULE = 'SUBSYSTEM=="usb", ATTR{idVendor}=="0403", MODE="0660"'
 GOOD = DeviceInfo("shelf", "/dev/bus/usb/001/002", 0x0403, 0x6001, "Serial", "A9", None, "1-1", driver="ftdi_sio")
@@ -199,7 +200,7 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
     output = capsys.readouterr().out
     assert f"_USBVFIOD_COMPLETE={shell}_complete" in output
     if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=output, text=True, check=True, timeout=20)
+        subprocess.run([shell, "-n"], input=output, text=True, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,9 @@ def test_words_are_completed(words: str, found: str) -> None:
     code = "import sys; from usbvfiod_core.cli import main; sys.exit(main())"
     count = str(len(words.split()) - 1)
     environment = {**os.environ, "_USBVFIOD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": count}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert found in [line.split(",")[1] for line in result.stdout.splitlines()]
 
 
@@ -232,7 +235,7 @@ def test_every_command_has_a_manual_page_with_its_options(name: str | None) -> N
     ).replace("log\\-", "log-")
     if shutil.which("groff"):
         result = subprocess.run(
-            ["groff", "-man", "-ww", "-Tutf8"], input=text, capture_output=True, text=True, timeout=30, check=True
+            ["groff", "-man", "-ww", "-Tutf8"], input=text, capture_output=True, text=True, timeout=PATIENCE, check=True
         )
         assert result.stderr == ""
         assert "OPTIONS" in result.stdout

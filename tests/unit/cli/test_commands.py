@@ -32,6 +32,7 @@ from usbvfiod_core.daemon.config import SocketError
 from usbvfiod_core.daemon.opening import AttachmentRefused
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.hooks.settings import PluginSelection
+from usbvfiod_core.testing.limits import PATIENCE
 
 
 class Shelf(Backend):
@@ -249,7 +250,7 @@ def test_colours_are_for_terminals(variable: str) -> None:
 
 def test_a_reader_that_has_seen_enough() -> None:
     command = f"{sys.executable} -m usbvfiod_core devices --json | head -c 1"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20)
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE)
     assert result.stdout == "{"
     assert "Traceback" not in result.stderr
     assert "BrokenPipe" not in result.stderr

@@ -111,12 +111,12 @@ class Talker:
 
 
 class ControlRig(Rig):
-    """Attachments with a control socket at `path`, on a loop with real time."""
+    """Attachments with a control socket at `path`, on a loop in virtual time."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(WatchedToys())
         self.loop.close()
-        self.loop = StepLoop(virtual_time=False)
+        self.loop = StepLoop()
         self.attachments = self.make_attachments()
         self.hub.at_once = True
         self.path = directory / "control.sock"

@@ -282,7 +282,11 @@ def test_other_users_are_turned_away(rig: ControlRig, monkeypatch: pytest.Monkey
 def test_a_newcomer_takes_the_place_of_whoever_was_idle_longest(rig: ControlRig) -> None:
     watcher = rig.talk()
     watcher.ask("watch")
-    idle = [rig.talk() for _ in range(MAX_CLIENTS - 1)]
+    idle = []
+    for _ in range(MAX_CLIENTS - 1):
+        rig.loop.advance(0.01)
+        idle.append(rig.talk())
+    rig.loop.advance(0.01)
     idle[0].ask("list")
     late = rig.talk()
     assert late.ask("list")["ok"]

@@ -19,6 +19,7 @@ import pytest
 
 from usbvfiod_core.daemon import log
 from usbvfiod_core.daemon.notify import notify
+from usbvfiod_core.testing.limits import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def test_the_end_does_not_wait_for_a_reader_that_never_reads(monkeypatch: pytest
             for _ in range(log.KEPT + 10):
                 logging.getLogger("usbvfiod_core").info("%s", "x" * 1000)
         os.set_blocking(reader, False)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while any(thread.name == "usbvfiod-log" for thread in threading.enumerate()):
             assert time.monotonic() < deadline
             with contextlib.suppress(BlockingIOError):
@@ -138,7 +139,7 @@ def test_the_service_manager_is_told(abstract: bool, tmp_path: Path, monkeypatch
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{path}" if abstract else path)
-        manager.settimeout(5)
+        manager.settimeout(PATIENCE)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{path}" if abstract else path)
         notify("READY=1")
         assert manager.recv(100) == b"READY=1"

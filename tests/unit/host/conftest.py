@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from usbvfiod_core.host import reading
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.operations import OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor, Interface, bulk_endpoint
 from usbvfiod_core.usb.device import Loop
@@ -22,6 +24,12 @@ INTERFACES = (Interface(0, 255, 0, 0, ENDPOINTS), Interface(0, 255, 0, 0, ENDPOI
 FIRST = Configuration(INTERFACES, 1, attributes=0xA0).pack()
 SECOND = Configuration(INTERFACES[:1], 2).pack()
 DESCRIPTORS = DeviceDescriptor(0x200, 0, 0, 0, 64, 0x1209, 0x0001, 0x100, num_configurations=2).pack() + FIRST + SECOND
+
+
+@pytest.fixture(autouse=True)
+def host_that_answers_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that the tests' host is done with is read in time, however busy the machine is."""
+    monkeypatch.setattr(reading, "PATIENCE", PATIENCE)
 
 
 class ScriptedDevice(HostDevice):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from usbvfiod_core.errors import DeviceError
 from usbvfiod_core.host import hotplug, reading
 from usbvfiod_core.host.hotplug import Uevent, parse_uevent, watch
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 
 PATH = "/devices/pci0000:00/0000:00:14.0/usb2/2-1"
@@ -100,7 +100,7 @@ def test_nodes_that_come_change_and_go(loop: StepLoop, tmp_path: Path) -> None:
 
     def noticed() -> bool:
         count = len(seen)
-        return loop.run_until(lambda: len(seen) > count, 2.0)
+        return loop.run_until(lambda: len(seen) > count, PATIENCE)
 
     node = bus / "002"
     node.touch()
@@ -152,12 +152,14 @@ def test_a_device_that_is_read_late_is_an_event(
     loop.run_ready()
     assert seen == []
     ready.set()
-    assert loop.run_until(lambda: bool(seen), 2.0)
+    assert loop.run_until(lambda: bool(seen), PATIENCE)
     assert slow.result() is True
     stop()
-    late = reading.Reading("1-2", lambda: time.sleep(0.05))
+    ready.clear()
+    late = reading.Reading("1-2", ready.wait)
     assert late.result() is None
-    loop.run_until(lambda: late.done, 2.0)
+    ready.set()
+    assert loop.run_until(lambda: late.done, PATIENCE)
     loop.run_ready()
     assert seen == [1]
 

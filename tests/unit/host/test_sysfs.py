@@ -11,6 +11,7 @@ import pytest
 
 from usbvfiod_core import DeviceError, Speed
 from usbvfiod_core.host import reading, sysfs
+from usbvfiod_core.testing.limits import PATIENCE, scaled
 
 
 def make(root: Path, name: str, *, drivers: dict[int, str] | None = None, **attributes: str) -> Path:
@@ -85,7 +86,7 @@ def test_what_the_host_may_be_busy_with_is_read_once(tmp_path: Path) -> None:
 def test_a_device_that_the_host_is_not_done_with_is_listed_when_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reading, "PATIENCE", 0.01)
+    monkeypatch.setattr(reading, "PATIENCE", scaled(0.5))  # the quick one has to have been read
     busy, late = make(tmp_path, "1-2", product="Slow"), Event()
     make(tmp_path, "1-3", product="Quick")
     os.mkfifo(busy / "serial")  # whoever reads it waits, until there is a writer
@@ -97,12 +98,15 @@ def test_a_device_that_the_host_is_not_done_with_is_listed_when_it_is(
     ]
     assert not late.is_set()
     (busy / "serial").write_text("A1\n")
-    assert late.wait(10)
+    assert late.wait(PATIENCE)
     assert [(device.product, device.serial) for device in sysfs.scan(tmp_path)] == [("Slow", "A1"), ("Quick", "")]
     end()
 
 
-def test_a_device_that_the_host_has_not_begun_with_is_waited_for(tmp_path: Path) -> None:
+def test_a_device_that_the_host_has_not_begun_with_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysfs, "_BEGINNING", PATIENCE)
     directory = make(tmp_path, "1-2", bConfigurationValue="")
     (directory / "driver").unlink()
 

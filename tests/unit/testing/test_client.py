@@ -58,10 +58,8 @@ def test_a_refusal_names_message_and_errno(pair: tuple[VfioUserClient, socket.so
 
 def test_no_answer_is_a_timeout(pair: tuple[VfioUserClient, socket.socket]) -> None:
     client, _ = pair
-    start = time.monotonic()
     with pytest.raises(ReplyTimeoutError, match=r"no answer within 0\.2 s"):
         client.reset()
-    assert time.monotonic() - start < 2
 
 
 def test_a_server_that_does_not_read_is_a_timeout(pair: tuple[VfioUserClient, socket.socket]) -> None:
@@ -195,4 +193,4 @@ def test_nobody_listens(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(VfioUserError, match="cannot connect"):
         VfioUserClient.connect(tmp_path / "nobody", wait=0.05)
-    assert 0.05 <= time.monotonic() - start < 1
+    assert time.monotonic() - start >= 0.05

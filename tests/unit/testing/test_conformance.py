@@ -153,7 +153,7 @@ class HurriesPackets(Loopback):
 
 
 def bench_of(device: Device) -> DeviceBench:
-    return DeviceBench(device, StepLoop(virtual_time=False), timeout=0.05)
+    return DeviceBench(device, StepLoop(), timeout=0.05)
 
 
 def run(device_class: type[FakeDevice], test: str) -> None:
@@ -200,7 +200,7 @@ def test_the_suite_for_data_finds_broken_devices(
     """Each passes with a good device and fails with this one."""
     suite = SourceSinkConformance()
     for tried in (Loopback, device_class):
-        loop = StepLoop(virtual_time=False)
+        loop = StepLoop()
         bench = DeviceBench(tried(loop, speed=Speed.HIGH), loop, timeout=0.2, submit_limit=2.0)
         value = LOOPBACK if "written_is_read" in test else SOURCE_SINK
         assert bench.control(SetupPacket(0, 9, value, 0, 0)).status is TransferStatus.COMPLETED

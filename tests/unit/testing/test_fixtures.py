@@ -8,6 +8,7 @@ from pathlib import Path
 
 from usbvfiod_core.testing.fake_device import BULK_IN, FakeDevice
 from usbvfiod_core.testing.guest import Guest
+from usbvfiod_core.testing.limits import scaled
 
 
 def run_pytest(path: Path, source: str) -> str:
@@ -26,7 +27,7 @@ def run_pytest(path: Path, source: str) -> str:
         "/dev/null",
         str(path),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=path, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=path, timeout=scaled(120))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -37,7 +38,7 @@ def test_importing_the_plugin_imports_no_controller() -> None:
         "heavy = ('xhci', 'vfio_user', 'pci', 'daemon', 'virtual', 'asyncio')\n"
         "print([name for name in sys.modules if name.removeprefix('usbvfiod_core.').split('.')[0] in heavy])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=scaled(120))
     assert done.stdout.strip() == "[]"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import LoopError, StepLoop
 from usbvfiod_core.usb.device import Loop
 
@@ -44,23 +45,23 @@ def test_timers_run_in_order_of_time(loop: StepLoop) -> None:
     loop.call_later(5, seen.append, "far")
     loop.run_ready()
     assert seen == []
-    assert loop.run_until(lambda: len(seen) == 2, 1.0)
+    assert loop.run_until(lambda: len(seen) == 2, 4.0)
     assert seen == ["a", "b"]
-    assert 0.02 <= loop.time() - start < 0.5
+    assert loop.time() - start >= 0.02
 
 
 def test_a_wait_ends_at_its_deadline(loop: StepLoop) -> None:
     start = loop.time()
     assert not loop.run_until(lambda: False, 0.02)
-    assert 0.02 <= loop.time() - start < 0.5
+    assert loop.time() - start >= 0.02
 
 
 def test_virtual_time_costs_none() -> None:
     loop = StepLoop()
     start = time.monotonic()
-    loop.advance(3600)
-    assert loop.time() == 3600
-    assert time.monotonic() - start < 1
+    loop.advance(36000)
+    assert loop.time() == 36000
+    assert time.monotonic() - start < PATIENCE
     loop.close()
 
 
@@ -81,7 +82,7 @@ def test_readers_and_writers() -> None:
     loop.add_reader(read_end, lambda: seen.append(os.read(read_end, 10).decode()))
     loop.add_writer(write_end, lambda: (os.write(write_end, b"x"), loop.remove_writer(write_end)))
     assert set(loop.watched) == {read_end, write_end}
-    assert loop.run_until(lambda: bool(seen), 1.0)
+    assert loop.run_until(lambda: bool(seen), PATIENCE)
     assert seen == ["x"]
     assert loop.remove_reader(read_end)
     assert not loop.remove_reader(read_end)
@@ -96,9 +97,7 @@ def test_another_thread_ends_a_wait() -> None:
     seen: list[int] = []
     thread = threading.Timer(0.01, lambda: loop.call_soon_threadsafe(seen.append, 1))
     thread.start()
-    start = time.monotonic()
-    assert loop.run_until(lambda: bool(seen), 5.0)
-    assert time.monotonic() - start < 2
+    assert loop.run_until(lambda: bool(seen), PATIENCE)
     thread.join()
     loop.close()
 

@@ -134,7 +134,7 @@ def test_an_interrupt_that_does_not_come(guest: ServedGuest) -> None:
     start = time.monotonic()
     assert not guest.bus.wait_for_interrupt(3, 0.05)
     assert guest.bus.wait_for_any(0.05) == []
-    assert 0.09 < time.monotonic() - start < 1
+    assert time.monotonic() - start > 0.09
 
 
 def test_the_function_is_as_vmms_expect_it(guest: ServedGuest) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.unit.virtual.drive import BULK_IN, BULK_OUT, PASSED, Drive, cdb_10, read_10, write_10
 from usbvfiod_core.errors import ConfigError, DeviceError
 from usbvfiod_core.testing.device_bench import WatchedTransfer
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import parse_string
 from usbvfiod_core.usb.requests import SetupPacket
@@ -307,9 +308,9 @@ def test_real_threads(image: Path, content: bytes) -> None:
         assert drive.command(cdb_10(0x35, 0, 0)) == PASSED
         assert drive.read(read_10(turn, BIG // 512), BIG, transfers=[4096]).data == data
     drive.flash.close()
-    assert loop.run_until(lambda: not Path(f"/proc/self/fd/{drive.flash.disk.image.fd}").exists(), 5)
+    assert loop.run_until(lambda: not Path(f"/proc/self/fd/{drive.flash.disk.image.fd}").exists(), PATIENCE)
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE)
     drive.close()
 
 

@@ -13,6 +13,8 @@ from tests.unit.virtual.drive import FAILED, PASSED, Drive, cdb_10, read_10, wri
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferType
 
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 # -- data against a model ----------------------------------------------------------------------------------------------
 
 SIZE = 64 * 512
@@ -20,7 +22,7 @@ ranges = st.tuples(st.integers(0, 63), st.integers(1, 64)).map(lambda pair: (pai
 sizes = st.lists(st.integers(0, 4096), max_size=5)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["read", "write", "zero"]), ranges, sizes, st.binary(max_size=64))),
     block_size=st.sampled_from([512, 4096]),
@@ -84,7 +86,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=CHECKS)
 @given(steps=st.lists(actions, max_size=30), readonly=st.booleans(), stalls=st.booleans())
 def test_nonsense_never_raises_and_is_recovered_from(
     tmp_path: Path, steps: list[tuple[Any, ...]], readonly: bool, stalls: bool

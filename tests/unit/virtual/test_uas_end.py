@@ -23,6 +23,8 @@ from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus
 
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 COMPLETED = TransferStatus.COMPLETED
 
 
@@ -187,7 +189,7 @@ _STEPS = st.lists(
 
 
 @given(steps=_STEPS, speed=st.sampled_from([Speed.HIGH, Speed.SUPER]))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=CHECKS)
 def test_whatever_the_driver_sends_every_transfer_ends_once(
     steps: list[tuple[str, Any]], speed: Speed, tmp_path: Path
 ) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from ...usb.device import Device, Loop
-from ..device_bench import DeviceBench
+from ..device_bench import SUBMIT_LIMIT, DeviceBench
+from ..limits import PATIENCE
 from ..loop import StepLoop
 
 
@@ -18,8 +19,8 @@ class OnBench:
     submit_limit    seconds that `submit` and `cancel` may take
     """
 
-    timeout: float = 5.0
-    submit_limit: float = 0.2
+    timeout: float = PATIENCE
+    submit_limit: float = SUBMIT_LIMIT
 
     def make_device(self, loop: Loop) -> Device:
         """The device, opened anew, ready for `attach`. Called once for each test."""

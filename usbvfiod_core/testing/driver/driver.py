@@ -7,6 +7,7 @@ from types import TracebackType
 
 from ...xhci import spec
 from ..bus import Bus
+from ..limits import PATIENCE
 from .capabilities import Capabilities, read_capabilities
 from .commands import Commands
 from .device import UsbDevice
@@ -34,7 +35,7 @@ class GuestDriver:
     moderation      IMOD interval, in units of 250 ns
     qword_writes    write 64-bit registers at once instead of low half, high half
     high            True: rings above 4 GiB; False: below; None: wherever there is room
-    timeout         seconds that anything may take
+    timeout         seconds that anything may take, of the time of the bus
     strict          False: overlook what a controller leaves out of its contexts, to measure others than ours
 
     It checks the controller on the way and raises `ProtocolError` for what the specification forbids.
@@ -56,7 +57,7 @@ class GuestDriver:
         moderation: int = 0,
         qword_writes: bool = False,
         high: bool | None = None,
-        timeout: float = 5.0,
+        timeout: float = PATIENCE,
         strict: bool = True,
     ) -> None:
         self.bus = bus

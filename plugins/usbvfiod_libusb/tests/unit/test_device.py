@@ -16,7 +16,10 @@ from usbvfiod_libusb.device import CONTROL_LIMIT
 from usbvfiod_core import TransferStatus, TransferType
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
 from usbvfiod_core.testing.device_bench import WatchedTransfer
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.usb.requests import SetupPacket
+
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 BULK, INTERRUPT, ISOCHRONOUS = TransferType.BULK, TransferType.INTERRUPT, TransferType.ISOCHRONOUS
 GET_STRING = SetupPacket(0x80, 6, 0x0302, 0x409, 255)
@@ -66,7 +69,7 @@ def test_what_goes_out_is_sent_from_where_it_is(bench: Bench) -> None:
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=CHECKS, max_examples=150, deadline=None)
 def test_any_windows_any_length_any_end(data: st.DataObject) -> None:
     """The bytes that moved are in their places, no others are touched, and the status is the table's."""
     bench = Bench()
@@ -233,7 +236,7 @@ def test_a_full_kernel_is_waited_for_in_order(bench: Bench) -> None:
     transfers = [bench.submit(0x01, BULK, bytes([number])) for number in range(4)]
     bench.cancel(transfers[2])
     assert transfers[2].status is TransferStatus.CANCELLED
-    assert bench.loop.run_until(lambda: len(bench.handle.submitted) == 3, 5)
+    assert bench.loop.run_until(lambda: len(bench.handle.submitted) == 3, PATIENCE)
     assert [bytes(sent.data) for sent in bench.handle.submitted] == [b"\0", b"\1", b"\3"]
 
 
