@@ -175,8 +175,9 @@ class Attachments:
             if attachment.device is device and attachment.state is State.PLUGGED:
                 attachment.lost(self._loop.time())
                 attachment.allowed = attachment.spec.mode is not Mode.ASK
-                log.warning("%s (%s) is gone from port %d", attachment.name, attachment.spec.text, port_id)
-                self._set(attachment, State.LEAVING, "it is gone")
+                why, who = device.why_gone(), f"{attachment.name} ({attachment.spec.text})"
+                log.warning("%s is gone from port %d%s", who, port_id, why and f": {why}")
+                self._set(attachment, State.LEAVING, why or "it is gone")
 
     def unplugged(self, port_id: int, device: Device) -> None:
         """The transfers of a device that was unplugged are back, and it was closed."""
@@ -398,7 +399,7 @@ class Attachments:
         elif not attachment.wanted:
             self._arrive(attachment, State.HELD)
         else:
-            self._set(attachment, State.WAITING, "it is gone")
+            self._set(attachment, State.WAITING, attachment.reason or "it is gone")
             self._pursue(attachment, attachment.take_fd())
 
     def _arrive(self, attachment: Attachment, state: State, reason: str = "") -> None:

@@ -11,28 +11,30 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ..usb.descriptors import CONFIGURATION, Configuration, walk
 from ..usb.device import Device, DeviceEvents, Loop
 from ..usb.moment import Moment
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
-from . import requests
+from . import hotplug, requests
 from .descriptor_filter import without_remote_wakeup, without_streams
-from .operations import OperationFailed, Operations
+from .operations import ClaimLost, OperationFailed, Operations
 from .options import HostOptions, ResetPolicy
+from .ownership import Ownership
 
 log = logging.getLogger(__name__)
 
 
 class HostDevice(Device):
-    """Everything between endpoint 0 and the device. A backend writes the abstract methods, and `gone()` when it learns
-    that the device is.
+    """Everything between endpoint 0 and the device. A backend writes the abstract methods and `claimed`, and calls
+    `gone` when it learns that the device is, `lost` when the host has taken it back, and `suspect` when it may have.
 
     descriptors     the device descriptor, followed by all configurations, as sysfs and usbfs give them
     configuration   the value of the configuration that the host has set; None for none, as 0 is a value, too
     reset_quirk     the host knows that the device does not survive a reset
+    ownership       how the host is asked whether what is claimed still is; without, only the backend learns of it
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class HostDevice(Device):
         options: HostOptions,
         max_streams: int = 0,
         reset_quirk: bool = False,
+        ownership: Ownership | None = None,
     ) -> None:
         self.name = name
         self.speed = speed
         self.max_streams = max_streams
         self.options = options
+        self._ownership = ownership
         self.configuration: int | None = None
         """The value of what the guest has set, None for none; the host's may be set meanwhile."""
         self.features: set[int] = set()
@@ -72,6 +76,11 @@ class HostDevice(Device):
         self._held: deque[Transfer] = deque()
         self._stop_later: list[Transfer] = []
         self._gone = False
+        self._why_gone = ""
+        self._complaint = ""
+        """What was logged last of a configuration that was not set."""
+        self._suspected = False
+        self._end_watch: Callable[[], object] | None = None
         self._closed = False
         self._released = Moment()
 
@@ -93,6 +102,10 @@ class HostDevice(Device):
     @abstractmethod
     def resume(self) -> None:
         """The operation is over."""
+
+    def claimed(self) -> Collection[int]:
+        """The numbers of the interfaces that are claimed. Called while no operation runs, and at the end of one."""
+        return ()
 
     # -- what a backend writes: in a thread, may block, raises OperationFailed -----------------------------------------
 
@@ -128,13 +141,66 @@ class HostDevice(Device):
     # -- what a backend uses -----------------------------------------------------------------------------------------
 
     def gone(self) -> None:
-        """The device has left the host. Transfers in flight must still be completed; no new ones are started."""
+        """The device has left the host, or us. Transfers in flight must still be completed; no new ones are started."""
+        if not self._gone:
+            self.lost(self._loss() or "")
+
+    def lost(self, reason: str) -> None:
+        """The host has taken the device back, or a part of it: for the guest it is gone. Nothing is done to it any more
+        but to release what is still ours."""
         if self._gone:
             return
         self._gone = True
+        self._why_gone = reason
         self._refuse_held(TransferStatus.DISCONNECTED)
         if self._events is not None and not self._closed:
             self._events.disconnected()
+
+    def why_lost(self, otherwise: str) -> str:
+        """Why what is claimed is not ours any more, once that is known: what the host shows, or `otherwise`."""
+        return self._loss() or otherwise
+
+    def check_claims(self) -> None:
+        """In a thread, before something is done to the whole device. Raises ClaimLost if it is not all ours."""
+        reason = self._loss()
+        if reason is not None:
+            raise ClaimLost(reason)
+
+    def host_drivers(self) -> set[str]:
+        """The drivers that the device's interfaces have now, usbfs among them; in any thread."""
+        return set() if self._ownership is None else self._ownership.drivers()
+
+    def check_configured(self, value: int) -> None:
+        """In a thread, when the host says that it has set a configuration, and there may be no interface to claim:
+        Linux says so of a device that it does not authorize. Raises ClaimLost."""
+        configuration = self._configurations.get(value)
+        if self.claimed() or self._ownership is None or configuration is None or not configuration.interfaces:
+            return
+        now = self._ownership.now()
+        if now.directory is not None and now.configuration != value:
+            numbers = [each.number for each in configuration.interfaces]
+            raise ClaimLost(self._ownership.loss(value, numbers) or f"the host does not set configuration {value}")
+
+    def interfaces_to_take(self, value: int) -> list[int]:
+        """In a thread, when the host does not set configuration `value`, since its drivers have the device: it has
+        configured it meanwhile, or they were faster. Which interfaces to take from them."""
+        now = None if self._ownership is None else self._ownership.now()
+        present = value if now is None or now.directory is None else now.configuration
+        drivers = ", ".join(sorted(self.host_drivers())) or "the host"
+        log.info("%s: %s has it, and gives it up, as the guest configures it", self.name, drivers)
+        configuration = None if present is None else self._configurations.get(present)
+        return [] if configuration is None else sorted({each.number for each in configuration.interfaces})
+
+    def suspect(self) -> None:
+        """The host may have taken the device back: look soon, after the operation that is under way."""
+        if not self._suspected:
+            self._suspected = True
+            self._loop.call_soon(self._look)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the device is not to be touched any more, but to release what is claimed."""
+        return self._gone
 
     def run_operation(
         self, call: Callable[[], None], then: Callable[[OperationFailed | None], object] | None = None
@@ -146,14 +212,23 @@ class HostDevice(Device):
                 then(OperationFailed(TransferStatus.DISCONNECTED))
             return
 
+        def unless_gone() -> None:
+            if self._gone:
+                raise OperationFailed(TransferStatus.DISCONNECTED)
+            call()
+
         def over(failure: OperationFailed | None) -> None:
-            if failure is not None and failure.status is TransferStatus.DISCONNECTED:
+            if isinstance(failure, ClaimLost):
+                self.lost(str(failure))
+            elif failure is not None and failure.status is TransferStatus.DISCONNECTED:
                 self.gone()
             if then is not None:
                 then(failure)
+            if failure is not None or self._suspected:
+                self._look()
             self._go_on()
 
-        self._operations.run(call, over)
+        self._operations.run(unless_gone, over)
 
     def active_configuration(self) -> Configuration | None:
         """The descriptors of the configuration that the host has set; None if it has set none."""
@@ -166,6 +241,9 @@ class HostDevice(Device):
         self._events = events
         if self._gone:
             self._loop.call_soon(events.disconnected)
+        elif self._ownership is not None:
+            self._end_watch = hotplug.watch_device(self._loop, self._ownership.port_path, self.suspect)
+            self.suspect()  # what has happened since it was opened
 
     def submit(self, transfer: Transfer) -> None:
         if self._gone or self._closed:
@@ -212,6 +290,8 @@ class HostDevice(Device):
         if self._closed:
             return
         self._closed = True
+        if self._end_watch is not None:
+            self._end_watch()
         self._refuse_held(TransferStatus.DISCONNECTED)
 
         def over(failure: OperationFailed | None) -> None:
@@ -222,6 +302,9 @@ class HostDevice(Device):
 
     def when_closed(self, done: Callable[[], object]) -> None:
         self._released.wait(done)
+
+    def why_gone(self) -> str:
+        return self._why_gone
 
     # -- what the requests need ----------------------------------------------------------------------------------------
 
@@ -249,6 +332,9 @@ class HostDevice(Device):
             if failure is None:
                 self.configuration = self._host_configuration = value
                 self.moved = False
+            elif not self._gone and self._complaint != str(failure):
+                self._complaint = str(failure)
+                log.warning("%s: configuration %d, which the guest wants, is not set: %s", self.name, value, failure)
             then(failure)
 
         if not self.has_configuration(value):
@@ -279,6 +365,18 @@ class HostDevice(Device):
         )
 
     # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _loss(self) -> str | None:
+        """Why what is claimed is not ours any more; None if it is, as far as that can be told."""
+        return None if self._ownership is None else self._ownership.loss(self._host_configuration, self.claimed())
+
+    def _look(self) -> None:
+        if self._operations.running or self._gone or self._closed:
+            return  # an operation may have claims open; the look is made when it is over
+        self._suspected = False
+        reason = self._loss()
+        if reason is not None:
+            self.lost(reason)
 
     def _filtered(self, raw: bytes) -> bytes:
         if not self.options.remote_wakeup:

@@ -27,6 +27,13 @@ class OperationFailed(Exception):
         self.status = status
 
 
+class ClaimLost(OperationFailed):
+    """Somebody on the host has taken what the operation needs; the message says what. The device is lost with that."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(TransferStatus.ERROR, reason)
+
+
 class Operations:
     """The operations of one device. `pause` is called before one starts, `resume` when none is left."""
 

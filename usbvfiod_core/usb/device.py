@@ -127,3 +127,8 @@ class Device(ABC):
         """After `close`: call `done` when everything has been given back, inside this call or later. Until then the
         device belongs to its attachment: whoever detaches it is told so no sooner, and nobody opens it anew."""
         done()
+
+    def why_gone(self) -> str:
+        """After `disconnected`: why, for people (`the host has taken interface 0 back, usb-storage has it`); empty if
+        the device is simply not there any more."""
+        return ""

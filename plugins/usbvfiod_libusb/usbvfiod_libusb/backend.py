@@ -15,6 +15,7 @@ from threading import Lock
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
 from usbvfiod_core.host import hotplug, sysfs
 from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
 
 from . import binding
@@ -89,6 +90,7 @@ class LibusbBackend(Backend):
                 configuration=device.configuration,
                 options=options,
                 reset_quirk=device.reset_quirk,
+                ownership=Ownership(device, fd),
             )
             opened.take()
             return opened

@@ -16,15 +16,24 @@ from collections.abc import Callable, Iterable, Sequence
 
 from usbvfiod_core import Loop, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host.device import HostDevice, configurations
-from usbvfiod_core.host.operations import OperationFailed
+from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration
 
 from .binding import Context, Handle, Libusb, NativeTransfer
 from .events import ContextEvents
 from .interfaces import Interfaces
-from .status import ERROR_INTERRUPTED, ERROR_INVALID_PARAM, ERROR_NO_MEM, error_code, operation_failed, submit_error
+from .status import (
+    ERROR_BUSY,
+    ERROR_INTERRUPTED,
+    ERROR_INVALID_PARAM,
+    ERROR_NO_MEM,
+    error_code,
+    operation_failed,
+    submit_error,
+)
 from .transfers import NativeTransfers, Result
 
 log = logging.getLogger(__name__)
@@ -34,6 +43,7 @@ CONTROL_LIMIT = 4096
 MEMORY_PATIENCE = 1.0
 """Seconds that a transfer waits for the kernel to have memory for it."""
 _MEMORY_PAUSE = 0.01
+_CONFIGURE_TRIES = 3
 _RETURN_PATIENCE = 2.0
 """Seconds that `release` waits for transfers that it has cancelled."""
 
@@ -55,6 +65,7 @@ class LibusbDevice(HostDevice):
         configuration: int | None,
         options: HostOptions,
         reset_quirk: bool = False,
+        ownership: Ownership | None = None,
     ) -> None:
         super().__init__(
             loop,
@@ -65,6 +76,7 @@ class LibusbDevice(HostDevice):
             options=options,
             max_streams=0,  # the binding has no streams
             reset_quirk=reset_quirk,
+            ownership=ownership,
         )
         self._libusb = libusb
         self._context = context
@@ -133,11 +145,34 @@ class LibusbDevice(HostDevice):
         for transfer in left:
             transfer.complete(TransferStatus.DISCONNECTED)
 
+    def claimed(self) -> list[int]:
+        return self._interfaces.held
+
     # -- in a thread --------------------------------------------------------------------------------------------------
 
     def set_configuration(self, value: int) -> None:
         self._take_back()
-        self._with_interfaces_free(lambda: self._handle.setConfiguration(value), value)
+        self.check_claims()
+        failure = None
+        try:
+            self._interfaces.drop()
+            self._configure(value)
+            self._set = value
+        except self._libusb.USBError as error:
+            raise operation_failed("release the interfaces", error) from error
+        except ClaimLost:
+            raise
+        except OperationFailed as error:
+            failure = error  # the former configuration is still there
+        try:
+            self._take(self._present())
+        except OperationFailed as error:
+            log.warning("%s: its interfaces are not claimed again: %s", self.name, error)
+            if failure is None:
+                raise
+        if failure is not None:
+            raise failure
+        self.check_configured(value)
 
     def reset_configuration(self) -> None:
         if self._set is not None:
@@ -155,7 +190,10 @@ class LibusbDevice(HostDevice):
 
     def reset_port(self) -> None:
         self._take_back()
+        self.check_claims()
         numbers = list(self._present())
+        if not numbers and self.host_drivers():
+            return  # the host has configured it, and uses it until the guest configures it
         failure = None
         try:
             self._handle.resetDevice()
@@ -163,10 +201,7 @@ class LibusbDevice(HostDevice):
             # Either the device came back as another, or one of the host's drivers was faster with an interface: then
             # taking it again goes well.
             failure = error
-        try:
-            self._interfaces.take(numbers)
-        except self._libusb.USBError as error:
-            raise operation_failed("take the interfaces after a reset", error) from error
+        self._take(numbers)
         if failure is not None and not numbers:
             raise OperationFailed(TransferStatus.DISCONNECTED, f"reset: {failure}")
         if failure is not None:
@@ -182,7 +217,7 @@ class LibusbDevice(HostDevice):
         first = self._first_configuration
         if not self.options.reattach:
             self._quietly("release", self._interfaces.drop)
-        elif first is not None and self._set != first:
+        elif first is not None and self._set != first and not self.is_lost:
             # The host looks for drivers by itself when a configuration is set.
             self._quietly("release", self._interfaces.drop)
             self._quietly("configure", lambda: self._handle.setConfiguration(first))
@@ -247,6 +282,8 @@ class LibusbDevice(HostDevice):
         transfer.complete(status)
         if status is TransferStatus.DISCONNECTED:
             self.gone()
+        else:
+            self.suspect()  # libusb does not say which error of the kernel's it was
         return True
 
     def _skip(self, transfer: Transfer) -> None:
@@ -286,11 +323,14 @@ class LibusbDevice(HostDevice):
     def _complete(self, results: list[Result]) -> None:
         for transfer, status, actual in results:
             self._in_flight.pop(transfer, None)
-            if status is TransferStatus.CANCELLED:
+            if status is TransferStatus.DISCONNECTED:
+                self.suspect()
+            elif status is TransferStatus.CANCELLED:
                 if actual and actual == transfer.length and not transfer.packets:
                     status = TransferStatus.COMPLETED  # it won the race
                 elif transfer not in self._stopping:
                     status = self._taken_back
+                    self.suspect()
             self._stopping.discard(transfer)
             setup = transfer.setup
             if setup is not None and setup.is_in and actual == CONTROL_LIMIT < setup.length:
@@ -325,26 +365,28 @@ class LibusbDevice(HostDevice):
             if wanted is None or transfer.endpoint in wanted:
                 self._cancel(native)
 
-    def _with_interfaces_free(self, call: Callable[[], object], value: int) -> None:
-        """Run `call` with no interface claimed, and claim those of configuration `value`, or the former ones."""
+    def _take(self, numbers: Iterable[int]) -> None:
+        """Claim interfaces after the device was configured or reset. Raises OperationFailed, ClaimLost if another
+        program was faster."""
         try:
+            self._interfaces.take(numbers)
+        except self._libusb.USBError as error:
+            if error_code(error) == ERROR_BUSY:
+                raise ClaimLost("another program on the host has taken an interface") from error
+            raise operation_failed("take the interfaces", error) from error
+
+    def _configure(self, value: int) -> None:
+        """Set a configuration with nothing claimed, by force if the host's drivers have the device."""
+        for _ in range(_CONFIGURE_TRIES):
+            try:
+                self._handle.setConfiguration(value)
+                return
+            except self._libusb.USBError as error:
+                if error_code(error) != ERROR_BUSY:
+                    raise operation_failed(f"set configuration {value}", error) from error
+            self._take(self.interfaces_to_take(value))
             self._interfaces.drop()
-        except self._libusb.USBError as error:
-            raise operation_failed("release the interfaces", error) from error
-        failure = None
-        try:
-            self._do(f"set configuration {value}", call)
-            self._set = value
-        except OperationFailed as error:
-            failure = error
-        try:
-            self._interfaces.take(self._present())
-        except self._libusb.USBError as error:
-            log.warning("%s: its interfaces are not claimed again: %s", self.name, error)
-            if failure is None:
-                raise operation_failed("take the interfaces", error) from error
-        if failure is not None:
-            raise failure
+        raise OperationFailed(TransferStatus.ERROR, "drivers of the host are faster each time")
 
     def _present(self) -> Sequence[int]:
         """The interfaces of the present configuration."""
@@ -359,7 +401,7 @@ class LibusbDevice(HostDevice):
     def _quietly(self, what: str, call: Callable[[], object]) -> None:
         try:
             call()
-        except self._libusb.USBError as error:
+        except (self._libusb.USBError, OperationFailed) as error:
             log.debug("%s: %s at the end: %s", self.name, what, error)
 
 

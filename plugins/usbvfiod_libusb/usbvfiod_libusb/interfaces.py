@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Iterable
 
+from usbvfiod_core.host.operations import ClaimLost
+
 from .binding import Handle, Libusb
 from .status import ERROR_BUSY, ERROR_NO_DEVICE, error_code
 
@@ -49,9 +51,15 @@ class Interfaces:
                 self.held.append(number)
 
     def drop(self) -> None:
-        """Release all, without letting the host's drivers have them. Raises USBError if the device is gone."""
+        """Release all, without letting the host's drivers have them.
+
+        Raises USBError if the device is gone, and ClaimLost if not all were ours any more: then nothing may be done to
+        the device.
+        """
         self._automatic(False)
-        self._release()
+        lost = self._release()
+        if lost:
+            raise ClaimLost(f"the host has taken interface {lost[0]} back")
 
     def give_back(self) -> None:
         """Release all, and have the host look for drivers for each. A device that is gone needs nothing."""
@@ -61,7 +69,9 @@ class Interfaces:
         except self._libusb.USBError as error:
             log.debug("%s: interfaces are not released: %s", self._name, error)
 
-    def _release(self) -> None:
+    def _release(self) -> list[int]:
+        """Release all; those that cannot be, as the claim has been lost. libusb takes them to be claimed for ever."""
+        lost: list[int] = []
         while self.held:
             number = self.held.pop()
             try:
@@ -71,6 +81,8 @@ class Interfaces:
                     self.held.clear()
                     raise
                 log.debug("%s: interface %d is not released: %s", self._name, number, error)
+                lost.append(number)
+        return lost
 
     def _automatic(self, enable: bool) -> None:
         try:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Callable
 from typing import Final
 
 from usbvfiod_core import DeviceError
 from usbvfiod_core.host.device import HostDevice, configurations
-from usbvfiod_core.host.operations import OperationFailed
+from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
+from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
 from usbvfiod_core.usb.device import DeviceEvents, Loop
+from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType
 
@@ -19,7 +24,9 @@ from . import ioctl as usbfs
 from .handle import Handle
 from .isochronous import IsochronousLane
 from .lane import Lane
-from .urb import Urbs
+from .urb import Urb, Urbs
+
+log = logging.getLogger(__name__)
 
 CUT: Final = 1 << 20
 """Bytes of one bulk URB where the host controller takes scattered memory: a sixteenth of what usbfs has for all."""
@@ -27,6 +34,7 @@ CUT_ONE_PIECE: Final = 64 << 10
 """Where it does not: Linux then looks for memory in one piece."""
 MAX_STREAMS: Final = 63
 """Streams asked for; the guest's controller has no more for an endpoint."""
+_CONFIGURE_TRIES: Final = 3
 
 
 class UsbfsDevice(HostDevice):
@@ -35,6 +43,7 @@ class UsbfsDevice(HostDevice):
     def __init__(
         self, loop: Loop, handle: Handle, device: SysfsDevice, speed: Speed, options: HostOptions, max_streams: int
     ) -> None:
+        self.ownership = Ownership(device, handle.fd)
         super().__init__(
             loop,
             name=device.label,
@@ -44,9 +53,12 @@ class UsbfsDevice(HostDevice):
             options=options,
             max_streams=max_streams,
             reset_quirk=device.reset_quirk,
+            ownership=self.ownership,
         )
         self.handle = handle
         self.urbs = Urbs(handle.fd, loop, self.gone, handle.ioctl)
+        self.urbs.refused = self._refused
+        self.urbs.ended_early = self.suspect
         self._resettable = options.reset is ResetPolicy.ALWAYS or (
             options.reset is ResetPolicy.AUTO and not device.reset_quirk
         )
@@ -94,30 +106,28 @@ class UsbfsDevice(HostDevice):
         for lane in list(self._lanes.values()):
             lane.pump()
 
+    def claimed(self) -> list[int]:
+        return self.handle.claimed
+
     # -- in a thread ---------------------------------------------------------------------------------------------------
 
     def set_configuration(self, value: int) -> None:
         self._free_all_streams()
-        before = self.handle.let_go()
-        try:
-            self.handle.set_configuration(value)
-        except OperationFailed:
-            self.handle.take_again(before)
-            raise
+        before = self._free()
+        self._configure(value, before)
         self._alternates.clear()
         self.handle.take_again(self._interfaces[value])
+        self.check_configured(value)
 
     def reset_configuration(self) -> None:
         configuration = self.active_configuration()
         if configuration is None:
             return
         self._free_all_streams()
-        interfaces = self.handle.let_go()
+        interfaces = self._free()
         self._alternates.clear()
-        try:
-            self.handle.set_configuration(configuration.value)
-        finally:
-            self.handle.take_again(interfaces)
+        self._configure(configuration.value, interfaces)
+        self.handle.take_again(interfaces)
 
     def set_interface(self, interface: int, alternate: int) -> None:
         for endpoint in self._setting(interface, self._alternates.get(interface, 0)):
@@ -130,8 +140,10 @@ class UsbfsDevice(HostDevice):
 
     def reset_port(self) -> None:
         self._free_all_streams()
-        interfaces = self.handle.let_go()
+        interfaces = self._free()
         self._alternates.clear()
+        if not interfaces and self.host_drivers():
+            return  # the host has configured it, and uses it until the guest configures it
         self.handle.reset()
         self.handle.take_again(interfaces)
 
@@ -139,7 +151,7 @@ class UsbfsDevice(HostDevice):
         try:
             self._free_all_streams()
             interfaces = self.handle.let_go()
-            if self.moved and self._resettable and self.options.reattach:
+            if self.moved and self._resettable and self.options.reattach and not self.is_lost:
                 # The guest may have left the device in the middle of something; the host's drivers begin anew.
                 try:
                     self.handle.reset()
@@ -151,6 +163,64 @@ class UsbfsDevice(HostDevice):
             self.handle.close()
 
     # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _free(self) -> list[int]:
+        """Release everything, before something is done to the whole device. Raises ClaimLost."""
+        self.check_claims()
+        return self.handle.free()
+
+    def _configure(self, value: int, before: list[int]) -> None:
+        """Set a configuration with nothing claimed, by force if the host's drivers have the device; on failure `before`
+        is claimed again."""
+        try:
+            for _ in range(_CONFIGURE_TRIES):
+                if self.handle.set_configuration(value):
+                    return
+                self.handle.take_again(self.interfaces_to_take(value))
+                self.handle.let_go()
+            raise OperationFailed(TransferStatus.ERROR, "drivers of the host are faster each time")
+        except ClaimLost:
+            raise
+        except OperationFailed:
+            self.handle.take_again(before)
+            raise
+
+    def _refused(self, urb: Urb, code: int) -> None:
+        """SUBMITURB says that an interface is not ours, or not there. Linux claims one that is free by itself."""
+        if code not in (-errno.EBUSY, -errno.ENOENT, -errno.ENODEV, -errno.ESHUTDOWN):
+            return
+        number, addressed = self._addressed(urb)
+        ours = number in self.handle.claimed
+        if code == -errno.EBUSY:
+            taken = ours or number is None
+        else:
+            # Where sysfs is there to be asked, it knows better: Linux may have left an endpoint out.
+            taken = code == -errno.ENOENT and ours and addressed and not self.ownership.can_tell
+        if taken:
+            self._loop.call_soon(self._taken, number)
+        else:
+            self.suspect()
+
+    def _taken(self, number: int | None) -> None:
+        what = "an interface" if number is None else f"interface {number}"
+        # sysfs shows no driver but usbfs, if it shows anything
+        other = f"another program on the host has taken {what}"
+        self.lost(self.why_lost(other if self.ownership.can_tell else f"the host has taken {what} back"))
+
+    def _addressed(self, urb: Urb) -> tuple[int | None, bool]:
+        """The interface that an URB is for, None for the device, and whether it is for an endpoint of the present
+        setting."""
+        kind, endpoint = usbfs.URB.unpack_from(urb.memory)[:2]
+        if kind == usbfs.URB_TYPE_CONTROL:
+            assert urb.bounce is not None
+            setup = SetupPacket.unpack(memoryview(urb.bounce)[:8])
+            if setup.recipient == requests.RECIPIENT_INTERFACE:
+                return setup.index & 0xFF, False
+            if setup.recipient != requests.RECIPIENT_ENDPOINT:
+                return None, False
+            endpoint = setup.index & 0xFF
+        found = self._find(endpoint)
+        return (None, False) if found is None else (found[0].number, kind != usbfs.URB_TYPE_CONTROL)
 
     def _new_lane(self, transfer: Transfer) -> Lane | IsochronousLane:
         if transfer.type is not TransferType.ISOCHRONOUS:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from usbvfiod_core import DeviceError
-from usbvfiod_core.host.operations import OperationFailed
+from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus
 
@@ -23,6 +23,8 @@ from .ioctl import Ioctl
 
 log = logging.getLogger(__name__)
 
+_NOT_OURS: Final = (-errno.EINVAL, -errno.ENOENT)
+"""From RELEASEINTERFACE: the claim was lost, and with it perhaps the interface."""
 _CLAIM_TRIES: Final = 10
 _CLAIM_PAUSE: Final = 0.02
 """Seconds between two tries to claim an interface that somebody else was faster to take."""
@@ -36,6 +38,8 @@ class Handle:
         self.ioctl = ioctl
         self.claimed: list[int] = []
         """The interfaces that are ours."""
+        self.released: list[int] = []
+        """Those that were released for something that was not done then: the host's drivers may have them."""
 
     @property
     def capabilities(self) -> int:
@@ -70,7 +74,8 @@ class Handle:
             raise DeviceError(reason)
 
     def take_again(self, interfaces: Iterable[int]) -> None:
-        """Claim interfaces after the device was configured or reset, whoever has them now."""
+        """Claim interfaces after the device was configured or reset, from whichever driver was faster. Raises ClaimLost
+        if another program was."""
         for interface in interfaces:
             code = self._claim(interface)
             for _ in range(_CLAIM_TRIES):
@@ -78,15 +83,31 @@ class Handle:
                     break
                 time.sleep(_CLAIM_PAUSE)
                 code = self._claim(interface)
+            if code == -errno.EBUSY:
+                raise ClaimLost(f"another program on the host has taken interface {interface}")
             if code < 0:
                 raise failure(code, f"interface {interface} cannot be claimed again")
 
     def let_go(self) -> list[int]:
-        """Release what is claimed and return it: no driver is called, alternate settings are 0 again."""
+        """Release what is claimed: no driver is called, alternate settings are 0 again. Returns what was ours indeed,
+        and what was released before without that anything came of it."""
         claimed, self.claimed = self.claimed, []
+        released, self.released = self.released, []
         for interface in claimed:
-            self._call(usbfs.RELEASEINTERFACE, usbfs.UINT.pack(interface))
-        return claimed
+            if self._call(usbfs.RELEASEINTERFACE, usbfs.UINT.pack(interface)) not in _NOT_OURS:
+                released.append(interface)
+        return released
+
+    def free(self) -> list[int]:
+        """The same before something is done to the whole device. Raises ClaimLost if not all was ours any more: then
+        nothing may be done to it."""
+        claimed = list(self.claimed)
+        released = self.let_go()
+        for interface in claimed:
+            if interface not in released:
+                self.released = released
+                raise ClaimLost(f"the host has taken interface {interface} back")
+        return released
 
     def reattach(self, interfaces: Iterable[int]) -> None:
         """Let the kernel look for drivers, as if the device had just been plugged in. Does not raise."""
@@ -103,14 +124,25 @@ class Handle:
 
     # -- the device ----------------------------------------------------------------------------------------------------
 
-    def set_configuration(self, value: int) -> None:
-        """SET_CONFIGURATION; nothing may be claimed. The present configuration set again resets its endpoints."""
-        self._do(usbfs.SETCONFIGURATION, usbfs.UINT.pack(value), f"configuration {value} is refused")
+    def set_configuration(self, value: int) -> bool:
+        """SET_CONFIGURATION; nothing may be claimed. The present configuration set again resets its endpoints. False if
+        somebody else has interfaces of it: then nothing was done."""
+        code = self._call(usbfs.SETCONFIGURATION, usbfs.UINT.pack(value))
+        if code == -errno.EBUSY:
+            return False
+        if code < 0:
+            raise failure(code, f"configuration {value} is refused")
+        return True
 
     def set_interface(self, interface: int, alternate: int) -> None:
-        """SET_INTERFACE; what is in flight on the interface ends."""
+        """SET_INTERFACE; what is in flight on the interface ends. Raises ClaimLost, as everything for an interface that
+        is claimed: Linux looks whether it is."""
         argument = usbfs.SET_INTERFACE_ARGUMENT.pack(interface, alternate)
-        self._do(usbfs.SETINTERFACE, argument, f"setting {alternate} of interface {interface} is refused")
+        code = self._call(usbfs.SETINTERFACE, argument)
+        if code in (-errno.EBUSY, -errno.ENOENT) and interface in self.claimed:
+            raise ClaimLost(f"the host has taken interface {interface} back")
+        if code < 0:
+            raise failure(code, f"setting {alternate} of interface {interface} is refused")
 
     def clear_halt(self, endpoint: int) -> None:
         """CLEAR_FEATURE(ENDPOINT_HALT), and the host controller's toggle or sequence with it."""
@@ -155,6 +187,8 @@ class Handle:
 
     def _do(self, request: int, argument: bytes, message: str) -> int:
         code = self._call(request, argument)
+        if code == -errno.EBUSY:
+            raise ClaimLost("the host has taken an interface back")
         if code < 0:
             raise failure(code, message)
         return code

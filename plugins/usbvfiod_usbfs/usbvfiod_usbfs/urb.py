@@ -16,6 +16,7 @@ from usbvfiod_core.usb.device import Loop
 
 from . import ioctl as usbfs
 from .ioctl import Ioctl
+from .status import RETRY
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ RETRY_DELAY: Final = 0.01
 PATIENCE: Final = 5.0
 """Seconds without any URB taken or given back after which what waits for memory fails."""
 _REAPED_AT_ONCE: Final = 256
+_ENDED_EARLY: Final = frozenset((-errno.ENOENT, -errno.ECONNRESET, -errno.ENODEV, -errno.ESHUTDOWN))
+"""What the kernel ends URBs with that it takes back itself, as when usbfs loses their interface."""
 _KEPT_BYTES: Final = 4 << 20
 """Bounce buffers that are kept for the next transfers; clearing new ones costs as much as copying."""
 
@@ -48,10 +51,10 @@ class Urb:
     """An URB with room for `packets` packets. It stays where it is in memory until it has been reaped.
 
     `bounce` is the buffer it points to if that is not guest memory, `pin` what keeps guest memory mapped, `length`
-    the bytes asked for. `content` belongs to the owner.
+    the bytes asked for, `discarded` whether it is to end early. `content` belongs to the owner.
     """
 
-    __slots__ = ("address", "bounce", "content", "length", "memory", "owner", "packets", "pin")
+    __slots__ = ("address", "bounce", "content", "discarded", "length", "memory", "owner", "packets", "pin")
 
     def __init__(self, packets: int = 0) -> None:
         self.memory = ctypes.create_string_buffer(usbfs.URB.size + packets * usbfs.ISO_PACKET.size)
@@ -62,13 +65,20 @@ class Urb:
         self.pin: object = None
         self.owner: Owner | None = None
         self.content: object = None
+        self.discarded = False
 
 
 class Urbs:
-    """The URBs of one device. Everything is called on the loop's thread. `lost` is called when the device is gone."""
+    """The URBs of one device. Everything is called on the loop's thread.
+
+    `lost` is called when the device is gone. `refused`, which must do nothing to URBs, is called with each that the
+    kernel refuses for good, and the negative errno; `ended_early` when the kernel has ended one by itself.
+    """
 
     def __init__(self, fd: int, loop: Loop, lost: Callable[[], object], ioctl: Ioctl = usbfs.system_ioctl) -> None:
         self.fd = fd
+        self.refused: Callable[[Urb, int], object] = lambda urb, code: None
+        self.ended_early: Callable[[], object] = lambda: None
         self.submitted = 0
         """URBs taken by the kernel since the beginning."""
         self._loop = loop
@@ -107,6 +117,7 @@ class Urbs:
             self._kept += len(buffer)
             self._buffers.setdefault(len(buffer), []).append(buffer)
         urb.pin = urb.content = urb.owner = None
+        urb.discarded = False
         self._free.setdefault(urb.packets, []).append(urb)
 
     def buffer(self, length: int) -> bytearray:
@@ -128,10 +139,13 @@ class Urbs:
         if code == 0:
             self._inflight[urb.address] = urb
             self.submitted += 1
+        elif code not in RETRY:
+            self.refused(urb, code)
         return code
 
     def discard(self, urb: Urb) -> None:
         """Have an URB ended soon; it comes back by `Owner.back`."""
+        urb.discarded = True
         code = 0 if self._dead else self._ioctl(self.fd, usbfs.DISCARDURB, urb.address)
         # EINVAL: it is done and waits to be reaped.
         if code not in (0, -errno.EINVAL, -errno.ENODEV):
@@ -181,7 +195,10 @@ class Urbs:
             fields = unpack(urb.memory)
             owner = urb.owner
             assert owner is not None
-            owner.back(urb, fields[2], fields[6])  # status, actual_length
+            status = fields[2]
+            if status in _ENDED_EARLY and not urb.discarded:
+                self.ended_early()
+            owner.back(urb, status, fields[6])  # status, actual_length
             self.free(urb)
             if self._paused:  # the end of a transfer has started an operation
                 return

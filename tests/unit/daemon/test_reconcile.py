@@ -170,6 +170,49 @@ def test_a_lost_device_is_never_said_to_be_plugged_in(rig: Rig) -> None:
     assert (attachment.state.value, attachment.plugs, rig.backend.toys[0].closed) == ("plugged", 2, 1)
 
 
+TAKEN = "the host has taken interface 0 back, usb-storage has it"
+
+
+def test_a_device_that_the_host_takes_back_is_taken_again_a_while_later(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = rig.backend.put_in("2-1")
+    attachment = rig.attach("toys:2-1?port=3")
+    rig.backend.disconnect(info.address, TAKEN)
+    assert rig.hub.ports == {}
+    lost = rig.loop.time()
+    rig.loop.advance(RETRIES[0] / 2)
+    assert (attachment.state, attachment.reason) == (State.WAITING, TAKEN)
+    assert attachment.next_try == pytest.approx(lost + RETRIES[0])
+    assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, 1)
+    assert (list(rig.hub.ports), attachment.reason, attachment.plugs) == ([3], "", 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"{info.address} (toys:2-1?port=3) is gone from port 3: {TAKEN}"]
+
+
+def test_a_device_that_the_host_does_not_give_waits_with_the_reason(rig: Rig) -> None:
+    info = rig.backend.put_in("2-1")
+    attachment = rig.attach("toys:2-1")
+    rig.backend.failures["2-1"] = DeviceError("/dev/sda1 is mounted at /srv")
+    rig.backend.disconnect(info.address, TAKEN)
+    rig.loop.advance(100)
+    assert (rig.hub.ports, attachment.reason) == ({}, "/dev/sda1 is mounted at /srv")
+    del rig.backend.failures["2-1"]
+    rig.loop.advance(RETRIES[-1])
+    assert (list(rig.hub.ports), attachment.reason) == ([1], "")
+
+
+def test_a_device_that_is_pulled_out_is_just_gone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    info = rig.backend.put_in("2-1")
+    attachment = rig.attach("toys:2-1")
+    rig.hub.at_once = False
+    rig.backend.pull_out("2-1")
+    assert attachment.reason == "it is gone"
+    assert caplog.records[-1].getMessage() == f"{info.address} (toys:2-1) is gone from port 1"
+    rig.hub.at_once = True
+    rig.hub.finish()
+
+
 # -- who it is ------------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ class Toy(Device):
         self.speed = speed
         self.name = name
         self.events: DeviceEvents | None = None
+        self.reason = ""
         self.closed = 0
 
     def attach(self, events: DeviceEvents) -> None:
@@ -48,6 +49,9 @@ class Toy(Device):
 
     def close(self) -> None:
         self.closed += 1
+
+    def why_gone(self) -> str:
+        return self.reason
 
 
 class ToyBackend(Backend):
@@ -130,10 +134,11 @@ class ToyBackend(Backend):
         self.disconnect(info.address)
         self._changed()
 
-    def disconnect(self, address: str) -> None:
+    def disconnect(self, address: str, reason: str = "") -> None:
         """Whoever has the device open loses it."""
         for toy in self.toys:
             if toy.name == address and not toy.closed and toy.events is not None:
+                toy.reason = reason
                 toy.events.disconnected()
 
     def note(self, port_path: str, text: str) -> None:

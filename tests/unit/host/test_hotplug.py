@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from usbvfiod_core.errors import DeviceError
 from usbvfiod_core.host import hotplug, reading
-from usbvfiod_core.host.hotplug import Uevent, parse_uevent, watch
+from usbvfiod_core.host.hotplug import DEAF_PACE, Uevent, parse_uevent, watch, watch_device
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -229,3 +229,90 @@ def test_who_may_send_events(
         loop.run_ready()
     assert len(seen) == calls
     stop()
+
+
+# -- one device -------------------------------------------------------------------------------------------------------
+
+
+def of_interface(action: str, path: str = PATH, kind: str = "usb_interface") -> bytes:
+    where = f"{path}/{path.rpartition('/')[2]}:1.0"
+    return f"{action}@{where}\0ACTION={action}\0DEVPATH={where}\0SUBSYSTEM=usb\0DEVTYPE={kind}\0".encode()
+
+
+@pytest.fixture
+def sender(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What it sends, the kernel has said."""
+    here, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    netlink = Netlink(fileno=here.detach())
+    netlink.origin = (0, 1)
+    monkeypatch.setattr(hotplug, "uevent_socket", lambda: netlink)
+    with sender:
+        yield sender
+
+
+@pytest.mark.parametrize(
+    ("message", "told", "listed"),
+    [
+        (of_interface("bind"), 1, 0),
+        (of_interface("unbind"), 1, 0),
+        (of_interface("remove"), 1, 0),
+        (KERNEL, 1, 1),
+        (of_interface("bind", f"{PATH}.3"), 0, 0),
+        (of_interface("bind", PATH[:-1] + "11"), 0, 0),
+        (of_interface("bind", kind="other"), 0, 0),
+    ],
+)
+def test_a_device_is_told_what_is_its_own(
+    loop: StepLoop, tmp_path: Path, sender: socket.socket, message: bytes, told: int, listed: int
+) -> None:
+    seen: list[str] = []
+    stops = [
+        watch(loop, lambda: seen.append("listed"), tmp_path),
+        watch_device(loop, "2-1", lambda: seen.append("told"), tmp_path),
+        watch_device(loop, "2-1", lambda: seen.append("told too"), tmp_path),
+    ]
+    for _ in range(3):
+        sender.send(message)
+    loop.run_ready()
+    assert (seen.count("told"), seen.count("told too"), seen.count("listed")) == (told, told, listed)
+    stops.pop()()
+    sender.send(message)
+    loop.run_ready()
+    assert (seen.count("told"), seen.count("told too")) == (2 * told, told)
+    for stop in stops:
+        stop()
+    assert loop.watched == ()
+    assert hotplug._shared == {}
+
+
+def test_events_that_were_lost_may_be_of_any_device(
+    loop: StepLoop, tmp_path: Path, sender: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overrun(self: Netlink, *arguments: int) -> Any:
+        socket.socket.recvmsg(self, *arguments)
+        raise OSError(105, "No buffer space available")
+
+    seen: list[int] = []
+    stop = watch_device(loop, "2-1", lambda: seen.append(1), tmp_path)
+    monkeypatch.setattr(Netlink, "recvmsg", overrun)
+    sender.send(b"lost")
+    loop.run_ready()
+    assert seen == [1]
+    stop()
+
+
+def test_where_no_drivers_are_heard_of_there_is_a_look_now_and_then(tmp_path: Path, sender: socket.socket) -> None:
+    loop = StepLoop()
+    seen: list[float] = []
+    stop = watch_device(loop, "2-1", lambda: seen.append(loop.time()), tmp_path)
+    loop.advance(3.5 * DEAF_PACE)
+    assert seen == [DEAF_PACE, 2 * DEAF_PACE, 3 * DEAF_PACE]
+    sender.send(of_interface("bind", "/devices/x/usb9/9-9"))  # of whichever device: they can be heard here
+    loop.advance(100 * DEAF_PACE)
+    assert len(seen) == 3
+    stop()
+    silent = watch_device(loop, "2-1", lambda: seen.append(loop.time()), tmp_path)
+    silent()
+    loop.advance(100 * DEAF_PACE)
+    assert len(seen) == 3
+    loop.close()
