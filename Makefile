@@ -28,6 +28,7 @@ test: $(STAMP)
 	$(RUN) -m pytest -rs -m "not long"
 
 test-long: $(STAMP)
+	@! command -v cargo >/dev/null || $(RUN) -m tests.crate.client
 	$(RUN) -m pytest -rs
 
 vm: $(STAMP)

@@ -1,6 +1,7 @@
 """The vfio-user client that Cloud Hypervisor has: the crate `vfio_user`, behind the interface of the test kit's client.
 
-`library` builds lib.rs with cargo, once for each version of it, in the VM tests' cache.
+`library` builds lib.rs with cargo, once for each version of it, in the VM tests' cache; `make test-long` has that done
+(`python -m tests.crate.client`) before its tests, since it asks for crates.
 """
 
 from __future__ import annotations
@@ -90,3 +91,7 @@ class CrateClient:
 
     def region_write(self, region: int, offset: int, data: bytes, *, posted: bool = False) -> None:
         assert self._library.client_write(self._client, region, offset, data, len(data)) == 0
+
+
+if __name__ == "__main__":
+    library()

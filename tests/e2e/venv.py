@@ -1,4 +1,8 @@
-"""A fresh virtual environment in which things are installed from wheels, as a user would install them."""
+"""A fresh virtual environment in which things are installed from wheels, as a user would install them.
+
+No package index is asked: what they depend on is in the wheelhouse that `.ci/environment` has put into the environment
+which the tests run in. Where that is missing, because somebody else has made the environment, pip does what it does.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,31 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from usbvfiod_core.testing.limits import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
-PIP = ("--quiet", "--disable-pip-version-check")
+WHEELHOUSE = Path(sys.prefix) / "wheelhouse"
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
+_built = tempfile.TemporaryDirectory(prefix="usbvfiod-wheels-")
 
 
-def variables() -> dict[str, str]:
-    """The environment without what this process's own virtual environment has put into it."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def variables(*wheels: Path) -> dict[str, str]:
+    """The environment without what this process's own virtual environment has put into it; pip finds the wheelhouse,
+    and these directories of `wheels` besides."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    places = [str(place) for place in wheels]
+    if WHEELHOUSE.is_dir():
+        kept["PIP_NO_INDEX"] = "1"
+        places.append(str(WHEELHOUSE))
+    elif "PIP_FIND_LINKS" in kept:
+        places.append(kept["PIP_FIND_LINKS"])
+    return kept | ({"PIP_FIND_LINKS": " ".join(places)} if places else {})
 
 
 def call(*command: str | Path, cwd: Path | None = None) -> str:
@@ -31,29 +48,28 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def isolation() -> tuple[str, ...]:
-    """pip's option for the same build without fetching the build backend, where this Python has it."""
+    """pip's option for the same build without installing the build backend for it, where this Python has it."""
     return ("--no-build-isolation",) if importlib.util.find_spec("hatchling") else ()
 
 
-def wheel(project: Path, directory: Path) -> Path:
-    """Build a project's wheel into `directory`."""
-    before = set(directory.glob("*.whl"))
-    pip = (sys.executable, "-m", "pip", *PIP)
-    call(*pip, "wheel", "--no-deps", *isolation(), "--wheel-dir", directory, project, cwd=directory)
-    (made,) = set(directory.glob("*.whl")) - before
+@cache
+def wheel(project: Path) -> Path:
+    """The wheel of a project; it is built once in a run of the tests."""
+    directory = Path(tempfile.mkdtemp(dir=_built.name))
+    call(*PIP, "wheel", "--no-deps", *isolation(), "--wheel-dir", directory, project, cwd=directory)
+    (made,) = directory.glob("*.whl")
     return made
 
 
 def environment(directory: Path, *projects: Path, kit: bool = True) -> Path:
     """Make an environment with the wheels of usbvfiod, with what its test kit needs if there is to be a `kit`, and of
     `projects`; its directory `bin`."""
-    wheels = directory / "wheels"
-    wheels.mkdir()
-    core = wheel(ROOT, wheels)
-    others = [wheel(project, wheels) for project in projects]
-    call(sys.executable, "-m", "venv", directory / "venv")
-    call(directory / "venv/bin/pip", *PIP, "install", f"{core}[test]" if kit else core, *others, cwd=directory)
-    return directory / "venv" / "bin"
+    programs = directory / "venv" / "bin"
+    call(sys.executable, "-m", "venv", "--without-pip", directory / "venv")
+    core = f"{wheel(ROOT)}[test]" if kit else wheel(ROOT)
+    pip = (PIP[0], "-m", "pip", "--python", programs / "python", *PIP[3:])
+    call(*pip, "install", core, *map(wheel, projects), cwd=directory)
+    return programs
 
 
 def usable_plugins(programs: Path) -> dict[str, dict[str, Any]]:
