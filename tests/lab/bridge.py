@@ -16,13 +16,13 @@ from pathlib import Path
 from tests.lab import frames
 from tests.lab.frames import Frames, frame
 from tests.lab.machine import pci_function, wire
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.vfio_user import wire as vfio_user
 
 WINDOW = "0x1af4:0x1110"
 """PCI vendor and device of QEMU's shared memory."""
 QUIET = 0.3
 """Seconds without a byte after which nothing more comes of what was said to an earlier process."""
-CONNECT_TIMEOUT = 10.0
 
 
 class Bridge:
@@ -106,7 +106,7 @@ class Bridge:
             os.close(fd)
 
     def _connect(self) -> socket.socket:
-        deadline = time.monotonic() + CONNECT_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while True:
             server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:

@@ -21,6 +21,7 @@ from types import TracebackType
 
 from tests.lab.uevents import Uevents
 from tests.lab.usb_device import HostUsbDevice, at_ports, root_hubs, wait_plugged, wait_unplugged
+from usbvfiod_core.testing.limits import PATIENCE
 
 CONFIGFS = Path("/sys/kernel/config")
 GADGETS = CONFIGFS / "usb_gadget"
@@ -150,7 +151,7 @@ class Gadget:
         self._write("max_speed", SPEEDS[speed])
         self._write("bcdUSB", "0x0320" if speed == "super" else "0x0200")
 
-    def bind(self, timeout: float = 20.0, *, elsewhere: bool = False) -> HostUsbDevice:
+    def bind(self, timeout: float = PATIENCE, *, elsewhere: bool = False) -> HostUsbDevice:
         """Plug it in and wait until Linux has bound its drivers: at the port it had last, or `elsewhere`."""
         with Uevents() as uevents:
             if self._controller is None or elsewhere:
@@ -163,7 +164,7 @@ class Gadget:
             self.device = wait_plugged(uevents, lambda: at_ports(hubs, "1"), f"gadget {self._path.name}", timeout)
         return self.device
 
-    def unbind(self, timeout: float = 20.0) -> None:
+    def unbind(self, timeout: float = PATIENCE) -> None:
         """Pull it out and wait until Linux has let it go."""
         with Uevents() as uevents:
             self._write("UDC", "\n")

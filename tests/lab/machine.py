@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.lab.uevents import Uevents
 from tests.lab.usb_device import HostUsbDevice, at_ports, root_hubs, wait_plugged, wait_unplugged
+from usbvfiod_core.testing.limits import PATIENCE
 
 PORTS = {"xhci": 8, "ehci": 6}
 CONTROLLERS = {"xhci": "0x1b36:0x000d", "ehci": "0x8086:0x24cd"}
@@ -62,7 +63,12 @@ class Machine:
         os.close(self._port)
 
     def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0, tolerant: bool = False
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = PATIENCE,
+        tolerant: bool = False,
     ) -> Any:
         """Run one command of QEMU's machine protocol; `tolerant` makes a refusal None instead of MonitorError."""
         self._count += 1
@@ -91,7 +97,7 @@ class Machine:
         controller: str = "xhci",
         port: int | None = None,
         children: Sequence[tuple[str, dict[str, Any]]] = (),
-        timeout: float = 20.0,
+        timeout: float = PATIENCE,
         **properties: Any,
     ) -> HostUsbDevice:
         """Plug in one of QEMU's USB devices and wait until Linux has bound its drivers.
@@ -124,7 +130,7 @@ class Machine:
         self._plugged[found] = (identifier, controller, where)
         return found
 
-    def unplug(self, device: HostUsbDevice, timeout: float = 20.0) -> None:
+    def unplug(self, device: HostUsbDevice, timeout: float = PATIENCE) -> None:
         """Pull a device out and wait until Linux has let it go; its drive goes with it."""
         identifier, _, _ = self._plugged.pop(device)
         with Uevents() as uevents:

@@ -11,11 +11,10 @@ from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.served import ServerProcess
 
 BACKENDS = ("usbfs", "libusb")
-START_TIMEOUT = 60.0
-DRIVER_TIMEOUT = 30.0
 
 
 class Passed:
@@ -38,10 +37,10 @@ class Passed:
             address = device.port if by_port else str(device.node)
         path, self._control = directory / "usbvfiod.sock", directory / "control.sock"
         words = ("--backend", backend, "--device", address, "--control-path", str(self._control), *options)
-        self.server = ServerProcess(path, words, timeout=START_TIMEOUT)
+        self.server = ServerProcess(path, words)
         try:
             self.bus: SocketBus = self.server.connect()
-            self.driver = GuestDriver(self.bus, timeout=DRIVER_TIMEOUT).start()
+            self.driver = GuestDriver(self.bus).start()
             self.device: UsbDevice = self.driver.enumerate()
         except BaseException as error:
             self.server.stop()
@@ -53,7 +52,7 @@ class Passed:
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """The server's answer at its control socket."""
-        with ControlConnection(self._control, DRIVER_TIMEOUT) as control:
+        with ControlConnection(self._control, PATIENCE) as control:
             return control.request(request, **arguments)
 
     @property

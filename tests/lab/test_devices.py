@@ -35,6 +35,7 @@ from tests.lab.machine import Machine, outside, wire
 from tests.lab.passing import Pass
 from tests.lab.usbip import attach
 from usbvfiod_core.testing.driver import DriverError
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.testing.uas import UasClient
 from usbvfiod_core.usb.transfer import TransferType
@@ -245,7 +246,7 @@ def test_a_network_adapter(passed: Pass, mebibytes: int) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
             far.bind(("10.77.0.1", 7777))
-            far.settimeout(30)
+            far.settimeout(PATIENCE)
             for first in range(0, mebibytes << 10, 12):
                 payloads = [number.to_bytes(4, "big") * 256 for number in range(first, first + 12)]
                 station.send_datagrams(8888, 7777, payloads)
@@ -358,7 +359,7 @@ def test_a_smartcard(passed: Pass, machine: Machine) -> None:
     card = Card(wire("wire0"), lambda apdu: apdu[::-1] + b"\x90\x00")
     try:
         guest = passed(device).device
-        assert card.inserted.wait(10)
+        assert card.inserted.wait(PATIENCE)
         reader = CardReader(guest)
         assert reader.message(CardReader.POWER_ON)[::2] == (0, ANSWER_TO_RESET)
         for length in (5, 20, 200):

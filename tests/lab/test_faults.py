@@ -10,7 +10,7 @@ import pytest
 from tests.lab import gadgets, usbip_devices
 from tests.lab.gadgets import Gadget
 from tests.lab.guest_classes import bulk_pair
-from tests.lab.passing import DRIVER_TIMEOUT, START_TIMEOUT, Pass
+from tests.lab.passing import Pass
 from tests.lab.usbip import attach
 from tests.lab.usbip_devices import BULK_IN, BULK_OUT, Fault, SourceSink
 from usbvfiod_core.testing.driver import DriverError, GuestDriver
@@ -92,12 +92,12 @@ def test_broken_descriptors_hurt_nobody_else(backend: str, tmp_path: Path, kind:
     with Gadget([gadgets.source_sink()], identity="0525:a4a0") as gadget:
         options = ["--device", f"{gadget.bind().node}?port={NEIGHBOUR}", "--device", "1209:0002"]
         with (
-            ServerProcess(tmp_path / "s.sock", ("--backend", backend, *options), timeout=START_TIMEOUT) as server,
+            ServerProcess(tmp_path / "s.sock", ("--backend", backend, *options)) as server,
             attach(usbip_devices.broken(usbip_devices.malformed()[kind])) as attachment,
         ):
             attachment.wait()
             with contextlib.closing(server.connect()) as bus:
-                driver = GuestDriver(bus, timeout=DRIVER_TIMEOUT).start()
+                driver = GuestDriver(bus).start()
                 driver.port(NEIGHBOUR).wait_connected()
                 for port in driver.connected_ports():
                     if port.port_id != NEIGHBOUR:

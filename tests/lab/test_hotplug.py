@@ -23,6 +23,7 @@ from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
+from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
 from usbvfiod_core.usb.speed import Speed
 
 NOBODY = 65534
@@ -44,13 +45,14 @@ class Served:
                 group=user,
                 extra_groups=[],
             )
-        deadline = time.monotonic() + 30
-        while "serving on" not in log.read_text():
+
+        def serving() -> bool:
             assert self.process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+            return "serving on" in log.read_text()
+
+        wait_until(serving, log.read_text)
         self.log = log
-        self._connection = ControlConnection(self.control_path, 30)
+        self._connection = ControlConnection(self.control_path, PATIENCE)
         self._events = self._connection.events(devices=True)
         next(self._events)
 
@@ -66,17 +68,17 @@ class Served:
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """The answer to a request."""
-        with ControlConnection(self.control_path, 30) as control:
+        with ControlConnection(self.control_path, PATIENCE) as control:
             return control.request(request, **arguments)
 
     def connect(self) -> SocketBus:
         """A guest's way to it."""
-        return SocketBus(VfioUserClient.connect(self.path, wait=30))
+        return SocketBus(VfioUserClient.connect(self.path, wait=PATIENCE))
 
     def close(self) -> None:
         self._connection.close()
         self.process.terminate()
-        code = self.process.wait(20)
+        code = self.process.wait(PATIENCE)
         print(self.log.read_text())
         assert code == 0
 
@@ -187,14 +189,14 @@ def test_a_server_without_rights_is_passed_a_device(backend: str, stack: ExitSta
     server = Served(directory, user=NOBODY)
     stack.callback(server.close)
     bus = stack.enter_context(closing(server.connect()))
-    driver = GuestDriver(bus, timeout=30).start()
+    driver = GuestDriver(bus).start()
     command = [sys.executable, "-m", "usbvfiod_core", "attach", "--timeout", "60"]
     command += ["--control", str(server.control_path)]
     spec = f"{backend}:0525:a4a0?name=zero"
-    refused = subprocess.run([*command, spec], capture_output=True, text=True, timeout=90)
+    refused = subprocess.run([*command, spec], capture_output=True, text=True, timeout=scaled(90))
     assert refused.returncode == 4
     assert "permission" in refused.stderr
-    passed = subprocess.run([*command, "--open", spec], capture_output=True, text=True, timeout=90)
+    passed = subprocess.run([*command, "--open", spec], capture_output=True, text=True, timeout=scaled(90))
     assert passed.returncode == 0, passed.stderr
     assert "is plugged into port 1" in passed.stdout
     [attachment] = server.ask("list")["attachments"]
@@ -208,6 +210,6 @@ def test_a_server_without_rights_is_passed_a_device(backend: str, stack: ExitSta
     device = gadget.bind()
     device.node.chmod(0o600)
     server.wait("retrying")
-    passed = subprocess.run([*command, "--open", "zero"], capture_output=True, text=True, timeout=90)
+    passed = subprocess.run([*command, "--open", "zero"], capture_output=True, text=True, timeout=scaled(90))
     assert passed.returncode == 0, passed.stderr
     assert len(driver.enumerate(1).bulk_in(0x81, 4096)) == 4096

@@ -15,7 +15,8 @@ import pytest
 from tests.lab.gadgets import Gadget, mass_storage, source_sink
 from tests.lab.passing import Passed
 from tests.lab.replugging import GROWTH_KIB, anonymous_kib, descriptors
-from tests.lab.vmm import CHUNK, WAIT, connect, storage, submit
+from tests.lab.vmm import CHUNK, connect, storage, submit
+from usbvfiod_core.testing.limits import PATIENCE
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BLOCKS = 2048
@@ -27,7 +28,7 @@ def be_killed(path: Path, chance: random.Random) -> None:
     command = [sys.executable, "-m", "tests.lab.vmm", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=CHECKOUT) as vmm:
         assert vmm.stdout is not None
-        assert select.select([vmm.stdout], [], [], WAIT)[0]
+        assert select.select([vmm.stdout], [], [], PATIENCE)[0]
         assert vmm.stdout.readline() == b"busy\n"
         try:
             vmm.wait(chance.uniform(0.0, 0.15))
@@ -39,7 +40,7 @@ def be_killed(path: Path, chance: random.Random) -> None:
 
 def nothing_in_flight(gadgets: list[Gadget]) -> None:
     """The transfers of a VMM that is gone are taken back."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while any(gadget.urbs for gadget in gadgets):
         assert time.monotonic() < deadline, [gadget.urbs for gadget in gadgets]
         time.sleep(0.005)
@@ -95,7 +96,7 @@ def test_a_vmm_is_killed(tmp_path: Path, rounds: int) -> None:
                 ("plugged", port_id, 1) for port_id in (1, 2, 3)
             ]
             assert [set(device.drivers.values()) for device in host] == [{"usbfs"}] * 3
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             while descriptors(process) > kept[0]:  # those of the last connections are being closed
                 assert time.monotonic() < deadline, f"{descriptors(process)} descriptors, {kept[0]} before"
                 time.sleep(0.01)

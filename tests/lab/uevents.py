@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
+from usbvfiod_core.testing.limits import PATIENCE
+
 KOBJECT_UEVENT = 15  # NETLINK_KOBJECT_UEVENT
 KERNEL_GROUP = 1
 SO_RCVBUFFORCE = 33  # as SO_RCVBUF, beyond the limit of ordinary users
@@ -52,7 +54,7 @@ class Uevents:
         self.seen.append(keys)
         return keys
 
-    def wait(self, what: str, condition: Callable[[], Found | None], timeout: float = 10.0) -> Found:
+    def wait(self, what: str, condition: Callable[[], Found | None], timeout: float = PATIENCE) -> Found:
         """Wait until `condition()` is true, asked now and after every message; returns what it gave.
 
         Raises TimeoutError, which names `what` and the last messages.
@@ -66,7 +68,7 @@ class Uevents:
                 raise TimeoutError(f"no {what} after {timeout:.0f} s; the last uevents: {last}")
         return found
 
-    def wait_for(self, action: str, path: str, timeout: float = 10.0) -> None:
+    def wait_for(self, action: str, path: str, timeout: float = PATIENCE) -> None:
         """Wait for a message of this kind about a device (a path below /sys), one that was seen before included."""
         wanted = (action, path.removeprefix("/sys"))
         self.wait(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.uevents import Uevents
+from usbvfiod_core.testing.limits import PATIENCE
 
 DEVICES = Path("/sys/bus/usb/devices")
 
@@ -77,7 +78,7 @@ def root_hubs(controller: Path) -> list[Path]:
 
 
 def wait_plugged(
-    uevents: Uevents, find: Callable[[], HostUsbDevice | None], what: str, timeout: float = 10.0
+    uevents: Uevents, find: Callable[[], HostUsbDevice | None], what: str, timeout: float = PATIENCE
 ) -> HostUsbDevice:
     """Wait until a device is there with its drivers, which is when the kernel says that it has bound it.
 
@@ -95,12 +96,12 @@ def wait_plugged(
     return uevents.wait(what, bound, timeout)
 
 
-def wait_unplugged(uevents: Uevents, device: HostUsbDevice, timeout: float = 10.0) -> None:
+def wait_unplugged(uevents: Uevents, device: HostUsbDevice, timeout: float = PATIENCE) -> None:
     """Wait until the kernel has let a device go."""
     uevents.wait(f"removal of {device.port}", lambda: not device.present(), timeout)
 
 
-def wait_disk(uevents: Uevents, device: HostUsbDevice, timeout: float = 20.0) -> Path:
+def wait_disk(uevents: Uevents, device: HostUsbDevice, timeout: float = PATIENCE) -> Path:
     """Wait until the kernel's storage driver has announced a drive's disk; returns its node. `uevents` as above."""
     below = f"{device.path.resolve()}/".removeprefix("/sys")
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from usbvfiod_core.testing.limits import PATIENCE
+
 SUBMIT_URB = 0x8038550A
 DISCARD_URB = 0x550B
 REAP_URB_NO_DELAY = 0x4008550D
@@ -111,7 +113,7 @@ class UsbfsHandle:
         """Take a transfer back; it still has to be reaped."""
         self._call(DISCARD_URB, key)
 
-    def reap(self, timeout: float = 10.0) -> tuple[int, Result]:
+    def reap(self, timeout: float = PATIENCE) -> tuple[int, Result]:
         """The next transfer that has ended, by its key. Raises TimeoutError."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
@@ -129,7 +131,9 @@ class UsbfsHandle:
             data = buffer.raw[offset : offset + urb.actual_length]
         return ctypes.addressof(urb), Result(urb.status, urb.actual_length, data, packets)
 
-    def transfer(self, kind: int, endpoint: int, data: bytes | int, packets: int = 0, timeout: float = 10.0) -> Result:
+    def transfer(
+        self, kind: int, endpoint: int, data: bytes | int, packets: int = 0, timeout: float = PATIENCE
+    ) -> Result:
         """Submit one and wait for its end."""
         key = self.submit(kind, endpoint, data, packets)
         reaped, result = self.reap(timeout)

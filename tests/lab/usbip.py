@@ -28,6 +28,7 @@ from typing import Protocol
 
 from tests.lab.uevents import Uevents
 from tests.lab.usb_device import HostUsbDevice, at_ports, root_hubs, wait_plugged, wait_unplugged
+from usbvfiod_core.testing.limits import PATIENCE
 
 HOST_CONTROLLER = Path("/sys/devices/platform/vhci_hcd.0")
 SPEEDS = {"low": 1, "full": 2, "high": 3, "super": 5}  # enum usb_device_speed
@@ -213,7 +214,7 @@ class Attachment:
     ) -> None:
         self.close()
 
-    def wait(self, timeout: float = 30.0) -> HostUsbDevice:
+    def wait(self, timeout: float = PATIENCE) -> HostUsbDevice:
         """Wait until Linux has bound the device's drivers; a device that is wrong enough never gets there."""
         port = str(self._port % _ports_per_hub() + 1)
         self._found = wait_plugged(self._uevents, lambda: at_ports([self._hub], port), f"device at {port}", timeout)
@@ -224,7 +225,7 @@ class Attachment:
         """What `wait` found, waiting for it if need be."""
         return self._found or self.wait()
 
-    def close(self, timeout: float = 20.0) -> None:
+    def close(self, timeout: float = PATIENCE) -> None:
         """Pull the device out, wait until Linux has let it go and its port is free again."""
         self.server.close()
         if self._found is not None:

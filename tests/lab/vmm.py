@@ -13,16 +13,16 @@ from tests.lab.guest_classes import bulk_pair
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, Td, UsbDevice
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 CHUNK = 65536
 IN_FLIGHT = 4
-WAIT = 60.0
 
 
 def connect(path: Path) -> GuestDriver:
     """A new VMM and its guest's driver; `driver.bus.close()` ends both."""
-    return GuestDriver(SocketBus(VfioUserClient.connect(path, wait=WAIT)), timeout=WAIT).start()
+    return GuestDriver(SocketBus(VfioUserClient.connect(path, wait=PATIENCE))).start()
 
 
 def submit(zero: UsbDevice, *, is_in: bool) -> Td:

@@ -19,12 +19,13 @@ from tests.vm.bridge import Bridge
 from tests.vm.guest import GuestError, Running, vfio_user_arguments
 from tests.vm.lab import WINDOW_MIB, Lab
 from tests.vm.system import System
+from usbvfiod_core.testing.limits import scaled
 
 PLACE = "/tmp/beside"
 CONTROL = f"{PLACE}/control.sock"
-START_TIMEOUT = 60.0
-COMMAND_TIMEOUT = 60.0
-END_TIMEOUT = 30.0
+START_TIMEOUT = 120.0
+COMMAND_TIMEOUT = 120.0
+END_TIMEOUT = 60.0
 
 
 class BesideLab:
@@ -69,7 +70,7 @@ class BesideLab:
         offer = self.lab.exchange / "offer.json"
         running = self.lab.start(f"cd /usbvfiod && exec python3 -m tests.lab.offers {name}")
         try:
-            deadline = time.monotonic() + START_TIMEOUT
+            deadline = time.monotonic() + scaled(START_TIMEOUT)
             while not offer.exists():
                 if self.lab.ended(running, 0.05) or time.monotonic() > deadline:
                     raise GuestError(f"{name} is not made: {running.output}")

@@ -24,10 +24,11 @@ from tests.lab import frames
 from tests.lab.frames import Frames, frame
 from tests.vm.guest import GuestError, Running
 from tests.vm.lab import Lab
+from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.vfio_user import wire
 
-HELLO_TIMEOUT = 30.0
-QUIT_TIMEOUT = 10.0
+HELLO_TIMEOUT = scaled(60.0)
+QUIT_TIMEOUT = 30.0
 MOST_DESCRIPTORS = 64
 
 
@@ -66,7 +67,7 @@ class Bridge:
     def close(self) -> None:
         """Drop the client and end the lab's half."""
         os.close(self._stopped)
-        self._thread.join(QUIT_TIMEOUT)
+        self._thread.join(scaled(QUIT_TIMEOUT))
         self._drop()
         self._listener.close()
         os.close(self._stop)

@@ -15,7 +15,7 @@ from tests.vm.guest import Guest, GuestError, GuestFactory
 from tests.vm.lab import Lab
 from tests.vm.prepare import why_unavailable
 
-TIMEOUT = 240  # seconds for one test with its fixtures; several boots of up to a minute each on a busy machine
+TIMEOUT = 480  # seconds for one test with its fixtures; several boots of up to a minute each on a busy machine
 
 _guests: list[Guest] = []
 
@@ -88,7 +88,7 @@ class SharedLab:
         """The lab, which answers."""
         if self._lab is not None:
             try:
-                self._lab.run("true", timeout=10)
+                self._lab.run("true")
             except GuestError:
                 self.end()
         if self._lab is None:

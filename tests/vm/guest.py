@@ -4,7 +4,8 @@
         print(guest.run("lsusb -t"))
 
 QEMU runs without root and sees the system's own files. Every wait has an end, and QEMU never outlives the process that
-started it. One guest belongs to one thread: the one that made it, which must live as long as the guest (QEMU is told
+started it. Time-outs are seconds of a machine that may be busy; they are scaled here (usbvfiod_core.testing.limits).
+One guest belongs to one thread: the one that made it, which must live as long as the guest (QEMU is told
 to end with its parent, and Linux takes that to be a thread).
 """
 
@@ -26,8 +27,9 @@ from typing import Any, Self
 from tests.vm import initramfs
 from tests.vm import tree as debian
 from tests.vm.qmp import Qmp, QmpError
+from usbvfiod_core.testing.limits import PATIENCE, scaled
 
-BOOT_TIMEOUT = 60.0  # six seconds on an idle machine with two cores; tests may share it with a compiler
+BOOT_TIMEOUT = 120.0  # six seconds on an idle machine with two cores; tests may share it with a compiler
 LONGEST_SCRIPT = 30_000  # bytes of base64: beyond it the guest's serial driver has nowhere to put them
 
 
@@ -188,7 +190,7 @@ class Guest:
     ) -> None:
         self.kill()
 
-    def run(self, script: str, timeout: float = 30.0) -> str:
+    def run(self, script: str, timeout: float = 60.0) -> str:
         """Run a shell script (busybox's) as root and return what it printed, standard error included.
 
         Raises CommandError if it does not end with status 0, GuestTimeout with the kernel's log if it does not end in
@@ -211,8 +213,9 @@ class Guest:
             raise self._gone() from None
         return running
 
-    def wait(self, running: Running, timeout: float = 30.0) -> str:
+    def wait(self, running: Running, timeout: float = 60.0) -> str:
         """Wait for a started script; as `run`."""
+        timeout = scaled(timeout)
         deadline = time.monotonic() + timeout
         while running.status is None:
             if running.id not in self._running:
@@ -230,9 +233,9 @@ class Guest:
             pass
         return running.status is not None
 
-    def wait_until(self, condition: str, timeout: float = 30.0) -> None:
+    def wait_until(self, condition: str, timeout: float = 60.0) -> None:
         """Wait until a shell command in the guest succeeds; raises CommandError with its last words if it does not."""
-        rounds = max(1, int(timeout * 10))
+        rounds = max(1, int(scaled(timeout) * 10))
         script = f"for round in $(seq {rounds}); do last=$({{ {condition}; }} 2>&1) && exit 0; sleep 0.1; done"
         self.run(f'{script}; echo "$last"; exit 1', timeout + 10)
 
@@ -246,14 +249,14 @@ class Guest:
                 lines.append(text or line)
         return "\n".join(lines)
 
-    def qmp(self, command: str, *, timeout: float = 10.0, **arguments: Any) -> Any:
+    def qmp(self, command: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
         """Run a command of QEMU's machine protocol; raises qmp.QmpError if QEMU refuses it."""
         self.transcript.append(f"[qmp] {command} {arguments}")
-        return self._qmp.execute(command, timeout=timeout, **arguments)
+        return self._qmp.execute(command, timeout=scaled(timeout), **arguments)
 
-    def qmp_event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
+    def qmp_event(self, name: str, timeout: float = 30.0) -> dict[str, Any]:
         """Wait for an event of QEMU's machine protocol."""
-        return self._qmp.wait_event(name, timeout)
+        return self._qmp.wait_event(name, scaled(timeout))
 
     def reboot(self, script: str = "sync; reboot -f", timeout: float = BOOT_TIMEOUT) -> None:
         """Let the guest reboot itself (drivers shut down, file systems synchronised) and wait until it is up again.
@@ -269,8 +272,9 @@ class Guest:
         self.qmp("system_reset")
         self._wait_boot(boots + 1, timeout)
 
-    def shutdown(self, timeout: float = 20.0) -> None:
+    def shutdown(self, timeout: float = 60.0) -> None:
         """Let the guest power itself off and wait for QEMU's end."""
+        timeout = scaled(timeout)
         self.start("sync; poweroff -f")
         try:
             status = self.process.wait(timeout)
@@ -295,11 +299,12 @@ class Guest:
 
     def _connect_monitor(self, timeout: float) -> None:
         try:
-            self._qmp.connect(timeout)
+            self._qmp.connect(scaled(timeout))
         except QmpError:
             raise self._gone() from None
 
     def _wait_boot(self, boots: int, timeout: float) -> None:
+        timeout = scaled(timeout)
         deadline = time.monotonic() + timeout
         while self.boots < boots:
             if not self._receive(deadline):
@@ -347,7 +352,7 @@ class Guest:
     def _blocked(self) -> str:
         """What the guest's kernel can say about a script that does not end."""
         probe = self.start("echo w > /proc/sysrq-trigger; dmesg | tail -n 60")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         try:
             while probe.status is None and self._receive(deadline):
                 pass

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.vm import tree as debian
 from tests.vm.guest import Guest, Running
+from usbvfiod_core.testing.limits import scaled
 
 # Of these the kernel may not warn. Its own platform (ACPI, CPU) has warnings that say nothing about USB.
 USB_WORDS = re.compile(
@@ -33,7 +34,7 @@ class Disk:
     size: int
 
 
-def wait_disks(guest: Guest, count: int = 1, timeout: float = 30.0) -> list[Disk]:
+def wait_disks(guest: Guest, count: int = 1, timeout: float = 60.0) -> list[Disk]:
     """Wait until the guest has `count` USB drives and return them, in the order of their USB names."""
     guest.wait_until(
         f"[ $(ls -d /sys/block/sd* 2>/dev/null | wc -l) -eq {count} ] || {{ ls /sys/block; false; }}", timeout
@@ -49,7 +50,7 @@ def wait_disks(guest: Guest, count: int = 1, timeout: float = 30.0) -> list[Disk
     return sorted(disks, key=lambda disk: (len(disk.usb), disk.usb))
 
 
-def sha256(guest: Guest, path: str, timeout: float = 60.0) -> str:
+def sha256(guest: Guest, path: str, timeout: float = 120.0) -> str:
     """The SHA-256 of a whole drive or file, read past the guest's cache as far as it was not written there."""
     return guest.run(f"blockdev --flushbufs {path} 2>/dev/null; sha256sum {path}", timeout).split()[0]
 
@@ -95,10 +96,10 @@ def usb_complaints(guest: Guest) -> list[str]:
     return warnings + [line for line in guest.dmesg().splitlines() if RECOVERY.search(line) and line not in warnings]
 
 
-def start_reading_keys(guest: Guest, events: int, *, name: str = "", patience: int = 20) -> Running:
+def start_reading_keys(guest: Guest, events: int, *, name: str = "", patience: int = 60) -> Running:
     """Start reading key presses and releases from the guest's USB keyboard; give the result to `finish_reading_keys`.
 
-    `name` is part of the input device's name, where there are several; `patience` is in seconds.
+    `name` is part of the input device's name, where there are several; `patience` is in seconds, and scaled.
 
     On return the keyboard is open: what is typed from now on is read. One press or release is three input events
     (scan code, key, end of report).
@@ -112,7 +113,7 @@ until [ -n "$event" ]; do
 done
 exec 4< /dev/input/$event
 touch /tmp/reading-keys
-timeout {patience} /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
+timeout {scaled(patience):.0f} /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
 """
     guest.run("rm -f /tmp/reading-keys")
     reading = guest.start(script)
@@ -120,7 +121,7 @@ timeout {patience} /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdum
     return reading
 
 
-def finish_reading_keys(guest: Guest, reading: Running, timeout: float = 25.0) -> list[tuple[int, int]]:
+def finish_reading_keys(guest: Guest, reading: Running, timeout: float = 60.0) -> list[tuple[int, int]]:
     """Wait for the keys: (code of linux/input-event-codes.h, 1 for a press and 0 for a release) of each."""
     data = bytes.fromhex(guest.wait(reading, timeout).strip())
     events = [struct.unpack_from("<qqHHi", data, offset) for offset in range(0, len(data), 24)]

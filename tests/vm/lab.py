@@ -29,7 +29,7 @@ from tests.vm.system import INSIDE, System
 
 MEMORY_MIB = 1536
 WINDOW_MIB = 1024
-TEST_TIMEOUT = 180  # seconds for one test inside; what takes one here takes five to ten there
+TEST_TIMEOUT = 180  # seconds for one test inside, scaled there; what takes one here takes five to ten there
 WIRES = ("qmp", "wire0", "wire1")
 """A monitor of QEMU's, so that what runs in the lab plugs devices in and out; and what the devices may be wired to."""
 

@@ -11,6 +11,8 @@ import socket
 import time
 from typing import Any
 
+from usbvfiod_core.testing.limits import PATIENCE
+
 
 class QmpError(Exception):
     """QEMU refused a command (its own words), or went away."""
@@ -32,7 +34,7 @@ class Qmp:
             raise QmpError(f"no QMP greeting but {greeting}")
         self.execute("qmp_capabilities", timeout=timeout)
 
-    def execute(self, command: str, *, timeout: float = 10.0, **arguments: Any) -> Any:
+    def execute(self, command: str, *, timeout: float = PATIENCE, **arguments: Any) -> Any:
         """Run one command and return what it returns. Raises QmpError if QEMU refuses it, TimeoutError."""
         self._last_id += 1
         request = {"execute": command, "arguments": arguments, "id": self._last_id}
@@ -50,7 +52,7 @@ class Qmp:
                     raise QmpError(f"{command}: {message['error']['desc']}")
                 return message["return"]
 
-    def wait_event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
+    def wait_event(self, name: str, timeout: float = PATIENCE) -> dict[str, Any]:
         """Take the next event of this name, one that arrived earlier included. Others stay. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while True:

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.vm.guest import vfio_user_arguments
-
-READY_TIMEOUT = 10.0
+from usbvfiod_core.testing.limits import PATIENCE
 
 
 class ServerError(Exception):
@@ -36,7 +35,7 @@ class UsbvfiodServer:
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         *,
-        timeout: float = READY_TIMEOUT,
+        timeout: float = PATIENCE,
     ) -> None:
         # Not pytest's directory: the path of a Unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="usbvfiod-"))
@@ -90,7 +89,7 @@ class UsbvfiodServer:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 10.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Ask the server to end and return its exit status; raises ServerError if it does not."""
         self.process.send_signal(number)
         try:

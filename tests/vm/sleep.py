@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.vm.guest import Guest
+from usbvfiod_core.testing.limits import scaled
 
 # q35's firmware resumes from S3 without enabling the ACPI registers again (PMBASE and ACPI_CNTL of the LPC bridge),
 # so that the next S3 would be over at once without QEMU being asked. Written back here, as it found them.
@@ -13,7 +14,7 @@ printf '\001\006\000\000\200' | dd of=/sys/bus/pci/devices/0000:00:1f.0/config b
 """
 
 
-def sleep(guest: Guest, state: str, awake: float = 0.5, timeout: float = 60.0) -> None:
+def sleep(guest: Guest, state: str, awake: float = 0.5, timeout: float = 120.0) -> None:
     """Suspend the guest once to `state` (of /sys/power/state: "freeze" or "mem") and wake it; it has slept for sure.
 
     It goes to sleep after it was `awake` seconds. Raises CommandError with the kernel's words if it refuses to sleep.
@@ -40,7 +41,7 @@ done
 dmesg | tail -n 20
 exit 1
 """)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + scaled(timeout)
     while not guest.ended(running, awake + 1.0) and time.monotonic() < deadline:
         guest.start("true")
     guest.wait(running, timeout)
@@ -55,6 +56,6 @@ def autosuspend(guest: Guest, usb: str, disk: str = "", delay_ms: int = 20) -> N
     guest.run(script)
 
 
-def wait_suspended(guest: Guest, usb: str, timeout: float = 10.0) -> None:
+def wait_suspended(guest: Guest, usb: str, timeout: float = 30.0) -> None:
     """Wait until a USB device is suspended."""
     guest.wait_until(f"grep suspended /sys/bus/usb/devices/{usb}/power/runtime_status", timeout)

@@ -17,8 +17,11 @@ from typing import Any
 from tests.vm import initramfs, lab_packages
 from tests.vm import tree as debian
 from tests.vm.guest import Guest
+from usbvfiod_core.testing import limits
+from usbvfiod_core.testing.limits import scaled
 
-BOOT_TIMEOUT = 120.0
+BOOT_TIMEOUT = 240.0
+SLOWNESS = 2.0  # of limits inside, on top of what they are here; the processor is emulated
 INSIDE = Path("/usbvfiod")
 
 
@@ -51,6 +54,7 @@ class System(Guest):
         path = [str(INSIDE / place.relative_to(lab_packages.CHECKOUT)) for place in places]
         variables = {"PYTHONPATH": ":".join([*path, "/exchange/distributions", "/site"]), "PYTHONUNBUFFERED": "1"}
         variables["USBVFIOD_EXCHANGE"] = str(self.exchange)
+        variables[limits.VARIABLE] = str(scaled(SLOWNESS))
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         (self.exchange / "environment").write_text("".join(lines))
 

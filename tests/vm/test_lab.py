@@ -17,7 +17,7 @@ PATTERNS = ("tests/lab/test_*.py", "plugins/*/tests/lab/test_*.py")
 FILES = sorted(path.relative_to(CHECKOUT) for pattern in PATTERNS for path in CHECKOUT.glob(pattern))
 WHOLLY_LONG = [path for path in FILES if "pytestmark = [pytest.mark.long" in (CHECKOUT / path).read_text()]
 LONG_FILES = [path for path in FILES if "mark.long" in (CHECKOUT / path).read_text()]
-FILE_TIMEOUT = 1200  # seconds; a few minutes where nothing else wants the processors
+FILE_TIMEOUT = 1800  # seconds; a few minutes where nothing else wants the processors
 LONG_TIMEOUT = 3600
 
 

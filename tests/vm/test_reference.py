@@ -74,7 +74,7 @@ def test_a_script_that_hangs_does_not_stop_the_next(reference: Reference) -> Non
 def test_scripts_run_beside_each_other(reference: Reference) -> None:
     waiting = reference.guest.start("until [ -e /tmp/flag ]; do sleep 0.05; done; echo seen")
     reference.guest.run("touch /tmp/flag")
-    assert reference.guest.wait(waiting, 5) == "seen\n"
+    assert reference.guest.wait(waiting) == "seen\n"
 
 
 def test_waiting_for_something_that_never_is(reference: Reference) -> None:

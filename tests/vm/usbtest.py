@@ -71,13 +71,13 @@ ISOCHRONOUS = (
 INTERRUPT = (Case(25, "interrupt write", 20, 64), Case(26, "interrupt read", 20, 64))
 
 
-def find(guest: Guest, timeout: float = 20.0) -> str:
+def find(guest: Guest, timeout: float = 60.0) -> str:
     """Wait for the device to be bound to usbtest and return its usbfs node in the guest."""
     (node,) = find_all(guest, 1, timeout)
     return node
 
 
-def find_all(guest: Guest, count: int, timeout: float = 20.0, *, alternate: int | None = None) -> list[str]:
+def find_all(guest: Guest, count: int, timeout: float = 60.0, *, alternate: int | None = None) -> list[str]:
     """Wait for so many devices to be bound to usbtest, and return their usbfs nodes in the order of bus and port.
 
     With `alternate` they are bound anew to that setting, else they stay with the first one that has a bulk pair.
@@ -96,7 +96,7 @@ def find_all(guest: Guest, count: int, timeout: float = 20.0, *, alternate: int 
     return guest.run(script).split()
 
 
-def run(guest: Guest, node: str, case: Case, timeout: float = 30.0) -> float:
+def run(guest: Guest, node: str, case: Case, timeout: float = 60.0) -> float:
     """Run one test; returns the seconds it took, raises guest.CommandError with the kernel's words if it fails."""
     arguments = f"{case.number} {case.iterations} {case.length} {case.vary} {case.lists}"
     script = f"perl /tmp/usbtest.pl {node} {arguments} || {{ dmesg | tail -n 4; exit 1; }}"

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from tests.lab.usbip_devices import Mute, Refusing, broken, malformed
 from usbvfiod_core import DeviceError, TransferStatus, TransferType
 from usbvfiod_core.host import sysfs
 from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.testing.served import ServerProcess
 from usbvfiod_core.usb.requests import SetupPacket
@@ -59,16 +59,7 @@ def open_bench(node: Path | str) -> DeviceBench:
     except DeviceError:
         loop.close()
         raise
-    return DeviceBench(device, loop, timeout=10.0, submit_limit=1.0)
-
-
-def eventually(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-    return True
+    return DeviceBench(device, loop, submit_limit=1.0)
 
 
 def open_fds() -> set[str]:
@@ -121,7 +112,7 @@ def test_another_configuration_is_undone() -> None:
 
 def test_a_server_gives_its_devices_back_at_sigterm(plugged: tuple[Gadget, HostUsbDevice], tmp_path: Path) -> None:
     _, device = plugged
-    server = ServerProcess(tmp_path / "usb.sock", ["--device", f"libusb:{device.port}"], timeout=60)
+    server = ServerProcess(tmp_path / "usb.sock", ["--device", f"libusb:{device.port}"])
     with server:
         assert eventually(lambda: device.drivers == {0: "usbfs"})
         assert server.stop(signal.SIGTERM) == 0
@@ -205,7 +196,7 @@ def test_descriptors_that_are_wrong_are_survived(kind: str) -> None:
     before = open_fds()
     with attach(broken(malformed()[kind])) as attachment:
         try:
-            node = attachment.wait(10).node
+            node = attachment.wait().node
         except TimeoutError:
             return
         try:

@@ -19,6 +19,7 @@ from usbvfiod_libusb.backend import LibusbBackend
 from tests.lab.gadgets import gadget_zero
 from usbvfiod_core import Transfer, TransferStatus, TransferType
 from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
 
@@ -46,7 +47,7 @@ def replug(rounds: int, *, busy: bool) -> None:
             device = gadget.bind()
             loop = StepLoop(virtual_time=False)
             opened = LibusbBackend().open(str(device.node), {}, loop)
-            bench = DeviceBench(opened, loop, timeout=10.0, submit_limit=1.0)
+            bench = DeviceBench(opened, loop, submit_limit=1.0)
             assert bench.control(SetupPacket(0, 9, 3, 0, 0)).status is TransferStatus.COMPLETED
             flying: list[Transfer] = []
             if busy:
@@ -82,7 +83,7 @@ def replug_alone(rounds: int, kind: str, timeout: float) -> None:
 
 @pytest.mark.parametrize("kind", ["idle", "busy"])
 def test_replugging_leaves_nothing_behind(kind: str) -> None:
-    replug_alone(ROUNDS, kind, 170)
+    replug_alone(ROUNDS, kind, scaled(80))
 
 
 @pytest.mark.long

@@ -22,6 +22,7 @@ from tests.lab.usbip_devices import (
 from usbvfiod_core import Device, Loop, TransferStatus, TransferType
 from usbvfiod_core.testing.conformance import DeviceConformance
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
 
@@ -38,7 +39,7 @@ class Bench(DeviceBench):
         loop = StepLoop(virtual_time=False)
         self.attachment, self.script = attachment, script
         device = LibusbBackend().open(str(attachment.wait().node), {}, loop)
-        super().__init__(device, loop, timeout=10.0, submit_limit=1.0)
+        super().__init__(device, loop, submit_limit=1.0)
         self.configure()
 
     def configure(self) -> None:
@@ -195,7 +196,7 @@ def test_a_device_that_is_pulled_out_in_the_middle_of_a_transfer(bench: Bench) -
     flying.append(bench.submit_packets(ISOCHRONOUS_IN, [PACKET_BYTES] * 8))
     bench.wait(*flying)
     assert {each.status for each in flying} <= {TransferStatus.DISCONNECTED, TransferStatus.ERROR, COMPLETED}
-    assert bench.loop.run_until(lambda: bench.events.disconnections == 1, 10)
+    assert bench.loop.run_until(lambda: bench.events.disconnections == 1, PATIENCE)
 
 
 class TestSettings(DeviceConformance):

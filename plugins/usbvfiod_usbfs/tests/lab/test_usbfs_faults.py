@@ -28,6 +28,7 @@ from tests.lab.usbip_devices import (
 from usbvfiod_core import UsbvfiodError
 from usbvfiod_core.testing.conformance.enumeration import get_descriptor, set_configuration, set_interface
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import DEVICE
 from usbvfiod_core.usb.requests import SetupPacket
@@ -118,7 +119,7 @@ def test_a_device_that_goes_away_in_a_transfer(bench: DeviceBench, script: Sourc
     transfers = [bench.submit(BULK_IN, BULK, LENGTH) for _ in range(4)]
     bench.wait(*transfers)
     assert {each.status for each in transfers} <= {TransferStatus.DISCONNECTED, ERROR}
-    assert bench.loop.run_until(lambda: bench.events.disconnections == 1, 10.0)
+    assert bench.loop.run_until(lambda: bench.events.disconnections == 1, PATIENCE)
 
 
 # -- isochronous -----------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_a_device_that_stops_to_answer_can_be_given_back(neighbour: DeviceBench)
         bench.wait(*waiting)
         assert {each.status for each in waiting} == {TransferStatus.CANCELLED}
         plugged.server.disconnect()
-        assert bench.loop.run_until(lambda: bench.events.disconnections == 1, 10.0)
+        assert bench.loop.run_until(lambda: bench.events.disconnections == 1, PATIENCE)
         bench.close()
 
 

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core import DeviceError
 from usbvfiod_core.testing.conformance.enumeration import configurations, set_configuration
 from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 
@@ -37,14 +36,6 @@ for _ in range(8):
 print("busy", flush=True)
 time.sleep(60)
 """
-
-
-def wait(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
-    """Wait for something that the kernel does in its own time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def opened(device: HostUsbDevice, **options: str) -> DeviceBench:
@@ -80,9 +71,9 @@ def test_the_driver_gets_its_device_back_from_a_server_that_is_told_to_end(tmp_p
         command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(tmp_path / "socket")]
         server = subprocess.Popen([*command, "--backend", "usbfs", "--device", device.port])
         try:
-            wait(lambda: device.drivers == {0: "usbfs"}, "the server takes the device", 60.0)
+            wait_until(lambda: device.drivers == {0: "usbfs"}, "the server takes the device")
             server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
+            assert server.wait(PATIENCE) == 0
         finally:
             server.kill()
             server.wait()
