@@ -33,6 +33,7 @@ LAYERS = {
     "xhci.mfindex": 2,
     "xhci.remapping": 2,
     "xhci.statistics": 2,
+    "xhci.complaints": 2,
     "xhci.engine": 3,
     "xhci.endpoint": 3,
     "xhci.isochronous": 3,

@@ -53,6 +53,13 @@ class GuestMemoryError(UsbvfiodError):
         self.reason = reason
 
 
+class UnsharedMemoryError(GuestMemoryError):
+    """A range that is the guest's memory, but that the client keeps for itself: not the guest's fault.
+
+    The controller answers as if the device had not: with a USB Transaction Error, or the failure of the command.
+    """
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """A message that there is no `what` called `name`, with the nearest that there is, or all."""
     known = sorted(known)

@@ -18,11 +18,14 @@ import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from .errors import ClientError, GuestMemoryError
+from .errors import ClientError, GuestMemoryError, UnsharedMemoryError
 
 PAGE_SIZE = 4096
 MAX_REGIONS = 65535
 ADDRESS_LIMIT = 1 << 64
+
+HOW_TO_SHARE = "QEMU: share=on for every memory-backend, Cloud Hypervisor: shared=on"
+"""What helps where memory of the guest's is not shared; for messages."""
 
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 0x0002
@@ -64,7 +67,7 @@ class Region:
         self.readable = readable
         self.writable = writable
         self.view: memoryview | None = None
-        self.reason = "the client shares no file for this memory (QEMU: share=on, Cloud Hypervisor: shared=on)"
+        self.reason = f"the client does not share {self.start:#x}-{self.end:#x} ({HOW_TO_SHARE})"
         self.backing: _Backing | None = None
         self.offset = 0
 
@@ -200,7 +203,8 @@ class GuestMemory:
     # -- the controller's side -------------------------------------------------------------------------------
 
     def window(self, address: int, length: int, *, write: bool = True) -> memoryview:
-        """A view of `length` bytes that lie in one region. Raises GuestMemoryError."""
+        """A view of `length` bytes that lie in one region. Raises GuestMemoryError, of the kind UnsharedMemoryError
+        where the client has mapped memory that it does not share."""
         last = self._last
         end = address + length
         if last.start <= address and end <= last.end:
@@ -210,8 +214,10 @@ class GuestMemory:
             if end > region.end:
                 raise GuestMemoryError(address, length, "crosses the end of a mapping")
         view = region.view
-        if view is None or (write and not region.writable) or not region.readable:
-            raise GuestMemoryError(address, length, self._refusal(region, write))
+        if view is None:
+            raise UnsharedMemoryError(address, length, region.reason)
+        if (write and not region.writable) or not region.readable:
+            raise GuestMemoryError(address, length, "write-only" if region.writable else "read-only")
         start = region.start
         return view[address - start : end - start]
 
@@ -268,12 +274,6 @@ class GuestMemory:
                 self._last = region
                 return region
         raise GuestMemoryError(address, length, "not mapped")
-
-    @staticmethod
-    def _refusal(region: Region, write: bool) -> str:
-        if region.view is None:
-            return region.reason
-        return "read-only" if write and not region.writable else "write-only"
 
     @staticmethod
     def _same(old: Region, new: Region) -> bool:

@@ -70,6 +70,64 @@ def test_memory_without_a_file_is_known_and_cannot_be_used(client: RawClient, se
         serving.memory.read(0xFFFC0000, 4)
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "does not share" in record.getMessage()]
+
+
+def test_memory_that_is_not_shared_is_told_of_once(
+    client: RawClient, memfd: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A NUMA node without share=on beside one with it; a firmware has QEMU map it again in other pieces."""
+    assert client.errno(dma_map(0, MIB), [memfd]) == 0
+    node, size = 1 << 30, 512 * MIB
+    assert client.errno(dma_map(node, size)) == 0
+    (message,) = warnings(caplog)
+    assert f"{node:#x}-{node + size:#x} (512 MiB)" in message
+    assert "share=on" in message
+    for start, length in ((node, size), (node, 128 * MIB), (node + 128 * MIB, size - 128 * MIB)):
+        assert client.errno(dma_unmap(node, size)) == 0
+        assert client.errno(dma_map(start, length)) == 0
+    assert client.errno(dma_unmap(node, size)) == 0
+    assert client.errno(dma_map(node, size)) == 0
+    assert warnings(caplog) == [message]
+    assert client.errno(dma_map(1 << 32, 128 * MIB)) == 0, "a memory module that is plugged in later"
+    assert len(warnings(caplog)) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "flags"),
+    [
+        (0xFFFC0000, 0x40000, 1),  # QEMU's firmware
+        (0xC0000, 0x20000, 3),  # shadowed
+        (0xFD000000, 16 * MIB, 3),  # the memory of a display adapter
+        (0xF4000000, 64 * MIB, 3),
+        (0, 64 * MIB, 1),  # flash of arm64's virt
+        (1 << 32, 1 << 30, 1),  # cannot be written
+    ],
+)
+def test_what_nobody_shares_is_not_told_of(
+    client: RawClient, address: int, size: int, flags: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.errno(dma_map(address, size, flags=flags)) == 0
+    assert client.alive()
+    assert warnings(caplog) == []
+
+
+def test_shared_memory_is_not_told_of(client: RawClient, caplog: pytest.LogCaptureFixture) -> None:
+    fd = os.memfd_create("ram")
+    try:
+        os.ftruncate(fd, 1 << 30)
+        assert client.errno(dma_map(0, 1 << 30), [fd]) == 0
+    finally:
+        os.close(fd)
+    assert warnings(caplog) == []
+
+
+def test_a_mapping_that_is_refused_is_not_told_of(client: RawClient, caplog: pytest.LogCaptureFixture) -> None:
+    assert client.errno(dma_map(0x800, 1 << 30)) == EINVAL
+    assert warnings(caplog) == []
+
+
 @pytest.mark.parametrize(
     ("address", "size", "expected"),
     [

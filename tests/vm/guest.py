@@ -90,6 +90,18 @@ def qemu_xhci_arguments(
     return arguments
 
 
+def _memory_arguments(shared_mib: int, private_mib: int, *, private_first: bool) -> list[str]:
+    """QEMU's arguments for a machine with the memory `ram`, and perhaps a NUMA node beside it that is not shared."""
+    size = ["-m", f"{shared_mib + private_mib}M,slots=2,maxmem=8G"]
+    if not private_mib:
+        return ["-machine", "q35,accel=tcg,memory-backend=ram", *size]
+    processors = [",cpus=0", ""] if not private_first else ["", ",cpus=0"]
+    return [
+        *("-machine", "q35,accel=tcg", *size, "-object", f"memory-backend-ram,id=private,size={private_mib}M"),
+        *("-numa", f"node,memdev=ram{processors[0]}", "-numa", f"node,memdev=private{processors[1]}"),
+    ]
+
+
 def shared_file(name: str, fd: int, mebibytes: int) -> str:
     """The memory of QEMU's that is the file behind an inherited descriptor; for `-object`."""
     return f"memory-backend-file,id={name},size={mebibytes}M,mem-path=/proc/self/fd/{fd},share=on"
@@ -101,7 +113,8 @@ class Guest:
     `directory` must exist; the kernel's console (console.log) and QEMU's messages (qemu.log) are kept in it.
     `arguments` are added to QEMU's command line, which may name the file descriptors in `descriptors`. The memory is a
     shared memfd, as vfio-user needs it: `memory_fd`, of that size, if somebody else has it, too. The kernel is Debian's
-    own, or with `backported` the newer one.
+    own, or with `backported` the newer one. With `private_mib` it has a second NUMA node of so much more memory that is
+    not shared; `private_first` puts the processors there, so that Linux takes from it first.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -112,6 +125,8 @@ class Guest:
         *,
         memory_mib: int = 512,
         memory_fd: int | None = None,
+        private_mib: int = 0,
+        private_first: bool = False,
         processors: int = 1,
         kernel_arguments: str = "",
         backported: bool = False,
@@ -145,7 +160,8 @@ class Guest:
             descriptors = [*descriptors, memory_fd]
         self.command = [
             *debian.qemu_argv(tree),
-            *("-machine", "q35,accel=tcg,memory-backend=ram", "-object", memory, "-m", f"{memory_mib}M"),
+            *("-object", memory),
+            *_memory_arguments(memory_mib, private_mib, private_first=private_first),
             *("-cpu", "max", "-smp", str(processors), "-nographic", "-nodefaults", "-no-user-config"),
             *("-run-with", "exit-with-parent=on"),
             *("-chardev", f"file,id=console,path={self.console_path}", "-serial", "chardev:console"),

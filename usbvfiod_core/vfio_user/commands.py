@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
-from .dma import dma_map, unmap_range
+from .dma import UnsharedRanges, dma_map, unmap_range
 from .irqs import Interrupts, Notifier
 from .wire import (
     DEVICE_FLAG_PCI,
@@ -81,6 +81,7 @@ class Commands:
         self._interrupts: Final = Interrupts(function.msix, adopt)
         self._wait: Final = wait
         self._complain: Final = complain
+        self._unshared: Final = UnsharedRanges(complain)
         self._fault: Final = fault
         self.handlers: Final[dict[int, Handler]] = {
             DMA_MAP: self._dma_map,
@@ -101,7 +102,7 @@ class Commands:
         self._interrupts.close()
 
     def _dma_map(self, payload: bytes, fds: list[int]) -> bytes:
-        dma_map(self._memory, payload, fds)
+        dma_map(self._memory, payload, fds, self._unshared)
         return b""
 
     def _dma_unmap(self, payload: bytes, fds: list[int]) -> bytes | None:

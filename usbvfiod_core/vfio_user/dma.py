@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EINVAL, ENOSPC, ENOTSUP
 from typing import Final
 
 from ..errors import ClientError
-from ..memory import ADDRESS_LIMIT, GuestMemory
+from ..memory import ADDRESS_LIMIT, HOW_TO_SHARE, GuestMemory
 from .wire import (
     DMA_MAP_FIELDS,
     DMA_MAP_FILE_IO,
@@ -21,15 +22,41 @@ from .wire import (
 MAX_MAP_SIZE: Final = 8 << 40
 """Largest single mapping, 8 TiB."""
 
+NOTICED_SIZE: Final = 128 << 20
+"""Bytes of a mapping without a file that is memory of the guest, and no device's. QEMU maps firmware (64 MiB at most)
+and the memory of display adapters (64 MiB) in the same way; Linux takes no less than this as a memory module."""
+
 _MAP_FLAGS: Final = DMA_MAP_READ | DMA_MAP_WRITE | DMA_MAP_MMAP | DMA_MAP_FILE_IO
 _DIRTY_BITMAP_SIZE: Final = 16
 
 
-def dma_map(memory: GuestMemory, payload: bytes, fds: list[int]) -> None:
+class UnsharedRanges:
+    """What one client has mapped of the guest's memory without sharing it; each range is told once.
+
+    A client maps parts of it again and again while a firmware boots, and other ranges when memory is plugged in.
+    """
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        self._complain = complain
+        self._told: list[tuple[int, int]] = []
+
+    def mapped(self, address: int, size: int) -> None:
+        """Memory that the guest can write was mapped without a file."""
+        end = address + size
+        if size < NOTICED_SIZE or any(start <= address and end <= last for start, last in self._told):
+            return
+        self._told.append((address, end))
+        self._complain(
+            f"it does not share the guest's memory {address:#x}-{end:#x} ({size >> 20} MiB); USB transfers to and from "
+            f"it fail, and no device works if the guest's driver lies in it ({HOW_TO_SHARE})"
+        )
+
+
+def dma_map(memory: GuestMemory, payload: bytes, fds: list[int], unshared: UnsharedRanges) -> None:
     """Carry out a DMA_MAP; the caller closes `fds`. Raises ClientError.
 
     Without a file the range is known but cannot be accessed: QEMU maps its firmware so, and all memory that is
-    not shared.
+    not shared; `unshared` is told of the latter.
     """
     if len(payload) != DMA_MAP_FIELDS.size:
         raise ClientError(EINVAL, f"the payload is {len(payload)} bytes, not {DMA_MAP_FIELDS.size}")
@@ -56,6 +83,8 @@ def dma_map(memory: GuestMemory, payload: bytes, fds: list[int]) -> None:
         readable=bool(flags & DMA_MAP_READ),
         writable=bool(flags & DMA_MAP_WRITE),
     )
+    if not fds and flags & DMA_MAP_WRITE:
+        unshared.mapped(address, size)
 
 
 def unmap_range(payload: bytes) -> tuple[int, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ..errors import UnsharedMemoryError
 from ..memory import GuestMemory
 from . import registers as reg
 from . import spec
 from .commands import CommandHost, execute
+from .complaints import Complaints
 from .interrupters import Interrupters
 from .ring import ConsumerRing, RingLoopError, Trb
 
@@ -21,6 +23,7 @@ class CommandRingHost(CommandHost, Protocol):
     """What the command ring needs of the controller."""
 
     interrupters: Interrupters
+    complaints: Complaints
 
     def commands_ready(self) -> None:
         """Call `CommandRing.run` soon."""
@@ -133,7 +136,13 @@ class CommandRing:
             self._complete(trb, code, slot_id)
             self._host.commands_ready()
 
-        execute(self._host, trb, finish)
+        try:
+            execute(self._host, trb, finish)
+        except UnsharedMemoryError as error:
+            # A context that cannot be read or written. The driver is told at once, where a Host System Error would cost
+            # it the time-out of this command and of all that follow.
+            self._host.complaints.say(f"the guest's commands fail: {error.reason}")
+            finish(spec.CC_PARAMETER_ERROR, trb.control >> spec.TRB_SLOT_SHIFT)
 
     def _stop(self) -> None:
         """CS or CA was written (4.6.1.1, 4.6.1.2): CA gives up on the command under way, CS waits for it."""

@@ -19,6 +19,7 @@ from ..usb.device import Device, Loop, Timer
 from . import registers as reg
 from . import spec
 from .command_ring import CommandRing
+from .complaints import Complaints
 from .engine import TransferEngine
 from .interrupters import Interrupters
 from .mfindex import MicroframeIndex
@@ -69,6 +70,8 @@ class Controller:
     ) -> None:
         self.memory = memory
         self.loop = loop
+        self.complaints = Complaints()
+        self._interrupt = interrupt
         self.bus_master = False
         self.wakeup: Callable[[], None] = lambda: None
         self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters, context_size)
@@ -260,6 +263,7 @@ class Controller:
 
     def reset(self, done: Callable[[], object]) -> None:
         """DEVICE_RESET, or the client is gone: as HCRST. `done` when no transfer uses guest memory any more."""
+        self.complaints.reset()
         self._begin_reset(done)
         if self._reset_due:
             self._reset_due = False
@@ -304,12 +308,16 @@ class Controller:
             self.wakeup()
 
     def host_system_error(self, error: GuestMemoryError) -> None:
-        """HSE (4.24.1): the controller stops; the driver resets it."""
-        log.error("host system error, the controller stops until the guest resets it: %s", error)
+        """HSE (4.24.1): the controller stops; the driver resets it. HSEE asks for a signal beside the events (5.4.1),
+        SERR# on a real bus; here it is the primary interrupter's message, in whose handler Linux looks for HSE."""
+        self._complain_of_failure(f"host system error, the controller stops until the guest resets it: {error}")
         self._fail(spec.USBSTS_HSE)
+        if self._dwords[_USBCMD >> 2] & spec.USBCMD_HSEE:
+            self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
+            self._interrupt(0)
 
     def host_controller_error(self, reason: str) -> None:
-        log.error("host controller error, the controller stops until the guest resets it: %s", reason)
+        self._complain_of_failure(f"host controller error, the controller stops until the guest resets it: {reason}")
         self._fail(spec.USBSTS_HCE)
 
     # -- own -------------------------------------------------------------------------------------------------------
@@ -358,6 +366,9 @@ class Controller:
         if self.running and not self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
             self._mfindex.stop()
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
+
+    def _complain_of_failure(self, text: str) -> None:
+        self.complaints.say(text, level=logging.ERROR)
 
     def _fail(self, bit: int) -> None:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH

@@ -243,6 +243,16 @@ BEHAVIOUR: dict[str, Row] = {
             "transfers.a_buffer_outside_memory_is_a_trb_error",
         ),
     ),
+    "Guest memory that the client does not share: USB Transaction Error for a buffer or a transfer ring, "
+    "Parameter Error for a context, else Host System Error with a message": Done(
+        CommandRing.run,
+        (
+            "unshared_memory.a_transfer_fails_and_the_next_one_works",
+            "unshared_memory.a_transfer_ring_in_private_memory",
+            "unshared_memory.an_output_context_in_private_memory",
+            "unshared_memory.a_command_ring_in_private_memory_stops_the_controller",
+        ),
+    ),
     "A command ring that is a loop: Host Controller Error (4.24.1)": Done(
         Controller.host_controller_error, ("command_ring.a_broken_command_ring_stops_the_controller_until_a_reset",)
     ),

@@ -141,7 +141,15 @@ FIELDS: dict[str, tuple[Field, ...]] = {
         Field("RS", spec.USBCMD_RS, Done(Controller.write_usbcmd, _RUN)),
         Field("HCRST", spec.USBCMD_HCRST, Done(Controller.write_usbcmd, _RESET)),
         Field("INTE", spec.USBCMD_INTE, Done(Interrupter.deliver, ("interrupter.masked_interrupts_are_kept",))),
-        Field("HSEE", spec.USBCMD_HSEE, _refused("no SERR# to raise; USBSTS.HSE says it", _STORED)),
+        Field(
+            "HSEE",
+            spec.USBCMD_HSEE,
+            Done(
+                Controller.host_system_error,
+                ("unshared_memory.a_command_ring_in_private_memory_stops_the_controller",),
+                "with the message of interrupter 0 in the place of SERR#",
+            ),
+        ),
         Field("LHCRST", spec.USBCMD_LHCRST, _refused("HCCPARAMS1.LHRC is 0")),
         Field("CSS", spec.USBCMD_CSS, Done(Interrupters.save, _SAVE)),
         Field("CRS", spec.USBCMD_CRS, Done(Interrupters.restore, _SAVE)),

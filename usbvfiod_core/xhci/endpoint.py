@@ -93,17 +93,26 @@ class Endpoint(TransferEngine):
         self.emit_code(code, trb, residue)
 
     def _trb_error(self, ring: TransferRing, dequeue: int, trb: Trb | None) -> None:
+        self._give_up_at(ring, dequeue, trb, states.TRB_FAULT, spec.CC_TRB_ERROR)
+
+    def _ring_unreachable(self, ring: TransferRing, dequeue: int) -> None:
+        # A driver recovers from a halt at once, and gives the transfer back; what follows a TRB Error takes minutes.
+        self._give_up_at(ring, dequeue, None, states.HALT, spec.CC_TRANSACTION_ERROR)
+
+    def _give_up_at(self, ring: TransferRing, dequeue: int, trb: Trb | None, event: str, code: int) -> None:
+        """Leave the state Running with the ring at `dequeue`, for something that is no transfer's fate."""
+
         def stopped() -> None:
             if self.state == spec.EP_RUNNING:
                 for other in self.rings():
                     self._retire_completed(other)
                     self._take_back(other)
-                self._enter(states.TRB_FAULT, ring, dequeue)
-                self.counters.error(spec.CC_TRB_ERROR)
+                self._enter(event, ring, dequeue)
+                self.counters.error(code)
                 if trb is None:
-                    self.emit_without_trb(dequeue & ~0xF, spec.CC_TRB_ERROR)
+                    self.emit_without_trb(dequeue & ~0xF, code)
                 else:
-                    self.emit_code(spec.CC_TRB_ERROR, trb, data_length(trb))
+                    self.emit_code(code, trb, data_length(trb))
 
         self.drain(stopped)
 

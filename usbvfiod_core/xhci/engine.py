@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Protocol
 
-from ..errors import GuestMemoryError
+from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
 from ..usb.device import Device, Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
+from .complaints import Complaints
 from .interrupters import Interrupters
 from .ring import RingLoopError, Trb
 from .statistics import EndpointCounters
@@ -56,6 +57,9 @@ class Xhc(Protocol):
     def host_system_error(self, error: GuestMemoryError) -> None:
         """Guest memory that the controller itself needs is not there (4.24.1)."""
         ...
+
+    complaints: Complaints
+    """Where it is said what is wrong with the guest."""
 
     def frame_number(self) -> int:
         """The number of the frame now, 11 bits of MFINDEX (5.5.1)."""
@@ -111,6 +115,10 @@ class TransferEngine(ABC):
         """The ring has a TRB at `dequeue` (address and cycle) that cannot be executed, or not even be read: then `trb`
         is None. Nothing is in flight on the ring."""
 
+    @abstractmethod
+    def _ring_unreachable(self, ring: TransferRing, dequeue: int) -> None:
+        """The ring itself, at `dequeue`, is memory that the client does not share. Nothing is in flight on it."""
+
     # -- work ----------------------------------------------------------------------------------------------------
 
     def run(self, deadline: int) -> bool:
@@ -146,11 +154,16 @@ class TransferEngine(ABC):
             return self._work(ring, device, deadline)
         except TdFault as fault:
             trb, dequeue, error = fault.trb, fault.trb.address | fault.trb.control & 1, str(fault)
+        except UnsharedMemoryError as fault:
+            if not ring.inflight:
+                self._xhc.complaints.say(f"the guest's transfers fail: {fault.reason}")
+                self._ring_unreachable(ring, ring.fetch.address | ring.fetch.cycle)
+            return False
         except (RingLoopError, GuestMemoryError) as fault:
             trb, dequeue, error = None, ring.fetch.address | ring.fetch.cycle, str(fault)
         # Not before the TDs ahead of it are done; until then each completion comes back here.
         if not ring.inflight:
-            log.warning("endpoint %#04x: TRB error: %s", self.address, error)
+            self._xhc.complaints.say(f"endpoint {self.address:#04x}: TRB error: {error}")
             self._trb_error(ring, dequeue, trb)
         return False
 
@@ -193,6 +206,10 @@ class TransferEngine(ABC):
             context=td,
         )
         self._outstanding += 1
+        if td.unreachable is not None:
+            self._xhc.complaints.say(f"the guest's transfers fail: {td.unreachable.reason}")
+            transfer.complete(TransferStatus.ERROR)
+            return
         if td.ring.ahead:
             data = td.ring.ahead.popleft()
             moved = transfer.write(data)

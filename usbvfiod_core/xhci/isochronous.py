@@ -77,6 +77,9 @@ class IsochronousEndpoint(Endpoint):
         while inflight and inflight[0].ended and not inflight[0].taken_back:
             self._retire(ring, inflight[0])
 
+    def _ring_unreachable(self, ring: TransferRing, dequeue: int) -> None:
+        self._trb_error(ring, dequeue, None)
+
     def _starve(self, ring: TransferRing) -> None:
         """Ring Underrun (OUT) or Ring Overrun (IN), once for each time the ring runs dry (4.10.3.1)."""
         super()._starve(ring)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from ..errors import UnsharedMemoryError
 from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import spec, states
@@ -207,7 +208,10 @@ class Slot:
         """Give everything back; works without contexts, because a driver frees them when it pleases."""
 
         def apply() -> None:
-            context = self._host.device_context(self.slot_id)
+            try:
+                context = self._host.device_context(self.slot_id)
+            except UnsharedMemoryError:
+                context = None
             if context is not None and self.state != spec.SLOT_ENABLED:
                 context.write_slot_state(spec.SLOT_DISABLED)
             self.state = spec.SLOT_DISABLED

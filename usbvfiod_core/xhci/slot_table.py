@@ -70,7 +70,12 @@ class SlotTable:
 
     def device_context(self, slot_id: int) -> DeviceContext | None:
         """The output context that the Device Context Base Address Array names now (6.1): the driver fills it in after
-        Enable Slot, so it is read for each command. Raises GuestMemoryError."""
+        Enable Slot, so it is read for each command. Raises GuestMemoryError, also if the context itself, which does not
+        cross a page, is not memory that can be written: then a command fails before it has done anything."""
+        memory = self._host.memory
         array = self._dwords[_DCBAAP] & ~0x3F | self._dwords[_DCBAAP + 1] << 32
-        address = int.from_bytes(self._host.memory.read(array + 8 * slot_id, 8), "little") & ~0x3F
-        return DeviceContext(self._host.memory, address, self._host.context_stride) if address else None
+        address = int.from_bytes(memory.read(array + 8 * slot_id, 8), "little") & ~0x3F
+        if not address:
+            return None
+        memory.window(address, self._host.context_stride)
+        return DeviceContext(memory, address, self._host.context_stride)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import GuestMemoryError
+from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
 from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
@@ -63,7 +63,8 @@ class Td:
     `cycle` is the cycle bit at its first TRB. `partial` says that the driver has not written the rest of the TD yet,
     `skipped` that it is such a rest, and that a short packet has ended the data before it. `done` bytes were moved
     before an earlier stop and are not moved again. `event_data` says that there is an Event Data TRB in it. `setup` and
-    `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op).
+    `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op). `unreachable` says that its
+    buffer is memory that the client does not share: then it fails, as a transfer to a device that does not answer.
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Td:
         "submitted",
         "transfer",
         "trbs",
+        "unreachable",
         "windows",
     )
 
@@ -103,6 +105,7 @@ class Td:
         self.partial = False
         self.skipped = False
         self.links: list[Trb] = []
+        self.unreachable: UnsharedMemoryError | None = None
 
     @property
     def actual(self) -> int:
@@ -214,6 +217,8 @@ def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
         td.length = length
         try:
             td.windows = memory.windows(first.parameter, length, write=td.is_in) if length else []
+        except UnsharedMemoryError as error:
+            td.windows, td.unreachable = [], error
         except GuestMemoryError as error:
             raise TdFault(first, str(error)) from error
         return
@@ -259,6 +264,8 @@ def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
     td.length = total
     try:
         td.windows = memory.gather(ranges, write=td.is_in)
+    except UnsharedMemoryError as error:
+        td.windows, td.unreachable = [], error
     except GuestMemoryError as error:
         raise TdFault(_at(data, error.address), str(error)) from error
 
