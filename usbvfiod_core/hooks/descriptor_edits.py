@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from ..usb import descriptors
+from ..usb import data_stage, descriptors
 from ..usb.device import Device
 from ..usb.requests import DIRECTION_IN, GET_DESCRIPTOR, SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
@@ -162,8 +162,10 @@ class EditedDescriptors(WrappedDevice):
     def _end(self, status: TransferStatus, data: bytes = b"") -> None:
         transfer, self._reading = self._reading, None
         if transfer is not None and transfer.setup is not None:
-            wanted = min(transfer.setup.length, transfer.length)
-            transfer.complete(status, transfer.write(data[:wanted]))
+            if status is TransferStatus.COMPLETED:
+                data_stage.answer(transfer, data, self.speed.control_max_packet_size)
+            else:
+                transfer.complete(status)
         while self._waiting and self._reading is None:
             following = self._waiting.popleft()
             assert following.setup is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..usb import data_stage
 from ..usb import requests as usb
 from ..usb.descriptors import CONFIGURATION
 from ..usb.requests import SetupPacket
@@ -71,8 +72,8 @@ def _acknowledge(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> 
     transfer.complete(TransferStatus.COMPLETED, transfer.length)
 
 
-def _answer(transfer: Transfer, data: bytes) -> None:
-    transfer.complete(TransferStatus.COMPLETED, transfer.write(data[: transfer.length]))
+def _answer(device: HostDevice, transfer: Transfer, data: bytes) -> None:
+    data_stage.answer(transfer, data, device.control_packet_size)
 
 
 def _end(transfer: Transfer) -> Callable[[OperationFailed | None], None]:
@@ -100,7 +101,7 @@ def _set_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacke
 
 
 def _get_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
-    _answer(transfer, bytes([0 if device.configuration is None else device.configuration]))
+    _answer(device, transfer, bytes([0 if device.configuration is None else device.configuration]))
 
 
 def _set_interface(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
@@ -115,7 +116,7 @@ def _get_descriptor(device: HostDevice, transfer: Transfer, setup: SetupPacket) 
     if descriptor is None:
         transfer.complete(TransferStatus.STALL)
     else:
-        _answer(transfer, descriptor)
+        _answer(device, transfer, descriptor)
 
 
 def _clear_endpoint_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:

@@ -17,6 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from ..usb import data_stage
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import Device, DeviceEvents
 from ..usb.moment import Moment
@@ -139,6 +140,10 @@ class FakeDevice(StandardRequests, Device):
         if not transfer.is_in and transfer.length:
             count = transfer.length if isinstance(moved, bytes) else moved
             self.received[transfer.endpoint].append(transfer.read()[:count])
+        setup = transfer.setup
+        if setup is not None and setup.is_in and isinstance(moved, bytes) and len(moved) <= setup.length:
+            data_stage.answer(transfer, moved, self.control_packet_size)
+            return
         if isinstance(moved, bytes):
             if len(moved) > transfer.length:
                 status, moved = TransferStatus.BABBLE, moved[: transfer.length]
@@ -242,7 +247,7 @@ class FakeDevice(StandardRequests, Device):
         reply = self.standard_request(setup, b"" if setup.is_in else transfer.read())
         if reply is None:
             return TransferStatus.STALL
-        return reply[: min(setup.length, transfer.length)] if setup.is_in else TransferStatus.COMPLETED
+        return reply[: setup.length] if setup.is_in else TransferStatus.COMPLETED
 
     def _flush(self, status: TransferStatus) -> None:
         for held in self.held.values():

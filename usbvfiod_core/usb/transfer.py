@@ -67,7 +67,8 @@ class Transfer:
     setup       the setup packet of a control transfer, else None
     windows     guest memory, in order; together `length` bytes. Valid until `complete`; windows of an OUT transfer
                 must not be written
-    length      bytes asked for (IN) or given (OUT); the length of the data stage of a control transfer
+    length      bytes asked for (IN) or given (OUT); of a control transfer those of its data stage, never more than
+                wLength, and with some drivers less (`data_stage`)
     stream_id   bulk stream (1 and up), 0 without streams
     packets     isochronous transfers: the packets, one for each service interval, else empty
     frame       isochronous transfers: number of the frame (11 bits, 1 ms each) that the driver means it for; None for

@@ -35,6 +35,7 @@ from abc import ABC
 from collections import deque
 from collections.abc import Callable
 
+from ..usb import data_stage
 from ..usb.device import Device, DeviceEvents
 from ..usb.requests import TYPE_MASK, TYPE_STANDARD, SetupPacket
 from ..usb.speed import Speed
@@ -150,6 +151,6 @@ class VirtualDevice(StandardRequests, Device, ABC):
         if answer is None:
             transfer.complete(TransferStatus.STALL)
         elif setup.is_in:
-            transfer.complete(TransferStatus.COMPLETED, transfer.write(answer[: min(setup.length, transfer.length)]))
+            data_stage.answer(transfer, answer, self.control_packet_size)
         else:
             transfer.complete(TransferStatus.COMPLETED, len(data))

@@ -107,6 +107,11 @@ class StandardRequests(ABC):
         handler = _HANDLERS.get((setup.request_type, setup.request))
         return None if handler is None else handler(self, setup, data)
 
+    @property
+    def control_packet_size(self) -> int:
+        """Bytes of a packet of endpoint 0, as the device descriptor says it."""
+        return 64 if self.speed == Speed.FULL else self.speed.control_max_packet_size
+
     def unconfigure(self) -> None:
         """Back to the default state, as after power-on or a reset of the port (USB 2.0 9.1.1.3)."""
         self.u1_enabled = self.u2_enabled = self.ltm_enabled = False

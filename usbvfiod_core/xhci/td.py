@@ -121,6 +121,11 @@ class Td:
         )
 
     @property
+    def babbled(self) -> bool:
+        """Whether the device has sent more than there was room for."""
+        return self.transfer is not None and self.transfer.status is TransferStatus.BABBLE
+
+    @property
     def taken_back(self) -> bool:
         """Whether its transfer did not end by itself: it was cancelled, given up on, or its device is gone."""
         return self.transfer is not None and self.transfer.status in _TAKEN_BACK
@@ -341,7 +346,7 @@ def current(td: Td) -> tuple[Trb, int]:
     """The TRB at which a TD stands that has not moved all its bytes, and how many bytes of that TRB are missing.
 
     That is the failing TRB of an error and the TRB of a Stopped event (4.6.9, 4.10.2). For a control transfer whose
-    data stage is complete it is the Status Stage TRB.
+    data stage is complete it is the Status Stage TRB, unless the device has sent more than that.
     """
     left = td.actual
     at = td.trbs[0]
@@ -353,7 +358,7 @@ def current(td: Td) -> tuple[Trb, int]:
             if left < size:
                 return trb, size - left
             left -= size
-        elif kind == _STATUS:
+        elif kind == _STATUS and not (td.length and td.babbled):
             return trb, 0
     return at, 0
 

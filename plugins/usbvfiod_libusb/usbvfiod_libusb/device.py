@@ -238,10 +238,6 @@ class LibusbDevice(HostDevice):
 
     def _send(self, transfer: Transfer, length: int | None = None) -> bool:
         """Submit it, or complete it if that is refused; False if the kernel has no memory for it now."""
-        setup = transfer.setup
-        if setup is not None and not setup.is_in and transfer.length < setup.length:
-            transfer.complete(TransferStatus.ERROR)  # its data stage would never end
-            return True
         if transfer.type is TransferType.ISOCHRONOUS and not transfer.packets:
             transfer.complete(TransferStatus.ERROR)
             return True

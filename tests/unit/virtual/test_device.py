@@ -217,9 +217,9 @@ class Echo(Mailbox):
         return b"0123456789" if setup.is_in else b"" if setup.request == 1 else None
 
 
-@pytest.mark.parametrize(("asked", "room", "moved"), [(4, 4, 4), (10, 10, 10), (64, 64, 10), (4, 64, 4), (64, 4, 4)])
+@pytest.mark.parametrize(("asked", "room", "moved"), [(4, 4, 4), (10, 10, 10), (64, 64, 10), (4, 64, 4)])
 def test_an_answer_is_cut_to_what_was_asked_for(asked: int, room: int, moved: int) -> None:
-    """wLength and the data stage should agree; a driver that disagrees with itself gets the smaller."""
+    """wLength and the data stage should agree; less room than the request says is the business of `test_data_stage`."""
     bench = DeviceBench(Echo(), StepLoop(), submit_limit=2.0)
     transfer = bench.submit(0, TransferType.CONTROL, room, setup=SetupPacket(0xC0, 1, 0, 0, asked))
     assert (transfer.status, transfer.data) == (TransferStatus.COMPLETED, b"0123456789"[:moved])

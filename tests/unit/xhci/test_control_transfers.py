@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.xhci.kit import Rig, codes, make, spec
+from usbvfiod_core.testing.fake_device import FakeDevice
+from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.usb.requests import SetupPacket
+from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus
 
 CONTEXT_SIZES = (32, 64)
@@ -62,3 +67,54 @@ def test_a_setup_stage_that_waits_for_its_status_stage(rig: Rig) -> None:
     ring.push(make.status_stage(is_in=True))
     rig.usb.control.doorbell()
     assert codes(rig.events()) == [spec.CC_SUCCESS]
+
+
+@pytest.mark.parametrize("speed", [Speed.LOW, Speed.FULL, Speed.HIGH, Speed.SUPER])
+def test_less_room_than_the_request_says(speed: Speed) -> None:
+    """What follows a whole packet is not read; a packet that does not fit is a Babble, at the Data Stage TRB."""
+    guest, device = Guest(), FakeDevice(speed)
+    usb = guest.plug(device)
+    packet = usb.control.max_packet_size
+    data = bytes(index & 0xFF for index in range(1200))
+    device.answers_request(VENDOR_IN, 1, data)
+    setup = SetupPacket(VENDOR_IN, 1, 0, 0, len(data))
+    assert usb.control.submit_control(setup).result() == data
+    for room in (packet, 2 * packet):
+        for options in ({}, {"split": [5]}, {"event_data": True}):
+            td = usb.control.submit_control(setup, room=room, **options).wait()
+            assert (td.completion_code, td.data) == (spec.CC_SUCCESS, data[:room])
+    for room in (1, packet - 1, packet + 1):
+        td = usb.control.submit_control(setup, room=room).wait()
+        assert td.completion_code == spec.CC_BABBLE
+        assert td.events[-1].pointer == td.addresses[1]
+        assert usb.control.state == spec.EP_HALTED
+        usb.control.recover()
+    assert usb.control.submit_control(setup).result() == data
+    guest.close()
+
+
+@pytest.mark.parametrize(
+    ("speed", "code"), [(Speed.FULL, spec.CC_BABBLE), (Speed.HIGH, spec.CC_BABBLE), (Speed.SUPER, spec.CC_SUCCESS)]
+)
+def test_no_data_stage_for_a_request_that_has_an_answer(speed: Speed, code: int) -> None:
+    """A USB 2 device sends its data where the status stage expects none."""
+    guest = Guest()
+    usb = guest.plug(FakeDevice(speed))
+    td = usb.control.submit_control(SetupPacket(0x80, 6, 0x0100, 0, 18), room=0).wait()
+    assert td.completion_code == code
+    assert td.events[-1].pointer == td.addresses[1]
+    if code != spec.CC_SUCCESS:
+        usb.control.recover()
+    assert usb.get_descriptor(1, 0, 18)
+    guest.close()
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 99])
+def test_less_data_than_the_request_says(rig: Rig, length: int) -> None:
+    rig.device.answers_request(VENDOR_OUT, 5, TransferStatus.COMPLETED)
+    setup = SetupPacket(VENDOR_OUT, 5, 0, 0, 100)
+    td = rig.usb.control.submit_control(setup, bytes(length), room=length).wait()
+    assert codes(td.events) == [spec.CC_SUCCESS]
+    assert rig.device.submitted[-1].setup == setup
+    assert rig.device.submitted[-1].length == length
+    assert len(rig.usb.get_descriptor(1, 0, 18)) == 18

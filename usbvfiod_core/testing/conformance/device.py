@@ -77,6 +77,16 @@ class DeviceConformance(OnBench):
         setup = descriptor_request(DEVICE, 0, 18)
         assert bench.control(setup, pieces=[1, 2, 3, 1, 4]).data == whole
 
+    @pytest.mark.parametrize("room", [0, 1, 8, 17])
+    def test_a_driver_may_have_less_room_than_it_asks_for(self, bench: DeviceBench, room: int) -> None:
+        """What there is room for comes, as a Babble where a packet is longer."""
+        whole = get_descriptor(bench, DEVICE, 0, 18).data
+        part = bench.submit(0, TransferType.CONTROL, room, setup=descriptor_request(DEVICE, 0, 18))
+        bench.wait(part)
+        assert part.status in (TransferStatus.COMPLETED, TransferStatus.BABBLE)
+        assert part.data == whole[:room]
+        assert get_descriptor(bench, DEVICE, 0, 18).data == whole
+
     def test_configurations_are_consistent(self, bench: DeviceBench) -> None:
         for configuration, raw in configurations(bench):
             assert configuration.pack() == raw, "lengths and counts in the configuration do not agree"

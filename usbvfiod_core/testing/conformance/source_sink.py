@@ -12,6 +12,7 @@ import pytest
 from ...usb import requests
 from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint
 from ...usb.requests import SetupPacket
+from ...usb.speed import Speed
 from ...usb.transfer import Transfer, TransferStatus, TransferType
 from ..device_bench import DeviceBench, WatchedTransfer
 from .enumeration import (
@@ -122,6 +123,31 @@ class SourceSinkConformance(OnBench):
         data, pieces = random.Random(1).randbytes(1000), [1, 62, 3, 700, 100]
         assert self._write_buffer(setting.bench, data, pieces).status is _COMPLETED
         assert self._read_buffer(setting.bench, 1000, pieces[::-1]).data == data
+
+    def test_a_driver_may_have_less_room_than_it_asks_for(self, setting: Setting) -> None:
+        """A packet that does not fit into what is left is a Babble; behind whole packets the driver stops early."""
+        bench, data = setting.bench, random.Random(2).randbytes(1200)
+        packet = {Speed.FULL: 64, Speed.LOW: 8, Speed.HIGH: 64}.get(bench.device.speed, 512)
+        assert self._write_buffer(bench, data).status is _COMPLETED
+        setup = SetupPacket(0xC0, READ_BUFFER, 0, 0, len(data))
+        for room in (packet, 2 * packet, packet + 1, 1, 0):
+            part = bench.submit(0, TransferType.CONTROL, room, setup=setup)
+            bench.wait(part)
+            babbles = room % packet or (not room and packet < 512)
+            assert part.status is (TransferStatus.BABBLE if babbles else _COMPLETED)
+            assert part.data == data[:room]
+            assert self._read_buffer(bench, len(data)).data == data
+        roomy = bench.submit(0, TransferType.CONTROL, 1, setup=SetupPacket(0x80, 8, 0, 0, 255))
+        bench.wait(roomy)
+        assert (roomy.status, roomy.data) == (_COMPLETED, bytes([SOURCE_SINK])), "the device has no more than that"
+
+    @pytest.mark.parametrize("length", [0, 1, 64, 100])
+    def test_a_driver_may_send_less_than_it_says(self, setting: Setting, length: int) -> None:
+        bench, data = setting.bench, random.Random(3).randbytes(length)
+        part = bench.submit(0, TransferType.CONTROL, data, setup=SetupPacket(0x40, WRITE_BUFFER, 0, 0, 600))
+        bench.wait(part)
+        assert (part.status, part.actual) == (_COMPLETED, length)
+        assert self._read_buffer(bench, length).data == data
 
     def test_a_refused_control_transfer_leaves_endpoint_0_alone(self, setting: Setting) -> None:
         for number in range(3):

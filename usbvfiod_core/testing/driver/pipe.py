@@ -58,16 +58,21 @@ class Pipe:
         trbs, buffer = self._data_td(data, length, options)
         return self._queue(trbs, self.is_in, buffer, options)
 
-    def submit_control(self, setup: SetupPacket, data: bytes = b"", **options: Unpack[TdOptions]) -> Td:
-        """Queue a control transfer; `data` is the data stage of an OUT request, of `setup.length` bytes."""
-        if not setup.is_in and len(data) != setup.length:
+    def submit_control(
+        self, setup: SetupPacket, data: bytes = b"", *, room: int | None = None, **options: Unpack[TdOptions]
+    ) -> Td:
+        """Queue a control transfer; `data` is the data stage of an OUT request, of `setup.length` bytes. With `room`
+        the data stage has so many bytes, whatever the request says; with 0 there is none."""
+        length = setup.length if room is None else room
+        if not setup.is_in and len(data) != length:
             raise DriverError(f"{len(data)} bytes of data for {setup}")
         out = None if setup.is_in else data
-        buffer = DataBuffer(self.driver.ram, out, setup.length, options)
+        buffer = DataBuffer(self.driver.ram, out, length, options)
         trbs = control_td(
             setup,
             buffer.pieces,
             out,
+            length,
             max_packet_size=self.max_packet_size,
             tag=self.driver.next_tag(),
             options=options,

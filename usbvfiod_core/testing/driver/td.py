@@ -326,16 +326,17 @@ def control_td(
     setup: SetupPacket,
     pieces: Sequence[tuple[int, int]],
     data: bytes | None,
+    length: int,
     *,
     max_packet_size: int,
     tag: int,
     options: TdOptions,
 ) -> list[Trb]:
-    """The TRBs of a control transfer: Setup Stage, Data Stage if wLength says so, Status Stage (4.11.2.2)."""
+    """The TRBs of a control transfer: Setup Stage, Data Stage if it has any length, Status Stage (4.11.2.2)."""
     interrupter = options.get("interrupter", 0)
     each = spec.TRB_IOC if options.get("ioc_each") else 0
     trbs = [make.setup_stage(setup, each, interrupter=interrupter)]
-    if setup.length:
+    if length:
         if options.get("immediate") and data is not None:
             first = make.immediate(data, each, interrupter=interrupter)
             chain = [first]
@@ -348,7 +349,7 @@ def control_td(
         if options.get("event_data"):
             chain = _close(chain, options, tag)
         trbs += chain
-    status_in = not (setup.length and setup.is_in)
+    status_in = not (length and setup.is_in)
     trbs.append(make.status_stage(is_in=status_in, flags=_end_flags(options), interrupter=interrupter))
     return trbs
 

@@ -138,10 +138,24 @@ def test_a_device_that_has_more_than_the_driver_has_room_for_babbles(bench: Benc
     assert (transfer.status, transfer.data) == (TransferStatus.BABBLE, b"01234567")
 
 
-def test_a_data_stage_that_is_cut_off_is_not_sent(bench: Bench) -> None:
-    transfer = bench.submit(0, TransferType.CONTROL, b"abc", setup=VENDOR_OUT)
-    assert transfer.status is TransferStatus.ERROR
-    assert not bench.handle.submitted
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_data_stage_that_is_cut_off_is_sent_as_long_as_it_is(bench: Bench, room: int) -> None:
+    """libusb would send what lies behind it."""
+    transfer = bench.submit(0, TransferType.CONTROL, b"abc"[:room], setup=VENDOR_OUT)
+    assert bench.sent().setup == (0x40, 1, 2, 3, room)
+    assert bytes(bench.sent().data) == b"abc"[:room]
+    bench.sent().end(status.TRANSFER_COMPLETED, room)
+    bench.wait(transfer)
+    assert (transfer.status, transfer.actual, transfer.setup) == (TransferStatus.COMPLETED, room, VENDOR_OUT)
+
+
+@pytest.mark.parametrize(("room", "expected"), [(64, TransferStatus.COMPLETED), (0, TransferStatus.BABBLE)])
+def test_a_driver_may_stop_reading_behind_a_whole_packet(bench: Bench, room: int, expected: TransferStatus) -> None:
+    transfer = bench.submit(0, TransferType.CONTROL, room, setup=GET_STRING)
+    assert bench.sent().setup[4] == 255
+    bench.sent().end(status.TRANSFER_COMPLETED, bytes(range(100)))
+    bench.wait(transfer)
+    assert (transfer.status, transfer.data) == (expected, bytes(range(room)))
 
 
 @pytest.mark.parametrize(

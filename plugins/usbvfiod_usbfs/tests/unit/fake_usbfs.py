@@ -161,6 +161,8 @@ class FakeKernel:
             assert 1 <= number <= usbfs.MAX_ISO_PACKETS
             assert sum(size for size, _, _ in packets) == length
         urb = Submitted(address, kind, endpoint, flags, buffer, length, number, packets)
+        if kind == usbfs.URB_TYPE_CONTROL and length < 8 + int.from_bytes(urb.setup[6:8], "little"):
+            return -errno.EINVAL
         if not urb.is_in:
             urb.data = ctypes.string_at(buffer, length) if length else b""
         self.inflight.append(urb)

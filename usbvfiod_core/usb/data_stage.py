@@ -1,0 +1,61 @@
+"""The data stage of a control transfer for which a driver has less room than its request says, or none.
+
+A driver is to see to it that the length of the Data Stage TD is wLength, but may break that rule for the sake of a
+device (xHCI 4.11.2.2). A controller sends the setup packet as it is and moves as many packets as there is room for:
+
+- IN: a packet that is longer than the room that is left is a Babble. Where whole packets fill the room, the status
+  stage follows early, which a device has to accept (USB 2.0 8.5.3). Without a data stage, a USB 2 device puts its data
+  where the empty packet of the status stage is expected, while a USB 3 device is told of the stage.
+- OUT: the device gets what there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .transfer import Transfer, TransferStatus
+
+_USB3_PACKET = 512
+
+
+def received(sent: int, room: int, packet_size: int) -> tuple[TransferStatus, int]:
+    """How a data stage ends, and how much of it is moved, for which a device has `sent` bytes in packets of
+    `packet_size` and the driver `room`."""
+    babbles = sent > room and (room % packet_size or (not room and packet_size < _USB3_PACKET))
+    return TransferStatus.BABBLE if babbles else TransferStatus.COMPLETED, min(sent, room)
+
+
+def answer(transfer: Transfer, data: bytes, packet_size: int) -> None:
+    """Complete an IN control transfer with the `data` that a device has for it; it sends at most wLength of it."""
+    assert transfer.setup is not None
+    status, moved = received(min(len(data), transfer.setup.length), transfer.length, packet_size)
+    transfer.write(data[:moved])
+    transfer.complete(status, moved)
+
+
+def fit(transfer: Transfer, packet_size: int) -> None:
+    """Make a control transfer whose data stage is shorter than wLength one that any host's system can send: until it is
+    completed, its room (IN) or its wLength (OUT) is another one. A host's system sends no setup packet that asks for
+    more than follows."""
+    setup = transfer.setup
+    if setup is None or transfer.length >= setup.length:
+        return
+    windows, room, tell = transfer.windows, transfer.length, transfer.on_complete
+    if setup.is_in:
+        transfer.windows, transfer.length = [memoryview(bytearray(setup.length))], setup.length
+    else:
+        transfer.setup = replace(setup, length=room)
+
+    def ended(transfer: Transfer) -> None:
+        if setup.is_in:
+            data = transfer.windows[0]
+            transfer.windows, transfer.length = windows, room
+            status, moved = received(transfer.actual, room, packet_size)
+            if transfer.status is TransferStatus.COMPLETED:
+                transfer.status = status
+            transfer.actual = moved
+            transfer.write(data[:moved])
+        transfer.setup = setup
+        tell(transfer)
+
+    transfer.on_complete = ended
