@@ -176,11 +176,12 @@ class InterceptedTransfer(Transfer):
 
     # -- for the framework -------------------------------------------------------------------------------------------
 
-    def complete(self, status: TransferStatus, actual: int = 0) -> None:
+    def complete(self, status: TransferStatus, actual: int | None = None) -> None:
         """For the device below. Raises ValueError while the device does not have the transfer."""
         if self.stage == PASSED:
             self.status = status
-            self.actual = actual
+            if actual is not None:
+                self.actual = actual
             self.on_complete(self)
         elif self.stage < PASSED:
             raise ValueError("an interceptor ends a transfer by answer or refuse, not by complete")

@@ -64,13 +64,14 @@ class WatchedTransfer(Transfer):
             self.packets.append(IsochronousPacket(offset, size))
             offset += size
 
-    def complete(self, status: TransferStatus, actual: int = 0) -> None:
+    def complete(self, status: TransferStatus, actual: int | None = None) -> None:
         """Note the completion, and everything about it that breaks the contract of `Transfer.complete`."""
         self.completions += 1
         if self.completions > 1:
             self.faults.append(f"completed {self.completions} times")
         if threading.get_ident() != self._thread:
             self.faults.append("completed on another thread than the loop's")
+        actual = self.actual if actual is None else actual
         if not 0 <= actual <= self.length:
             self.faults.append(f"{actual} of {self.length} bytes moved")
         for number, packet in enumerate(self.packets):

@@ -141,11 +141,11 @@ class FakeDevice(StandardRequests, Device):
             count = transfer.length if isinstance(moved, bytes) else moved
             self.received[transfer.endpoint].append(transfer.read()[:count])
         setup = transfer.setup
-        if setup is not None and setup.is_in and isinstance(moved, bytes) and len(moved) <= setup.length:
-            data_stage.answer(transfer, moved, self.control_packet_size)
-            return
         if isinstance(moved, bytes):
-            if len(moved) > transfer.length:
+            if setup is not None and setup.is_in and len(moved) <= setup.length and status is TransferStatus.COMPLETED:
+                status, count = data_stage.received(len(moved), transfer.length, self.control_packet_size)
+                moved = moved[:count]
+            elif len(moved) > transfer.length:
                 status, moved = TransferStatus.BABBLE, moved[: transfer.length]
             moved = transfer.write(moved) if transfer.is_in else transfer.length
         transfer.complete(status, moved)
@@ -210,7 +210,7 @@ class FakeDevice(StandardRequests, Device):
     def cancel(self, transfer: Transfer) -> None:
         self.cancelled.append(transfer)
         if self.cancels and transfer.status is None:
-            self.finish(transfer, TransferStatus.CANCELLED)
+            self.finish(transfer, (TransferStatus.CANCELLED, transfer.actual))
 
     def reset(self, done: Callable[[], object]) -> None:
         self.resets += 1

@@ -103,7 +103,8 @@ class Device(ABC):
     @abstractmethod
     def cancel(self, transfer: Transfer) -> None:
         """End a transfer in flight soon: it is still completed by `transfer.complete`, with CANCELLED and what had
-        been moved, or with its real result if it won the race. After that its windows are not touched any more."""
+        been moved, or with its real result if it won the race. After that its windows are not touched any more. The
+        driver is told what had been moved, and what it submits next begins behind that."""
 
     @abstractmethod
     def reset(self, done: Callable[[], object]) -> None:

@@ -74,7 +74,8 @@ class Transfer:
     frame       isochronous transfers: number of the frame (11 bits, 1 ms each) that the driver means it for; None for
                 the next interval that is free
     status      None while in flight
-    actual      bytes moved, set by `complete`
+    actual      bytes moved. A device that moves a transfer bit by bit counts them here while it does, so that whatever
+                ends the transfer tells how far it has come; else set by `complete`
     on_complete called by `complete` with the transfer; whoever wraps a device may put its own in front
     context     belongs to the caller of `submit`; devices leave it alone
     """
@@ -126,8 +127,9 @@ class Transfer:
             return self.setup.is_in
         return self.endpoint >= 0x80
 
-    def complete(self, status: TransferStatus, actual: int = 0) -> None:
-        """End the transfer: `actual` bytes were moved, from the first byte on (also when `status` is an error).
+    def complete(self, status: TransferStatus, actual: int | None = None) -> None:
+        """End the transfer: `actual` bytes were moved, from the first byte on (also when `status` is an error); without
+        it, those that the device has counted in `Transfer.actual`.
 
         Called by the device once, on the loop's thread; calling it inside `submit` or `cancel` is fine.
         A second call is a bug of the device: it is ignored, so that it costs nothing but itself.
@@ -135,8 +137,18 @@ class Transfer:
         if self.status is not None:
             return
         self.status = status
-        self.actual = actual
+        if actual is not None:
+            self.actual = actual
         self.on_complete(self)
+
+    def rest(self) -> list[memoryview]:
+        """The windows of what has not been moved yet, behind `actual` bytes: for `os.writev` and `os.readv`."""
+        done, rest = self.actual, []
+        for window in self.windows:
+            if done < len(window):
+                rest.append(window[done:])
+            done = max(done - len(window), 0)
+        return rest
 
     def read(self) -> bytes:
         """A copy of an OUT transfer's data; for small transfers, a device that moves much uses `windows`."""

@@ -67,6 +67,11 @@ class VirtualDevice(StandardRequests, Device, ABC):
 
         Take a transfer out before completing it. What is left waits, as a NAK makes it wait, until the driver
         cancels it or the device calls `serve(endpoint)` because it has data or room now. By default all waits.
+
+        A transfer that moves bit by bit stays in front of the queue, with what it has moved in `transfer.actual`:
+
+            transfer = endpoint.queue[0]
+            transfer.actual += os.writev(self.fd, transfer.rest())
         """
 
     def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
@@ -117,7 +122,8 @@ class VirtualDevice(StandardRequests, Device, ABC):
             self.serve(endpoint)
 
     def cancel(self, transfer: Transfer) -> None:
-        """End it if it waits; one that `process` has taken out is being completed already, or soon."""
+        """End it if it waits, with what it has moved; one that `process` has taken out is being completed already, or
+        soon."""
         endpoint = self.endpoints.get(transfer.endpoint)
         if endpoint is not None and endpoint.remove(transfer):
             transfer.complete(TransferStatus.CANCELLED)

@@ -48,7 +48,7 @@ class VirtualEndpoint:
         self.flush(TransferStatus.STALL)
 
     def flush(self, status: TransferStatus) -> None:
-        """Complete all that waits with `status`, nothing moved; what is submitted meanwhile is left alone."""
+        """Complete all that waits with `status` and what it has moved; what is submitted meanwhile is left alone."""
         for waiting in (*self.parked.values(), self.queue):
             for _ in range(len(waiting)):
                 if waiting:
