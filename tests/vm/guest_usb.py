@@ -96,13 +96,12 @@ def usb_complaints(guest: Guest) -> list[str]:
     return warnings + [line for line in guest.dmesg().splitlines() if RECOVERY.search(line) and line not in warnings]
 
 
-def start_reading_keys(guest: Guest, events: int, *, name: str = "", patience: int = 60) -> Running:
-    """Start reading key presses and releases from the guest's USB keyboard; give the result to `finish_reading_keys`.
+def start_reading_input(guest: Guest, records: int, *, name: str = "", patience: int = 60) -> Running:
+    """Start reading so many records of an input device on USB; give the result to `finish_reading_input`.
 
     `name` is part of the input device's name, where there are several; `patience` is in seconds, and scaled.
 
-    On return the keyboard is open: what is typed from now on is read. One press or release is three input events
-    (scan code, key, end of report).
+    On return the device is open: what happens from now on is read.
     """
     script = f"""
 until [ -n "$event" ]; do
@@ -112,20 +111,29 @@ until [ -n "$event" ]; do
     sleep 0.1
 done
 exec 4< /dev/input/$event
-touch /tmp/reading-keys
-timeout {scaled(patience):.0f} /usr/bin/dd bs=24 count={events * 3} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
+touch /tmp/reading-input
+timeout {scaled(patience):.0f} /usr/bin/dd bs=24 count={records} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
 """
-    guest.run("rm -f /tmp/reading-keys")
+    guest.run("rm -f /tmp/reading-input")
     reading = guest.start(script)
-    guest.wait_until("[ -e /tmp/reading-keys ]", timeout=patience)
+    guest.wait_until("[ -e /tmp/reading-input ]", timeout=patience)
     return reading
+
+
+def finish_reading_input(guest: Guest, reading: Running, timeout: float = 60.0) -> list[tuple[int, int, int]]:
+    """Wait for the records: (type, code, value) of each, as in linux/input-event-codes.h."""
+    data = bytes.fromhex(guest.wait(reading, timeout).strip())
+    return [struct.unpack_from("<qqHHi", data, offset)[2:] for offset in range(0, len(data), 24)]
+
+
+def start_reading_keys(guest: Guest, events: int, *, name: str = "Keyboard", patience: int = 60) -> Running:
+    """As `start_reading_input`, of so many presses and releases, of three records (scan code, key, end of report)."""
+    return start_reading_input(guest, 3 * events, name=name, patience=patience)
 
 
 def finish_reading_keys(guest: Guest, reading: Running, timeout: float = 60.0) -> list[tuple[int, int]]:
     """Wait for the keys: (code of linux/input-event-codes.h, 1 for a press and 0 for a release) of each."""
-    data = bytes.fromhex(guest.wait(reading, timeout).strip())
-    events = [struct.unpack_from("<qqHHi", data, offset) for offset in range(0, len(data), 24)]
-    return [(code, value) for _, _, kind, code, value in events if kind == 1]
+    return [(code, value) for kind, code, value in finish_reading_input(guest, reading, timeout) if kind == 1]
 
 
 def direct_io(

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.vm.guest import vfio_user_arguments
+from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.limits import PATIENCE
 
 
@@ -40,9 +41,11 @@ class UsbvfiodServer:
         # Not pytest's directory: the path of a Unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="usbvfiod-"))
         self.socket_path = self.directory / "usb.sock"
+        self.control_path = self.directory / "control.sock"
         self.log_path = self.directory / "usbvfiod.log"
         notify_path = self.directory / "notify.sock"
-        self.command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.socket_path), *options]
+        self.command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.socket_path)]
+        self.command += ["--control-path", str(self.control_path), *options]
         self.command += [word for device in devices for word in ("--device", device)]
         variables = {**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(notify_path)}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, open(self.log_path, "ab") as log:
@@ -75,6 +78,11 @@ class UsbvfiodServer:
     def log(self) -> str:
         """Everything the server has said so far."""
         return self.log_path.read_text(errors="replace")
+
+    def send(self, device: str, *words: str) -> str:
+        """Say something to a device, as `usbvfiod send`; returns its answer."""
+        with ControlConnection(self.control_path) as control:
+            return str(control.request("send", attachment=device, words=list(words))["text"])
 
     def status(self, field: str) -> int:
         """A number out of /proc/PID/status, such as RssAnon (in KiB) or voluntary_ctxt_switches."""

@@ -131,7 +131,7 @@ def test_a_file_system_is_made_and_kept(beside_lab: BesideLab, backend: str, mak
 def test_keys_and_places(beside_lab: BesideLab, backend: str) -> None:
     guest, lab = beside_lab.guest, beside_lab.lab
     with beside_lab.offer("input", backend):
-        reading = guest_usb.start_reading_keys(guest, 4, name="Keyboard", patience=60)
+        reading = guest_usb.start_reading_keys(guest, 4, patience=60)
         for key in ("a", "b"):
             for down in (True, False):
                 event = {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": key}}}

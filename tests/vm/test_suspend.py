@@ -15,7 +15,6 @@ import pytest
 from tests.vm import guest_usb, sleep, usbtest
 from tests.vm.guest import Guest, GuestFactory
 from tests.vm.server import UsbvfiodServer
-from tests.vm.typist import Typist
 
 pytestmark = pytest.mark.vm
 
@@ -28,7 +27,6 @@ class Sleeper:
 
     server: UsbvfiodServer
     guest: Guest
-    typist: Typist
     images: dict[str, Path]
     disks: dict[str, guest_usb.Disk]
 
@@ -58,13 +56,11 @@ blockdev --flushbufs {self.disks[name].path}
 def sleeper(
     module_guest_factory: GuestFactory,
     random_image: Callable[[int], Path],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Sleeper]:
     images = {"super": random_image(48), "high": random_image(40)}
     devices = [f"virtual:flash?image={path}&speed={name}" for name, path in images.items()]
-    typist = Typist(tmp_path_factory.mktemp("typist"))
     devices += ["virtual:keyboard", "virtual:loopback"]
-    with UsbvfiodServer(devices, environment=typist.environment) as server:
+    with UsbvfiodServer(devices) as server:
         guest = module_guest_factory(server.arguments)
         sizes = {path.stat().st_size: name for name, path in images.items()}
         disks = {sizes[disk.size]: disk for disk in guest_usb.wait_disks(guest, len(images))}
@@ -77,7 +73,7 @@ head -c 6000000 /dev/urandom > /mnt/{name}/source
 cp /mnt/{name}/source /mnt/{name}/copy
 sync
 """)
-        yield Sleeper(server, guest, typist, images, disks)
+        yield Sleeper(server, guest, images, disks)
 
 
 def suspend_at_runtime(sleeper: Sleeper, name: str, cycles: int) -> None:
@@ -131,7 +127,7 @@ def type_in_its_sleep(sleeper: Sleeper, texts: list[str]) -> None:
     for text in texts:
         reading = guest_usb.start_reading_keys(guest, 2 * len(text))
         sleep.wait_suspended(guest, usb)
-        sleeper.typist.type(text)
+        sleeper.server.send("virtual:keyboard", "type", text)
         expected = [(KEYS[key], value) for key in text for value in (1, 0)]
         assert guest_usb.finish_reading_keys(guest, reading) == expected
     guest.run(f"echo on > /sys/bus/usb/devices/{usb}/power/control")
@@ -155,7 +151,7 @@ def test_a_key_wakes_the_suspended_root_hub(sleeper: Sleeper) -> None:
     sleep.autosuspend(guest, keyboard(guest))
     reading = guest_usb.start_reading_keys(guest, 2)
     sleep.wait_suspended(guest, "usb1")
-    sleeper.typist.type("a")
+    sleeper.server.send("virtual:keyboard", "type", "a")
     assert guest_usb.finish_reading_keys(guest, reading) == [(KEYS["a"], 1), (KEYS["a"], 0)]
     guest.run("for control in /sys/bus/usb/devices/[12]-*/power/control; do echo on > $control; done")
     assert sleeper.complaints() == []
@@ -191,7 +187,7 @@ def check_after(sleeper: Sleeper) -> None:
     """The keyboard and the loopback device work as well."""
     guest = sleeper.guest
     reading = guest_usb.start_reading_keys(guest, 2)
-    sleeper.typist.type("b")
+    sleeper.server.send("virtual:keyboard", "type", "b")
     assert guest_usb.finish_reading_keys(guest, reading) == [(KEYS["b"], 1), (KEYS["b"], 0)]
     node = usbtest.find(guest)
     for case in usbtest.BULK_AND_CONTROL[1:3]:

@@ -13,7 +13,6 @@ from tests.e2e import tutorial
 from tests.vm import guest_usb
 from tests.vm.guest import Guest, GuestFactory
 from tests.vm.server import UsbvfiodServer
-from tests.vm.typist import Typist
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -28,7 +27,6 @@ class Machine:
 
     server: UsbvfiodServer
     guest: Guest
-    typist: Typist
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +39,16 @@ def machine(module_guest_factory: GuestFactory, tmp_path_factory: pytest.TempPat
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: usbvfiod-swap-keys\nVersion: 0.1.0\n")
     (metadata / "entry_points.txt").write_text("[usbvfiod]\nswap-keys = usbvfiod_swap_keys\n")
-    typist = Typist(tmp_path_factory.mktemp("typist"))
-    environment = {**typist.environment, "PYTHONPATH": os.pathsep.join([str(site), typist.environment["PYTHONPATH"]])}
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))}
     devices = ["virtual:keyboard?swap-keys.keys=y,z"]
     with UsbvfiodServer(devices, ["--plugin", "swap-keys"], environment=environment) as server:
-        yield Machine(server, module_guest_factory(server.arguments), typist)
+        yield Machine(server, module_guest_factory(server.arguments))
 
 
 def test_the_guest_sees_the_other_key(machine: Machine) -> None:
     text = "yaz zay1yyzz"
     reading = guest_usb.start_reading_keys(machine.guest, 2 * len(text))
-    machine.typist.type(text)
+    machine.server.send("virtual:keyboard", "type", text)
     seen = guest_usb.finish_reading_keys(machine.guest, reading)
     assert seen == [(KEYS[SWAPPED.get(key, key)], value) for key in text for value in (1, 0)]
 

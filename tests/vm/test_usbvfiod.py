@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import selectors
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,13 @@ import pytest
 from tests.vm import guest_usb, usbtest
 from tests.vm.guest import CommandError, Guest, GuestFactory
 from tests.vm.server import UsbvfiodServer
-from tests.vm.typist import Typist
 
 pytestmark = pytest.mark.vm
 
-KEYS = {"a": 30, "b": 48, "\n": 28}  # linux/input-event-codes.h
+# linux/input-event-codes.h
+KEYS = {"a": 30, "b": 48, "\n": 28}
+EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC = range(5)
+BTN_LEFT, REL_WHEEL, REL_WHEEL_HI_RES = 0x110, 8, 11
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Machine:
 
     server: UsbvfiodServer
     images: dict[str, Path]
-    typist: Typist
+    line: Path
     boot: Callable[[], Guest]
     guest: Guest = field(init=False)
 
@@ -45,7 +48,7 @@ class Machine:
     def type(self, text: str) -> None:
         """Type on the keyboard and check that the guest's input device reports just that."""
         reading = guest_usb.start_reading_keys(self.guest, 2 * len(text))
-        self.typist.type(text)
+        self.server.send("virtual:keyboard", "type", text)
         expected = [(KEYS[key], value) for key in text for value in (1, 0)]
         assert guest_usb.finish_reading_keys(self.guest, reading) == expected
 
@@ -71,10 +74,16 @@ def machine(
     }
     options = {"readonly": "&readonly=true", "high": "&speed=high", "full": "&speed=full"}
     devices = [f"virtual:flash?image={path}{options.get(name, '')}" for name, path in images.items()]
-    devices += ["virtual:keyboard", "virtual:loopback"]
-    typist = Typist(tmp_path_factory.mktemp("typist"))
-    with UsbvfiodServer(devices, environment=typist.environment) as server:
-        yield Machine(server, images, typist, lambda: module_guest_factory(server.arguments))
+    line = tmp_path_factory.mktemp("line") / "port"
+    devices += [
+        "virtual:keyboard",
+        "virtual:mouse",
+        "virtual:tablet",
+        "virtual:loopback",
+        f"virtual:serial?link={line}",
+    ]
+    with UsbvfiodServer(devices) as server:
+        yield Machine(server, images, line, lambda: module_guest_factory(server.arguments))
 
 
 def test_the_drives_appear_at_their_speeds(machine: Machine) -> None:
@@ -84,7 +93,7 @@ def test_the_drives_appear_at_their_speeds(machine: Machine) -> None:
     assert tree.count("Class=Mass Storage, Driver=usb-storage, 5000M") == 4
     assert tree.count("Class=Mass Storage, Driver=usb-storage, 480M") == 1
     assert tree.count("Class=Mass Storage, Driver=usb-storage, 12M") == 1
-    assert tree.count("Class=Human Interface Device, Driver=usbhid") == 1
+    assert tree.count("Class=Human Interface Device, Driver=usbhid") == 3
     assert tree.count("Class=Vendor Specific Class, Driver=usbtest") == 1
 
 
@@ -128,6 +137,63 @@ def test_usbtest_passes_on_the_loopback_device(machine: Machine) -> None:
 
 def test_keys_arrive(machine: Machine) -> None:
     machine.type("a\nb")
+
+
+def test_pointers_move(machine: Machine) -> None:
+    """Each report is a record for each of its events, one of a button's scan code, and its end."""
+    for device, words, records, expected in (
+        ("tablet", ("move", "1", "0.5"), 3, {(EV_ABS, 0, 0x7FFF), (EV_ABS, 1, 0x4000)}),
+        ("tablet", ("click",), 6, {(EV_KEY, BTN_LEFT, 1), (EV_KEY, BTN_LEFT, 0)}),
+        ("mouse", ("move", "5", "-3"), 3, {(EV_REL, 0, 5), (EV_REL, 1, -3)}),
+        ("mouse", ("scroll", "-2"), 3, {(EV_REL, REL_WHEEL, -2), (EV_REL, REL_WHEEL_HI_RES, -240)}),
+    ):
+        reading = guest_usb.start_reading_input(machine.guest, records, name=device.title())
+        assert machine.server.send(f"virtual:{device}", *words) == ""
+        seen = guest_usb.finish_reading_input(machine.guest, reading)
+        assert {each for each in seen if each[0] not in (EV_SYN, EV_MSC)} == expected
+
+
+def test_a_serial_line_is_a_terminal_on_the_host(machine: Machine) -> None:
+    """128 KiB each way at the same time, with the guest's stock driver, and the port opened anew for each."""
+    guest = machine.guest
+    guest.run("modprobe cdc_acm")
+    guest.wait_until("[ -c /dev/ttyACM0 ]")
+    sent = os.urandom(1 << 17)
+    received = b""
+    # A program has it open all the time, so that nothing is taken for unheard.
+    terminal = os.open(machine.line, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        talking = guest.start(f"""
+exec 3<> /dev/ttyACM0
+stty -F /dev/ttyACM0 raw -echo 460800
+head -c {len(sent)} <&3 | sha256sum &
+printf ! >&3
+head -c {len(sent)} /dev/urandom > /tmp/said
+cat /tmp/said >&3
+wait
+exec 3>&-
+sha256sum < /tmp/said
+""")
+        with selectors.DefaultSelector() as ready:
+            # What comes before the guest's terminal is raw would be echoed.
+            ready.register(terminal, selectors.EVENT_READ)
+            ready.select()
+            assert os.read(terminal, 1) == b"!"
+            ready.modify(terminal, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            left = memoryview(sent)
+            while left or len(received) < len(sent):
+                [(_, events)] = ready.select()
+                if events & selectors.EVENT_READ:
+                    received += os.read(terminal, 4096)
+                if events & selectors.EVENT_WRITE:
+                    left = left[os.write(terminal, left[:4096]) :]
+                    if not left:
+                        ready.modify(terminal, selectors.EVENT_READ)
+    finally:
+        os.close(terminal)
+    heard, said = (line.split()[0] for line in guest.wait(talking, 60).splitlines())
+    assert heard == hashlib.sha256(sent).hexdigest()
+    assert said == hashlib.sha256(received).hexdigest()
 
 
 def test_everything_at_once(machine: Machine) -> None:

@@ -44,7 +44,7 @@ def application(registry: Registry) -> click.Group:
             "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT."
         ),
     )
-    steering = (steer.attach, steer.detach, steer.move, steer.reload, steer.log_level)
+    steering = (steer.attach, steer.detach, steer.move, steer.send, steer.reload, steer.log_level)
     looking = (devices.devices, look.list_attachments, look.status, look.watch, why.why, doctor.doctor)
     others = (config.config, plugins.plugins, demo.demo, completion.completion, man.man)
     for command in (*looking, *steering, *others):

@@ -1,4 +1,4 @@
-"""Commands that change a running server: attach, detach, move, reload, log-level."""
+"""Commands that change a running server: attach, detach, move, send, reload, log-level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..daemon.matching import find
 from ..errors import DeviceError
 from ..hooks.registry import Registry
 from .control import Connect, control_options
-from .output import print_object
+from .output import print_object, printable
 
 
 @click.command()
@@ -72,6 +72,24 @@ def move(attachment: str, port: int, as_json: bool, connect: Connect) -> None:
     """Unplug a device and plug it into another port of the controller, which it keeps."""
     with connect() as server:
         _show(server.request("move", attachment=attachment, port=port)["attachment"], as_json)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("attachment")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@control_options
+def send(attachment: str, words: tuple[str, ...], as_json: bool, connect: Connect) -> None:
+    """Say something to a plugged device: press a key, move a pointer.
+
+    ATTACHMENT is as for `detach`. What WORDS a device understands is its own; it names them when it gets none.
+    """
+    with connect() as server:
+        text = server.request("send", attachment=attachment, words=list(words))["text"]
+    if as_json:
+        print_object({"text": text})
+    elif text:
+        click.echo(printable(text))
 
 
 @click.command()

@@ -17,7 +17,7 @@ from . import log as daemon_log
 from .attachments import Attachments
 from .config import DeviceSpec
 from .control_client import ControlClient, Reply
-from .intents import Attachment
+from .intents import Attachment, State
 from .matching import describe, matching
 from .opening import AttachmentRefused
 from .report import attachment_entry, device_entry, endpoint_entry
@@ -54,7 +54,7 @@ class _Argument:
     optional: bool = False
 
 
-_TYPES: Final = {str: "a text", int: "a number", bool: "true or false"}
+_TYPES: Final = {str: "a text", int: "a number", bool: "true or false", list: "a list of texts"}
 
 
 class ControlRequests:
@@ -84,6 +84,7 @@ class ControlRequests:
             "attach": (self._attach, {"device": _Argument(str), "fd": _Argument(bool, True)}),
             "detach": (self._detach, {"attachment": _Argument(str)}),
             "move": (self._move, {"attachment": _Argument(str), "port": _Argument(int)}),
+            "send": (self._send, {"attachment": _Argument(str), "words": _Argument(list)}),
             "list": (self._list, {}),
             "status": (self._show_status, {}),
             "devices": (self._devices, {}),
@@ -143,6 +144,19 @@ class ControlRequests:
 
     def _move(self, client: ControlClient, reply: Reply, attachment: str, port: int) -> None:
         self._attachments.move(self._select(attachment), port, lambda result: self._answer(reply, result))
+
+    def _send(self, client: ControlClient, reply: Reply, attachment: str, words: list[str]) -> None:
+        found = self._select(attachment)
+        if found.device is None or found.state is not State.PLUGGED:
+            raise DeviceError(f"{found} is not plugged in{f': {found.reason}' if found.reason else ''}")
+        try:
+            text = found.device.command(words)
+        except UsbvfiodError:
+            raise
+        except Exception as error:
+            log.exception("%s: its device failed at %r", found, words[:1])
+            raise PluginError(f"{found.name} failed: {type(error).__name__}: {error}") from error
+        reply({"ok": True, "text": text})
 
     def _list(self, client: ControlClient, reply: Reply) -> None:
         reply({"ok": True, "attachments": [self.entry(attachment) for attachment in self._attachments]})
@@ -211,8 +225,7 @@ class ControlRequests:
         for key, value in request.items():
             if key not in known:
                 raise RequestError(f"{name}: {unknown('argument', key, known)}")
-            # JSON's true is no number, though Python's is.
-            if not isinstance(value, known[key].kind) or (known[key].kind is int and isinstance(value, bool)):
+            if not _is(value, known[key].kind):
                 raise RequestError(f"{name}: {key} is {_TYPES[known[key].kind]}")
         for key, argument in known.items():
             if key not in request and not argument.optional:
@@ -248,6 +261,15 @@ class ControlRequests:
         if not found:
             raise NotAttached(f"there is no attachment {who}; `usbvfiod list` shows what there is")
         return found[0]
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of a JSON type of `_TYPES`."""
+    if kind is int and isinstance(value, bool):
+        return False  # JSON's true is no number, though Python's is
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, kind)
 
 
 def failure(error: UsbvfiodError) -> dict[str, Any]:

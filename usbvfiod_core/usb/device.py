@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from ..errors import ConfigError
 from .speed import Speed
 from .transfer import Transfer, TransferType
 
@@ -119,6 +120,11 @@ class Device(ABC):
         firmware, a guest that has rebooted, or the next VM; its port reset follows. A device that keeps something for
         its driver beyond a port reset (that the medium was ejected) is now as when it was plugged in."""
         return
+
+    def command(self, words: Sequence[str]) -> str:
+        """Do what its user says to it (`usbvfiod send`); what is to be answered, if anything. Raises ConfigError for
+        what it does not understand, saying what it does; DeviceError if that cannot be done now."""
+        raise ConfigError(f"{self.name} takes no words")
 
     @abstractmethod
     def close(self) -> None:

@@ -1,9 +1,12 @@
 """The backend `virtual`: USB devices in plain Python, with nothing behind them but files and Python objects.
 
     virtual:flash?image=FILE   a flash drive on an image (`flash`)
-    virtual:keyboard           a keyboard whose keys a program presses (`keyboard`)
+    virtual:keyboard           a keyboard whose keys its user or a program presses (`keyboard`)
+    virtual:mouse              a mouse, likewise (`pointer`)
+    virtual:tablet             a pointer with places (`pointer`)
     virtual:loopback           a source and sink of data for tests (`loopback`)
     virtual:audio              a sound card on WAV files (`audio`)
+    virtual:serial             a serial port on a pseudo-terminal, a socket or a file (`serial`)
 
 With the option `fault` any of them goes wrong where a test wants it (`faults`).
 
@@ -20,10 +23,20 @@ from ..errors import ConfigError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from ..usb.speed import Speed
-from . import audio, flash, keyboard, loopback
+from . import audio, flash, keyboard, loopback, pointer, serial
 from .faults import parse_faults
 from .faulty import FaultyDevice
 from .standard import StandardRequests
+
+_KINDS: dict[str, Callable[[Mapping[str, str], Loop], Device]] = {
+    "flash": flash.open_flash,
+    "keyboard": keyboard.open_keyboard,
+    "mouse": pointer.open_mouse,
+    "tablet": pointer.open_tablet,
+    "loopback": loopback.open_loopback,
+    "audio": audio.open_audio,
+    "serial": serial.open_serial,
+}
 
 
 class VirtualBackend(Backend):
@@ -36,8 +49,11 @@ class VirtualBackend(Backend):
         return [
             self._info("flash", flash.Flash, Speed.SUPER, ", on an image: flash?image=FILE"),
             self._info("keyboard", keyboard.Keyboard, Speed.FULL),
+            self._info("mouse", pointer.Mouse, Speed.FULL),
+            self._info("tablet", pointer.Tablet, Speed.FULL),
             self._info("loopback", loopback.Loopback, Speed.SUPER, ", source and sink of data for tests"),
             self._info("audio", audio.Audio, Speed.FULL, ", on WAV files: audio?playback=FILE&capture=FILE"),
+            self._info("serial", serial.Serial, Speed.HIGH, ", on a pseudo-terminal: serial?link=PATH"),
         ]
 
     def _info(self, address: str, kind: type[StandardRequests], speed: Speed, more: str = "") -> DeviceInfo:
@@ -52,15 +68,11 @@ class VirtualBackend(Backend):
         return FaultyDevice(self._open(address, own, loop), faults, loop)
 
     def _open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        if address == "flash":
-            return flash.open_flash(options, loop)
-        if address == "keyboard":
-            return keyboard.open_keyboard(options, loop)
-        if address == "loopback":
-            return loopback.open_loopback(options, loop)
-        if address == "audio":
-            return audio.open_audio(options, loop)
-        raise ConfigError(f"there is no virtual device {address!r}; there are flash, keyboard, loopback and audio")
+        opened = _KINDS.get(address)
+        if opened is None:
+            *others, last = _KINDS
+            raise ConfigError(f"there is no virtual device {address!r}; there are {', '.join(others)} and {last}")
+        return opened(options, loop)
 
 
 @hookimpl

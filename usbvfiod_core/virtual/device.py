@@ -33,8 +33,10 @@ from __future__ import annotations
 
 from abc import ABC
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from ..errors import ConfigError
 from ..usb import data_stage
 from ..usb.device import Device, DeviceEvents
 from ..usb.requests import TYPE_MASK, TYPE_STANDARD, SetupPacket
@@ -42,6 +44,17 @@ from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from .endpoint import VirtualEndpoint
 from .standard import StandardRequests
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a user can say to a device: `call` gets what stands behind the word, from `least` texts to `most`; what it
+    returns is answered if it is a text. `arguments` shows them to people."""
+
+    arguments: str
+    call: Callable[..., object]
+    least: int = 0
+    most: int | None = None
 
 
 class VirtualDevice(StandardRequests, Device, ABC):
@@ -79,6 +92,10 @@ class VirtualDevice(StandardRequests, Device, ABC):
         to an interface). `data` is the data stage of an OUT request. Return the data stage of an IN request,
         which is cut to what the driver asked for, or b"" for an OUT request; None is a STALL."""
         return None
+
+    def words(self) -> Mapping[str, Word]:
+        """What its user can say to it, by `usbvfiod send NAME WORD...`; as it is now."""
+        return {}
 
     def closed(self) -> None:
         """The device is closed; give back what it holds. Called once."""
@@ -131,6 +148,20 @@ class VirtualDevice(StandardRequests, Device, ABC):
     def reset(self, done: Callable[[], object]) -> None:
         self.unconfigure()
         done()
+
+    def command(self, words: Sequence[str]) -> str:
+        known = self.words()
+        if not known:
+            return super().command(words)
+        name, arguments = (words[0], words[1:]) if words else ("", ())
+        word = known.get(name)
+        if word is None:
+            shown = "; ".join(f"{each} {known[each].arguments}".strip() for each in known)
+            raise ConfigError(f"{self.name} understands: {shown}")
+        if len(arguments) < word.least or (word.most is not None and len(arguments) > word.most):
+            raise ConfigError(f"{self.name} understands: {name} {word.arguments}".strip())
+        answer = word.call(*arguments)
+        return answer if isinstance(answer, str) else ""
 
     def close(self) -> None:
         if self._closed:

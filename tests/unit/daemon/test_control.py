@@ -325,3 +325,52 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
     here, there = socket.socketpair()
     with here, there, pytest.raises(ConfigError, match="no listening socket"):
         ControlSocket(rig.loop, rig.requests.handle, fd=os.dup(here.fileno())).start()
+
+
+def test_a_device_does_what_is_said_to_it(rig: ControlRig) -> None:
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    talker.ask("attach", device="0403:6001?name=toy")
+    said: list[list[str]] = []
+
+    def command(words: list[str]) -> str:
+        said.append(words)
+        return "as you like"
+
+    rig.backend.toys[0].command = command  # type: ignore[method-assign, assignment]
+    assert talker.ask("send", attachment="toy", words=["jump", "twice"]) == {"ok": True, "text": "as you like"}
+    assert said == [["jump", "twice"]]
+
+
+def test_a_device_that_does_not_understand_or_fails(rig: ControlRig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    talker.ask("attach", device="0403:6001?name=toy")
+    error = talker.ask("send", attachment="toy", words=["jump"])["error"]
+    assert (error["kind"], error["message"]) == ("config", f"{rig.backend.toys[0].name} takes no words")
+
+    def command(words: list[str]) -> str:
+        raise ValueError("too high")
+
+    rig.backend.toys[0].command = command  # type: ignore[method-assign, assignment]
+    error = talker.ask("send", attachment="toy", words=["jump"])["error"]
+    assert error["kind"] == "plugin"
+    assert error["message"].endswith("failed: ValueError: too high")
+    assert "too high" in caplog.text
+    talker.ask("detach", attachment="toy")
+    assert talker.ask("send", attachment="toy", words=["jump"])["error"]["kind"] == "not-attached"
+
+
+def test_a_device_that_is_not_there_is_told_nothing(rig: ControlRig) -> None:
+    talker = rig.talk()
+    talker.ask("attach", device="0403:6001?name=toy")
+    error = talker.ask("send", attachment="toy", words=["jump"])["error"]
+    assert (error["kind"], error["message"]) == ("device", "toy is not plugged in: it is not there")
+
+
+@pytest.mark.parametrize("words", ["jump", [1], [["jump"]], None, {}])
+def test_words_are_a_list_of_texts(rig: ControlRig, words: object) -> None:
+    talker = rig.talk()
+    talker.send(json.dumps({"request": "send", "attachment": "1", "words": words}).encode() + b"\n")
+    error = talker.answer()["error"]
+    assert (error["kind"], error["message"]) == ("request", "send: words is a list of texts")

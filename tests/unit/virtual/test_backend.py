@@ -14,6 +14,8 @@ from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.flash import Flash
 from usbvfiod_core.virtual.keyboard import Keyboard
 from usbvfiod_core.virtual.loopback import Loopback
+from usbvfiod_core.virtual.pointer import Mouse, Tablet
+from usbvfiod_core.virtual.serial import Serial
 
 
 def test_it_registers_itself() -> None:
@@ -24,7 +26,15 @@ def test_it_registers_itself() -> None:
 
 def test_it_opens_what_it_lists(image: Path) -> None:
     backend, loop = VirtualBackend(), StepLoop()
-    kinds = {"flash": Flash, "keyboard": Keyboard, "loopback": Loopback, "audio": Audio}
+    kinds = {
+        "flash": Flash,
+        "keyboard": Keyboard,
+        "mouse": Mouse,
+        "tablet": Tablet,
+        "loopback": Loopback,
+        "audio": Audio,
+        "serial": Serial,
+    }
     assert [info.address for info in backend.list_devices()] == list(kinds)
     for info in backend.list_devices():
         device = backend.open(info.address, {"image": str(image)} if info.address == "flash" else {}, loop)
@@ -40,7 +50,8 @@ def test_it_opens_what_it_lists(image: Path) -> None:
 def test_other_addresses_are_refused(address: str) -> None:
     loop = StepLoop()
     with pytest.raises(
-        ConfigError, match=r"there is no virtual device '.*'; there are flash, keyboard, loopback and audio"
+        ConfigError,
+        match=r"there is no virtual device '.*'; there are flash, keyboard, mouse, tablet, loopback, audio and serial",
     ):
         VirtualBackend().open(address, {}, loop)
     loop.close()

@@ -18,7 +18,10 @@ from usbvfiod_core.virtual.faulty import FaultyDevice
 from usbvfiod_core.virtual.flash import Flash, UasFlash
 from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.keyboard import Keyboard
+from usbvfiod_core.virtual.line import Terminal
 from usbvfiod_core.virtual.loopback import Loopback
+from usbvfiod_core.virtual.pointer import Mouse, Pointer, Tablet
+from usbvfiod_core.virtual.serial import Serial
 
 
 @pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH, Speed.SUPER])
@@ -107,6 +110,27 @@ class TestAudio(DeviceConformance):
 
     def make_device(self, loop: Loop) -> Device:
         return Audio(loop, speed=self.speed)
+
+
+@pytest.mark.parametrize("kind", [Mouse, Tablet])
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])
+class TestPointer(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _kind(self, speed: Speed, kind: type[Pointer]) -> None:
+        self.speed, self.kind = speed, kind
+
+    def make_device(self, loop: Loop) -> Device:
+        return self.kind(loop, speed=self.speed)
+
+
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH])
+class TestSerial(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _speed(self, speed: Speed) -> None:
+        self.speed = speed
+
+    def make_device(self, loop: Loop) -> Device:
+        return Serial(loop, Terminal(), speed=self.speed)
 
 
 class TestBackend(BackendConformance):

@@ -13,7 +13,8 @@ from usbvfiod_core.usb.descriptors import HID, HID_REPORT, parse_hid
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
-from usbvfiod_core.virtual.keyboard import LEDS, MAX_REPORTS, REPORT_DESCRIPTOR, Keyboard, open_keyboard
+from usbvfiod_core.virtual.hid import MAX_REPORTS
+from usbvfiod_core.virtual.keyboard import LEDS, REPORT_DESCRIPTOR, Keyboard, open_keyboard
 
 NOTHING = bytes(8)
 

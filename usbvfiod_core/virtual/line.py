@@ -1,0 +1,291 @@
+"""What a virtual serial port's line leads to: a pseudo-terminal, a socket, or a file.
+
+A line never blocks. It takes and gives what it can now, and calls `moved` when it could be more, so that a port with
+nothing to do costs nothing. While nobody is at the other end, what the guest sends is lost, as on a real line; so a
+guest that logs to its serial port is never held up by it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import termios
+import tty
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from ..errors import ConfigError, DeviceError
+from ..usb.device import Loop, Timer
+from .image import IOV_MAX
+
+_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_RETRY = 1.0
+"""Seconds between two attempts to connect."""
+
+
+class Line(ABC):
+    """One end of a line. Made in any thread; the methods are for the loop's thread, `start` first."""
+
+    label: str
+    """Where the other end is, for people."""
+    connected = True
+    """Whether somebody is there, as far as this can be known: what the port shows as carrier."""
+
+    def start(self, loop: Loop, moved: Callable[[], object]) -> None:
+        """Begin. `moved` is called when there may be something to read, room to write, or `connected` has changed."""
+        return
+
+    @abstractmethod
+    def read(self, windows: list[memoryview]) -> int:
+        """Fill the windows from their beginning with what is there; the number of bytes, 0 for nothing now."""
+
+    @abstractmethod
+    def write(self, windows: list[memoryview]) -> int:
+        """Send from the beginning of the windows; the number of bytes, 0 for no room now. What nobody hears counts."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it and give back what it holds."""
+
+
+class _Watched(Line):
+    """A line on a file descriptor that is watched for changes, once for each: a level that stays would keep the loop
+    busy, and a pseudo-terminal that nobody has opened hangs up all the time."""
+
+    def __init__(self) -> None:
+        self._moved: Callable[[], object] = lambda: None
+        self._loop: Loop | None = None
+        self._epoll: select.epoll | None = None
+
+    def start(self, loop: Loop, moved: Callable[[], object]) -> None:
+        self._loop, self._moved = loop, moved
+        self._epoll = select.epoll()
+        loop.add_reader(self._epoll.fileno(), self._ready)
+
+    def _watch(self, fd: int) -> None:
+        if self._epoll is not None:
+            self._epoll.register(fd, _EVENTS)
+
+    def _ready(self) -> None:
+        if self._epoll is not None and self._epoll.poll(0):
+            self._moved()
+
+    def close(self) -> None:
+        if self._epoll is not None and self._loop is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+
+class Terminal(_Watched):
+    """A new pseudo-terminal in raw mode; the other end is the device file that `label` names.
+
+    `link` is a path for a symbolic link to it, removed by `close`; a link that is there already is replaced, anything
+    else is a ConfigError. Raises DeviceError if the system has no terminal left.
+    """
+
+    def __init__(self, link: str = "") -> None:
+        super().__init__()
+        self._link = link
+        self._was_heard = False
+        try:
+            self._fd, slave = os.openpty()
+        except OSError as error:
+            raise DeviceError(f"virtual:serial gets no pseudo-terminal: {error.strerror}") from None
+        try:
+            tty.setraw(slave)
+            self.path = os.ttyname(slave)
+            # From now on the system tells whether somebody has it open.
+            os.close(slave)
+            os.set_blocking(self._fd, False)
+            if link:
+                _make_link(self.path, link)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.label = link or self.path
+
+    def start(self, loop: Loop, moved: Callable[[], object]) -> None:
+        super().start(loop, moved)
+        self._watch(self._fd)
+
+    def read(self, windows: list[memoryview]) -> int:
+        try:
+            return os.readv(self._fd, windows[:IOV_MAX])
+        except OSError:  # nothing there, or (EIO) nobody
+            return 0
+
+    def write(self, windows: list[memoryview]) -> int:
+        if self._is_alone():
+            if self._was_heard:
+                self._was_heard = False
+                self._forget_unread()
+            return sum(map(len, windows))
+        try:
+            count = os.writev(self._fd, windows[:IOV_MAX])
+        except OSError:
+            return 0
+        self._was_heard = True
+        return count
+
+    def _is_alone(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    def _forget_unread(self) -> None:
+        """What the last one has left unread is not for the next one. From this end Linux would keep some of it."""
+        try:
+            slave = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            termios.tcflush(slave, termios.TCIFLUSH)
+        finally:
+            os.close(slave)
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._fd)
+        if self._link:
+            try:
+                if os.readlink(self._link) == self.path:
+                    os.unlink(self._link)
+            except OSError:
+                pass  # it is somebody else's now
+
+
+def _make_link(target: str, link: str) -> None:
+    try:
+        if os.path.islink(link):
+            os.unlink(link)
+        os.symlink(target, link)
+    except FileExistsError:
+        raise ConfigError(f"virtual:serial: link={link} exists and is no symbolic link; choose another path") from None
+    except OSError as error:
+        raise ConfigError(f"virtual:serial: link={link}: {error.strerror}") from None
+
+
+class Connection(_Watched):
+    """A connection to a listening Unix stream socket. Raises DeviceError if nobody listens there.
+
+    When the other end closes it, the carrier is gone; it is made again as soon as somebody listens.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.label = path
+        self._timer: Timer | None = None
+        self._socket: socket.socket | None = None
+        try:
+            self._connect()
+        except OSError as error:
+            raise DeviceError(f"virtual:serial: connect={path}: {error.strerror or error}") from None
+
+    def _connect(self) -> None:
+        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            fresh.connect(self.label)
+        except OSError:
+            fresh.close()
+            raise
+        self._socket, self.connected = fresh, True
+        self._watch(fresh.fileno())
+
+    def start(self, loop: Loop, moved: Callable[[], object]) -> None:
+        super().start(loop, moved)
+        if self._socket is not None:
+            self._watch(self._socket.fileno())
+
+    def read(self, windows: list[memoryview]) -> int:
+        if self._socket is None or not windows:
+            return 0
+        try:
+            count = os.readv(self._socket.fileno(), windows[:IOV_MAX])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            count = 0
+        if not count:
+            self._lost()
+        return count
+
+    def write(self, windows: list[memoryview]) -> int:
+        if self._socket is not None:
+            try:
+                return os.writev(self._socket.fileno(), windows[:IOV_MAX])
+            except BlockingIOError:
+                return 0
+            except OSError:
+                self._lost()
+        return sum(map(len, windows))
+
+    def _lost(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket, self.connected = None, False
+            self._again()
+            self._moved()
+
+    def _again(self) -> None:
+        if self._loop is not None:
+            self._timer = self._loop.call_later(_RETRY, self._retry)
+
+    def _retry(self) -> None:
+        try:
+            self._connect()
+        except OSError:
+            self._again()
+        else:
+            self._moved()
+
+    def close(self) -> None:
+        super().close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class Recording(Line):
+    """A file to which what the guest sends is appended; it never says anything. Raises ConfigError or DeviceError.
+
+    Regular files only: they take what is written without letting anybody wait for a reader. What a full disk does not
+    take is lost, and the first time said.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.label = path
+        self.lost = 0
+        """Bytes that the file has not taken."""
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a FIFO without a reader
+                raise _no_file(path) from None
+            raise DeviceError(f"virtual:serial: file={path}: {error.strerror}") from None
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise _no_file(path)
+
+    def read(self, windows: list[memoryview]) -> int:
+        return 0
+
+    def write(self, windows: list[memoryview]) -> int:
+        try:
+            return os.writev(self._fd, windows[:IOV_MAX])
+        except OSError:
+            count = sum(map(len, windows))
+            self.lost += count
+            return count
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _no_file(path: str) -> ConfigError:
+    return ConfigError(f"virtual:serial: file={path} is no regular file; for a program, use the pseudo-terminal")

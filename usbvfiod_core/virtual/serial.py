@@ -1,0 +1,186 @@
+"""`virtual:serial`: a serial port of the communications device class (CDC 1.2, PSTN 1.2), with a line to the host.
+
+The guest has it as /dev/ttyACM0 or COM3. At the other end of its line is
+
+    a pseudo-terminal      by default; `link` makes a symbolic link to it
+    a Unix stream socket   connect=PATH, of a program that listens there
+    a file                 file=PATH, to which is appended what the guest sends
+
+Options of the specification:
+
+    link=PATH        a symbolic link to the pseudo-terminal
+    connect=PATH     see above
+    file=PATH        see above
+    speed=full|high  default high
+    serial=TEXT      default none
+
+The bytes go through as they are, as fast as both sides take them; the baud rate is remembered and makes no difference.
+Data set ready is always on; carrier is on while somebody is connected, as far as the line knows. `usbvfiod list` shows
+where the other end is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from struct import pack, unpack
+
+from ..errors import ConfigError
+from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
+from ..usb.device import DeviceEvents, Loop
+from ..usb.requests import SetupPacket
+from ..usb.speed import Speed
+from ..usb.transfer import TransferStatus
+from .device import VirtualDevice
+from .endpoint import VirtualEndpoint
+from .line import Connection, Line, Recording, Terminal
+from .options import Options
+
+PRODUCT_ID = 0x0006
+OPTIONS = ("link", "connect", "file", "speed", "serial")
+
+CONTROL, DATA = range(2)
+"""The interfaces."""
+IN, OUT, NOTIFY = 0x81, 0x02, 0x83
+
+# bInterfaceClass, subclass, protocol (CDC 1.2 4.2 to 4.7)
+_COMMUNICATIONS, _ABSTRACT_CONTROL, _AT_COMMANDS, _DATA_CLASS = 0x02, 0x02, 0x01, 0x0A
+# Functional descriptors (CDC 1.2 5.2.3, PSTN 1.2 5.3)
+_CS_INTERFACE, _HEADER, _CALL_MANAGEMENT, _ACM, _UNION = 0x24, 0x00, 0x01, 0x02, 0x06
+_LINE_REQUESTS, _SENDS_BREAK = 0x02, 0x04
+"""bmCapabilities: the four requests below but the break, and the break (PSTN 1.2 table 4)."""
+
+# bRequest (PSTN 1.2 table 13), and the notification (table 30)
+SET_LINE_CODING, GET_LINE_CODING, SET_CONTROL_LINE_STATE, SEND_BREAK = 0x20, 0x21, 0x22, 0x23
+SERIAL_STATE = 0x20
+CARRIER, DATA_SET_READY = 0x01, 0x02
+_LINE_CODING_SIZE = 7
+
+
+class Serial(VirtualDevice):
+    """A serial port on `line`, which it closes.
+
+    `coding` is what the driver has set: bit/s, stop bits (0: 1, 1: 1.5, 2: 2), parity (0: none, 1: odd, 2: even,
+    3: mark, 4: space), data bits. `terminal_ready` is DTR: whether a program in the guest has the port open.
+    """
+
+    product_id = PRODUCT_ID
+    product = "Serial Port"
+    device_class = (_COMMUNICATIONS, 0, 0)
+
+    def __init__(self, loop: Loop, line: Line, *, speed: Speed = Speed.HIGH, serial: str = "") -> None:
+        self.serial = serial
+        super().__init__(speed)
+        self.line = line
+        self.coding: tuple[int, int, int, int] = (115200, 0, 0, 8)
+        self.terminal_ready = False
+        self._loop = loop
+        self._told = -1
+        """The state of the last notification, -1 for none."""
+
+    # -- descriptors -------------------------------------------------------------------------------------------------
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        functional = (
+            bytes((5, _CS_INTERFACE, _HEADER, 0x20, 0x01))
+            + bytes((5, _CS_INTERFACE, _CALL_MANAGEMENT, 0, DATA))
+            + bytes((4, _CS_INTERFACE, _ACM, _LINE_REQUESTS | _SENDS_BREAK))
+            + bytes((5, _CS_INTERFACE, _UNION, CONTROL, DATA))
+        )
+        notify = interrupt_endpoint(NOTIFY, speed, packet_size=16, period=16)
+        control = Interface(
+            CONTROL, _COMMUNICATIONS, _ABSTRACT_CONTROL, _AT_COMMANDS, endpoints=(notify,), extra=functional
+        )
+        data = Interface(DATA, _DATA_CLASS, endpoints=(bulk_endpoint(IN, speed), bulk_endpoint(OUT, speed)))
+        return [Configuration((control, data))]
+
+    # -- requests (PSTN 1.2 6.3) -------------------------------------------------------------------------------------
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        if setup.index != CONTROL or self.configuration is None:
+            return None
+        request = (setup.request_type, setup.request)
+        if request == (0xA1, GET_LINE_CODING):
+            return pack("<IBBB", *self.coding)
+        if request == (0x21, SET_LINE_CODING) and len(data) == _LINE_CODING_SIZE:
+            self.coding = unpack("<IBBB", data)
+            return b""
+        if request == (0x21, SET_CONTROL_LINE_STATE):
+            self.terminal_ready = bool(setup.value & 1)
+            return b""
+        return b"" if request == (0x21, SEND_BREAK) else None  # there is no wire to hold down
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        events.note(f"the other end is {self.line.label}")
+        self.line.start(self._loop, self._moved)
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        if not endpoints:
+            self.terminal_ready = False
+        self._told = -1
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        if endpoint.address == IN:
+            self._receive(endpoint)
+        elif endpoint.address == OUT:
+            self._send(endpoint)
+        else:
+            self._notify(endpoint)
+
+    def _moved(self) -> None:
+        for endpoint in list(self.endpoints.values()):
+            self.serve(endpoint)
+
+    def _receive(self, endpoint: VirtualEndpoint) -> None:
+        while endpoint.queue:
+            transfer = endpoint.queue[0]
+            count = self.line.read(transfer.windows) if transfer.length else 0
+            if transfer.length and not count:
+                return
+            endpoint.queue.popleft()
+            transfer.complete(TransferStatus.COMPLETED, count)
+
+    def _send(self, endpoint: VirtualEndpoint) -> None:
+        while endpoint.queue:
+            transfer = endpoint.queue[0]
+            if transfer.actual < transfer.length:
+                count = self.line.write(transfer.rest())
+                if not count:
+                    return
+                transfer.actual += count
+            if transfer.actual == transfer.length:
+                endpoint.queue.popleft()
+                transfer.complete(TransferStatus.COMPLETED)
+
+    def _notify(self, endpoint: VirtualEndpoint) -> None:
+        state = DATA_SET_READY | (CARRIER if self.line.connected else 0)
+        if state == self._told or not endpoint.queue:
+            return
+        self._told = state
+        transfer = endpoint.queue.popleft()
+        message = pack("<BBHHHH", 0xA1, SERIAL_STATE, 0, CONTROL, 2, state)
+        done = transfer.write(message)
+        transfer.complete(TransferStatus.COMPLETED if done == len(message) else TransferStatus.BABBLE, done)
+
+    def closed(self) -> None:
+        self.line.close()
+
+
+def open_serial(options: Mapping[str, str], loop: Loop) -> Serial:
+    """Open `virtual:serial` with the options above. Raises ConfigError and DeviceError."""
+    given = Options("serial", options, OPTIONS)
+    speed, serial = given.speed(("full", "high"), "high"), given.serial()
+    ends = [name for name in ("link", "connect", "file") if given.text(name)]
+    if len(ends) > 1:
+        raise ConfigError(f"virtual:serial has one line: give either {' or '.join(ends)}")
+    return Serial(loop, _open_line(given), speed=speed, serial=serial)
+
+
+def _open_line(given: Options) -> Line:
+    if given.text("connect"):
+        return Connection(given.text("connect"))
+    if given.text("file"):
+        return Recording(given.text("file"))
+    return Terminal(given.text("link"))
