@@ -15,7 +15,7 @@ from ..usb.device import Loop
 from ..xhci.statistics import EndpointStatistics
 from . import log as daemon_log
 from .attachments import Attachments
-from .config import DeviceSpec
+from .config import MAX_PORTS, DeviceSpec
 from .control_client import ControlClient, Reply
 from .intents import Attachment, State
 from .matching import describe, matching
@@ -24,8 +24,8 @@ from .report import attachment_entry, device_entry, endpoint_entry
 
 log = logging.getLogger(__name__)
 
-MAX_ATTACHMENTS: Final = 64
-"""Attachments that requests may bring about, with those that are configured."""
+MAX_ATTACHMENTS: Final = MAX_PORTS
+"""Attachments that requests may bring about, with those that are configured: as many as a controller can have ports."""
 
 PATIENCE: Final = 8.0
 """Seconds after which whoever has attached a device is told that it is still being opened."""
