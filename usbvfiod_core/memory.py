@@ -24,6 +24,10 @@ PAGE_SIZE = 4096
 MAX_REGIONS = 65535
 ADDRESS_LIMIT = 1 << 64
 
+NOTICED_SIZE = 128 << 20
+"""Bytes that are not shared and are the guest's memory, no device's. QEMU maps firmware (64 MiB at most) and the
+memory of display adapters (64 MiB) in the same way; Linux takes no less than this as a memory module."""
+
 HOW_TO_SHARE = "QEMU: share=on for every memory-backend, Cloud Hypervisor: shared=on"
 """What helps where memory of the guest's is not shared; for messages."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 from collections.abc import Iterator
@@ -121,6 +122,34 @@ def test_shared_memory_is_not_told_of(client: RawClient, caplog: pytest.LogCaptu
     finally:
         os.close(fd)
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("flags", [mmap.MAP_PRIVATE, mmap.MAP_SHARED])
+def test_a_file_that_the_client_maps_privately_is_not_shared(
+    client: RawClient, serving: Serving, caplog: pytest.LogCaptureFixture, flags: int
+) -> None:
+    """QEMU passes the file of a memory-backend-file without share=on as well; what the guest writes is not in it."""
+    fd = os.memfd_create("ram")
+    size = 128 * MIB
+    os.ftruncate(fd, size)
+    with mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE):
+        assert client.errno(dma_map(0, size), [fd]) == 0
+        assert client.errno(dma_unmap(0, size)) == 0
+        assert client.errno(dma_map(0, 0xC0000), [fd]) == 0, "a firmware has it mapped in pieces"
+        assert client.errno(dma_map(MIB, size - MIB, offset=MIB), [fd]) == 0
+    os.close(fd)
+    shared = flags == mmap.MAP_SHARED
+    assert [region.view is not None for region in serving.memory.regions] == [shared] * 2
+    assert len(warnings(caplog)) == (0 if shared else 1)
+
+
+def test_a_file_that_nobody_writes_may_be_private(client: RawClient, serving: Serving) -> None:
+    fd = os.memfd_create("rom")
+    os.ftruncate(fd, MIB)
+    with mmap.mmap(fd, MIB, mmap.MAP_PRIVATE, mmap.PROT_READ):
+        assert client.errno(dma_map(0, MIB, flags=1), [fd]) == 0
+    os.close(fd)
+    assert serving.memory.regions[0].view is not None
 
 
 def test_a_mapping_that_is_refused_is_not_told_of(client: RawClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import click
 from ..errors import UsbvfiodError
 from ..hooks.registry import Registry
 from ..host import hotplug, sysfs
+from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, optional_control
 from .output import print_object, print_table
 from .why import udev_advice
@@ -147,6 +148,9 @@ def _server(connect: Connect) -> Iterator[Finding]:
     elif memory["unshared"] and not memory["shared"]:
         fix = "QEMU: -object memory-backend-memfd,share=on,...; Cloud Hypervisor: --memory size=...,shared=on"
         yield Finding("vm", "wrong", "the guest's memory is not shared with the server, so no device can work", fix)
+    elif memory["unshared"] >= NOTICED_SIZE:
+        size = f"{memory['unshared'] >> 20} MiB"
+        yield Finding("vm", "wrong", f"{size} of the guest's memory are not shared; transfers there fail", HOW_TO_SHARE)
     else:
         yield Finding("vm", "ok", f"process {status['client']['pid']} is connected and shares its memory")
     for attachment in status["attachments"]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, ControlConnection, control_options
 from .output import print_object, print_table, printable
 
@@ -145,7 +146,9 @@ def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | N
         name = f"{client['name']} {client['version']}".strip() or "a client"
         click.echo(f"client   {printable(name)}, process {client['pid']}; {_size(memory['shared'])} of memory shared")
         if memory["unshared"] and not memory["shared"]:
-            click.echo("         the guest's memory is not shared (QEMU: share=on, Cloud Hypervisor: shared=on)")
+            click.echo(f"         the guest's memory is not shared ({HOW_TO_SHARE})")
+        elif memory["unshared"] >= NOTICED_SIZE:
+            click.echo(f"         {_size(memory['unshared'])} of the guest's memory are not shared ({HOW_TO_SHARE})")
     if not answer["attachments"]:
         return
     click.echo()

@@ -72,6 +72,7 @@ class Commands:
         memory: GuestMemory,
         *,
         adopt: Callable[[int], Notifier],
+        is_private: Callable[[int], bool],
         wait: Wait,
         complain: Callable[[str], None],
         fault: Callable[[int], None],
@@ -81,7 +82,7 @@ class Commands:
         self._interrupts: Final = Interrupts(function.msix, adopt)
         self._wait: Final = wait
         self._complain: Final = complain
-        self._unshared: Final = UnsharedRanges(complain)
+        self._unshared: Final = UnsharedRanges(complain, is_private)
         self._fault: Final = fault
         self.handlers: Final[dict[int, Handler]] = {
             DMA_MAP: self._dma_map,

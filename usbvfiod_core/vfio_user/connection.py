@@ -19,6 +19,7 @@ from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
 from .eventfd import Eventfd
+from .peer import PrivateFiles
 from .session import MAX_PENDING_FDS, Session
 
 MESSAGE_DEADLINE: Final = 10.0
@@ -66,9 +67,16 @@ class Connection:
         self._message_deadline: Final = message_deadline
         self._hold_deadline: Final = hold_deadline
         self._greeted = not first_message_deadline
-        self.session: Final = Session(function, memory, adopt=Eventfd, close_fd=os.close, resume=self._resume)
-        self._output: Final = self.session.output
         self.pid, self.uid = _peer(sock)
+        self.session: Final = Session(
+            function,
+            memory,
+            adopt=Eventfd,
+            is_private=PrivateFiles(self.pid),
+            close_fd=os.close,
+            resume=self._resume,
+        )
+        self._output: Final = self.session.output
         self.draining = False
         """Messages are being executed; `on_drained` is called at the end."""
         self._open = True

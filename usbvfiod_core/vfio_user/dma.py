@@ -7,7 +7,7 @@ from errno import EINVAL, ENOSPC, ENOTSUP
 from typing import Final
 
 from ..errors import ClientError
-from ..memory import ADDRESS_LIMIT, HOW_TO_SHARE, GuestMemory
+from ..memory import ADDRESS_LIMIT, HOW_TO_SHARE, NOTICED_SIZE, GuestMemory
 from .wire import (
     DMA_MAP_FIELDS,
     DMA_MAP_FILE_IO,
@@ -22,10 +22,6 @@ from .wire import (
 MAX_MAP_SIZE: Final = 8 << 40
 """Largest single mapping, 8 TiB."""
 
-NOTICED_SIZE: Final = 128 << 20
-"""Bytes of a mapping without a file that is memory of the guest, and no device's. QEMU maps firmware (64 MiB at most)
-and the memory of display adapters (64 MiB) in the same way; Linux takes no less than this as a memory module."""
-
 _MAP_FLAGS: Final = DMA_MAP_READ | DMA_MAP_WRITE | DMA_MAP_MMAP | DMA_MAP_FILE_IO
 _DIRTY_BITMAP_SIZE: Final = 16
 
@@ -34,10 +30,12 @@ class UnsharedRanges:
     """What one client has mapped of the guest's memory without sharing it; each range is told once.
 
     A client maps parts of it again and again while a firmware boots, and other ranges when memory is plugged in.
+    `is_private` says of the file behind a descriptor whether the client maps it for itself only.
     """
 
-    def __init__(self, complain: Callable[[str], None]) -> None:
+    def __init__(self, complain: Callable[[str], None], is_private: Callable[[int], bool]) -> None:
         self._complain = complain
+        self.is_private = is_private
         self._told: list[tuple[int, int]] = []
 
     def mapped(self, address: int, size: int) -> None:
@@ -55,8 +53,8 @@ class UnsharedRanges:
 def dma_map(memory: GuestMemory, payload: bytes, fds: list[int], unshared: UnsharedRanges) -> None:
     """Carry out a DMA_MAP; the caller closes `fds`. Raises ClientError.
 
-    Without a file the range is known but cannot be accessed: QEMU maps its firmware so, and all memory that is
-    not shared; `unshared` is told of the latter.
+    Without a file, or with one that the client maps privately, the range is known but cannot be accessed: QEMU maps its
+    firmware so, and all memory that is not shared; `unshared` is told of the latter.
     """
     if len(payload) != DMA_MAP_FIELDS.size:
         raise ClientError(EINVAL, f"the payload is {len(payload)} bytes, not {DMA_MAP_FIELDS.size}")
@@ -75,15 +73,18 @@ def dma_map(memory: GuestMemory, payload: bytes, fds: list[int], unshared: Unsha
         raise ClientError(ENOTSUP, "memory that can only be read and written as a file is not supported")
     if size > MAX_MAP_SIZE:
         raise ClientError(ENOSPC, f"a mapping of {size:#x} bytes is too large")
+    fd = fds[0] if fds else None
+    if fd is not None and flags & DMA_MAP_WRITE and unshared.is_private(fd):
+        fd, offset = None, 0
     memory.map(
         address,
         size,
-        fds[0] if fds else None,
+        fd,
         offset,
         readable=bool(flags & DMA_MAP_READ),
         writable=bool(flags & DMA_MAP_WRITE),
     )
-    if not fds and flags & DMA_MAP_WRITE:
+    if fd is None and flags & DMA_MAP_WRITE:
         unshared.mapped(address, size)
 
 

@@ -80,7 +80,8 @@ class _Hold:
 class Session:
     """The conversation with one client, from its first byte on.
 
-    `adopt` makes a notifier of an eventfd (see Interrupts), `close_fd` closes a descriptor that nobody took, `resume`
+    `adopt` makes a notifier of an eventfd (see Interrupts), `is_private` says of a file whether the client keeps for
+    itself what the guest writes to it (see UnsharedRanges), `close_fd` closes a descriptor that nobody took, `resume`
     is called when a held message has been answered from outside `process`, which must then be called again.
     """
 
@@ -90,11 +91,18 @@ class Session:
         memory: GuestMemory,
         *,
         adopt: Callable[[int], Notifier],
+        is_private: Callable[[int], bool] = lambda fd: False,
         close_fd: Callable[[int], object],
         resume: Callable[[], object],
     ) -> None:
         self._commands: Final = Commands(
-            function, memory, adopt=adopt, wait=self._wait, complain=self._complain, fault=self._fault
+            function,
+            memory,
+            adopt=adopt,
+            is_private=is_private,
+            wait=self._wait,
+            complain=self._complain,
+            fault=self._fault,
         )
         self._close_fd: Final = close_fd
         self._resume: Final = resume

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import click
 import pytest
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop, hookimpl
-from usbvfiod_core.cli import doctor, main
+from usbvfiod_core.cli import doctor, look, main
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.man import page
 from usbvfiod_core.hooks.registry import Registry
@@ -252,3 +253,31 @@ def test_manual_pages_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == page(group(), "attach")
     assert main(["man", "nothing"]) == 2
     assert main(["man", "attach", "--directory", str(directory)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("shared", "unshared", "verdict", "words"),
+    [
+        (2 << 30, 17 << 20, "ok", "shares its memory"),  # firmware, and what a display adapter has
+        (2 << 30, 512 << 20, "wrong", "512 MiB of the guest's memory are not shared"),
+        (0, 2 << 30, "wrong", "the guest's memory is not shared with the server"),
+    ],
+)
+def test_memory_that_is_not_shared(
+    shared: int, unshared: int, verdict: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One NUMA node without share=on is wrong, and what no VMM shares is not."""
+    server = {"pid": 1, "serving": True, "seconds": 1.0, "socket": "/run/vm.sock", "missing": []}
+    client = {"pid": 2, "uid": 0, "name": "QEMU", "version": ""}
+    memory = {"shared": shared, "unshared": unshared}
+    status = {"server": server, "client": client, "memory": memory, "attachments": []}
+    connection = nullcontext(SimpleNamespace(request=lambda name: status))
+    found = {finding.check: finding for finding in doctor._server(lambda: connection)}  # type: ignore[arg-type, return-value]
+    assert found["vm"].verdict == verdict
+    assert words in found["vm"].text
+    look._print_status(status, None, 1.0)
+    printed = capsys.readouterr().out
+    assert ("share=on" in printed) == (verdict == "wrong")
+    if verdict == "wrong":
+        assert "not shared" in printed
+        assert "share=on" in found["vm"].fix

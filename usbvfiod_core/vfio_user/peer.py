@@ -1,0 +1,51 @@
+"""What the process at the other end of the socket does with the files that it passes."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+_FILES: Final = 64
+"""Files of one client that are looked up; a VM has one for each piece of its memory."""
+
+
+class PrivateFiles:
+    """Whether process `pid` maps a file for itself only.
+
+    QEMU passes the file of a memory-backend also without `share=on`. It maps the file privately then (MAP_PRIVATE):
+    what the guest writes stays in QEMU's own pages, and whoever else maps the file sees what was there before, zeros.
+    No message tells that, but the process's memory map does.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def __call__(self, fd: int) -> bool:
+        """Whether the file behind `fd` is mapped privately by the client, and only so; False where that cannot be told:
+        the client is another user's, or has not mapped it at all."""
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            return False
+        key = (status.st_dev, status.st_ino)
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _FILES:
+                return False
+            known = self._known[key] = self._look(status)
+        return known
+
+    def _look(self, status: os.stat_result) -> bool:
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}".encode()
+        inode = str(status.st_ino).encode()
+        kinds = set()
+        try:
+            with open(f"/proc/{self._pid}/maps", "rb") as maps:
+                for line in maps:
+                    fields = line.split(None, 5)  # range, permissions, offset, device, inode, path (proc_pid_maps(5))
+                    if len(fields) >= 5 and fields[4] == inode and fields[3] == device:
+                        kinds.add(fields[1][3:4])
+        except OSError:
+            return False
+        return kinds == {b"p"}
