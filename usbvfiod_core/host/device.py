@@ -9,18 +9,19 @@ and the order of things.
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from ..usb import data_stage
 from ..usb.descriptors import CONFIGURATION, Configuration, walk
-from ..usb.device import Device, DeviceEvents, Loop
+from ..usb.device import DeviceEvents, Loop
 from ..usb.moment import Moment
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from . import hotplug, requests
+from .contract import HostContract
 from .descriptor_filter import without_remote_wakeup, without_streams
+from .left_out import LeftOut
 from .operations import ClaimLost, OperationFailed, Operations
 from .options import HostOptions, ResetPolicy
 from .ownership import Ownership
@@ -28,9 +29,9 @@ from .ownership import Ownership
 log = logging.getLogger(__name__)
 
 
-class HostDevice(Device):
-    """Everything between endpoint 0 and the device. A backend writes the abstract methods and `claimed`, and calls
-    `gone` when it learns that the device is, `lost` when the host has taken it back, and `suspect` when it may have.
+class HostDevice(HostContract):
+    """Everything between endpoint 0 and the device. A backend writes what `HostContract` has, and calls `gone` when it
+    learns that the device is, `lost` when the host has taken it back, and `suspect` when it may have.
 
     descriptors     the device descriptor, followed by all configurations, as sysfs and usbfs give them
     configuration   the value of the configuration that the host has set; None for none, as 0 is a value, too
@@ -76,6 +77,7 @@ class HostDevice(Device):
             self._control_packet_size = descriptors[7]
         self._touched = False
         self._soft_reset = options.reset is ResetPolicy.NEVER or (reset_quirk and options.reset is ResetPolicy.AUTO)
+        self._left_out = LeftOut(name)
         self._operations = Operations(loop, name, self.pause, self._resumed)
         self._held: deque[Transfer] = deque()
         self._stop_later: list[Transfer] = []
@@ -87,60 +89,6 @@ class HostDevice(Device):
         self._end_watch: Callable[[], object] | None = None
         self._closed = False
         self._released = Moment()
-
-    # -- what a backend writes: on the loop's thread, never blocking -------------------------------------------------
-
-    @abstractmethod
-    def start(self, transfer: Transfer) -> None:
-        """Send a transfer to the device; it is completed later, or at once. As `Device.submit`."""
-
-    @abstractmethod
-    def stop(self, transfer: Transfer) -> None:
-        """End a transfer that was given to `start`. As `Device.cancel`."""
-
-    @abstractmethod
-    def pause(self) -> None:
-        """An operation starts in a thread: until `resume` nothing else is called, and the loop's thread must not use
-        the device, transfers' ends included."""
-
-    @abstractmethod
-    def resume(self) -> None:
-        """The operation is over."""
-
-    def claimed(self) -> Collection[int]:
-        """The numbers of the interfaces that are claimed. Called while no operation runs, and at the end of one."""
-        return ()
-
-    # -- what a backend writes: in a thread, may block, raises OperationFailed -----------------------------------------
-
-    @abstractmethod
-    def set_configuration(self, value: int) -> None:
-        """Set a configuration other than the present one, and take its interfaces."""
-
-    @abstractmethod
-    def reset_configuration(self) -> None:
-        """Set the present configuration again: alternate settings 0, halts cleared."""
-
-    @abstractmethod
-    def set_interface(self, interface: int, alternate: int) -> None:
-        """Select an alternate setting, which the configuration has; also if it is the present one."""
-
-    @abstractmethod
-    def clear_halt(self, endpoint: int) -> None:
-        """Clear the halt of an endpoint of the configuration, and both sides' data toggle or sequence."""
-
-    @abstractmethod
-    def reset_port(self) -> None:
-        """Reset the device and take its interfaces again. OperationFailed(DISCONNECTED) if it did not come back as it
-        was."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """Give the device back to the host, drivers too if `options.reattach`. The last call in a thread."""
-
-    @abstractmethod
-    def released(self) -> None:
-        """On the loop's thread, after `release`: complete the transfers that have not come back. The last call."""
 
     # -- what a backend uses -----------------------------------------------------------------------------------------
 
@@ -230,6 +178,7 @@ class HostDevice(Device):
                 then(failure)
             if failure is not None or self._suspected:
                 self._look()
+            self._look_what_is_left_out()
             self._go_on()
 
         self._operations.run(unless_gone, over)
@@ -243,6 +192,7 @@ class HostDevice(Device):
 
     def attach(self, events: DeviceEvents) -> None:
         self._events = events
+        self._look_what_is_left_out()
         if self._gone:
             self._loop.call_soon(events.disconnected)
         elif self._ownership is not None:
@@ -254,11 +204,8 @@ class HostDevice(Device):
             transfer.complete(TransferStatus.DISCONNECTED)
         elif self._operations.running or self._held:
             self._held.append(transfer)
-        elif transfer.setup is None:
-            self._touched = self.moved = True
-            self.start(transfer)
         else:
-            requests.submit(self, transfer)
+            self._dispatch(transfer)
 
     def cancel(self, transfer: Transfer) -> None:
         if transfer.status is not None:
@@ -393,6 +340,20 @@ class HostDevice(Device):
             raw = without_remote_wakeup(raw)
         return raw if self.max_streams else without_streams(raw)
 
+    def _dispatch(self, transfer: Transfer) -> None:
+        refusal = self._left_out.refusal(transfer) if self._left_out else None
+        if refusal is not None:
+            transfer.complete(refusal)
+        elif transfer.setup is None:
+            self._touched = self.moved = True
+            self.start(transfer)
+        else:
+            requests.submit(self, transfer)
+
+    def _look_what_is_left_out(self) -> None:
+        if self._left_out.update(self.active_configuration(), self.left_out()) and self._events is not None:
+            self._events.note(self._left_out.note)
+
     def _resumed(self) -> None:
         if not self._closed:
             self.resume()
@@ -406,12 +367,7 @@ class HostDevice(Device):
             self.cancel(transfer)
         # What is submitted meanwhile lines up behind those that are held.
         while self._held and not self._operations.running:
-            transfer = self._held.popleft()
-            if transfer.setup is None:
-                self._touched = self.moved = True
-                self.start(transfer)
-            else:
-                requests.submit(self, transfer)
+            self._dispatch(self._held.popleft())
 
     def _refuse_held(self, status: TransferStatus) -> None:
         held, self._held = self._held, deque()

@@ -12,9 +12,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from usbvfiod_core import Loop, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core import DeviceError, Loop, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core.host import left_out
 from usbvfiod_core.host.device import HostDevice, configurations
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
@@ -82,7 +83,7 @@ class LibusbDevice(HostDevice):
         self._context = context
         self._handle = handle
         self._fd = fd
-        self._interfaces = Interfaces(libusb, handle, name)
+        self._interfaces = Interfaces(libusb, handle, fd, name)
         self._numbers, self._owners = _interfaces(descriptors)
         self._first_configuration = self._set = configuration
         self._in_flight: dict[Transfer, NativeTransfer] = {}
@@ -104,6 +105,8 @@ class LibusbDevice(HostDevice):
         except self._libusb.USBError:
             self._interfaces.give_back()
             raise
+        if not self._interfaces.held and left_out.BY_LINUX in self._interfaces.left_out.values():
+            raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
         self._loop.call_soon_threadsafe(self._begin)
 
     # -- on the loop's thread -----------------------------------------------------------------------------------------
@@ -136,6 +139,9 @@ class LibusbDevice(HostDevice):
         self._events_of_context.watch()
         if self._waiting:
             self._loop.call_soon(self._retry)
+
+    def left_out(self) -> Mapping[int, str]:
+        return self._interfaces.left_out
 
     def released(self) -> None:
         self._complete(self._results)

@@ -10,44 +10,50 @@ import logging
 import time
 from collections.abc import Iterable
 
+from usbvfiod_core.host import left_out, node
 from usbvfiod_core.host.operations import ClaimLost
 
 from .binding import Handle, Libusb
-from .status import ERROR_BUSY, ERROR_NO_DEVICE, error_code
+from .status import ERROR_BUSY, ERROR_INVALID_PARAM, ERROR_NO_DEVICE, ERROR_NOT_FOUND, error_code
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 1.0
 """Seconds in which an interface that somebody else holds is tried again."""
 _PAUSE = 0.02
+MAX_INTERFACES = 32
+"""libusb notes interfaces that are claimed in so many bits (libusbi.h: USB_MAXINTERFACES)."""
 
 
 class Interfaces:
     """The interfaces of one open device that this process holds."""
 
-    def __init__(self, libusb: Libusb, handle: Handle, name: str) -> None:
+    def __init__(self, libusb: Libusb, handle: Handle, fd: int, name: str) -> None:
+        self._fd = fd
         self._libusb = libusb
         self._handle = handle
         self._name = name
         self.held: list[int] = []
+        self.left_out: dict[int, str] = {}
+        """Those that should be held and cannot, with the reasons."""
 
     def take(self, numbers: Iterable[int]) -> None:
-        """Claim these, detaching the host's drivers in the same step. Raises USBError: BUSY if another program has one.
+        """Claim these, but for those that nobody can claim, detaching the host's drivers in the same step. Raises
+        USBError: BUSY if another program has one.
 
         What was claimed before the error stays so.
         """
         self._automatic(True)
+        self.left_out.clear()
         deadline = time.monotonic() + PATIENCE
         for number in numbers:
-            while True:
-                try:
-                    self._handle.claimInterface(number)
-                    break
-                except self._libusb.USBError as error:
-                    if error_code(error) != ERROR_BUSY or time.monotonic() >= deadline:
-                        raise
-                    time.sleep(_PAUSE)
-            if number not in self.held:
+            if number >= MAX_INTERFACES:
+                # libusb cannot detach it either. Its driver would be in the way of resets and other configurations.
+                node.disconnect(self._fd, number)
+                self.left_out[number] = left_out.above(MAX_INTERFACES, "libusb")
+            elif not self._claim(number, deadline):
+                self.left_out[number] = left_out.BY_LINUX
+            elif number not in self.held:
                 self.held.append(number)
 
     def drop(self) -> None:
@@ -68,6 +74,20 @@ class Interfaces:
             self._release()
         except self._libusb.USBError as error:
             log.debug("%s: interfaces are not released: %s", self._name, error)
+
+    def _claim(self, number: int, deadline: float) -> bool:
+        """Claim an interface; False if the kernel has none of this number."""
+        while True:
+            try:
+                self._handle.claimInterface(number)
+                return True
+            except self._libusb.USBError as error:
+                code = error_code(error)
+                if code in (ERROR_INVALID_PARAM, ERROR_NOT_FOUND):
+                    return False
+                if code != ERROR_BUSY or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_PAUSE)
 
     def _release(self) -> list[int]:
         """Release all; those that cannot be, as the claim has been lost. libusb takes them to be claimed for ever."""

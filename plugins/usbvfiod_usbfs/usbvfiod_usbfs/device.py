@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from usbvfiod_core import DeviceError
@@ -101,6 +101,9 @@ class UsbfsDevice(HostDevice):
         self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
         self.urbs.watch()
 
+    def left_out(self) -> Mapping[int, str]:
+        return self.handle.left_out
+
     def released(self) -> None:
         self.urbs.die()
         for lane in list(self._lanes.values()):
@@ -116,6 +119,7 @@ class UsbfsDevice(HostDevice):
         before = self._free()
         self._configure(value, before)
         self._alternates.clear()
+        self.handle.left_out.clear()
         self.handle.take_again(self._interfaces[value])
         self.check_configured(value)
 
@@ -315,7 +319,7 @@ def _probe_streams(handle: Handle, configuration: Configuration) -> int:
     tried = False
     for interface in configuration.interfaces:
         streams, endpoints = streams_of(interface)
-        if not streams:
+        if not streams or interface.number in handle.left_out:
             continue
         tried = True
         try:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from usbvfiod_core import DeviceError
+from usbvfiod_core.host import left_out
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus
@@ -40,6 +41,8 @@ class Handle:
         """The interfaces that are ours."""
         self.released: list[int] = []
         """Those that were released for something that was not done then: the host's drivers may have them."""
+        self.left_out: dict[int, str] = {}
+        """Those that should be and cannot, with the reasons."""
 
     @property
     def capabilities(self) -> int:
@@ -56,8 +59,8 @@ class Handle:
     # -- ownership -----------------------------------------------------------------------------------------------------
 
     def take(self, interfaces: Iterable[int]) -> None:
-        """Take interfaces from their drivers and claim them, for the first time. Raises DeviceError, and leaves the
-        device as it was then."""
+        """Take interfaces from their drivers and claim them, for the first time, but for those that nobody can claim.
+        Raises DeviceError, and leaves the device as it was then."""
         for interface in interfaces:
             code = self._claim(interface)
             if code == -errno.EBUSY:
@@ -72,6 +75,8 @@ class Handle:
                 continue
             self.reattach(self.let_go())
             raise DeviceError(reason)
+        if not self.claimed and left_out.BY_LINUX in self.left_out.values():
+            raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
 
     def take_again(self, interfaces: Iterable[int]) -> None:
         """Claim interfaces after the device was configured or reset, from whichever driver was faster. Raises ClaimLost
@@ -168,14 +173,22 @@ class Handle:
         """Claim an interface, from its driver if need be, unless another program has it; negative errno."""
         if interface in self.claimed:
             return 0
+        if interface >= usbfs.MAX_INTERFACES:
+            # Linux would take it from its driver, and then refuse it. It does not stay with the driver, which would be
+            # in the way of a reset and of another configuration.
+            self._call(usbfs.IOCTL, usbfs.IOCTL_ARGUMENT.pack(interface, usbfs.DISCONNECT, 0))
+            self.left_out[interface] = left_out.above(usbfs.MAX_INTERFACES, "usbfs")
+            return 0
         argument = usbfs.DISCONNECT_CLAIM_ARGUMENT.pack(interface, usbfs.DISCONNECT_CLAIM_EXCEPT_DRIVER, b"usbfs")
         code = self._call(usbfs.DISCONNECT_CLAIM, argument)
         if code == -errno.EACCES:  # a descriptor whose giver has dropped that privilege
             code = self._call(usbfs.CLAIMINTERFACE, usbfs.UINT.pack(interface))
-        if code == -errno.ENOENT:  # in the descriptors, but Linux has left it out
+        if code in (-errno.EINVAL, -errno.ENOENT):  # what the two calls say of one that the kernel has not
+            self.left_out[interface] = left_out.BY_LINUX
             return 0
         if code >= 0:
             self.claimed.append(interface)
+            self.left_out.pop(interface, None)
         return code
 
     def _call(self, request: int, argument: bytes | bytearray) -> int:

@@ -58,6 +58,8 @@ RELEASEINTERFACE: Final = _request(_READ, 16, UINT.size)
 IOCTL: Final = _request(_READ | _WRITE, 18, IOCTL_ARGUMENT.size)
 RESET: Final = _request(_NONE, 20, 0)
 CLEAR_HALT: Final = _request(_READ, 21, UINT.size)
+DISCONNECT: Final = _request(_NONE, 22, 0)
+"""Inside IOCTL: take the interface from its driver."""
 CONNECT: Final = _request(_NONE, 23, 0)
 """Inside IOCTL: let the kernel look for a driver for the interface."""
 GET_CAPABILITIES: Final = _request(_READ, 26, UINT.size)
@@ -80,6 +82,9 @@ CAP_BULK_SCATTER_GATHER: Final = 0x08
 CAP_REAP_AFTER_DISCONNECT: Final = 0x10
 
 DISCONNECT_CLAIM_EXCEPT_DRIVER: Final = 0x02
+
+MAX_INTERFACES: Final = 8 * Struct("@L").size
+"""Interfaces have numbers below this: usbfs notes those that are claimed in the bits of a long."""
 
 MAX_ISO_PACKETS: Final = 128
 MAX_ISO_PACKET: Final = 98304

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -40,6 +40,7 @@ class ScriptedDevice(HostDevice):
         self.failures: dict[str, TransferStatus | Exception] = {}
         self.answers: dict[int, tuple[TransferStatus, bytes]] = {}
         self.in_flight: list[Transfer] = []
+        self.unclaimed: dict[int, str] = {}
         settings: dict[str, object] = {"descriptors": DESCRIPTORS, "configuration": 1, **more}
         super().__init__(loop, name="scripted", speed=Speed.HIGH, options=options, **settings)  # type: ignore[arg-type]
 
@@ -67,6 +68,9 @@ class ScriptedDevice(HostDevice):
 
     def resume(self) -> None:
         self.calls.append(("resume",))
+
+    def left_out(self) -> Mapping[int, str]:
+        return self.unclaimed
 
     def set_configuration(self, value: int) -> None:
         self._operation("set_configuration", value)

@@ -20,7 +20,11 @@ class Bench(DeviceBench):
     """A device on a bench, and the script behind it."""
 
     def __init__(
-        self, options: HostOptions | None = None, configuration: int | None = 1, raw: bytes = descriptors()
+        self,
+        options: HostOptions | None = None,
+        configuration: int | None = 1,
+        raw: bytes = descriptors(),
+        errors: dict[str, list[int]] | None = None,
     ) -> None:
         self.libusb = FakeLibusb()
         loop = StepLoop(virtual_time=False)
@@ -30,6 +34,7 @@ class Bench(DeviceBench):
         self.context.wrapSysDevice(self.fd)
         assert self.context.handle is not None
         self.handle: FakeHandle = self.context.handle
+        self.handle.errors |= errors or {}
         self.libusb_device = LibusbDevice(
             self.libusb,
             self.context,

@@ -7,9 +7,9 @@ from fake_libusb import CONFIGURATIONS, descriptors
 from libusb_bench import Bench
 from usbvfiod_libusb import status
 
-from usbvfiod_core import TransferStatus
+from usbvfiod_core import DeviceError, TransferStatus
 from usbvfiod_core.host.options import HostOptions
-from usbvfiod_core.usb.descriptors import Configuration
+from usbvfiod_core.usb.descriptors import Configuration, Interface
 from usbvfiod_core.usb.requests import SetupPacket
 
 
@@ -62,3 +62,29 @@ def test_lost_races_for_an_interface_are_tried_again() -> None:
     bench.handle.errors["claim"] = [status.ERROR_BUSY] * 3
     assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
     assert bench.handle.claimed == {0, 1}
+
+
+@pytest.mark.parametrize("code", [status.ERROR_INVALID_PARAM, status.ERROR_NOT_FOUND])
+def test_an_interface_that_linux_has_left_out_is_left_out(code: int) -> None:
+    bench = Bench(errors={"claim": [0, code]}).configured()
+    assert bench.handle.claimed == {0}
+    assert bench.events.notes == ["without interface 3, which the host cannot give"]
+    assert bench.submit_packets(0x83, [10]).status is TransferStatus.ERROR
+    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.events.notes[1:] == [""]
+    bench.close()
+
+
+def test_numbers_that_libusb_has_not_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    detached: list[int] = []
+    monkeypatch.setattr("usbvfiod_core.host.node.disconnect", lambda fd, number: detached.append(number))
+    many = Configuration(tuple(Interface(each, 0xFF) for each in (0, 31, 32, 255)))
+    bench = Bench(raw=descriptors((many,)))
+    assert (bench.handle.claimed, detached) == ({0, 31}, [32, 255])
+    assert bench.events.notes == ["without interfaces 32, 255, which the host cannot give"]
+    bench.close()
+
+
+def test_a_device_of_which_linux_has_nothing_is_not_opened() -> None:
+    with pytest.raises(DeviceError, match="Linux has none of its interfaces"):
+        Bench(errors={"claim": [status.ERROR_INVALID_PARAM] * 2})

@@ -121,11 +121,43 @@ def test_a_descriptor_without_privileges_takes_what_is_free(kernel: FakeKernel) 
     assert ("CLAIMINTERFACE", (0,)) in kernel.calls
 
 
-def test_an_interface_that_linux_has_left_out_is_left_out(kernel: FakeKernel) -> None:
-    kernel.answers["DISCONNECT_CLAIM"].extend([0, -errno.ENOENT])
+@pytest.mark.parametrize("answers", [[0, -errno.EINVAL], [0, -errno.ENOENT]])
+def test_an_interface_that_linux_has_left_out_is_left_out(kernel: FakeKernel, answers: list[int]) -> None:
+    kernel.answers["DISCONNECT_CLAIM"].extend(answers)
+    case = Case(kernel, TWO)
+    assert case.device.handle.claimed == [0]
+    assert case.bench.events.notes == ["without interface 1, which the host cannot give"]
+    kernel.answers["DISCONNECT_CLAIM"].extend(answers)
+    case.configure(2)
+    assert case.bench.submit(1, TransferType.CONTROL, b"", setup=SetupPacket(0x21, 0, 0, 1, 0)).status is STALL
+    case.bench.close()
+
+
+def test_a_descriptor_without_privileges_goes_without_as_well(kernel: FakeKernel) -> None:
+    kernel.answers["DISCONNECT_CLAIM"].extend([-errno.EACCES, -errno.EACCES])
+    kernel.answers["CLAIMINTERFACE"].extend([0, -errno.ENOENT])
     case = Case(kernel, TWO)
     assert case.device.handle.claimed == [0]
     case.bench.close()
+
+
+def test_a_number_that_usbfs_has_not_is_only_taken_from_its_driver(kernel: FakeKernel) -> None:
+    numbers = (0, 31, 32, 63, 64, 255)
+    many = Configuration(
+        tuple(Interface(each, 255, endpoints=(Endpoint(0x81 + at, 2, 512),)) for at, each in enumerate(numbers))
+    )
+    case = Case(kernel, many)
+    assert case.device.handle.claimed == [0, 31, 32, 63]
+    assert case.calls()[-2:] == [("DISCONNECT", (64,)), ("DISCONNECT", (255,))]
+    case.configure()
+    assert [case.move(0x81 + at, 8).status for at in range(6)] == [COMPLETED] * 4 + [TransferStatus.ERROR] * 2
+    case.bench.close()
+
+
+def test_a_device_of_which_linux_has_nothing_is_not_opened(kernel: FakeKernel) -> None:
+    kernel.answers["DISCONNECT_CLAIM"].extend([-errno.EINVAL] * 2)
+    with pytest.raises(DeviceError, match="Linux has none of its interfaces"):
+        Case(kernel, TWO)
 
 
 def test_an_unconfigured_device_is_opened(kernel: FakeKernel) -> None:
