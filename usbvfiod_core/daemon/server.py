@@ -128,6 +128,7 @@ class Server:
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
         self._serving = False
+        self._tidied = False
 
     def run(self) -> None:
         """Plug in the devices, serve, and end. Raises UsbvfiodError if a device or the socket cannot be used."""
@@ -269,6 +270,7 @@ class Server:
         """Serve, if every device was tried, none is an error, and those that are required are there."""
         if self._stopping or self._serving or self._starting:
             return
+        self._tidy()
         if self._errors:
             self.stop()
         elif not self.attachments.missing:
@@ -277,6 +279,18 @@ class Server:
         else:
             missing = ", ".join(str(attachment) for attachment in self.attachments.missing)
             notify(f"STATUS=waiting for required devices: {missing}")
+
+    def _tidy(self) -> None:
+        """What a server that was killed has left of devices that this one does not use is given back to the host."""
+        if self._tidied:
+            return
+        self._tidied = True
+        for name, backend in self._backends.items():
+            self._loop.run_blocking(backend.give_back_left_over, partial(self._has_tidied, name))
+
+    def _has_tidied(self, name: str, result: BaseException | None) -> None:
+        if result is not None:
+            log.error("backend %s: %s: %s", name, type(result).__name__, result, exc_info=result)
 
     def _listen(self) -> None:
         try:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 
 from ..usb.device import Device
 from ..usb.transfer import Transfer
+from .sysfs import SysfsDevice
 
 
 class HostContract(Device):
@@ -64,9 +65,14 @@ class HostContract(Device):
         """Reset the device and take its interfaces again. OperationFailed(DISCONNECTED) if it did not come back as it
         was."""
 
+    def host_has(self, device: SysfsDevice) -> None:
+        """The host has configured the device, which was found unconfigured, while nobody had it: as sysfs shows it now
+        it is to be given back."""
+        return
+
     @abstractmethod
     def release(self) -> None:
-        """Give the device back to the host, drivers too if `options.reattach`. The last call in a thread."""
+        """Give the device back to the host, as it was found if `options.reattach`. The last call in a thread."""
 
     @abstractmethod
     def released(self) -> None:

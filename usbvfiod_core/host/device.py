@@ -138,6 +138,8 @@ class HostDevice(HostContract):
         configured it meanwhile, or they were faster. Which interfaces to take from them."""
         now = None if self._ownership is None else self._ownership.now()
         present = value if now is None or now.directory is None else now.configuration
+        if now is not None and self._host_configuration is None and present is not None:
+            self.host_has(now)
         drivers = ", ".join(sorted(self.host_drivers())) or "the host"
         log.info("%s: %s has it, and gives it up, as the guest configures it", self.name, drivers)
         configuration = None if present is None else self._configurations.get(present)
@@ -182,6 +184,11 @@ class HostDevice(HostContract):
             self._go_on()
 
         self._operations.run(unless_gone, over)
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it is reset before it is given back: the guest may have left it in the middle of something."""
+        return self.moved and not self._soft_reset and not self._gone
 
     def active_configuration(self) -> Configuration | None:
         """The descriptors of the configuration that the host has set; None if it has set none."""

@@ -177,7 +177,7 @@ def read(directory: Path) -> SysfsDevice | None:
             serial="" if is_hub else text.get("serial"),
             speed=_SPEEDS.get(text["speed"]),
             device_class=device_class,
-            configuration=None if is_hub else _configuration(text),
+            configuration=None if is_hub else _configuration(text.get("bConfigurationValue")),
             descriptors=(directory / "descriptors").read_bytes(),
             drivers=_drivers(directory),
             reset_quirk=bool(int(text.get("quirks") or "0", 16) & _RESET_QUIRK) or text.get("avoid_reset_quirk") == "1",
@@ -282,9 +282,21 @@ class _Attributes:
             return ""
 
 
-def _configuration(text: _Attributes) -> int | None:
-    """Linux leaves the attribute empty for a device that is not configured."""
-    value = text.get("bConfigurationValue")
+def interface_drivers(directory: Path) -> dict[int, str]:
+    """The driver of each interface of a device that has one now; none if the device has gone. Waits for nobody."""
+    try:
+        return _drivers(directory)
+    except (OSError, ValueError):
+        return {}
+
+
+def present_configuration(directory: Path) -> int | None:
+    """The value of the configuration that a device has now, None for none: then Linux leaves the attribute empty. Waits
+    while somebody works on the device. Raises OSError or ValueError if the device has gone."""
+    return _configuration(_Attributes(directory)["bConfigurationValue"])
+
+
+def _configuration(value: str) -> int | None:
     return int(value) if value else None
 
 

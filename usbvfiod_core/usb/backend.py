@@ -87,6 +87,13 @@ class Backend(ABC):
         """
         raise DeviceError(f"backend {self.name} takes no file descriptors")
 
+    def give_back_left_over(self) -> None:
+        """Give back to the host what earlier processes, which were killed, had taken from it and nobody has now.
+
+        Called in a thread, once, when a server has tried all devices that it starts with. Raises nothing.
+        """
+        return
+
 
 def _no_events() -> None:
     pass

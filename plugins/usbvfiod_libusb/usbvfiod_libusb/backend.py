@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
-from usbvfiod_core.host import hotplug, sysfs
+from usbvfiod_core.host import hotplug, sysfs, taken
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.host.taken import Taken
 
 from . import binding
 from .binding import Libusb
@@ -56,6 +57,9 @@ class LibusbBackend(Backend):
             raise DeviceError(_open_problem(device, error)) from error
         return self._open(fd, device, parsed, loop)
 
+    def give_back_left_over(self) -> None:
+        taken.give_back_left_over()
+
     def identify_fd(self, fd: int) -> DeviceInfo:
         return sysfs.device_info(self.name, sysfs.find_fd(fd, self._scan()))
 
@@ -73,6 +77,7 @@ class LibusbBackend(Backend):
         """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""
         assert device.speed is not None
         context = handle = None
+        note = Taken(device, notes=options.reattach)
         libusb = None
         try:
             libusb = self._library()
@@ -91,6 +96,7 @@ class LibusbBackend(Backend):
                 options=options,
                 reset_quirk=device.reset_quirk,
                 ownership=Ownership(device, fd),
+                taken=note,
             )
             opened.take()
             return opened
@@ -99,6 +105,7 @@ class LibusbBackend(Backend):
                 handle.getDevice().close()
             if context is not None:
                 context.close()
+            note.not_taken()
             os.close(fd)
             if libusb is not None and isinstance(error, libusb.USBError):
                 raise DeviceError(_libusb_problem(device, error)) from error

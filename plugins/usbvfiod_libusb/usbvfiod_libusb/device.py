@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from usbvfiod_core import DeviceError, Loop, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host import left_out
 from usbvfiod_core.host.device import HostDevice, configurations
+from usbvfiod_core.host.found import Hands, NodeHands
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
+from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.host.taken import Taken
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration
 
@@ -67,6 +70,8 @@ class LibusbDevice(HostDevice):
         options: HostOptions,
         reset_quirk: bool = False,
         ownership: Ownership | None = None,
+        taken: Taken,
+        hands: Hands | None = None,
     ) -> None:
         super().__init__(
             loop,
@@ -85,7 +90,9 @@ class LibusbDevice(HostDevice):
         self._fd = fd
         self._interfaces = Interfaces(libusb, handle, fd, name)
         self._numbers, self._owners = _interfaces(descriptors)
-        self._first_configuration = self._set = configuration
+        self._set = configuration
+        self._taken = taken
+        self._hands = NodeHands(fd) if hands is None else hands
         self._in_flight: dict[Transfer, NativeTransfer] = {}
         self._stopping: set[Transfer] = set()
         self._waiting: deque[tuple[Transfer, float]] = deque()
@@ -99,14 +106,15 @@ class LibusbDevice(HostDevice):
         self._events_of_context = ContextEvents(loop, context, self._ready)
 
     def take(self) -> None:
-        """Claim the interfaces of the present configuration, and go. In any thread, once. Raises USBError."""
+        """Claim the interfaces of the present configuration, and go. In any thread, once. Raises USBError or
+        DeviceError, and leaves the device as it was then."""
         try:
             self._interfaces.take(self._present())
-        except self._libusb.USBError:
-            self._interfaces.give_back()
+            if not self._interfaces.held and left_out.BY_LINUX in self._interfaces.left_out.values():
+                raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
+        except (self._libusb.USBError, DeviceError):
+            self._taken.found.repair(self._hands, self._interfaces.let_go())
             raise
-        if not self._interfaces.held and left_out.BY_LINUX in self._interfaces.left_out.values():
-            raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
         self._loop.call_soon_threadsafe(self._begin)
 
     # -- on the loop's thread -----------------------------------------------------------------------------------------
@@ -213,6 +221,9 @@ class LibusbDevice(HostDevice):
         if failure is not None:
             log.info("%s: %s in a reset, made good", self.name, failure)
 
+    def host_has(self, device: SysfsDevice) -> None:
+        self._taken.host_has(device)
+
     def release(self) -> None:
         self._taken_back = TransferStatus.DISCONNECTED
         self._take_back()
@@ -220,21 +231,17 @@ class LibusbDevice(HostDevice):
         while len(self._ended) < len(self._in_flight) and time.monotonic() < deadline:
             self._handle_events(0.1)
         self._results = self._take_results()  # natives are freed with the handle
-        first = self._first_configuration
-        if not self.options.reattach:
-            self._quietly("release", self._interfaces.drop)
-        elif first is not None and self._set != first and not self.is_lost:
-            # The host looks for drivers by itself when a configuration is set.
-            self._quietly("release", self._interfaces.drop)
-            self._quietly("configure", lambda: self._handle.setConfiguration(first))
-        else:
-            self._interfaces.give_back()
         try:
+            released = self._interfaces.let_go()
+            if self.options.reattach and self._is_reset():
+                present = self._set
+                self._taken.give_back(self._hands, configuration=present, released=released, lost=self.is_lost)
             self._natives.close()
             self._handle.getDevice().close()
             self._context.close()
         finally:
             os.close(self._fd)
+            self._taken.end()
 
     # -- own, on the loop's thread ------------------------------------------------------------------------------------
 
@@ -400,11 +407,15 @@ class LibusbDevice(HostDevice):
         except self._libusb.USBError as error:
             raise operation_failed(what, error) from error
 
-    def _quietly(self, what: str, call: Callable[[], object]) -> None:
+    def _is_reset(self) -> bool:
+        """Reset the device for whoever has it next, if that is called for; False if it does not come back."""
         try:
-            call()
-        except (self._libusb.USBError, OperationFailed) as error:
-            log.debug("%s: %s at the end: %s", self.name, what, error)
+            if self.begins_anew:
+                self._handle.resetDevice()
+        except self._libusb.USBError as error:
+            log.debug("%s: reset at the end: %s", self.name, error)
+            return False
+        return True
 
 
 def _interfaces(descriptors: bytes) -> tuple[dict[int, Sequence[int]], dict[tuple[int, int], set[int]]]:

@@ -1,4 +1,4 @@
-"""Taking a device's interfaces from the host's drivers, and giving them back.
+"""Taking a device's interfaces from the host's drivers, and letting them go.
 
 Everything here blocks, and is called in a thread. Between two calls the host may give an interface that is free to one
 of its drivers (a configuration that is set, a reset); such races are lost now and then, and tried again.
@@ -67,13 +67,16 @@ class Interfaces:
         if lost:
             raise ClaimLost(f"the host has taken interface {lost[0]} back")
 
-    def give_back(self) -> None:
-        """Release all, and have the host look for drivers for each. A device that is gone needs nothing."""
-        self._automatic(True)
+    def let_go(self) -> list[int]:
+        """Release all at the end, and return which were ours indeed. A device that is gone needs nothing."""
+        held = list(self.held)
+        self._automatic(False)
         try:
-            self._release()
+            lost = self._release()
         except self._libusb.USBError as error:
             log.debug("%s: interfaces are not released: %s", self._name, error)
+            return []
+        return [number for number in held if number not in lost]
 
     def _claim(self, number: int, deadline: float) -> bool:
         """Claim an interface; False if the kernel has none of this number."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
-from usbvfiod_core.host import hotplug, sysfs
+from usbvfiod_core.host import hotplug, sysfs, taken
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
 
@@ -38,6 +38,9 @@ class UsbfsBackend(Backend):
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         return hotplug.watch(loop, changed)
+
+    def give_back_left_over(self) -> None:
+        taken.give_back_left_over()
 
     def identify_fd(self, fd: int) -> DeviceInfo:
         return sysfs.device_info(self.name, sysfs.find_fd(fd, sysfs.scan()))

@@ -10,9 +10,10 @@ from typing import Final
 from usbvfiod_core import DeviceError
 from usbvfiod_core.host.device import HostDevice, configurations
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
-from usbvfiod_core.host.options import HostOptions, ResetPolicy
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.host.taken import Taken
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
 from usbvfiod_core.usb.device import DeviceEvents, Loop
@@ -41,7 +42,14 @@ class UsbfsDevice(HostDevice):
     """A device behind an open `handle`, all of whose interfaces are claimed. `open_device` makes them."""
 
     def __init__(
-        self, loop: Loop, handle: Handle, device: SysfsDevice, speed: Speed, options: HostOptions, max_streams: int
+        self,
+        loop: Loop,
+        handle: Handle,
+        device: SysfsDevice,
+        speed: Speed,
+        options: HostOptions,
+        max_streams: int,
+        taken: Taken,
     ) -> None:
         self.ownership = Ownership(device, handle.fd)
         super().__init__(
@@ -56,12 +64,10 @@ class UsbfsDevice(HostDevice):
             ownership=self.ownership,
         )
         self.handle = handle
+        self.taken = taken
         self.urbs = Urbs(handle.fd, loop, self.gone, handle.ioctl)
         self.urbs.refused = self._refused
         self.urbs.ended_early = self.suspect
-        self._resettable = options.reset is ResetPolicy.ALWAYS or (
-            options.reset is ResetPolicy.AUTO and not device.reset_quirk
-        )
         self._cut = CUT if handle.capabilities & usbfs.CAP_BULK_SCATTER_GATHER else CUT_ONE_PIECE
         self._interfaces = {
             raw[5]: _interface_numbers(Configuration.unpack(raw)) for raw in configurations(device.descriptors)
@@ -151,20 +157,25 @@ class UsbfsDevice(HostDevice):
         self.handle.reset()
         self.handle.take_again(interfaces)
 
+    def host_has(self, device: SysfsDevice) -> None:
+        self.taken.host_has(device)
+
     def release(self) -> None:
         try:
             self._free_all_streams()
             interfaces = self.handle.let_go()
-            if self.moved and self._resettable and self.options.reattach and not self.is_lost:
-                # The guest may have left the device in the middle of something; the host's drivers begin anew.
+            if not self.options.reattach:
+                return
+            if self.begins_anew:
                 try:
                     self.handle.reset()
                 except OperationFailed:
                     return  # it is gone, or comes back as another
-            if self.options.reattach:
-                self.handle.reattach(interfaces)
+            present = self._host_configuration
+            self.taken.give_back(self.handle, configuration=present, released=interfaces, lost=self.is_lost)
         finally:
             self.handle.close()
+            self.taken.end()
 
     # -- own -----------------------------------------------------------------------------------------------------------
 
@@ -298,11 +309,17 @@ def open_device(loop: Loop, handle: Handle, device: SysfsDevice, options: HostOp
         raise DeviceError("its speed is not known to this host")
     parsed = [Configuration.unpack(raw) for raw in configurations(device.descriptors)]
     active = next((each for each in parsed if each.value == device.configuration), None)
-    if active is None:
-        return UsbfsDevice(loop, handle, device, speed, options, 0)
-    handle.take(_interface_numbers(active))
-    max_streams = _probe_streams(handle, active) if speed.is_usb3 else 0
-    return UsbfsDevice(loop, handle, device, speed, options, max_streams)
+    taken = Taken(device, notes=options.reattach)
+    try:
+        max_streams = 0
+        if active is not None:
+            handle.take(_interface_numbers(active))
+            max_streams = _probe_streams(handle, active) if speed.is_usb3 else 0
+        return UsbfsDevice(loop, handle, device, speed, options, max_streams, taken)
+    except BaseException:
+        taken.found.repair(handle, handle.let_go())
+        taken.not_taken()
+        raise
 
 
 def streams_of(interface: Interface) -> tuple[int, list[int]]:

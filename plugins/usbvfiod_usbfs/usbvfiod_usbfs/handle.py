@@ -15,6 +15,7 @@ from typing import Final
 
 from usbvfiod_core import DeviceError
 from usbvfiod_core.host import left_out
+from usbvfiod_core.host.node import UNCONFIGURED
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus
@@ -60,7 +61,7 @@ class Handle:
 
     def take(self, interfaces: Iterable[int]) -> None:
         """Take interfaces from their drivers and claim them, for the first time, but for those that nobody can claim.
-        Raises DeviceError, and leaves the device as it was then."""
+        Raises DeviceError; what was claimed before stays so."""
         for interface in interfaces:
             code = self._claim(interface)
             if code == -errno.EBUSY:
@@ -73,7 +74,6 @@ class Handle:
                 reason = f"interface {interface} cannot be claimed: {os.strerror(-code)}"
             else:
                 continue
-            self.reattach(self.let_go())
             raise DeviceError(reason)
         if not self.claimed and left_out.BY_LINUX in self.left_out.values():
             raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
@@ -114,12 +114,19 @@ class Handle:
                 raise ClaimLost(f"the host has taken interface {interface} back")
         return released
 
-    def reattach(self, interfaces: Iterable[int]) -> None:
-        """Let the kernel look for drivers, as if the device had just been plugged in. Does not raise."""
-        for interface in interfaces:
-            code = self._call(usbfs.IOCTL, usbfs.IOCTL_ARGUMENT.pack(interface, usbfs.CONNECT, 0))
-            if code not in (0, 1, -errno.ENODEV):
-                log.info("interface %d has no driver now: %s", interface, os.strerror(-code))
+    # As `Hands`, when nothing is claimed: negative errno.
+
+    def configure(self, value: int | None) -> int:
+        """Set a configuration, None for none; Linux looks for drivers."""
+        return self._call(usbfs.SETCONFIGURATION, usbfs.UINT.pack(UNCONFIGURED if value is None else value))
+
+    def connect(self, interface: int) -> int:
+        """Let the kernel look for a driver, as if the interface had just come."""
+        return self._call(usbfs.IOCTL, usbfs.IOCTL_ARGUMENT.pack(interface, usbfs.CONNECT, 0))
+
+    def disconnect(self, interface: int) -> int:
+        """Take an interface from its driver."""
+        return self._call(usbfs.IOCTL, usbfs.IOCTL_ARGUMENT.pack(interface, usbfs.DISCONNECT, 0))
 
     def close(self) -> None:
         """Close the descriptor; Linux ends what is in flight and releases what is claimed. Once."""
@@ -176,7 +183,7 @@ class Handle:
         if interface >= usbfs.MAX_INTERFACES:
             # Linux would take it from its driver, and then refuse it. It does not stay with the driver, which would be
             # in the way of a reset and of another configuration.
-            self._call(usbfs.IOCTL, usbfs.IOCTL_ARGUMENT.pack(interface, usbfs.DISCONNECT, 0))
+            self.disconnect(interface)
             self.left_out[interface] = left_out.above(usbfs.MAX_INTERFACES, "usbfs")
             return 0
         argument = usbfs.DISCONNECT_CLAIM_ARGUMENT.pack(interface, usbfs.DISCONNECT_CLAIM_EXCEPT_DRIVER, b"usbfs")

@@ -198,7 +198,8 @@ class FakeHandle:
         self.claimed.add(interface)
 
     def releaseInterface(self, interface: int) -> None:
-        self._call("give back" if self.automatic else "release", interface)
+        assert not self.automatic, "the host's drivers would get it, whether they had it or not"
+        self._call("release", interface)
         self.claimed.remove(interface)
 
     def setAutoDetachKernelDriver(self, enable: bool) -> None:

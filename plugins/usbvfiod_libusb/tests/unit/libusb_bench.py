@@ -9,6 +9,8 @@ from usbvfiod_libusb.device import LibusbDevice
 
 from usbvfiod_core import Speed, TransferStatus
 from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.host.taken import Taken
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
@@ -27,6 +29,7 @@ class Bench(DeviceBench):
         errors: dict[str, list[int]] | None = None,
     ) -> None:
         self.libusb = FakeLibusb()
+        self.sysfs = SysfsDevice("1-1", 1, 2, 0x0403, 0x6001, configuration=configuration)
         loop = StepLoop(virtual_time=False)
         self.libusb.open_context()
         self.context: FakeContext = self.libusb.contexts[0]
@@ -46,10 +49,28 @@ class Bench(DeviceBench):
             descriptors=raw,
             configuration=configuration,
             options=options or HostOptions(),
+            taken=Taken(self.sysfs),
+            hands=self,
         )
         self.libusb_device.take()
         super().__init__(self.libusb_device, loop)
         loop.run_ready()
+
+    # as `Hands`
+
+    def configure(self, value: int | None) -> int:
+        assert not self.handle.claimed
+        self.handle.calls.append(("configure", value))
+        return 0
+
+    def connect(self, interface: int) -> int:
+        assert interface not in self.handle.claimed
+        self.handle.calls.append(("connect", interface))
+        return 0
+
+    def disconnect(self, interface: int) -> int:
+        self.handle.calls.append(("disconnect", interface))
+        return 0
 
     def sent(self, number: int = -1) -> FakeTransfer:
         """What libusb was given."""

@@ -181,7 +181,7 @@ def test_a_device_that_is_not_to_be_had(
     assert open_fds() == before
     assert libusb.contexts[0].closed
     handle = libusb.contexts[0].handle
-    assert handle is None or (handle.closed and ("give back", 0) in handle.calls)
+    assert handle is None or (handle.closed and ("release", 0) in handle.calls)
 
 
 def test_a_descriptor_that_was_handed_over(nodes: Path, monkeypatch: pytest.MonkeyPatch, loop: StepLoop) -> None:

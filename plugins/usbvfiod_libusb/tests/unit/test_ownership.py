@@ -7,8 +7,8 @@ from fake_libusb import CONFIGURATIONS, descriptors
 from libusb_bench import Bench
 from usbvfiod_libusb import status
 
-from usbvfiod_core import DeviceError, TransferStatus
-from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core import DeviceError, TransferStatus, TransferType
+from usbvfiod_core.host.options import HostOptions, ResetPolicy
 from usbvfiod_core.usb.descriptors import Configuration, Interface
 from usbvfiod_core.usb.requests import SetupPacket
 
@@ -17,7 +17,7 @@ def test_all_interfaces_are_taken_and_given_back() -> None:
     bench = Bench()
     assert bench.asked() == [("claim", 0), ("claim", 3)]
     bench.close()
-    assert bench.asked() == [("give back", 3), ("give back", 0)]
+    assert bench.asked() == [("release", 3), ("release", 0), ("connect", 0), ("connect", 3)]
 
 
 def test_drivers_do_not_get_the_device_if_they_shall_not() -> None:
@@ -32,7 +32,7 @@ def test_another_configuration_has_its_own_interfaces_and_the_first_is_put_back(
     assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
     assert bench.asked() == [("release", 3), ("release", 0), ("configure", 2), ("claim", 0), ("claim", 1)]
     bench.close()
-    assert bench.asked() == [("release", 1), ("release", 0), ("configure", 1)]
+    assert bench.asked() == [("release", 1), ("release", 0), ("configure", 1), ("connect", 0), ("connect", 1)]
 
 
 @pytest.mark.parametrize("host", [0, 1, None])
@@ -88,3 +88,40 @@ def test_numbers_that_libusb_has_not_are_left_out(monkeypatch: pytest.MonkeyPatc
 def test_a_device_of_which_linux_has_nothing_is_not_opened() -> None:
     with pytest.raises(DeviceError, match="Linux has none of its interfaces"):
         Bench(errors={"claim": [status.ERROR_INVALID_PARAM] * 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (HostOptions(), [("reset",), ("connect", 0), ("connect", 3)]),
+        (HostOptions(reset=ResetPolicy.NEVER), [("connect", 0), ("connect", 3)]),
+        (HostOptions(reattach=False), []),
+    ],
+)
+def test_a_device_that_was_used_is_reset_before_the_drivers_get_it(
+    options: HostOptions, wanted: list[tuple[object, ...]]
+) -> None:
+    bench = Bench(options).configured()
+    transfer = bench.submit(0x01, TransferType.BULK, b"x")
+    bench.sent().end(status.TRANSFER_COMPLETED, 1)
+    bench.wait(transfer)
+    bench.asked()
+    bench.close()
+    assert bench.asked()[2:] == wanted
+
+
+def test_one_that_does_not_come_back_from_it_gets_none() -> None:
+    bench = Bench(errors={"reset": [status.ERROR_NOT_FOUND]}).configured()
+    transfer = bench.submit(0x01, TransferType.BULK, b"x")
+    bench.sent().end(status.TRANSFER_COMPLETED, 1)
+    bench.wait(transfer)
+    bench.close()
+    assert bench.asked()[-1] == ("reset",)
+
+
+def test_an_unconfigured_device_is_unconfigured_again() -> None:
+    bench = Bench(configuration=None)
+    assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.COMPLETED
+    bench.asked()
+    bench.close()
+    assert bench.asked()[2:] == [("configure", None)]

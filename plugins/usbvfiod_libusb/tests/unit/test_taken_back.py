@@ -132,7 +132,7 @@ def test_the_first_configuration_is_not_put_back_once_the_device_is_the_hosts(ho
     bench.libusb_device.lost("the host has it")
     bench.asked()
     bench.close()
-    assert bench.asked() == [("give back", 1), ("give back", 0)]
+    assert bench.asked() == [("release", 1), ("release", 0), ("connect", 0), ("connect", 1)]
 
 
 def test_another_program_that_is_faster_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
