@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -189,17 +190,41 @@ def test_links_lead_somewhere(path: Path) -> None:
 # -- code -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> dict[Block, tuple[int, str]]:
+    """The examples that have tests, in one run of pytest: how many passed, and what was wrong with the others."""
+    directory = tmp_path_factory.mktemp("examples")
+    found = {
+        f"test_example_{number}": block for number, block in enumerate(blocks("python")) if "def test_" in block.text
+    }
+    for name, block in found.items():
+        (directory / f"{name}.py").write_text(block.text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--junitxml=report"]
+    command += ["-p", "no:hypothesispytest", "--rootdir=.", "--continue-on-collection-errors"]
+    result = subprocess.run([*command, "."], capture_output=True, text=True, cwd=directory, timeout=scaled(170))
+    outcomes = dict.fromkeys(found.values(), (0, ""))
+    assert (directory / "report").exists(), result.stdout + result.stderr
+    for case in ElementTree.parse(directory / "report").iter("testcase"):
+        name = next(part for part in f"{case.get('classname')}.{case.get('name')}".split(".") if part in found)
+        passed, wrong = outcomes[found[name]]
+        wrong += "".join(f"{each.text}\n" for kind in ("failure", "error") for each in case.iter(kind))
+        outcomes[found[name]] = (passed + (case.find("skipped") is None), wrong)
+    return outcomes
+
+
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_examples_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Each example is a program of its own. One that implements hooks is also accepted as a plugin, one that has tests
     passes them."""
+    if "def test_" in block.text:
+        passed, wrong = request.getfixturevalue("tested")[block]
+        assert not wrong, wrong
+        assert passed
+        return
     path = tmp_path / "test_example.py"
     path.write_text(block.text)
-    if "def test_" in block.text:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(path)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=scaled(120))
-        assert result.returncode == 0, result.stdout + result.stderr
-        return
     module = types.ModuleType("example")
     vars(module)["__file__"] = str(path)
     monkeypatch.setitem(sys.modules, "example", module)
