@@ -9,7 +9,7 @@ from ..memory import GuestMemory
 from . import registers as reg
 from . import spec
 from .commands import CommandHost, execute
-from .complaints import Complaints
+from .complaints import UNSHARED, Complaints
 from .interrupters import Interrupters
 from .ring import ConsumerRing, RingLoopError, Trb
 
@@ -141,7 +141,7 @@ class CommandRing:
         except UnsharedMemoryError as error:
             # A context that cannot be read or written. The driver is told at once, where a Host System Error would cost
             # it the time-out of this command and of all that follow.
-            self._host.complaints.say(f"the guest's commands fail: {error.reason}")
+            self._host.complaints.say(UNSHARED, f"the guest's commands fail: {error.reason}")
             finish(spec.CC_PARAMETER_ERROR, trb.control >> spec.TRB_SLOT_SHIFT)
 
     def _stop(self) -> None:

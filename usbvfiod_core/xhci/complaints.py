@@ -7,24 +7,29 @@ import logging
 log = logging.getLogger(__name__)
 
 LIMIT = 20
-"""Complaints until nothing more is said; what is wrong with a driver is in the first ones."""
+"""Complaints of a kind until nothing more is said; what is wrong with a driver is in the first ones."""
+
+TRB_ERROR = "TRB errors"
+UNSHARED = "memory that is not shared"
+FAILURE = "failures of the controller"
 
 
 class Complaints:
-    """Each text once, and LIMIT of them in all, from one `reset` to the next: with the client's DEVICE_RESET a virtual
+    """Each text once, and LIMIT of a kind, from one `reset` to the next: with the client's DEVICE_RESET a virtual
     machine starts anew."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._said: dict[str, set[str]] = {}
 
-    def say(self, text: str, *, level: int = logging.WARNING) -> None:
-        """Log a complaint, unless it was said already or there have been too many."""
-        if text in self._said or len(self._said) >= LIMIT:
+    def say(self, kind: str, text: str) -> None:
+        """Log a complaint of one of the kinds above, unless it was said already or there have been too many."""
+        said = self._said.setdefault(kind, set())
+        if text in said or len(said) >= LIMIT:
             return
-        self._said.add(text)
-        log.log(level, "%s", text)
-        if len(self._said) == LIMIT:
-            log.warning("nothing further of this kind is logged until the virtual machine is reset")
+        said.add(text)
+        log.log(logging.ERROR if kind == FAILURE else logging.WARNING, "%s", text)
+        if len(said) == LIMIT:
+            log.warning("no further %s are logged until the virtual machine is reset", kind)
 
     def reset(self) -> None:
         """Everything may be said again."""

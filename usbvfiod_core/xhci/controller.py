@@ -8,7 +8,6 @@ work of one `run` is bounded in time, whatever the guest has put on its rings.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
@@ -19,7 +18,7 @@ from ..usb.device import Device, Loop, Timer
 from . import registers as reg
 from . import spec
 from .command_ring import CommandRing
-from .complaints import Complaints
+from .complaints import FAILURE, Complaints
 from .engine import TransferEngine
 from .interrupters import Interrupters
 from .mfindex import MicroframeIndex
@@ -28,8 +27,6 @@ from .root_hub import RootHub
 from .slot import when_all
 from .slot_table import SlotTable
 from .statistics import EndpointStatistics
-
-log = logging.getLogger(__name__)
 
 REGISTER_SPACE = reg.REGISTER_SPACE
 
@@ -310,14 +307,14 @@ class Controller:
     def host_system_error(self, error: GuestMemoryError) -> None:
         """HSE (4.24.1): the controller stops; the driver resets it. HSEE asks for a signal beside the events (5.4.1),
         SERR# on a real bus; here it is the primary interrupter's message, in whose handler Linux looks for HSE."""
-        self._complain_of_failure(f"host system error, the controller stops until the guest resets it: {error}")
+        self.complaints.say(FAILURE, f"host system error, the controller stops until the guest resets it: {error}")
         self._fail(spec.USBSTS_HSE)
         if self._dwords[_USBCMD >> 2] & spec.USBCMD_HSEE:
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
             self._interrupt(0)
 
     def host_controller_error(self, reason: str) -> None:
-        self._complain_of_failure(f"host controller error, the controller stops until the guest resets it: {reason}")
+        self.complaints.say(FAILURE, f"host controller error, the controller stops until the guest resets it: {reason}")
         self._fail(spec.USBSTS_HCE)
 
     # -- own -------------------------------------------------------------------------------------------------------
@@ -366,9 +363,6 @@ class Controller:
         if self.running and not self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
             self._mfindex.stop()
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
-
-    def _complain_of_failure(self, text: str) -> None:
-        self.complaints.say(text, level=logging.ERROR)
 
     def _fail(self, bit: int) -> None:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH

@@ -22,7 +22,7 @@ from ..memory import GuestMemory
 from ..usb.device import Device, Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
-from .complaints import Complaints
+from .complaints import TRB_ERROR, UNSHARED, Complaints
 from .interrupters import Interrupters
 from .ring import RingLoopError, Trb
 from .statistics import EndpointCounters
@@ -156,14 +156,14 @@ class TransferEngine(ABC):
             trb, dequeue, error = fault.trb, fault.trb.address | fault.trb.control & 1, str(fault)
         except UnsharedMemoryError as fault:
             if not ring.inflight:
-                self._xhc.complaints.say(f"the guest's transfers fail: {fault.reason}")
+                self._xhc.complaints.say(UNSHARED, f"the guest's transfers fail: {fault.reason}")
                 self._ring_unreachable(ring, ring.fetch.address | ring.fetch.cycle)
             return False
         except (RingLoopError, GuestMemoryError) as fault:
             trb, dequeue, error = None, ring.fetch.address | ring.fetch.cycle, str(fault)
         # Not before the TDs ahead of it are done; until then each completion comes back here.
         if not ring.inflight:
-            self._xhc.complaints.say(f"endpoint {self.address:#04x}: TRB error: {error}")
+            self._xhc.complaints.say(TRB_ERROR, f"endpoint {self.address:#04x}: TRB error: {error}")
             self._trb_error(ring, dequeue, trb)
         return False
 
@@ -207,7 +207,7 @@ class TransferEngine(ABC):
         )
         self._outstanding += 1
         if td.unreachable is not None:
-            self._xhc.complaints.say(f"the guest's transfers fail: {td.unreachable.reason}")
+            self._xhc.complaints.say(UNSHARED, f"the guest's transfers fail: {td.unreachable.reason}")
             transfer.complete(TransferStatus.ERROR)
             return
         if td.ring.ahead:

@@ -35,7 +35,7 @@ from usbvfiod_core.testing.driver import Td, UsbDevice
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus
-from usbvfiod_core.xhci.complaints import LIMIT
+from usbvfiod_core.xhci.complaints import LIMIT, TRB_ERROR
 
 PRIVATE = 0x2_0000_0000
 GIB = 1 << 30
@@ -168,10 +168,13 @@ def test_mistakes_of_the_driver_are_told_within_bounds(rig: Rig, caplog: pytest.
         rig.bulk_in.queue.clear()
         rig.driver.commands.set_dequeue(rig.slot_id, rig.bulk_in.dci, *rig.bulk_in.ring.position)
     assert len(told(caplog)) == LIMIT + 1
-    assert "nothing further" in told(caplog)[-1]
+    assert "no further TRB errors" in told(caplog)[-1]
+    rig.bulk_in.submit_trbs([make.normal(PRIVATE, 512, IOC)])
+    rig.handle()
+    assert len(told(caplog)) == LIMIT + 2, "another kind of trouble is told all the same"
     rig.bus.reset()
     caplog.clear()
-    rig.controller.complaints.say("after a reset of the machine there is room again")
+    rig.controller.complaints.say(TRB_ERROR, "after a reset of the machine there is room again")
     assert len(told(caplog)) == 1
 
 
