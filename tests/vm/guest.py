@@ -90,9 +90,9 @@ def qemu_xhci_arguments(
     return arguments
 
 
-def _memory_arguments(shared_mib: int, private_mib: int, *, private_first: bool) -> list[str]:
+def _memory_arguments(shared_mib: int, private_mib: int, *, private_first: bool, slot: bool) -> list[str]:
     """QEMU's arguments for a machine with the memory `ram`, and perhaps a NUMA node beside it that is not shared."""
-    size = ["-m", f"{shared_mib + private_mib}M,slots=2,maxmem=8G"]
+    size = ["-m", f"{shared_mib + private_mib}M{',slots=1,maxmem=4G' if slot else ''}"]
     if not private_mib:
         return ["-machine", "q35,accel=tcg,memory-backend=ram", *size]
     processors = [",cpus=0", ""] if not private_first else ["", ",cpus=0"]
@@ -114,7 +114,8 @@ class Guest:
     `arguments` are added to QEMU's command line, which may name the file descriptors in `descriptors`. The memory is a
     shared memfd, as vfio-user needs it: `memory_fd`, of that size, if somebody else has it, too. The kernel is Debian's
     own, or with `backported` the newer one. With `private_mib` it has a second NUMA node of so much more memory that is
-    not shared; `private_first` puts the processors there, so that Linux takes from it first.
+    not shared; `private_first` puts the processors there, so that Linux takes from it first. `memory_slot`: a module
+    of memory can be plugged in.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -127,6 +128,7 @@ class Guest:
         memory_fd: int | None = None,
         private_mib: int = 0,
         private_first: bool = False,
+        memory_slot: bool = False,
         processors: int = 1,
         kernel_arguments: str = "",
         backported: bool = False,
@@ -161,7 +163,7 @@ class Guest:
         self.command = [
             *debian.qemu_argv(tree),
             *("-object", memory),
-            *_memory_arguments(memory_mib, private_mib, private_first=private_first),
+            *_memory_arguments(memory_mib, private_mib, private_first=private_first, slot=memory_slot),
             *("-cpu", "max", "-smp", str(processors), "-nographic", "-nodefaults", "-no-user-config"),
             *("-run-with", "exit-with-parent=on"),
             *("-chardev", f"file,id=console,path={self.console_path}", "-serial", "chardev:console"),
