@@ -67,6 +67,9 @@ class RudeBackend(Backend):
             time.sleep(3600)
         return RudeDevice(address)
 
+    def give_back_left_over(self):
+        raise RuntimeError("let it lie")
+
 
 @hookimpl
 def usbvfiod_register_backends(register):
@@ -211,6 +214,7 @@ def test_a_rude_device_harms_nobody_else(where: str, serve: Serve, rude: dict[st
     if where == "submit":
         assert "not with me" in server.log
     assert "plugin rude: usbvfiod_observe_attachments failed: RuntimeError: I saw nothing" in server.log
+    assert server.log.count("backend rude: RuntimeError: let it lie") == 1, "it is asked once, at the start"
 
 
 def test_plugins_that_cannot_be_loaded(serve: Serve, image: Path, tmp_path: Path) -> None:
