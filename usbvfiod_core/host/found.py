@@ -75,16 +75,20 @@ class Found:
     def of(cls, device: SysfsDevice) -> Found:
         """A device as it is now."""
         drivers = {number: name for number, name in device.drivers.items() if name != USBFS}
-        return cls(device.configuration, None if device.directory is None else drivers, device.directory)
+        known = device.directory is not None or bool(device.drivers)
+        return cls(device.configuration, drivers if known else None, device.directory)
 
     def give_back(self, hands: Hands, *, configuration: int | None, released: Collection[int] = ()) -> None:
         """Make it as it was: `configuration` is what is set now as far as we know, `released` the interfaces that were
         ours; sysfs knows better, where it is there. Raises nothing; what cannot be done is logged."""
         if self.directory is not None:
             try:
-                configuration = present_configuration(self.directory)
+                present = present_configuration(self.directory)
             except (OSError, ValueError):
                 return  # it has gone
+            if present is not None and (configuration, self.configuration) == (None, None):
+                return  # the host has configured it while nobody had
+            configuration = present
         if configuration != self.configuration:
             self._configure(hands)
         wanted = sorted(released if self.drivers is None else self.drivers)

@@ -212,12 +212,14 @@ def _text(device: SysfsDevice, found: Found) -> bytes:
 
 
 def _read(text: bytes, device: SysfsDevice) -> Found | None:
-    """What a file says of a device; None if it is about another one, or is empty or broken."""
+    """What a file says of a device; None if it does not hold any more, is about another one, or broken."""
     try:
         fields = json.loads(text)
         if any(fields[key] != value for key, value in _instance(device).items()):
             return None
         configuration = fields["configuration"]
+        if configuration != device.configuration and set(device.drivers.values()) - {USBFS}:
+            return None  # the host has configured it since, and uses it
         drivers = {int(number): str(name) for number, name in fields["drivers"].items()}
         return Found(None if configuration is None else int(configuration), drivers, device.directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

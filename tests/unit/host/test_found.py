@@ -89,6 +89,10 @@ def test_where_sysfs_is_not_there_all_that_was_ours_gets_a_driver(host: FakeHost
     host.show(2, {})
     before.give_back(host, configuration=2, released=[0, 5])
     assert host.calls == [("configure", 1), ("connect", 0), ("connect", 5)]
+    host.calls.clear()
+    told = Found.of(SysfsDevice("1-2", 1, 4, 0x1209, 1, configuration=1, drivers={1: "cdc_acm", 2: "usbfs"}))
+    told.give_back(host, configuration=1, released=[0, 1])
+    assert host.calls == [("connect", 1)], "unless somebody has told who had it"
 
 
 def test_what_cannot_be_done_is_said(host: FakeHost, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,6 +113,15 @@ def test_what_the_host_has_done_meanwhile_stands(host: FakeHost) -> None:
     before.repair(host, [0])
     assert host.state == (2, {0: "usb-storage", 5: "usbhid"})
     assert host.calls == [("connect", 0)]
+
+
+def test_a_configuration_that_the_host_has_set_while_there_was_none_stays(host: FakeHost) -> None:
+    before = Found.of(host.show(None).device())
+    host.show(1)
+    before.give_back(host, configuration=None)
+    assert host.state == (1, {0: "usbhid", 1: "cdc_acm"})
+    before.give_back(host, configuration=1)
+    assert host.calls == [("configure", None)], "that was the guest's"
 
 
 def test_a_device_that_has_gone_needs_nothing(host: FakeHost) -> None:

@@ -185,6 +185,20 @@ def test_a_device_that_another_program_has_stays_noted(place: Place, caplog: pyt
     assert place.file.exists()
 
 
+@pytest.mark.parametrize("with_it", [False, True])
+def test_what_the_host_has_done_since_the_kill_stays(place: Place, with_it: bool) -> None:
+    place.kill_a_server()
+    place.host.show(2)
+    if with_it:
+        kept = place.take()
+        kept.give_back(place.host.show(2, {}), configuration=2)
+        kept.end()
+    else:
+        place.start()
+    assert place.host.state == (2, {0: "usb-storage"})
+    assert not place.file.exists()
+
+
 def test_what_the_host_has_configured_late_is_what_was_found(place: Place) -> None:
     place.host.show(None)
     kept = place.take()
