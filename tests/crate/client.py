@@ -31,7 +31,7 @@ FUNCTIONS = {
     "unmap": (c_int, [c_void_p, c_uint64, c_uint64]),
     "reset": (c_int, [c_void_p]),
     "irqs": (c_int64, [c_void_p, c_uint32]),
-    "set_irqs": (c_int, [c_void_p, c_uint32, c_uint32, c_void_p, c_uint32]),
+    "set_irqs": (c_int, [c_void_p, c_uint32, c_uint32, c_uint32, c_void_p, c_size_t]),
 }
 
 
@@ -78,8 +78,15 @@ class CrateClient:
         assert self._library.client_unmap(self._client, address, size) == 0
 
     def assign_eventfds(self, index: int, fds: Sequence[int]) -> None:
-        array, flags = (c_int * len(fds))(*fds), wire.IRQ_DATA_EVENTFD | wire.IRQ_ACTION_TRIGGER
-        assert self._library.client_set_irqs(self._client, index, flags, array, len(fds)) == 0
+        self._set_irqs(index, wire.IRQ_DATA_EVENTFD | wire.IRQ_ACTION_TRIGGER, len(fds), fds)
+
+    def set_irqs(self, index: int, flags: int, start: int, count: int) -> None:
+        assert start == 0
+        self._set_irqs(index, flags, count, ())
+
+    def _set_irqs(self, index: int, flags: int, count: int, fds: Sequence[int]) -> None:
+        array = (c_int * len(fds))(*fds)
+        assert self._library.client_set_irqs(self._client, index, flags, count, array, len(fds)) == 0
 
     def reset(self) -> None:
         assert self._library.client_reset(self._client) == 0

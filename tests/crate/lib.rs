@@ -83,20 +83,15 @@ pub unsafe extern "C" fn client_irqs(client: &mut Client, index: u32) -> i64 {
     told(client.get_irq_info(index)).map_or(-1, |info| info.count.into())
 }
 
-/// The vectors from 0 on signal these eventfds; `flags` are those of VFIO_DEVICE_SET_IRQS.
+/// `flags` are those of VFIO_DEVICE_SET_IRQS, for `count` vectors from 0 on; eventfds come with some of them.
 #[no_mangle]
 pub unsafe extern "C" fn client_set_irqs(
     client: &mut Client,
     index: u32,
     flags: u32,
-    fds: *const c_int,
     count: u32,
+    fds: *const c_int,
+    number: usize,
 ) -> c_int {
-    status(client.set_irqs(
-        index,
-        flags,
-        0,
-        count,
-        slice::from_raw_parts(fds, count as usize),
-    ))
+    status(client.set_irqs(index, flags, 0, count, slice::from_raw_parts(fds, number)))
 }

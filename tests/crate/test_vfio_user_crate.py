@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.crate.client import CrateClient, library
+from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.mass_storage import MassStorage
@@ -33,15 +34,18 @@ def crate() -> ctypes.CDLL:
 
 
 def test_a_drive_behind_it_through_three_lives(crate: ctypes.CDLL, tmp_path: Path) -> None:
-    """It resets the device, maps memory, waits for a reply to each access, and is gone; then the next one comes."""
+    """It resets the device, maps memory, waits for a reply to each access, and is gone; then the next one comes.
+
+    Each is interrupted in another way; in the last life one more message follows an access, to unmask the pin.
+    """
     image, content = tmp_path / "drive.img", os.urandom(SIZE)
     image.write_bytes(content)
     with ServerProcess(tmp_path / "usb.sock", ["--device", f"virtual:flash?image={image}"]) as server:
-        for life in range(3):
+        for life, mechanism in enumerate(Mechanism):
             client: Any = CrateClient(crate, server.path)
             assert client.region_size(wire.BAR0_REGION) == 0x8000
             client.reset()
-            bus = SocketBus(client, posted=False)
+            bus = SocketBus(client, posted=False, interrupts=mechanism)
             driver = GuestDriver(bus, timeout=10.0).start()
             disk = MassStorage(driver.enumerate())
             disk.wait_ready()
@@ -51,6 +55,7 @@ def test_a_drive_behind_it_through_three_lives(crate: ctypes.CDLL, tmp_path: Pat
             assert b"".join(read) == image.read_bytes()
             disk.write(life * step, bytes([life]) * CHUNK)
             disk.synchronize_cache()
+            assert driver.lost_interrupts == 0
             for span in bus.ram.spans:
                 client.dma_unmap(span.address, span.size)
             bus.close()

@@ -44,6 +44,8 @@ def check(result: subprocess.CompletedProcess[str], code: int, *messages: str) -
         (["--socket-path", "{s}", "-q", "-v"], ["exclude each other"]),
         (["--socket-path", "{s}", "--log-format", "xml"], ["xml"]),
         (["--socket-path", "{s}", "--spin", "1000000"], ["--spin"]),
+        (["--socket-path", "{s}", "--interrupts", "msi,irq"], ["--interrupts", "'irq'", "msix, msi, intx"]),
+        (["--socket-path", "{s}", "--interrupts", ""], ["--interrupts", "msix, msi, intx"]),
         (["--socket-path", "{s}", "--backend", "virtuel"], ["there is no backend 'virtuel'", "'virtual' is meant?"]),
         (["--socket-path", "{s}", "--device", "virtuel:flash"], ["there is no backend 'virtuel'"]),
         (["--socket-path", "{s}", "--device", "keyboard"], ["names no backend"]),

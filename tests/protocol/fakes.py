@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from usbvfiod_core.daemon.loop import ServerLoop
 from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.pci.function import REGISTERS_SIZE, PciFunction
-from usbvfiod_core.pci.msix import Msix
+from usbvfiod_core.pci.interrupts import ALL, Interrupts, Mechanism
 from usbvfiod_core.testing.limits import PATIENCE, scaled
 from usbvfiod_core.vfio_user.transport import Server
 
@@ -20,10 +20,13 @@ T = TypeVar("T")
 class FakeController:
     """Registers that are plain memory, and a record of what was asked.
 
-    With `slow` set, `reset` and `quiesce` leave their `done` in `waiting`; with `broken` set, every access raises.
+    `interrupt` raises an interrupter's interrupt, as a driver does that has it enabled. With `slow` set, `reset` and
+    `quiesce` leave their `done` in `waiting`; with `broken` set, every access raises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interrupts: Interrupts | None = None) -> None:
+        self.interrupts = interrupts if interrupts is not None else Interrupts(8)
+        self.pending_interrupts = 0
         self.bus_master = False
         self.registers = bytearray(REGISTERS_SIZE)
         self.accesses: list[tuple[str, int, int]] = []
@@ -43,8 +46,23 @@ class FakeController:
         self.writes.append((offset, value, size))
         self.registers[offset : offset + size] = value.to_bytes(size, "little")
 
+    def interrupt(self, *interrupters: int) -> None:
+        for number in interrupters:
+            self.pending_interrupts |= 1 << number
+            self._deliver(number)
+
+    def deliver_interrupts(self) -> None:
+        for number in range(self.interrupts.vectors):
+            if self.pending_interrupts & 1 << number:
+                self._deliver(number)
+
+    def _deliver(self, number: int) -> None:
+        if self.interrupts.signal(number):
+            self.pending_interrupts &= ~(1 << number)
+
     def reset(self, done: Callable[[], object]) -> None:
         self.resets += 1
+        self.pending_interrupts = 0
         self._finish(done)
 
     def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
@@ -84,11 +102,11 @@ class Serving:
     The server's own deadlines are DEADLINE seconds, which no test lives to see: `pass_time` puts its clock forward.
     """
 
-    def __init__(self, vectors: int = 8, **options: Any) -> None:
-        self.controller = FakeController()
-        self.msix = Msix(vectors)
+    def __init__(self, vectors: int = 8, mechanisms: Collection[Mechanism] = ALL, **options: Any) -> None:
+        self.interrupts = Interrupts(vectors, mechanisms)
+        self.controller = FakeController(self.interrupts)
         self.memory = GuestMemory()
-        self.function = PciFunction(self.controller, self.msix)
+        self.function = PciFunction(self.controller, self.interrupts)
         self.loop = _Loop(spin=0)
         self.drained = 0
         self.on_drained: list[Callable[[], object]] = []  # each is called once, at the end of the next batch
@@ -132,6 +150,10 @@ class Serving:
 
         self.call(run)
         self.call(lambda: None)  # a turn of the loop calls what was due before it
+
+    def interrupt(self, *interrupters: int) -> None:
+        """Let these interrupters interrupt."""
+        self.call(lambda: self.controller.interrupt(*interrupters))
 
     def release(self) -> None:
         """Let every reset and quiesce that waits be done."""

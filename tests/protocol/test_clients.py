@@ -65,8 +65,8 @@ def test_leaving_at_every_step(
             assert not serving.controller.bus_master
             assert client.read(7, 4, 2) == bytes(2)
         assert eventually(lambda: serving.server.client is None)
-    serving.call(lambda: serving.msix.signal(0))
-    assert serving.msix.pending == 1  # nobody hears of it any more
+    serving.interrupt(0)
+    assert serving.controller.pending_interrupts == 1  # nobody hears of it any more
     assert eventually(lambda: open_fds() == before)
 
 

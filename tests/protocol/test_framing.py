@@ -253,31 +253,34 @@ class TestDescriptors:
         assert eventually(lambda: open_fds() == before)
 
     def test_behind_other_messages(self, client: RawClient, eventfds: list[int], serving: Serving) -> None:
+        client.be_master()
         client.send(region_read(7, 0, 4) + region_write(0, 0, bytes(4)) + set_irqs(0x24, 3, 1), [eventfds[0]])
         assert [client.reply().errno for _ in range(3)] == [0, 0, 0]
-        serving.call(lambda: serving.msix.signal(3))
+        serving.interrupt(3)
         assert os.eventfd_read(eventfds[0]) == 1
 
     def test_of_a_message_in_pieces(self, client: RawClient, eventfds: list[int], serving: Serving) -> None:
+        client.be_master()
         request = set_irqs(0x24, 3, 1)
         client.send(region_read(7, 0, 4) + request[:7], [eventfds[0]])
         client.reply()
         client.send(request[7:20])
         client.send(request[20:] + region_read(7, 0, 4))
         assert [client.reply().errno for _ in range(2)] == [0, 0]
-        serving.call(lambda: serving.msix.signal(3))
+        serving.interrupt(3)
         assert os.eventfd_read(eventfds[0]) == 1
 
     def test_of_two_messages_that_meet_in_one_piece(
         self, client: RawClient, eventfds: list[int], serving: Serving
     ) -> None:
+        client.be_master()
         first, second = set_irqs(0x24, 0, 1), set_irqs(0x24, 1, 1)
         client.send(first[:30], [eventfds[0]])
         client.send(first[30:] + second[:5], [eventfds[1]])
         client.send(second[5:])
         assert [client.reply().errno for _ in range(2)] == [0, 0]
         for vector in (0, 1):
-            serving.call(lambda vector=vector: serving.msix.signal(vector))  # type: ignore[misc]
+            serving.interrupt(vector)
             assert os.eventfd_read(eventfds[vector]) == 1
 
     def test_on_every_byte_of_a_message(self, client: RawClient, memfd: int) -> None:

@@ -92,8 +92,9 @@ def test_descriptors_that_wait_reach_their_message(client: RawClient, slow: Serv
     assert eventually(lambda: len(slow.controller.waiting) == 1)
     slow.release()
     assert [client.reply().errno for _ in range(3)] == [0, 0, 0]
+    client.be_master()
     for vector in range(3):
-        slow.call(lambda vector=vector: slow.msix.signal(vector))  # type: ignore[misc]
+        slow.interrupt(vector)
         assert os.eventfd_read(eventfds[vector]) == 1
 
 
@@ -156,7 +157,7 @@ def test_reset_keeps_what_is_the_clients(client: RawClient, serving: Serving, me
     client.write(7, 0x3C, b"\x0b")
     client.write(7, 0x72, b"\x07\xc0")
     client.write(0, 0x3000, b"\xaa" * 16)
-    serving.call(lambda: serving.msix.signal(5))
+    serving.interrupt(5)
     assert serving.controller.bus_master
     assert client.errno(RESET) == 0
     assert not serving.controller.bus_master
@@ -168,7 +169,8 @@ def test_reset_keeps_what_is_the_clients(client: RawClient, serving: Serving, me
     assert client.read(0, 0x4000, 8) == bytes(8)
     os.pwrite(memfd, b"still here", 0x100)
     assert serving.memory.read(0x100, 10) == b"still here"
-    serving.call(lambda: serving.msix.signal(0))
+    client.be_master()
+    serving.interrupt(0)
     assert os.eventfd_read(eventfds[0]) == 1
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 
 from tests.protocol.fakes import Serving
 from tests.protocol.raw import RawClient
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.vfio_user import wire
 
 VERSION_DATA = (
@@ -66,12 +68,14 @@ def config() -> bytes:
     space[0x10:0x14] = bytes.fromhex("04000000")
     space[0x2C:0x30] = bytes.fromhex("f41a0011")
     space[0x34] = 0x70
+    space[0x3D] = 1
     space[0x60:0x62] = bytes.fromhex("3020")
-    space[0x70:0x7C] = bytes.fromhex("11000700 00300000 00400000")
+    space[0x70:0x7C] = bytes.fromhex("11800700 00300000 00400000")
+    space[0x80:0x84] = bytes.fromhex("05008600")
     return bytes(space)
 
 
-def realize(qemu: Qemu, memfd: int) -> None:
+def realize(qemu: Qemu, memfd: int, eventfd: int) -> None:
     version = wire.VERSION_FIELDS.pack(0, 0)
     answer = version + (
         b'{"capabilities":{"max_dma_maps":65535,"pgsizes":4096,"max_data_xfer_size":1048576,"max_msg_fds":16}}\0'
@@ -102,14 +106,26 @@ def realize(qemu: Qemu, memfd: int) -> None:
     qemu.read(7, 0x74, bytes.fromhex("00300000"))
     qemu.read(7, 0x78, bytes.fromhex("00400000"))
     qemu.ask(wire.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, 2, 0), struct.pack("<IIII", 16, 1, 2, 8))
-    qemu.read(7, 0x3D, b"\0")
+    irq_info(qemu, 1, 1, 8)
+    intx(qemu, eventfd)
 
 
-def machine_reset(qemu: Qemu, command: bytes) -> None:
+def irq_info(qemu: Qemu, index: int, flags: int, count: int) -> None:
+    answer = struct.pack("<IIII", 16, flags, index, count)
+    qemu.ask(wire.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, index, 0), answer)
+
+
+def intx(qemu: Qemu, eventfd: int) -> None:
+    qemu.read(7, 0x3D, b"\1")
+    qemu.irqs(0x24, 0, 0, 1, eventfd)
+
+
+def machine_reset(qemu: Qemu, command: bytes, eventfd: int) -> None:
+    qemu.irqs(0x21, 0, 0, 0)
     qemu.read(7, 0x04, command)
     qemu.write(7, 0x04, bytes(2))
     qemu.ask(wire.DEVICE_RESET, b"", b"")
-    qemu.read(7, 0x3D, b"\0")
+    intx(qemu, eventfd)
     for register in range(0x10, 0x28, 4):
         qemu.write(7, register, bytes(4))
 
@@ -150,20 +166,22 @@ def linux(qemu: Qemu, serving: Serving, eventfds: list[int]) -> None:
     qemu.write(7, 0x0C, b"\x10")
     qemu.write(7, 0x04, bytes.fromhex("1701"))
     qemu.write(7, 0x72, bytes.fromhex("07c0"))
+    qemu.irqs(0x21, 0, 0, 0)
     qemu.irqs(0x24, 2, 0, 1)
     qemu.write(7, 0x04, bytes.fromhex("1705"))
     qemu.write(7, 0x72, bytes.fromhex("0780"))
     qemu.read(7, 0x72, bytes.fromhex("0780"))
     for vector in range(3):
         qemu.irqs(0x24, 2, vector, 1, eventfds[vector])
-    serving.call(lambda: serving.msix.signal(1))
+    serving.interrupt(1)
     assert os.eventfd_read(eventfds[1]) == 1
     qemu.read(0, 0x4000, bytes(8))
 
 
-def unbind(qemu: Qemu) -> None:
+def unbind(qemu: Qemu, eventfd: int) -> None:
     qemu.write(7, 0x72, bytes.fromhex("0700"))
     qemu.irqs(0x21, 2, 0, 0)
+    intx(qemu, eventfd)
     qemu.write(7, 0x04, bytes.fromhex("1701"))
 
 
@@ -171,18 +189,18 @@ def test_a_machine_starts_boots_reboots_and_ends(serving: Serving, path: str, me
     serving.controller.registers[0] = 0x40
     with RawClient(path, greet=False) as client:
         qemu = Qemu(client)
-        realize(qemu, memfd)
+        realize(qemu, memfd, eventfds[15])
         facts = serving.server.client
         assert facts is not None
         assert facts.name == "QEMU"
-        machine_reset(qemu, bytes(2))
+        machine_reset(qemu, bytes(2), eventfds[15])
         firmware(qemu, memfd)
         assert serving.controller.bus_master
         linux(qemu, serving, eventfds)
         assert serving.controller.writes == [(0x20, 2, 4)]
-        unbind(qemu)
+        unbind(qemu, eventfds[15])
         assert serving.controller.bus_master
-        machine_reset(qemu, bytes.fromhex("1701"))
+        machine_reset(qemu, bytes.fromhex("1701"), eventfds[15])
         assert not serving.controller.bus_master
         assert [(region.start, region.end) for region in serving.memory.regions] == [
             (0, LOW_RAM),
@@ -190,10 +208,78 @@ def test_a_machine_starts_boots_reboots_and_ends(serving: Serving, path: str, me
         ]
         firmware(qemu, memfd)
         # device_del without MSI-X: every map is taken back before the connection ends.
-        unbind(qemu)
+        unbind(qemu, eventfds[15])
         qemu.unmap(0, LOW_RAM)
         qemu.unmap(0xFFFC0000, 0x40000)
         assert serving.memory.regions == ()
+
+
+def test_a_guest_without_messages(serving: Serving, path: str, memfd: int, eventfds: list[int]) -> None:
+    """Emulated processors: QEMU ends the interrupt at the guest's next access to a BAR, and unmasks."""
+    told, later = eventfds[0], eventfds[1]
+    with RawClient(path, greet=False) as client:
+        qemu = Qemu(client)
+        realize(qemu, memfd, told)
+        machine_reset(qemu, bytes(2), told)
+        qemu.write(7, 0x04, bytes.fromhex("0600"))
+        serving.interrupt(0)
+        assert os.eventfd_read(told) == 1
+        qemu.read(7, 0x06, bytes.fromhex("1800"))
+        qemu.read(0, 0x00, bytes(4))
+        qemu.irqs(0x11, 0, 0, 1)
+        assert os.eventfd_read(told) == 1, "the guest has not cleared IMAN.IP yet"
+        serving.controller.pending_interrupts = 0
+        qemu.read(0, 0x00, bytes(4))
+        qemu.irqs(0x11, 0, 0, 1)
+        qemu.read(7, 0x06, bytes.fromhex("1000"))
+        serving.interrupt(3)
+        assert os.eventfd_read(told) == 1
+        # The guest goes over to MSI and back, with an interrupt that it has not seen to.
+        qemu.write(7, 0x82, bytes.fromhex("8700"))
+        qemu.irqs(0x21, 0, 0, 0)
+        qemu.irqs(0x24, 1, 0, 1, later)
+        assert os.eventfd_read(later) == 1
+        assert not serving.controller.pending_interrupts
+        qemu.write(7, 0x82, bytes.fromhex("8600"))
+        serving.interrupt(0)
+        qemu.irqs(0x21, 1, 0, 0)
+        intx(qemu, told)
+        assert os.eventfd_read(told) == 1
+
+
+def test_a_guest_without_messages_under_kvm(serving: Serving, path: str, memfd: int, eventfds: list[int]) -> None:
+    """KVM signals an eventfd of its own when the guest has ended the interrupt."""
+    told, ended = eventfds[0], eventfds[1]
+    with RawClient(path, greet=False) as client:
+        qemu = Qemu(client)
+        realize(qemu, memfd, told)
+        qemu.write(7, 0x04, bytes.fromhex("0600"))
+        for _ in range(3):
+            qemu.irqs(0x09, 0, 0, 1)
+            qemu.irqs(0x14, 0, 0, 1, ended)
+            qemu.irqs(0x11, 0, 0, 1)
+            serving.interrupt(0)
+            for _ in range(3):
+                assert poll(told)
+                os.eventfd_write(ended, 1)
+            assert poll(told)
+            serving.controller.pending_interrupts = 0
+            os.eventfd_write(ended, 1)
+            assert eventually(lambda: not select.select([ended], [], [], 0)[0])
+            serving.interrupt(1)
+            assert poll(told)
+            serving.controller.pending_interrupts = 0
+        qemu.irqs(0x21, 0, 0, 0)
+        os.eventfd_write(ended, 1)
+        assert client.alive()
+        assert os.eventfd_read(ended) == 1, "nobody listens any more"
+
+
+def poll(eventfd: int) -> bool:
+    """Wait for a signal, which must be one alone."""
+    assert select.select([eventfd], [], [], PATIENCE)[0]
+    assert os.eventfd_read(eventfd) == 1
+    return True
 
 
 def test_virtual_iommu_unmaps_what_was_never_mapped(client: RawClient, memfd: int, serving: Serving) -> None:

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.fakes import FakeController
-from tests.protocol.raw import hello
+from tests.protocol.raw import hello, region_write
+from tests.protocol.raw import set_irqs as set_irqs_message
 from usbvfiod_core.errors import ClientError
 from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.pci.function import PciFunction
-from usbvfiod_core.pci.msix import Msix
+from usbvfiod_core.pci.interrupts import Interrupts
 from usbvfiod_core.vfio_user import wire
 from usbvfiod_core.vfio_user.session import Session
 
@@ -31,6 +32,9 @@ class Descriptors:
     def __init__(self) -> None:
         self.given = 0
         self.open: set[int] = set()
+        self.signals = 0
+        self.signalled: Callable[[], None] = lambda: None
+        """Stands for the client's signalling the eventfd that unmasks the pin."""
 
     def give(self, count: int) -> list[int]:
         fds = list(range(FIRST_FD + self.given, FIRST_FD + self.given + count))
@@ -41,19 +45,24 @@ class Descriptors:
     def close(self, fd: int) -> None:
         self.open.remove(fd)
 
-    def adopt(self, fd: int) -> Notifier:
+    def notifier(self, fd: int) -> Eventfd:
         if fd % 7 == 3:
             raise ClientError(EINVAL, "not an eventfd")
-        return Notifier(self, fd)
+        return Eventfd(self, fd)
+
+    def listener(self, fd: int, signalled: Callable[[], None]) -> Eventfd:
+        self.signalled = signalled
+        return self.notifier(fd)
 
 
-class Notifier:
+class Eventfd:
     def __init__(self, descriptors: Descriptors, fd: int) -> None:
         self.descriptors = descriptors
         self.fd = fd
 
     def signal(self) -> None:
         assert self.fd in self.descriptors.open
+        self.descriptors.signals += 1
 
     def close(self) -> None:
         self.descriptors.close(self.fd)
@@ -63,14 +72,14 @@ class Client:
     """A session with everything around it, in one thread and without a socket."""
 
     def __init__(self, *, greet: bool = True) -> None:
-        self.controller = FakeController()
-        self.msix = Msix(8)
+        self.interrupts = Interrupts(8)
+        self.controller = FakeController(self.interrupts)
         self.descriptors = Descriptors()
         self.resumed = 0
         self.session = Session(
-            PciFunction(self.controller, self.msix),
+            PciFunction(self.controller, self.interrupts),
             GuestMemory(),
-            adopt=self.descriptors.adopt,
+            eventfds=self.descriptors,
             close_fd=self.descriptors.close,
             resume=self._resume,
         )
@@ -119,8 +128,10 @@ class Client:
     def close(self) -> None:
         self.session.close()
         assert self.descriptors.open == set()
-        for vector in range(8):
-            self.msix.signal(vector)
+        signals = self.descriptors.signals
+        self.controller.interrupt(*range(8))
+        self.descriptors.signalled()
+        assert self.descriptors.signals == signals
 
     def check_replies(self) -> int:
         """Whether what came back is whole replies; how many."""
@@ -222,6 +233,64 @@ def test_messages_of_every_kind(sent: list[tuple[bytes, int]], slow: bool) -> No
     client.controller.slow = slow
     for data, fds in sent:
         client.send(data, fds)
+    client.check_replies()
+    client.close()
+
+
+interrupt_configurations = st.tuples(
+    st.sampled_from([0x04, 0x72, 0x82]), st.sampled_from([0, 0x0001, 0x0004, 0x0404, 0x0025, 0x0071, 0x8000, 0xC000])
+).map(lambda pair: (wire.REGION_WRITE, wire.REGION_ACCESS.pack(pair[0], 7, 2) + pair[1].to_bytes(2, "little")))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.one_of(set_irqs(), interrupt_configurations), st.sampled_from([0, 1, 2, 8])),
+            st.integers(0, 7),
+            st.just("unmask"),
+            st.just("reset"),
+        ),
+        max_size=30,
+    )
+)
+def test_interrupts_whatever_the_client_does_with_them(steps: list[object]) -> None:
+    """None is lost, and none is told of that is not there."""
+    client = Client()
+    for step in steps:
+        signals, before = client.descriptors.signals, client.controller.pending_interrupts
+        if isinstance(step, int):
+            client.controller.interrupt(step)
+            assert client.descriptors.signals - signals <= 1
+        elif step == "unmask":
+            client.descriptors.signalled()
+            assert client.descriptors.signals - signals <= (before != 0)
+        elif step == "reset":
+            client.send(wire.HEADER.pack(1, wire.DEVICE_RESET, 16, 0, 0))
+            assert client.descriptors.signals == signals
+        else:
+            assert isinstance(step, tuple)
+            (command, payload), fds = step
+            client.send(wire.HEADER.pack(1, command, 16 + len(payload), 0, 0) + payload, fds)
+    # The way back to something that works: everything is told.
+    left = client.controller.pending_interrupts.bit_count()
+    for control, index in ((0x72, 2), (0x82, 1)):
+        client.send(region_write(7, control, bytes(2)))
+        client.send(set_irqs_message(0x21, 0, 0, index=index))
+    client.send(region_write(7, 0x04, b"\6\0"))
+    client.send(set_irqs_message(0x21, 0, 0, index=0))
+    signals = client.descriptors.signals
+    client.descriptors.given += -client.descriptors.given % 7  # an eventfd
+    client.send(set_irqs_message(0x11, 0, 1, index=0))
+    client.send(set_irqs_message(0x24, 0, 1, index=0), 1)
+    assert client.descriptors.signals - signals == (left > 0)
+    client.send(region_write(7, 0x72, b"\0\x80"))
+    signals = client.descriptors.signals
+    for vector in range(8):
+        client.descriptors.given += -client.descriptors.given % 7
+        client.send(set_irqs_message(0x24, vector, 1), 1)
+    assert client.descriptors.signals - signals == left
+    assert client.controller.pending_interrupts == 0
     client.check_replies()
     client.close()
 

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from tests.stateful.expected import FAILURES, Expected, stop_command, text
 from tests.stateful.play import play
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, DirectBus, FakeDevice, Pipe, Rig, Speed, spec
+from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.driver import Td
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT, Answer
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
@@ -31,6 +32,7 @@ GOOD = (spec.CC_SUCCESS, spec.CC_SHORT_PACKET)
 
 endpoints = st.sampled_from(ENDPOINTS)
 lengths = st.sampled_from([0, 1, 63, 64, 65, 512, 1000, 4096, 5000])
+mechanisms = st.sampled_from(list(Mechanism))
 splits = st.lists(st.sampled_from([0, 1, 7, 64, 500]), max_size=3)
 
 
@@ -51,6 +53,7 @@ class LegalDriver(RuleBasedStateMachine):
         ring_trbs=st.sampled_from([10, 16, 17]),
         ring_segments=st.sampled_from([1, 2]),
         interrupts=st.booleans(),
+        mechanism=mechanisms,
         context_size=st.sampled_from([32, 64]),
     )
     def start(
@@ -60,11 +63,12 @@ class LegalDriver(RuleBasedStateMachine):
         ring_trbs: int,
         ring_segments: int,
         interrupts: bool,
+        mechanism: Mechanism,
         context_size: int,
     ) -> None:
         self.rig = Rig(
             speed,
-            bus=DirectBus(context_size=context_size),
+            bus=DirectBus(context_size=context_size, interrupts=mechanism),
             event_segments=segments,
             ring_trbs=ring_trbs,
             ring_segments=ring_segments,
@@ -377,6 +381,10 @@ class LegalDriver(RuleBasedStateMachine):
     @rule(endpoint=endpoints, status=st.sampled_from(sorted(FAILURES, key=str)))
     def fail(self, endpoint: int, status: TransferStatus) -> None:
         self.answer(endpoint, 0, None, status)
+
+    @rule(mechanism=mechanisms)
+    def interrupt_in_another_way(self, mechanism: Mechanism) -> None:
+        self.rig.bus.use_interrupts(mechanism)
 
     # -- what always holds -------------------------------------------------------------------------------------------
 

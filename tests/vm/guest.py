@@ -90,14 +90,14 @@ def qemu_xhci_arguments(
     return arguments
 
 
-def _memory_arguments(shared_mib: int, private_mib: int, *, private_first: bool, slot: bool) -> list[str]:
-    """QEMU's arguments for a machine with the memory `ram`, and perhaps a NUMA node beside it that is not shared."""
+def _memory_arguments(machine: str, shared_mib: int, private_mib: int, *, private_first: bool, slot: bool) -> list[str]:
+    """QEMU's arguments for this machine with the memory `ram`, and perhaps a NUMA node beside it that is not shared."""
     size = ["-m", f"{shared_mib + private_mib}M{',slots=1,maxmem=4G' if slot else ''}"]
     if not private_mib:
-        return ["-machine", "q35,accel=tcg,memory-backend=ram", *size]
+        return ["-machine", f"{machine},memory-backend=ram", *size]
     processors = [",cpus=0", ""] if not private_first else ["", ",cpus=0"]
     return [
-        *("-machine", "q35,accel=tcg", *size, "-object", f"memory-backend-ram,id=private,size={private_mib}M"),
+        *("-machine", machine, *size, "-object", f"memory-backend-ram,id=private,size={private_mib}M"),
         *("-numa", f"node,memdev=ram{processors[0]}", "-numa", f"node,memdev=private{processors[1]}"),
     ]
 
@@ -105,6 +105,33 @@ def _memory_arguments(shared_mib: int, private_mib: int, *, private_first: bool,
 def shared_file(name: str, fd: int, mebibytes: int) -> str:
     """The memory of QEMU's that is the file behind an inherited descriptor; for `-object`."""
     return f"memory-backend-file,id={name},size={mebibytes}M,mem-path=/proc/self/fd/{fd},share=on"
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What a guest's processor sits on: how its QEMU is started, as which machine, what it boots, and the device behind
+    which its shell is (the console is the machine's first serial port)."""
+
+    qemu: Sequence[str]
+    machine: str
+    kernel: Path
+    initramfs: Path
+    shell: Sequence[str]
+
+
+def pc(*, backported: bool = False, recipe: initramfs.Recipe = initramfs.GUEST) -> Board:
+    """A PC with Debian's kernel, or the newer one, from the tree. Raises tree.VmError where that is missing."""
+    reason = debian.why_unavailable()
+    if reason:
+        raise debian.VmError(reason)
+    tree = debian.tree_directory()
+    return Board(
+        debian.qemu_argv(tree),
+        "q35,accel=tcg",
+        debian.kernel(tree, backported=backported)[0],
+        initramfs.ensure(tree, recipe, backported=backported),
+        ("-serial", "chardev:shell"),
+    )
 
 
 class Guest:
@@ -115,7 +142,7 @@ class Guest:
     shared memfd, as vfio-user needs it: `memory_fd`, of that size, if somebody else has it, too. The kernel is Debian's
     own, or with `backported` the newer one. With `private_mib` it has a second NUMA node of so much more memory that is
     not shared; `private_first` puts the processors there, so that Linux takes from it first. `memory_slot`: a module
-    of memory can be plugged in.
+    of memory can be plugged in. Or kernel and machine are the `board`'s.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -133,13 +160,12 @@ class Guest:
         kernel_arguments: str = "",
         backported: bool = False,
         recipe: initramfs.Recipe = initramfs.GUEST,
+        board: Board | None = None,
         descriptors: Sequence[int] = (),
         timeout: float = BOOT_TIMEOUT,
     ) -> None:
-        reason = debian.why_unavailable()
-        if reason:
-            raise debian.VmError(reason)
-        tree = debian.tree_directory()
+        if board is None:
+            board = pc(backported=backported, recipe=recipe)
         self.directory = directory
         self.console_path = directory / "console.log"
         self.qemu_log_path = directory / "qemu.log"
@@ -161,17 +187,16 @@ class Guest:
             memory = shared_file("ram", memory_fd, memory_mib)
             descriptors = [*descriptors, memory_fd]
         self.command = [
-            *debian.qemu_argv(tree),
+            *board.qemu,
             *("-object", memory),
-            *_memory_arguments(memory_mib, private_mib, private_first=private_first, slot=memory_slot),
+            *_memory_arguments(board.machine, memory_mib, private_mib, private_first=private_first, slot=memory_slot),
             *("-cpu", "max", "-smp", str(processors), "-nographic", "-nodefaults", "-no-user-config"),
             *("-run-with", "exit-with-parent=on"),
             *("-chardev", f"file,id=console,path={self.console_path}", "-serial", "chardev:console"),
-            *("-chardev", f"socket,id=shell,fd={qemu_shell.fileno()}", "-serial", "chardev:shell"),
+            *("-chardev", f"socket,id=shell,fd={qemu_shell.fileno()}", *board.shell),
             *("-chardev", f"socket,id=monitor,fd={qemu_monitor.fileno()}"),
             *("-object", "monitor-qmp,id=qmp,chardev=monitor"),
-            *("-kernel", str(debian.kernel(tree, backported=backported)[0])),
-            *("-initrd", str(initramfs.ensure(tree, recipe, backported=backported))),
+            *("-kernel", str(board.kernel), "-initrd", str(board.initramfs)),
             *("-append", f"console=ttyS0 panic=-1 {kernel_arguments}".strip()),
             *arguments,
         ]
@@ -183,7 +208,7 @@ class Guest:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=debian.qemu_environment(tree),
+                    env=debian.qemu_environment(debian.tree_directory()),
                     pass_fds=(qemu_shell.fileno(), qemu_monitor.fileno(), *descriptors),
                     start_new_session=True,
                 )

@@ -134,7 +134,12 @@ def ensure(tree: Path, recipe: Recipe = GUEST, *, backported: bool = False) -> P
 
     Takes about two seconds, needs no root but a cache directory that can be written to. Raises `tree.VmError`.
     """
-    release = debian.kernel(tree, backported=backported)[1]
+    return ensure_for(tree, recipe, debian.kernel(tree, backported=backported)[1])
+
+
+def ensure_for(tree: Path, recipe: Recipe, release: str, *, native: Path | None = None) -> Path:
+    """As `ensure`, for any kernel whose modules are in `tree`. If the programs in that are another processor's,
+    `native` is a tree with a busybox like it that can say what it has."""
     image = tree.parent / f"initramfs-{_fingerprint(tree, recipe, release)}.cpio"
     if image.exists():
         return image
@@ -144,7 +149,7 @@ def ensure(tree: Path, recipe: Recipe = GUEST, *, backported: bool = False) -> P
                 return image
             with tempfile.NamedTemporaryFile(dir=tree.parent, suffix=".cpio.building", delete=False) as output:
                 try:
-                    output.write(archive(contents(tree, recipe, release)))
+                    output.write(archive(contents(tree, recipe, release, native or tree)))
                     os.chmod(output.name, 0o644)
                     os.rename(output.name, image)
                 except BaseException:
@@ -184,8 +189,9 @@ def archive(entries: list[Entry]) -> bytes:
     return b"".join(parts)
 
 
-def contents(tree: Path, recipe: Recipe, release: str) -> list[Entry]:
-    """Everything in a recipe's root file system for this kernel, directories before what is in them."""
+def contents(tree: Path, recipe: Recipe, release: str, native: Path) -> list[Entry]:
+    """Everything in a recipe's root file system for this kernel, directories before what is in them. The busybox in
+    `native` runs here."""
     files: dict[str, Entry] = {}
 
     def add(path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
@@ -213,7 +219,7 @@ def contents(tree: Path, recipe: Recipe, release: str) -> list[Entry]:
                 add(str(file.relative_to(tree)), stat.S_IFREG | 0o644, file.read_bytes())
     if recipe.hardware_names:
         add("etc/udev/hwdb.bin", stat.S_IFREG | 0o444, _hardware_names(tree))
-    applets = subprocess.run([tree / BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    applets = subprocess.run([native / BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
     for applet in applets:
         link = f"usr/bin/{applet}"
         if link not in files and f"usr/sbin/{applet}" not in files:

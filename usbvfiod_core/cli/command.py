@@ -18,6 +18,7 @@ from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
 from ..errors import ConfigError, PluginError
 from ..hooks.registry import SLOW_IMPORT, Registry
 from ..hooks.settings import PluginSelection
+from ..pci.interrupts import Mechanism
 from . import completion, config, demo, devices, doctor, look, man, plugins, steer, why
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,14 @@ def _options() -> list[click.Parameter]:
             for kind, count, limit in ((2, USB2_PORTS, LINUX_USB2), (3, USB3_PORTS, LINUX_USB3))
         ),
         click.Option(
+            ["--interrupts"],
+            metavar="LIST",
+            callback=_interrupts,
+            default=",".join(each.value for each in Mechanism),
+            show_default=True,
+            help="The ways to interrupt that the controller offers to the guest.",
+        ),
+        click.Option(
             ["--print-capabilities"],
             is_flag=True,
             is_eager=True,
@@ -223,6 +232,15 @@ def _check_plugins(registry: Registry, strict: bool, command: str | None) -> Non
             logger.warning("plugin %s is not used: %s", plugin.name, plugin.error)
         if plugin.seconds > SLOW_IMPORT:
             logger.warning("plugin %s took %.1f s to load", plugin.name, plugin.seconds)
+
+
+def _interrupts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Mechanism, ...]:
+    names = [each.value for each in Mechanism]
+    chosen = [name.strip() for name in value.split(",")]
+    wrong = [name for name in chosen if name not in names]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(names)}")
+    return tuple(Mechanism(name) for name in names if name in chosen)
 
 
 def _print_capabilities(context: click.Context, parameter: click.Parameter, value: bool) -> None:

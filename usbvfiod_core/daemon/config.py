@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from ..errors import ConfigError, UsbvfiodError, unknown
 from ..hooks.options import Declared, SettingError, plugin_options
 from ..hooks.settings import PluginSelection, Settings
+from ..pci.interrupts import Mechanism
 from ..usb.backend import Backend
 from .matching import Kind, kind_of
 from .selector import SPIN
@@ -97,6 +98,8 @@ class ServerSettings:
     spin: int = round(SPIN * 1e6)
     usb2_ports: int = USB2_PORTS
     usb3_ports: int = USB3_PORTS
+    interrupts: tuple[Mechanism, ...] = tuple(Mechanism)
+    """How the controller can interrupt; the guest takes the first of MSI-X, MSI and the pin that it can."""
 
     def __post_init__(self) -> None:
         for kind, count in (("usb2", self.usb2_ports), ("usb3", self.usb3_ports)):
@@ -113,6 +116,8 @@ class ServerSettings:
             raise ConfigError(f"fd is the number of a file descriptor, not {self.fd}")
         if self.quiet and self.verbose:
             raise ConfigError("quiet and verbose exclude each other")
+        if not self.interrupts:
+            raise ConfigError("interrupts names at least one of " + ", ".join(each.value for each in Mechanism))
 
 
 @dataclass(frozen=True, slots=True)

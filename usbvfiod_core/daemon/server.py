@@ -17,7 +17,7 @@ from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
-from ..pci.msix import Msix
+from ..pci.interrupts import Interrupts
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from ..vfio_user import transport
@@ -83,18 +83,18 @@ class Server:
         self._stopping = False
         self._errors: list[UsbvfiodError] = []
         self.memory = GuestMemory()
-        self.msix = Msix(VECTORS)
+        self.interrupts = Interrupts(VECTORS, config.server.interrupts)
         ports = GuestPorts(config.server.usb2_ports, config.server.usb3_ports)
         self.controller = Controller(
             self.memory,
-            self.msix.signal,
+            self.interrupts.signal,
             loop,
             usb2_ports=ports.usb2,
             usb3_ports=ports.usb3,
             interrupters=VECTORS,
         )
         self.controller.wakeup = self._run_soon
-        self.function = PciFunction(self.controller, self.msix)
+        self.function = PciFunction(self.controller, self.interrupts)
         self.transport = transport.Server(
             loop,
             self.function,

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ..vfio_user.wire import BAR0_REGION, CONFIG_REGION, MSIX_IRQ
+from ..vfio_user.wire import BAR0_REGION, CONFIG_REGION
 from .config_space import CONFIG_SIZE, ConfigSpace
-from .msix import Msix
+from .interrupts import Interrupts, InterruptSource, Mechanism
+from .msix import MsixTable
 
 BAR0_SIZE: Final = 0x8000
 REGISTERS_SIZE: Final = 0x3000
@@ -22,7 +23,7 @@ MSIX_PBA: Final = 0x4000
 _PBA_END: Final = 0x5000
 
 
-class BarHandler(Protocol):
+class BarHandler(InterruptSource, Protocol):
     """What stands behind BAR0's registers: the xHCI controller, or a test's stand-in."""
 
     bus_master: bool
@@ -46,12 +47,23 @@ class BarHandler(Protocol):
 
 
 class PciFunction:
-    """Configuration space, BAR0 and MSI-X of one function. `controller` and `msix` are bound once, for good."""
+    """Configuration space, BAR0 and interrupts of one function. `controller` and `interrupts` are bound once, for good.
 
-    def __init__(self, controller: BarHandler, msix: Msix) -> None:
+    A driver sees the mechanisms that `interrupts` offers.
+    """
+
+    def __init__(self, controller: BarHandler, interrupts: Interrupts) -> None:
         self.controller: Final = controller
-        self.msix: Final = msix
-        self.config: Final = ConfigSpace(bar_size=BAR0_SIZE, vectors=msix.vectors, table=MSIX_TABLE, pba=MSIX_PBA)
+        self.interrupts: Final = interrupts
+        self.config: Final = ConfigSpace(
+            bar_size=BAR0_SIZE,
+            vectors=interrupts.vectors,
+            table=MSIX_TABLE,
+            pba=MSIX_PBA,
+            mechanisms=interrupts.mechanisms,
+        )
+        self._table: Final = MsixTable(interrupts.vectors if Mechanism.MSIX in interrupts.mechanisms else 0)
+        interrupts.bind(controller)
         controller.bus_master = False
 
     # -- regions ----------------------------------------------------------------------------------------------------
@@ -68,7 +80,7 @@ class PciFunction:
         inside = min(max(self.region_size(region) - offset, 0), count)
         if not inside:
             return b"\xff" * count
-        data = self.config.read(offset, inside) if region == CONFIG_REGION else self._read_bar0(offset, inside)
+        data = self._read_config(offset, inside) if region == CONFIG_REGION else self._read_bar0(offset, inside)
         return data if inside == count else data.ljust(count, b"\xff")
 
     def write_region(self, region: int, offset: int, data: bytes) -> None:
@@ -79,26 +91,23 @@ class PciFunction:
         data = data[:inside]
         if region == CONFIG_REGION:
             self.config.write(offset, data)
-            self.controller.bus_master = self.config.bus_master
+            enables = self.config.enables
+            self.controller.bus_master = enables.bus_master
+            self.interrupts.configure(enables)
         else:
             self._write_bar0(offset, data)
-
-    # -- interrupts -------------------------------------------------------------------------------------------------
-
-    def irq_count(self, index: int) -> int:
-        """Vectors of a VFIO interrupt index. Only MSI-X has any."""
-        return self.msix.vectors if index == MSIX_IRQ else 0
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     def reset(self, done: Callable[[], object]) -> None:
-        """DEVICE_RESET: registers of configuration space, MSI-X and the controller as at power-on.
+        """DEVICE_RESET: registers of configuration space, MSI-X's table and the controller as at power-on.
 
         What belongs to the client stays: DMA maps and interrupt targets. `done` comes when no transfer touches guest
         memory any more, inside this call or later.
         """
         self.config.reset()
-        self.msix.reset()
+        self._table.reset()
+        self.interrupts.reset()
         self.controller.bus_master = False
         self.controller.reset(done)
 
@@ -107,6 +116,10 @@ class PciFunction:
         self.controller.quiesce(address, size, done)
 
     # -- own --------------------------------------------------------------------------------------------------------
+
+    def _read_config(self, offset: int, count: int) -> bytes:
+        self.config.set_interrupt_status(self.interrupts.pin_asserted)
+        return self.config.read(offset, count)
 
     def _read_bar0(self, offset: int, count: int) -> bytes:
         data = b""
@@ -118,11 +131,12 @@ class PciFunction:
             offset = stop
         if offset < end and offset < MSIX_PBA:
             stop = min(end, MSIX_PBA)
-            data += self.msix.read_table(offset - MSIX_TABLE, stop - offset)
+            data += self._table.read(offset - MSIX_TABLE, stop - offset)
             offset = stop
         if offset < end and offset < _PBA_END:
             stop = min(end, _PBA_END)
-            data += self.msix.read_pba(offset - MSIX_PBA, stop - offset)
+            pending = self.interrupts.pending_messages.to_bytes(_PBA_END - MSIX_PBA, "little")
+            data += pending[offset - MSIX_PBA : stop - MSIX_PBA]
             offset = stop
         return data + bytes(end - offset)
 
@@ -134,7 +148,7 @@ class PciFunction:
                 write(at, int.from_bytes(data[at - offset : at - offset + size], "little"), size)
         table = data[max(MSIX_TABLE - offset, 0) : max(MSIX_PBA - offset, 0)]
         if table:
-            self.msix.write_table(max(offset - MSIX_TABLE, 0), table)
+            self._table.write(max(offset - MSIX_TABLE, 0), table)
 
 
 def _pieces(offset: int, end: int) -> list[tuple[int, int]]:

@@ -12,10 +12,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import UsbvfiodError
 from ..memory import GuestMemory
+from ..pci import config_space as pci
+from ..pci.interrupts import Enables, Interrupts, Mechanism
 from ..vfio_user import wire
 from .client import VfioUserClient, VfioUserError
 from .limits import PATIENCE
@@ -29,26 +32,27 @@ if TYPE_CHECKING:
 BUSY_RUNS = 64
 """Runs in a row after which a `DirectBus` lets a millisecond pass, so that a ring without end cannot hang a test."""
 
-_PCI_COMMAND = 0x04
-_PCI_COMMAND_MEMORY_MASTER = 0x6
-_PCI_CAPABILITIES = 0x34
-_PCI_CAPABILITY_MSIX = 0x11
-_MSIX_ENABLE = 0x8000
+_MEMORY_MASTER = pci.COMMAND_MEMORY | pci.COMMAND_BUS_MASTER
+_IRQS = {Mechanism.INTX: wire.INTX_IRQ, Mechanism.MSI: wire.MSI_IRQ, Mechanism.MSIX: wire.MSIX_IRQ}
 
 
 class Bus(ABC):
     """What a driver needs: the registers of BAR0, memory that both sides see, interrupts, and time.
 
-    `ram` is the guest's memory, `vectors` the number of MSI-X vectors. `signals[vector]` counts the signals of a
-    vector that have been seen. Signals are taken by `wait_for_interrupt`; until then they are kept.
+    `ram` is the guest's memory, `mechanism` how it is interrupted, `vectors` the number of vectors of that; with fewer
+    than there are interrupters they share them. `signals[vector]` counts the signals of a vector that have been seen.
+    Signals are taken by `wait_for_interrupt`; until then they are kept. The interrupt pin is unmasked by the first
+    access after a signal, as VMMs do it.
     """
 
     ram: GuestRam
+    mechanism: Mechanism
     vectors: int
     signals: list[int]
 
-    def __init__(self, ram: GuestRam, vectors: int) -> None:
+    def __init__(self, ram: GuestRam, vectors: int, mechanism: Mechanism) -> None:
         self.ram = ram
+        self.mechanism = mechanism
         self.vectors = vectors
         self.signals = [0] * vectors
         self._pending = [False] * vectors
@@ -79,6 +83,10 @@ class Bus(ABC):
         """Give everything back, the guest's memory included."""
 
     @abstractmethod
+    def end_of_interrupt(self) -> None:
+        """Unmask the pin if it has been signalled; every access to a register does."""
+
+    @abstractmethod
     def _await_signal(self, vector: int | None, timeout: float) -> None:
         """Wait until the vector (None: any) is pending, for at most `timeout` seconds."""
 
@@ -107,7 +115,8 @@ class DirectBus(Bus):
 
     A register write executes everything that can happen without time passing (inside `together` the end of the
     block does it), so a test may look at a device right after a doorbell. Keyword arguments go to the
-    `Controller`. `loop` is a `StepLoop`; with virtual time a wait for nothing ends at once.
+    `Controller`. `loop` is a `StepLoop`; with virtual time a wait for nothing ends at once. `interrupts` is what the
+    driver enables; `use_interrupts` changes it.
     """
 
     def __init__(
@@ -119,10 +128,11 @@ class DirectBus(Bus):
         usb3_ports: int = 7,
         interrupters: int = 8,
         context_size: int = 32,
+        interrupts: Mechanism = Mechanism.MSIX,
     ) -> None:
         from ..xhci.controller import Controller  # here, so that importing the kit stays cheap
 
-        super().__init__(ram if ram is not None else GuestRam(), interrupters)
+        super().__init__(ram if ram is not None else GuestRam(), interrupters, interrupts)
         self.loop = loop if loop is not None else StepLoop()
         self.memory = GuestMemory()
         for span in self.ram.spans:
@@ -130,9 +140,11 @@ class DirectBus(Bus):
         self._held = 0
         self._scheduled = False
         self._busy = 0
+        self._told = False
+        self.interrupts = Interrupts(1 << (interrupters - 1).bit_length())
         self.controller: Controller = Controller(
             self.memory,
-            self._interrupt,
+            self.interrupts.signal,
             self.loop,
             usb2_ports=usb2_ports,
             usb3_ports=usb3_ports,
@@ -141,6 +153,18 @@ class DirectBus(Bus):
         )
         self.controller.wakeup = self._schedule
         self.controller.bus_master = True
+        self.interrupts.bind(self.controller)
+        for vector in range(interrupters):
+            for index in (wire.MSI_IRQ, wire.MSIX_IRQ):
+                self.interrupts.assign(index, vector, partial(self._interrupt, vector))
+        self.interrupts.assign(wire.INTX_IRQ, 0, self._pin)
+        self.use_interrupts(interrupts)
+
+    def use_interrupts(self, mechanism: Mechanism) -> None:
+        """Set the enable bits of configuration space."""
+        self.mechanism = mechanism
+        msix, msi = mechanism is Mechanism.MSIX, mechanism is Mechanism.MSI
+        self.interrupts.configure(Enables(msix=msix, msi=msi, messages=self.vectors, bus_master=True))
 
     def plug(self, device: Device, port_id: int | None = None) -> int:
         """Plug a device into a root hub port; returns the port's number, counted from 1."""
@@ -177,10 +201,13 @@ class DirectBus(Bus):
     def read(self, offset: int, size: int = 4) -> int:
         if not self._held:
             self.loop.run_ready()
-        return self.controller.read(offset, size)
+        value = self.controller.read(offset, size)
+        self.end_of_interrupt()
+        return value
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         self.controller.write(offset, value, size)
+        self.end_of_interrupt()
         if not self._held:
             self.run()
 
@@ -205,6 +232,15 @@ class DirectBus(Bus):
         self.signals[vector] += 1
         self._pending[vector] = True
 
+    def _pin(self) -> None:
+        self._told = True
+        self._interrupt(0)
+
+    def end_of_interrupt(self) -> None:
+        if self._told:
+            self._told = False
+            self.interrupts.unmask()
+
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
@@ -225,21 +261,32 @@ class DirectBus(Bus):
 class SocketBus(Bus):
     """A controller behind a vfio-user socket.
 
-    Maps all of `ram`, assigns an eventfd to each MSI-X vector, enables memory access, bus mastering and MSI-X.
-    `posted` chooses between QEMU's way to write registers (no reply) and Cloud Hypervisor's (wait for the reply).
-    Owns `client` and `ram`: `close` closes them.
+    Maps all of `ram`, assigns an eventfd to each vector of the mechanism `interrupts`, enables memory access, bus
+    mastering and that mechanism. `vectors` limits how many vectors are used; of MSI it is a power of two. `posted`
+    chooses between QEMU's way to write registers (no reply) and Cloud Hypervisor's (wait for the reply). Owns `client`
+    and `ram`: `close` closes them.
     """
 
-    def __init__(self, client: VfioUserClient, ram: GuestRam | None = None, *, posted: bool = True) -> None:
+    def __init__(
+        self,
+        client: VfioUserClient,
+        ram: GuestRam | None = None,
+        *,
+        posted: bool = True,
+        interrupts: Mechanism = Mechanism.MSIX,
+        vectors: int | None = None,
+    ) -> None:
         if client.version is None:
             client.negotiate()
-        count = client.irq_info(wire.MSIX_IRQ).count
+        count = client.irq_info(_IRQS[interrupts]).count
         if count < 1:
-            raise VfioUserError("the device has no MSI-X vectors")
-        super().__init__(ram if ram is not None else GuestRam(), count)
+            raise VfioUserError(f"the device has no interrupts of the kind {interrupts.value}")
+        count = min(count, vectors or count)
+        super().__init__(ram if ram is not None else GuestRam(), count, interrupts)
         self.client = client
         self.posted = posted
         self._held: list[bytes] | None = None
+        self._told = False
         self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
         self._pollers = []
         self._any = select.poll()
@@ -249,7 +296,7 @@ class SocketBus(Bus):
             self._any.register(fd, select.POLLIN)
             self._pollers.append(poller)
         self.map_ram()
-        client.assign_eventfds(wire.MSIX_IRQ, self.eventfds)
+        client.assign_eventfds(_IRQS[interrupts], self.eventfds)
         self.enable()
 
     def map_ram(self) -> None:
@@ -258,14 +305,32 @@ class SocketBus(Bus):
             self.client.dma_map(span.address, span.size, self.ram.fd, span.offset)
 
     def enable(self) -> None:
-        """Switch on memory access, bus mastering and MSI-X in configuration space; needed again after a reset."""
-        self._config_write(_PCI_COMMAND, self._config_read(_PCI_COMMAND, 2) | _PCI_COMMAND_MEMORY_MASTER)
-        msix = self.find_capability(_PCI_CAPABILITY_MSIX)
-        self._config_write(msix + 2, self._config_read(msix + 2, 2) | _MSIX_ENABLE)
+        """Switch on memory access, bus mastering and the interrupts in configuration space; needed again after a
+        reset."""
+        self._config_write(pci.COMMAND, self._config_read(pci.COMMAND, 2) | _MEMORY_MASTER)
+        if self.mechanism is Mechanism.MSIX:
+            control = self.find_capability(pci.CAPABILITY_MSIX) + 2
+            self._config_write(control, self._config_read(control, 2) | pci.MSIX_ENABLE)
+        elif self.mechanism is Mechanism.MSI:
+            control = self.find_capability(pci.CAPABILITY_MSI) + 2
+            allocated = self.vectors.bit_length() - 1 << pci.MSI_ALLOCATED_SHIFT
+            self._config_write(control, self._config_read(control, 2) & ~pci.MSI_ALLOCATED | allocated | pci.MSI_ENABLE)
+
+    def use_interrupts(self, mechanism: Mechanism) -> None:
+        """Go over to another mechanism, as QEMU does it: what was enabled is disabled, and its eventfds taken away;
+        then the new one is enabled, and given the first of them."""
+        old, self.mechanism = self.mechanism, mechanism
+        for capability, enable in ((pci.CAPABILITY_MSIX, pci.MSIX_ENABLE), (pci.CAPABILITY_MSI, pci.MSI_ENABLE)):
+            control = self.find_capability(capability) + 2
+            self._config_write(control, self._config_read(control, 2) & ~enable)
+        self.client.disable_irqs(_IRQS[old])
+        self.vectors = min(len(self.eventfds), self.client.irq_info(_IRQS[mechanism]).count)
+        self.enable()
+        self.client.assign_eventfds(_IRQS[mechanism], self.eventfds[: self.vectors])
 
     def find_capability(self, capability: int) -> int:
         """Offset of a PCI capability in configuration space. Raises UsbvfiodError if there is none."""
-        offset = self._config_read(_PCI_CAPABILITIES, 1)
+        offset = self._config_read(pci.CAPABILITIES_POINTER, 1)
         for _ in range(48):  # as many as fit between 0x40 and 0xff
             if not offset:
                 break
@@ -275,7 +340,9 @@ class SocketBus(Bus):
         raise UsbvfiodError(f"the device has no PCI capability {capability:#x}")
 
     def read(self, offset: int, size: int = 4) -> int:
-        return int.from_bytes(self.client.region_read(wire.BAR0_REGION, offset, size), "little")
+        value = int.from_bytes(self.client.region_read(wire.BAR0_REGION, offset, size), "little")
+        self.end_of_interrupt()
+        return value
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         data = value.to_bytes(size, "little")
@@ -283,6 +350,7 @@ class SocketBus(Bus):
             self._held.append(self.client.posted_write(wire.BAR0_REGION, offset, data))
         else:
             self.client.region_write(wire.BAR0_REGION, offset, data, posted=self.posted)
+            self.end_of_interrupt()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -293,6 +361,7 @@ class SocketBus(Bus):
         finally:
             self._held = None
         self.client.send_posted(b"".join(held))
+        self.end_of_interrupt()
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -313,6 +382,12 @@ class SocketBus(Bus):
             index = vector if vector is not None else self.eventfds.index(fd)
             self.signals[index] += os.eventfd_read(fd)
             self._pending[index] = True
+            self._told = self.mechanism is Mechanism.INTX
+
+    def end_of_interrupt(self) -> None:
+        if self._told:
+            self._told = False
+            self.client.set_irqs(wire.INTX_IRQ, wire.IRQ_DATA_NONE | wire.IRQ_ACTION_UNMASK, 0, 1)
 
     def _config_read(self, offset: int, size: int) -> int:
         return int.from_bytes(self.client.region_read(wire.CONFIG_REGION, offset, size), "little")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+from ..pci.interrupts import Mechanism
 from ..usb.device import Device
 from .bus import DirectBus, SocketBus
 from .driver import GuestDriver, UsbDevice
@@ -46,12 +47,20 @@ class ServedGuest:
     Devices live on the server's thread: touch them by `server.call(...)`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, posted: bool = True, **driver_options: Any) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        posted: bool = True,
+        interrupts: Mechanism = Mechanism.MSIX,
+        vectors: int | None = None,
+        **driver_options: Any,
+    ) -> None:
         self.server = ServedController(path)
-        self.posted = posted
+        self._connect = partial(self.server.connect, posted=posted, interrupts=interrupts, vectors=vectors)
         self.driver_options = driver_options
         try:
-            self.bus: SocketBus = self.server.connect(posted=posted)
+            self.bus: SocketBus = self._connect()
         except BaseException:
             self.server.close()
             raise
@@ -77,7 +86,7 @@ class ServedGuest:
         self.bus.close()
         self.server.wait_until(lambda: self.server.server.client is None)
         self.__dict__.pop("driver", None)
-        self.bus = self.server.connect(posted=self.posted)
+        self.bus = self._connect()
 
     def close(self) -> None:
         """Give everything back."""

@@ -17,7 +17,7 @@ from ..daemon.loop import ServerLoop
 from ..errors import UsbvfiodError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
-from ..pci.msix import Msix
+from ..pci.interrupts import Interrupts, Mechanism
 from ..usb.device import Device
 from ..vfio_user.transport import Server
 from ..xhci.controller import Controller
@@ -43,12 +43,12 @@ class ServedController:
         self.timeout = timeout
         self.loop = ServerLoop()
         self.memory = GuestMemory()
-        self.msix = Msix(VECTORS)
-        self.controller = Controller(self.memory, self.msix.signal, self.loop, interrupters=VECTORS)
+        self.interrupts = Interrupts(VECTORS)
+        self.controller = Controller(self.memory, self.interrupts.signal, self.loop, interrupters=VECTORS)
         self.controller.wakeup = self._run_soon
         self.server = Server(
             self.loop,
-            PciFunction(self.controller, self.msix),
+            PciFunction(self.controller, self.interrupts),
             self.memory,
             on_drained=self._run,
             path=str(self.path),
@@ -95,9 +95,17 @@ class ServedController:
         """Wait until `condition()`, evaluated on the server's thread, holds. Raises TimeoutError."""
         wait_until(lambda: self.call(condition), "the server has not come to it", self.timeout, pace=0.001)
 
-    def connect(self, *, ram: GuestRam | None = None, posted: bool = True) -> SocketBus:
+    def connect(
+        self,
+        *,
+        ram: GuestRam | None = None,
+        posted: bool = True,
+        interrupts: Mechanism = Mechanism.MSIX,
+        vectors: int | None = None,
+    ) -> SocketBus:
         """A bus over a new connection."""
-        return SocketBus(VfioUserClient.connect(self.path, timeout=self.timeout), ram, posted=posted)
+        client = VfioUserClient.connect(self.path, timeout=self.timeout)
+        return SocketBus(client, ram, posted=posted, interrupts=interrupts, vectors=vectors)
 
     def close(self) -> None:
         """Stop serving, unplug all devices and end the thread."""

@@ -16,7 +16,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from .dma import UnsharedRanges, dma_map, unmap_range
-from .irqs import Interrupts, Notifier
+from .irqs import Eventfds, Interrupts
 from .wire import (
     DEVICE_FLAG_PCI,
     DEVICE_FLAG_RESET,
@@ -29,7 +29,10 @@ from .wire import (
     DEVICE_SET_IRQS,
     DMA_MAP,
     DMA_UNMAP,
+    INTX_IRQ,
+    IRQ_FLAG_AUTOMASKED,
     IRQ_FLAG_EVENTFD,
+    IRQ_FLAG_MASKABLE,
     IRQ_INFO,
     MAX_DATA_XFER_SIZE,
     MAX_WRITE_MULTI,
@@ -46,6 +49,8 @@ from .wire import (
     WRITE_MULTI_COUNT,
     WRITE_MULTI_ENTRY,
 )
+
+_INTX_FLAGS: Final = IRQ_FLAG_EVENTFD | IRQ_FLAG_MASKABLE | IRQ_FLAG_AUTOMASKED
 
 Handler = Callable[[bytes, list[int]], "bytes | None"]
 """Executes a command. Takes descriptors by removing them from the list; None says that the reply comes later."""
@@ -71,7 +76,7 @@ class Commands:
         function: PciFunction,
         memory: GuestMemory,
         *,
-        adopt: Callable[[int], Notifier],
+        eventfds: Eventfds,
         is_private: Callable[[int], bool],
         wait: Wait,
         complain: Callable[[str], None],
@@ -79,7 +84,7 @@ class Commands:
     ) -> None:
         self._function: Final = function
         self._memory: Final = memory
-        self._interrupts: Final = Interrupts(function.msix, adopt)
+        self._interrupts: Final = Interrupts(function.interrupts, eventfds)
         self._wait: Final = wait
         self._complain: Final = complain
         self._unshared: Final = UnsharedRanges(complain, is_private)
@@ -138,8 +143,9 @@ class Commands:
         index: int = IRQ_INFO.unpack_from(payload)[2]
         if index >= NUM_IRQS:
             raise ClientError(EINVAL, f"there is no interrupt index {index}")
-        count = self._function.irq_count(index)
-        return IRQ_INFO.pack(IRQ_INFO.size, IRQ_FLAG_EVENTFD if count else 0, index, count)
+        count = self._function.interrupts.count(index)
+        flags = (_INTX_FLAGS if index == INTX_IRQ else IRQ_FLAG_EVENTFD) if count else 0
+        return IRQ_INFO.pack(IRQ_INFO.size, flags, index, count)
 
     def _set_irqs(self, payload: bytes, fds: list[int]) -> bytes:
         self._interrupts.set_irqs(payload, fds)

@@ -18,7 +18,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
-from .eventfd import Eventfd
+from .eventfd import LoopEventfds
 from .peer import PrivateFiles
 from .session import MAX_PENDING_FDS, Session
 
@@ -71,7 +71,7 @@ class Connection:
         self.session: Final = Session(
             function,
             memory,
-            adopt=Eventfd,
+            eventfds=LoopEventfds(loop),
             is_private=PrivateFiles(self.pid),
             close_fd=os.close,
             resume=self._resume,

@@ -1,12 +1,14 @@
-"""Eventfds that a client gave us (eventfd(2)): an interrupt is one write to one."""
+"""Eventfds that a client gave us (eventfd(2)): an interrupt is one write to one, an unmasked pin one read."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from errno import EINVAL
 from typing import Final
 
 from ..errors import ClientError
+from ..usb.device import Loop
 
 _write = os.eventfd_write
 
@@ -17,18 +19,8 @@ class Eventfd:
     __slots__ = ("_fd",)
 
     def __init__(self, fd: int) -> None:
-        """Take over `fd`. Raises ClientError(EINVAL), and leaves it to the caller, if it is something else.
-
-        It is made non-blocking, for the client's end too, so that a counter nobody reads cannot hold us up; both known
-        clients have it so already.
-        """
-        try:
-            kind = os.readlink(f"/proc/self/fd/{fd}")
-            if kind != "anon_inode:[eventfd]":
-                raise ClientError(EINVAL, f"an interrupt needs an eventfd, not {kind}")
-            os.set_blocking(fd, False)
-        except OSError as error:
-            raise ClientError(EINVAL, f"an interrupt needs an eventfd: {error.strerror}") from None
+        """Take over `fd`. Raises ClientError(EINVAL), and leaves it to the caller, if it is something else."""
+        _check(fd)
         self._fd: Final = fd
 
     def signal(self) -> None:
@@ -41,3 +33,52 @@ class Eventfd:
     def close(self) -> None:
         """Give the descriptor back; nobody may signal it any more."""
         os.close(self._fd)
+
+
+class EventfdListener:
+    """An eventfd that is ours to listen to and close: `signalled` is called on the loop when its counter is not 0."""
+
+    def __init__(self, fd: int, loop: Loop, signalled: Callable[[], None]) -> None:
+        """Take over `fd`. Raises ClientError(EINVAL), and leaves it to the caller, if it is something else."""
+        _check(fd)
+        self._fd: Final = fd
+        self._loop: Final = loop
+        self._signalled: Final = signalled
+        loop.add_reader(fd, self._readable)
+
+    def close(self) -> None:
+        """Stop listening, and give the descriptor back."""
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+    def _readable(self) -> None:
+        try:
+            os.eventfd_read(self._fd)
+        except OSError:
+            return  # its other end has read it
+        self._signalled()
+
+
+class LoopEventfds:
+    """What is made of a client's eventfds where there is a loop; see `irqs.Eventfds`."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Final = loop
+
+    def notifier(self, fd: int) -> Eventfd:
+        return Eventfd(fd)
+
+    def listener(self, fd: int, signalled: Callable[[], None]) -> EventfdListener:
+        return EventfdListener(fd, self._loop, signalled)
+
+
+def _check(fd: int) -> None:
+    """It is made non-blocking, for the client's end too, so that a counter nobody reads, or one that was read already,
+    cannot hold us up; both known clients have it so already."""
+    try:
+        kind = os.readlink(f"/proc/self/fd/{fd}")
+        if kind != "anon_inode:[eventfd]":
+            raise ClientError(EINVAL, f"an interrupt needs an eventfd, not {kind}")
+        os.set_blocking(fd, False)
+    except OSError as error:
+        raise ClientError(EINVAL, f"an interrupt needs an eventfd: {error.strerror}") from None

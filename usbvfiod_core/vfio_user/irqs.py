@@ -1,7 +1,7 @@
-"""VFIO_USER_DEVICE_SET_IRQS: which eventfd hears of which MSI-X vector.
+"""VFIO_USER_DEVICE_SET_IRQS: which eventfd hears of which interrupt, and masks of the interrupt pin.
 
-Only MSI-X has vectors. The other indices are known and empty, and what clients say to them to be on the safe side
-(disable, mask, unmask) succeeds.
+An index that the function does not offer is known and empty. What clients say to an index to be on the safe side
+(disable, mask, unmask) succeeds, whether it has interrupts or not. The masks of MSI and MSI-X are the client's own.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from errno import EINVAL
 from typing import Final, Protocol
 
 from ..errors import ClientError
-from ..pci.msix import Msix
+from ..pci import interrupts
 from .wire import (
+    INTX_IRQ,
+    IRQ_ACTION_MASK,
     IRQ_ACTION_TRIGGER,
+    IRQ_ACTION_UNMASK,
     IRQ_ACTIONS,
     IRQ_DATA_BOOL,
     IRQ_DATA_EVENTFD,
     IRQ_DATA_MASK,
     IRQ_DATA_NONE,
-    MSIX_IRQ,
     NUM_IRQS,
     SET_IRQS_FIELDS,
 )
@@ -35,14 +37,37 @@ class Notifier(Protocol):
     def close(self) -> None: ...
 
 
-class Interrupts:
-    """The notifiers that the client has assigned. `adopt` makes one of a file descriptor and owns that from then on;
-    it raises ClientError(EINVAL), and owns nothing, if the descriptor is not an eventfd."""
+class Closable(Protocol):
+    """An eventfd that is ours to listen to and to close."""
 
-    def __init__(self, msix: Msix, adopt: Callable[[int], Notifier]) -> None:
-        self._msix: Final = msix
-        self._adopt: Final = adopt
-        self._notifiers: list[Notifier | None] = [None] * msix.vectors
+    def close(self) -> None: ...
+
+
+class Eventfds(Protocol):
+    """Makes something of a client's file descriptor, which is ours from then on.
+
+    Raises ClientError(EINVAL), and owns nothing, if the descriptor is not an eventfd.
+    """
+
+    def notifier(self, fd: int) -> Notifier:
+        """To signal it."""
+        ...
+
+    def listener(self, fd: int, signalled: Callable[[], None]) -> Closable:
+        """To call `signalled` whenever the client signals it."""
+        ...
+
+
+class Interrupts:
+    """The eventfds that the client has given us for the interrupts of `function`."""
+
+    def __init__(self, function: interrupts.Interrupts, eventfds: Eventfds) -> None:
+        self._function: Final = function
+        self._eventfds: Final = eventfds
+        self._notifiers: Final[dict[int, list[Notifier | None]]] = {
+            index: [None] * function.count(index) for index in range(NUM_IRQS)
+        }
+        self._unmasker: Closable | None = None
 
     def set_irqs(self, payload: bytes, fds: list[int]) -> None:
         """Carry out a SET_IRQS; descriptors that are taken are removed from `fds`. Raises ClientError(EINVAL)."""
@@ -63,34 +88,58 @@ class Interrupts:
             raise ClientError(EINVAL, f"{len(fds)} file descriptors do not belong to {count} interrupts")
         if not count and (start or data != IRQ_DATA_NONE or action != IRQ_ACTION_TRIGGER):
             raise ClientError(EINVAL, "a count of 0 only disables a whole index")
-        if action != IRQ_ACTION_TRIGGER and data != IRQ_DATA_EVENTFD:
-            return  # Mask, unmask: the client keeps the masks of MSI-X, and there is no INTx to hold back.
-        vectors = self._msix.vectors if index == MSIX_IRQ else 0
+        if data != IRQ_DATA_EVENTFD and action != IRQ_ACTION_TRIGGER:
+            if index == INTX_IRQ and not start and (data == IRQ_DATA_NONE or bools[0]):
+                self._mask(action)
+            return
+        vectors = len(self._notifiers[index])
         if start + count > vectors:
             raise ClientError(EINVAL, f"interrupts {start}+{count} of index {index} with {vectors}")
-        if action != IRQ_ACTION_TRIGGER:
-            raise ClientError(EINVAL, "masking by an eventfd needs an INTx interrupt")
         if data == IRQ_DATA_EVENTFD:
-            self._assign(start, count, fds)
+            if action == IRQ_ACTION_TRIGGER:
+                self._assign(index, start, count, fds)
+            elif index == INTX_IRQ and action == IRQ_ACTION_UNMASK:
+                self._unmask_by(fds)
+            else:
+                raise ClientError(EINVAL, "an eventfd can only unmask, and only an INTx interrupt")
         elif not count:
-            if index == MSIX_IRQ:
-                self.close()
+            self._disable(index)
         else:
-            for vector in range(start, start + count):
-                notifier = self._notifiers[vector]
-                if notifier is not None and (data == IRQ_DATA_NONE or bools[vector - start]):
+            for notifier, chosen in zip(self._notifiers[index][start:], bools or b"\1" * count, strict=False):
+                if notifier is not None and chosen:
                     notifier.signal()
 
     def close(self) -> None:
-        """Take every notifier away: the index is disabled, or the client is gone."""
-        for vector in range(len(self._notifiers)):
-            self._replace(vector, None)
+        """Take every eventfd away: the client is gone."""
+        for index in self._notifiers:
+            self._disable(index)
 
-    def _assign(self, start: int, count: int, fds: list[int]) -> None:
+    def _disable(self, index: int) -> None:
+        if index == INTX_IRQ:
+            self._unmask_by([])
+        for vector in range(len(self._notifiers[index])):
+            self._replace(index, vector, None)
+
+    def _mask(self, action: int) -> None:
+        if action == IRQ_ACTION_MASK:
+            self._function.mask()
+        else:
+            self._function.unmask()
+
+    def _unmask_by(self, fds: list[int]) -> None:
+        """Unmask INTx whenever this eventfd is signalled, as KVM does when the guest has ended the interrupt; none ends
+        that."""
+        listener = self._eventfds.listener(fds[0], self._function.unmask) if fds else None
+        fds.clear()
+        if self._unmasker is not None:
+            self._unmasker.close()
+        self._unmasker = listener
+
+    def _assign(self, index: int, start: int, count: int, fds: list[int]) -> None:
         notifiers: list[Notifier | None] = [None] * count
         try:
             for number in range(len(fds)):
-                notifiers[number] = self._adopt(fds[0])
+                notifiers[number] = self._eventfds.notifier(fds[0])
                 del fds[0]
         except ClientError:
             for notifier in notifiers:
@@ -98,12 +147,12 @@ class Interrupts:
                     notifier.close()
             raise
         for vector, notifier in enumerate(notifiers, start):
-            self._replace(vector, notifier)
+            self._replace(index, vector, notifier)
 
-    def _replace(self, vector: int, notifier: Notifier | None) -> None:
-        old = self._notifiers[vector]
-        self._notifiers[vector] = notifier
+    def _replace(self, index: int, vector: int, notifier: Notifier | None) -> None:
+        old = self._notifiers[index][vector]
+        self._notifiers[index][vector] = notifier
         # The old one is closed after nothing can signal it any more: its number may be another file at once.
-        self._msix.assign(vector, None if notifier is None else notifier.signal)
+        self._function.assign(index, vector, None if notifier is None else notifier.signal)
         if old is not None:
             old.close()

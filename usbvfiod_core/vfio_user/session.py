@@ -24,7 +24,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import REGISTERS_SIZE, PciFunction
 from .commands import Commands
-from .irqs import Notifier
+from .irqs import Eventfds
 from .version import MAX_VERSION_DATA, ClientVersion, negotiate
 from .wire import (
     COMMAND_NAMES,
@@ -80,7 +80,7 @@ class _Hold:
 class Session:
     """The conversation with one client, from its first byte on.
 
-    `adopt` makes a notifier of an eventfd (see Interrupts), `is_private` says of a file whether the client keeps for
+    `eventfds` takes over the client's eventfds, `is_private` says of a file whether the client keeps for
     itself what the guest writes to it (see UnsharedRanges), `close_fd` closes a descriptor that nobody took, `resume`
     is called when a held message has been answered from outside `process`, which must then be called again.
     """
@@ -90,7 +90,7 @@ class Session:
         function: PciFunction,
         memory: GuestMemory,
         *,
-        adopt: Callable[[int], Notifier],
+        eventfds: Eventfds,
         is_private: Callable[[int], bool] = lambda fd: False,
         close_fd: Callable[[int], object],
         resume: Callable[[], object],
@@ -98,7 +98,7 @@ class Session:
         self._commands: Final = Commands(
             function,
             memory,
-            adopt=adopt,
+            eventfds=eventfds,
             is_private=is_private,
             wait=self._wait,
             complain=self._complain,

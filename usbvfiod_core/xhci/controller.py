@@ -44,7 +44,8 @@ class Controller:
     least and 255 in all at most.
 
     memory      the guest's memory
-    interrupt   called with the number of the interrupter whose MSI-X message is to be sent
+    interrupt   called with the number of an interrupter whose message is to be sent; returns whether it was. If
+                not, the interrupt stays pending, which is what the interrupt pin shows
     loop        for timers
     wakeup      set by the owner: `run` is wanted, because of something that happened outside of it
     hub         the root hub; its `unplugged` callback is for the owner to set
@@ -57,7 +58,7 @@ class Controller:
     def __init__(
         self,
         memory: GuestMemory,
-        interrupt: Callable[[int], None],
+        interrupt: Callable[[int], bool],
         loop: Loop,
         *,
         usb2_ports: int = 8,
@@ -85,6 +86,7 @@ class Controller:
         )
         self._commands = CommandRing(registers, memory, self)
         self.post = self.interrupters.post
+        self.deliver_interrupts = self.interrupters.deliver
         self.has_port = self.hub.has_port
         self.device_at = self.hub.device_at
         self.counters_at = self.hub.counters_at
@@ -265,6 +267,11 @@ class Controller:
         if self._reset_due:
             self._reset_due = False
             self._drain_for_reset()
+
+    @property
+    def pending_interrupts(self) -> int:
+        """Bit n: interrupter n wants to interrupt, may, and has not been able to send a message."""
+        return self.interrupters.pending
 
     def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
         """Before a DMA_UNMAP: take back transfers that use this range; `done` when none does any more.

@@ -295,6 +295,14 @@ BEHAVIOUR: dict[str, Row] = {
         Interrupter.write_erdp_lo,
         ("interrupter.events_that_came_while_the_handler_was_busy_interrupt_when_it_is_done",),
     ),
+    "Interrupt Pending by message and by pin (4.17.5)": Done(
+        Interrupter.deliver,
+        (
+            "interrupter.an_event_sets_ip_eint_and_ehb_and_sends_a_message",
+            "mechanisms.the_pin_shows_ip_until_the_driver_clears_it",
+            "mechanisms.going_from_one_to_the_other_loses_nothing",
+        ),
+    ),
     "Block Event Interrupt (4.17.5)": Done(
         Interrupter.post, ("interrupter.bei_gives_the_event_without_the_interrupt",)
     ),

@@ -2,7 +2,8 @@
 
 Register writes only note what has to be done; `flush` does it, once for a batch of events, at the end of
 `Controller.run`. Then: an event without BEI sets IPE; IPE with EHB clear, and the moderation interval over, sets IP
-and EHB and USBSTS.EINT; IP with IMAN.IE and USBCMD.INTE sends the message, which clears IP.
+and EHB and USBSTS.EINT; IP with IMAN.IE and USBCMD.INTE sends the message, which clears IP; where there is
+none to send, IP stays until the driver clears it, and is what the interrupt pin shows.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ IMOD_UNIT = 250e-9
 
 _USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
 _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+_ASSERTED = spec.IMAN_IP | spec.IMAN_IE
 
 
 class Interrupter:
     """Interrupter `index` (0-based). `post` adds an event; `dirty` is told that `flush` is wanted.
 
-    `interrupt(index)` sends the MSI-X message.
+    `interrupt(index)` sends the message, and says whether there was one.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Interrupter:
         registers: reg.RegisterFile,
         memory: GuestMemory,
         loop: Loop,
-        interrupt: Callable[[int], None],
+        interrupt: Callable[[int], bool],
         dirty: Callable[[Interrupter], None],
     ) -> None:
         self.index = index
@@ -143,14 +145,17 @@ class Interrupter:
         self._dwords[_USBSTS] |= spec.USBSTS_EINT
         self.deliver()
 
+    @property
+    def asserted(self) -> bool:
+        """IP is set, and IE and USBCMD.INTE allow it to be told (4.17.5)."""
+        allowed = self._dwords[_USBCMD] & spec.USBCMD_INTE
+        return bool(allowed) and self._dwords[self._iman] & _ASSERTED == _ASSERTED
+
     def deliver(self) -> None:
-        """Send the message if IP is set and allowed; called when IP, IE or USBCMD.INTE becomes set."""
-        iman = self._dwords[self._iman]
-        if iman & (spec.IMAN_IP | spec.IMAN_IE) == spec.IMAN_IP | spec.IMAN_IE and (
-            self._dwords[_USBCMD] & spec.USBCMD_INTE
-        ):
-            self._dwords[self._iman] = iman & ~spec.IMAN_IP
-            self._interrupt(self.index)
+        """Send the message if IP is set and allowed; called when IP, IE or USBCMD.INTE becomes set, or when there has
+        come a way for it. A message clears IP (4.17.5); without one IP is the driver's to clear."""
+        if self.asserted and self._interrupt(self.index):
+            self._dwords[self._iman] &= ~spec.IMAN_IP
 
     # -- registers -----------------------------------------------------------------------------------------------
 

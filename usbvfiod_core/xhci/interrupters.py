@@ -17,8 +17,8 @@ _USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
 class Interrupters:
     """Interrupters 0 (the primary one) to `count - 1`.
 
-    `interrupt(index)` sends an MSI-X message; `work_due()` says that `flush` is wanted; `failed(error)` that an event
-    ring is not guest memory (4.24.1).
+    `interrupt(index)` sends a message if there is one to send, and says whether; `work_due()` says that `flush` is
+    wanted; `failed(error)` that an event ring is not guest memory (4.24.1).
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Interrupters:
         memory: GuestMemory,
         loop: Loop,
         count: int,
-        interrupt: Callable[[int], None],
+        interrupt: Callable[[int], bool],
         work_due: Callable[[], None],
         failed: Callable[[GuestMemoryError], None],
     ) -> None:
@@ -67,8 +67,17 @@ class Interrupters:
         if self.blocked:
             self.blocked = any(interrupter.blocked for interrupter in self._all)
 
+    @property
+    def pending(self) -> int:
+        """Bit n: interrupter n has an interrupt that could not be sent as a message. None has during a reset."""
+        if self._dwords[_USBSTS] & spec.USBSTS_CNR:
+            return 0
+        return sum(1 << interrupter.index for interrupter in self._all if interrupter.asserted)
+
     def deliver(self) -> None:
-        """USBCMD.INTE was set: send what has waited for it."""
+        """USBCMD.INTE was set, or the way that interrupts go has changed: send what has waited for it."""
+        if self._dwords[_USBSTS] & spec.USBSTS_CNR:
+            return
         for interrupter in self._all:
             interrupter.deliver()
 

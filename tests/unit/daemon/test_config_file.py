@@ -17,6 +17,7 @@ from usbvfiod_core.daemon.config_file import ConfigErrors, load, read
 from usbvfiod_core.daemon.toml_lines import Place, TomlLines
 from usbvfiod_core.hooks.options import Declared, Schema
 from usbvfiod_core.hooks.settings import PluginSelection
+from usbvfiod_core.pci.interrupts import Mechanism
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,14 @@ def test_the_command_line_wins(path: Path) -> None:
     assert config.selection == PluginSelection(None, (), ("quirks", "noisy"))
 
 
+def test_interrupts_are_a_list_in_the_file(path: Path) -> None:
+    assert made(path, "").server.interrupts == (Mechanism.MSIX, Mechanism.MSI, Mechanism.INTX)
+    config = made(path, "[server]\ninterrupts = ['msi', 'intx']")
+    assert config.server.interrupts == (Mechanism.MSI, Mechanism.INTX)
+    config = made(path, "[server]\ninterrupts = ['msi']", server={"interrupts": (Mechanism.INTX,)})
+    assert config.server.interrupts == (Mechanism.INTX,)
+
+
 def test_without_a_file() -> None:
     config = load(CommandLine(server={"fd": 3}, devices=("virtual:keyboard?quirks.note=x",)), BACKENDS, DECLARED)
     assert config.devices[0].plugin_options == {"quirks": Options(note="x")}
@@ -124,6 +133,12 @@ def test_without_a_file() -> None:
         ("\n[server]\nspni = 3", 3, "server.spni: there is no option 'spni'; 'spin' is meant?"),
         ("[server]\n\nspin = 'x'", 3, "server.spin: spin is a whole number, not 'x'"),
         ("[server]\nusb3-ports = 255", 2, "server.usb3-ports: usb3-ports is a number of ports from 1 to 254, not 255"),
+        (
+            "[server]\ninterrupts = ['irq']",
+            2,
+            "server.interrupts: interrupts is a list, and each in it one of msix, msi, intx",
+        ),
+        ("[server]\ninterrupts = []", 2, "server.interrupts: interrupts names at least one of msix, msi, intx"),
         ("[server]\nspin = -1", 2, "server.spin: spin is a number of microseconds from 0 to 10000, not -1"),
         ("[server]\nquiet=true\nverbose=1", 1, "server: quiet and verbose exclude each other"),
         ("[server]\nfd = 3\nsocket-path = 'x'", 2, "server.fd: socket-path and fd exclude each other"),

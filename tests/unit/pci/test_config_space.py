@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from usbvfiod_core.pci import config_space
 from usbvfiod_core.pci.config_space import CONFIG_SIZE, ConfigSpace
+from usbvfiod_core.pci.interrupts import Enables
 
 
 def space() -> ConfigSpace:
@@ -37,15 +38,20 @@ def write(config: ConfigSpace, offset: int, value: int, count: int) -> None:
         (0x20, 8, 0),
         (0x30, 4, 0),  # no ROM
         (0x34, 1, 0x70),
-        (0x3D, 1, 0),  # no interrupt pin
+        (0x3D, 1, 1),  # INTA
         (0x60, 1, 0x30),  # USB 3
         (0x61, 1, 0x20),
         (0x62, 2, 0),
-        (0x70, 1, 0x11),  # MSI-X, the only capability
-        (0x71, 1, 0),
+        (0x70, 1, 0x11),  # MSI-X
+        (0x71, 1, 0x80),
         (0x72, 2, 7),  # eight vectors
         (0x74, 4, 0x3000),  # table in BAR0
         (0x78, 4, 0x4000),  # Pending Bit Array in BAR0
+        (0x80, 1, 0x05),  # MSI
+        (0x81, 1, 0),
+        (0x82, 2, 0x0086),  # 64-bit, eight messages wanted
+        (0x84, 8, 0),
+        (0x8C, 4, 0),
         (0x100, 4, 0),  # no extended capabilities
     ],
 )
@@ -61,7 +67,7 @@ def test_the_list_of_capabilities_ends() -> None:
         assert at not in seen
         seen.append(at)
         at = read(config, at + 1, 1)
-    assert seen == [0x70]
+    assert seen == [0x70, 0x80]
 
 
 def test_bar0_is_sized_by_writing_ones() -> None:
@@ -96,6 +102,10 @@ def test_what_is_not_there_has_no_size(offset: int) -> None:
         (0x72, 2, 0xC000),
         (0x74, 4, 0),
         (0x78, 4, 0),
+        (0x82, 2, 0x0071),
+        (0x84, 4, 0xFFFFFFFC),
+        (0x88, 4, 0xFFFFFFFF),
+        (0x8C, 4, 0x0000FFFF),
     ],
 )
 def test_what_can_be_written(offset: int, count: int, writable: int) -> None:
@@ -110,13 +120,29 @@ def test_what_can_be_written(offset: int, count: int, writable: int) -> None:
 
 def test_bus_master_follows_the_command_register() -> None:
     config = space()
-    assert not config.bus_master
+    assert not config.enables.bus_master
     write(config, 0x04, 0x0006, 2)
-    assert config.bus_master
+    assert config.enables.bus_master
     write(config, 0x05, 0xFF, 1)
-    assert config.bus_master
+    assert config.enables.bus_master
     write(config, 0x04, 0x0002, 2)
-    assert not config.bus_master
+    assert not config.enables.bus_master
+
+
+def test_what_is_enabled_of_the_interrupts() -> None:
+    config = space()
+    assert config.enables == Enables()
+    for offset, value, expected in (
+        (0x72, 0x8000, Enables(msix=True)),
+        (0x72, 0x4000, Enables()),
+        (0x82, 0x0001, Enables(msi=True)),
+        (0x82, 0x0030, Enables(messages=8)),
+        (0x82, 0xFFFF, Enables(msi=True, messages=128)),
+        (0x04, 0x0400, Enables(intx_disabled=True)),
+    ):
+        write(config, offset, value, 2)
+        assert config.enables == expected
+        config.reset()
 
 
 def test_reset() -> None:
@@ -147,6 +173,8 @@ def test_nothing_written_changes_what_the_function_is(writes: list[tuple[int, by
         lambda: read(config, 0x00, 4),
         lambda: read(config, 0x06, 6),
         lambda: read(config, 0x34, 1),
+        lambda: read(config, 0x3D, 1),
+        lambda: read(config, config_space.MSI, 2),
         lambda: read(config, config_space.MSIX, 2),
         lambda: read(config, config_space.MSIX + 4, 8),
         lambda: read(config, 0x100, 4),

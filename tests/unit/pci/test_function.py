@@ -8,25 +8,26 @@ from hypothesis import strategies as st
 
 from tests.protocol.fakes import FakeController
 from usbvfiod_core.pci.function import BAR0_SIZE, PciFunction
-from usbvfiod_core.pci.msix import Msix
+from usbvfiod_core.pci.interrupts import Interrupts
 
 
 def function() -> tuple[PciFunction, FakeController]:
     controller = FakeController()
-    return PciFunction(controller, Msix(8)), controller
+    return PciFunction(controller, controller.interrupts), controller
 
 
 def test_sizes() -> None:
     pci, _ = function()
     assert [pci.region_size(region) for region in range(9)] == [0x8000, 0, 0, 0, 0, 0, 0, 4096, 0]
-    assert [pci.irq_count(index) for index in range(5)] == [0, 0, 8, 0, 0]
+    assert [pci.interrupts.count(index) for index in range(5)] == [1, 8, 8, 0, 0]
 
 
 def test_pages_of_bar0() -> None:
     pci, controller = function()
     controller.registers[:] = b"\x11" * 0x3000
     pci.write_region(0, 0x3000, b"\x22" * 128)
-    pci.msix.signal(4)
+    pci.write_region(7, 0x72, b"\0\x80")
+    controller.interrupt(4)
     whole = pci.read_region(0, 0, BAR0_SIZE)
     assert whole[:0x3000] == b"\x11" * 0x3000
     assert whole[0x3000:0x4000] == (b"\x22" * 128).ljust(0x1000, b"\0")
@@ -47,8 +48,9 @@ def test_an_access_across_the_pages() -> None:
 
 
 def test_the_pending_bit_array_cannot_be_written() -> None:
-    pci, _ = function()
-    pci.msix.signal(0)
+    pci, controller = function()
+    pci.write_region(7, 0x72, b"\0\x80")
+    controller.interrupt(0)
     pci.write_region(0, 0x4000, b"\xff" * 8)
     assert pci.read_region(0, 0x4000, 8) == b"\1" + bytes(7)
 
@@ -76,7 +78,7 @@ def test_nothing_is_read_or_written_for_a_count_of_0() -> None:
 def test_bus_master_reaches_the_controller() -> None:
     controller = FakeController()
     controller.bus_master = True
-    pci = PciFunction(controller, Msix(8))
+    pci = PciFunction(controller, Interrupts(8))
     assert not controller.bus_master
     pci.write_region(7, 4, b"\x04")
     assert controller.bus_master
@@ -88,13 +90,38 @@ def test_reset_waits_for_the_controller() -> None:
     pci, controller = function()
     controller.slow = True
     pci.write_region(7, 4, b"\x06")
-    pci.msix.signal(1)
+    pci.write_region(7, 0x72, b"\0\x80")
+    controller.interrupt(1)
     done: list[bool] = []
     pci.reset(lambda: done.append(True))
-    assert (controller.bus_master, pci.msix.pending, pci.read_region(7, 4, 2)) == (False, 0, bytes(2))
+    assert (controller.bus_master, pci.read_region(0, 0x4000, 8)) == (False, bytes(8))
+    assert pci.read_region(7, 4, 4) == b"\0\0\x10\0"
     assert done == []
     controller.waiting[0]()
     assert done == [True]
+
+
+def test_the_status_register_shows_the_pin_in_any_access() -> None:
+    pci, controller = function()
+    assert pci.read_region(7, 4, 4) == b"\0\0\x10\0"
+    controller.interrupt(6)
+    for offset, count in ((6, 1), (6, 2), (4, 4), (0, 64), (5, 2)):
+        assert pci.read_region(7, offset, count)[6 - offset] == 0x18
+    pci.write_region(7, 6, b"\xff\xff")
+    assert pci.read_region(7, 6, 2) == b"\x18\0"
+    pci.write_region(7, 0x82, b"\1\0")
+    assert pci.read_region(7, 6, 2) == b"\x10\0"
+    pci.write_region(7, 0x82, b"\0\0")
+    controller.pending_interrupts = 0
+    assert pci.read_region(7, 6, 2) == b"\x10\0"
+
+
+def test_the_pending_bit_array_is_read_as_bytes() -> None:
+    pci, controller = function()
+    pci.write_region(7, 0x72, b"\0\x80")
+    controller.interrupt(0, 7)
+    assert pci.read_region(0, 0x4000, 8) == bytes([0x81, 0, 0, 0, 0, 0, 0, 0])
+    assert pci.read_region(0, 0x4001, 4) == bytes(4)
 
 
 def test_quiesce_is_the_controllers() -> None:

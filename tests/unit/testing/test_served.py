@@ -145,7 +145,8 @@ def test_the_function_is_as_vmms_expect_it(guest: ServedGuest) -> None:
     assert client.region_info(wire.BAR0_REGION).size == 0x8000
     assert client.region_info(wire.CONFIG_REGION).size in (256, 4096)
     assert client.irq_info(wire.MSIX_IRQ).count == 8
-    assert client.irq_info(wire.INTX_IRQ).count == 0
+    assert client.irq_info(wire.MSI_IRQ).count == 8
+    assert client.irq_info(wire.INTX_IRQ).count == 1
 
 
 # -- the daemon as a process -------------------------------------------------------------------------------------------

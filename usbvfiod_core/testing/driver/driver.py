@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from ...pci.interrupts import Mechanism
 from ...xhci import spec
 from ..bus import Bus
 from ..limits import PATIENCE
@@ -70,7 +71,8 @@ class GuestDriver:
         self.ring_trbs = ring_trbs
         self.ring_segments = ring_segments
         self.capabilities: Capabilities = read_capabilities(bus)
-        if interrupters > min(self.capabilities.max_interrupters, bus.vectors):
+        own_vectors = bus.mechanism is Mechanism.MSIX
+        if interrupters > self.capabilities.max_interrupters or (own_vectors and interrupters > bus.vectors):
             raise DriverError(f"{interrupters} interrupters, the controller has {self.capabilities.max_interrupters}")
         if len(event_segments) > self.capabilities.erst_max:
             raise DriverError(f"{len(event_segments)} segments, the controller allows {self.capabilities.erst_max}")
@@ -229,6 +231,7 @@ class GuestDriver:
         """Take all events there are, hand them to the commands and TDs they are for; how many there were."""
         count = 0
         for number, ring in enumerate(self.event_rings):
+            self._clear_pending(number)
             event = ring.take()
             if event is None:
                 continue
@@ -244,6 +247,7 @@ class GuestDriver:
     def acknowledge(self, interrupter: int = 0) -> None:
         """Write ERDP with what has been taken, and clear Event Handler Busy (5.5.2.3.3)."""
         ring = self.event_rings[interrupter]
+        self._clear_pending(interrupter)
         value = ring.dequeue | ring.segment_index | spec.ERDP_EHB
         self.write_64(self.interrupter_offset(interrupter) + spec.ERDP, value)
         ring.moved = False
@@ -321,6 +325,16 @@ class GuestDriver:
         self._pipes.pop(pipe.slot_id << 5 | pipe.dci, None)
 
     # -- own -------------------------------------------------------------------------------------------------------
+
+    def _clear_pending(self, interrupter: int) -> None:
+        """Lower the interrupt pin, which no message does for us (4.17.5). Before events are taken: one that comes
+        after that interrupts again."""
+        if self.bus.mechanism is Mechanism.INTX and self.interrupts:
+            offset = self.interrupter_offset(interrupter) + spec.IMAN
+            value = self.bus.read(offset)
+            if value & spec.IMAN_IP:
+                self.write_operational(spec.USBSTS, spec.USBSTS_EINT)
+                self.bus.write(offset, value)
 
     def _dispatch(self, event: Event) -> None:
         control = event.control

@@ -1,0 +1,83 @@
+"""A guest that is not interrupted by MSI-X: a Linux that uses no messages at all (`pci=nomsi`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import guest_usb, usbtest
+from tests.vm.guest import Guest, GuestFactory
+from tests.vm.server import UsbvfiodServer
+
+pytestmark = pytest.mark.vm
+
+
+@dataclass
+class Machine:
+    server: UsbvfiodServer
+    image: Path
+    guest: Guest
+
+    def interrupts(self) -> tuple[int, str]:
+        """How many the driver has had, and of which kind they are, as the kernel says it."""
+        line = self.guest.run("grep xhci.hcd /proc/interrupts")
+        match = re.search(r":\s+(\d+)\s+(\S+)", line)
+        assert match is not None, line
+        return int(match[1]), match[2]
+
+    def use_the_drive(self) -> int:
+        """Read and write it, past the guest's cache; how many interrupts that took."""
+        guest = self.guest
+        before, _ = self.interrupts()
+        (disk,) = guest_usb.wait_disks(guest)
+        assert guest_usb.sha256(guest, disk.path) == guest_usb.image_sha256(self.image)
+        written = guest.run(
+            f"dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null && "
+            f"dd if=/tmp/data of={disk.path} bs=64k seek=16 conv=fsync 2>/dev/null && "
+            f"sha256sum < /tmp/data",
+            60,
+        )
+        read = f"blockdev --flushbufs {disk.path}; dd if={disk.path} bs=64k skip=16 count=64 2>/dev/null | sha256sum"
+        assert guest.run(read, 60) == written
+        assert guest_usb.sha256(guest, disk.path) == guest_usb.image_sha256(self.image)
+        return self.interrupts()[0] - before
+
+    def use_the_loopback(self) -> None:
+        """Let the kernel's own test have transfers of all kinds."""
+        node = usbtest.find(self.guest)
+        for case in (*usbtest.BULK_AND_CONTROL[:4], *usbtest.INTERRUPT):
+            usbtest.run(self.guest, node, case)
+
+    def check_logs(self) -> None:
+        """Nobody complains, of lost or of spurious interrupts least of all."""
+        assert "nobody cared" not in self.guest.dmesg()
+        assert [line for line in guest_usb.usb_complaints(self.guest) if "USB disconnect" not in line] == []
+        assert not re.search(r"WARNING|ERROR|Traceback", self.server.log())
+
+
+@pytest.fixture
+def boot(guest_factory: GuestFactory, random_image: Callable[[int], Path]) -> Iterator[Callable[..., Machine]]:
+    servers: list[UsbvfiodServer] = []
+
+    def start(*options: str, **guest_options: Any) -> Machine:
+        image = random_image(8)
+        server = UsbvfiodServer([f"virtual:flash?image={image}", "virtual:loopback?speed=high"], options)
+        servers.append(server)
+        return Machine(server, image, guest_factory(server.arguments, **guest_options))
+
+    yield start
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+def test_a_guest_without_messages(boot: Callable[..., Machine]) -> None:
+    machine = boot(kernel_arguments="pci=nomsi")
+    assert machine.interrupts()[1] == "IO-APIC"
+    assert machine.use_the_drive() > 50
+    machine.use_the_loopback()
+    machine.check_logs()
