@@ -203,6 +203,10 @@ class SourceSink(Described):
         server.complete_packets(urb, results)
 
 
+INSIDE = bytes((9, descriptors.CONFIGURATION, 32, 0, 1, 7, 0, 0x80, 50))
+"""A configuration descriptor, where it has no business."""
+
+
 def malformed() -> dict[str, bytes]:
     """Configurations that no device should send, by what is wrong with them; the host asks for all of each."""
     good = Configuration((Interface(0, class_code=0xFF, endpoints=(Endpoint(0x81, 2, 512),)),)).pack()
@@ -223,6 +227,8 @@ def malformed() -> dict[str, bytes]:
         "endpoint number 0": total(good[:-5] + b"\x80" + good[-4:]),
         "largest packet of 0": total(good[:-3] + b"\x00\x00" + good[-1:]),
         "64 KiB of junk": total(good + junk),
+        "a configuration in the configuration": total(good[:9] + INSIDE + good[9:]),
+        "an endpoint of five bytes": total(good[:-7] + b"\x05\x05\x81\x02\x00"),
     }
 
 
@@ -230,6 +236,24 @@ def broken(configuration: bytes, *, identity: tuple[int, int] = (0x1209, 0x0002)
     """A high-speed device with this configuration, otherwise in order."""
     device = DeviceDescriptor(0x0200, 0, 0, 0, 64, *identity, 0x0100, 1, 2)
     return Described("high", device.pack(), configuration, ("usbvfiod", "Broken device"))
+
+
+class Several(Described):
+    """A high-speed device with these configurations, each of which may be any bytes."""
+
+    def __init__(self, *configurations: bytes, identity: tuple[int, int] = (0x1209, 0x0005)) -> None:
+        count = len(configurations)
+        device = DeviceDescriptor(0x0200, 0, 0, 0, 64, *identity, 0x0100, 1, 2, num_configurations=count)
+        super().__init__("high", device.pack(), b"", ("usbvfiod", "Several configurations"))
+        self.configurations = configurations
+
+    def control(
+        self, request_type: int, request: int, value: int, index: int, length: int, *, data: bytes
+    ) -> bytes | None:
+        if (request_type, request, value >> 8) == (*GET_DESCRIPTOR, descriptors.CONFIGURATION):
+            number = value & 0xFF
+            return self.configurations[number] if number < len(self.configurations) else None
+        return super().control(request_type, request, value, index, length, data=data)
 
 
 class Mute(Described):

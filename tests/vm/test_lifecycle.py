@@ -140,6 +140,23 @@ def test_the_driver_is_reloaded_50_times_under_load(machine: Machine) -> None:
     reload(machine, 50)
 
 
+# SCSI_IOCTL_DOORUNLOCK, since the kernel forbids the removal of what is open, and CDROMEJECT.
+EJECT = """perl -e 'open(my $disk, "<", shift) or die; ioctl($disk, $_, 0) or die "$!" for 0x5381, 0x5309' """
+
+
+def test_a_drive_that_was_ejected_is_back_with_the_next_driver(machine: Machine) -> None:
+    guest = machine.guest
+    machine.wait_devices()
+    size = machine.images[0].stat().st_size
+    path = next(disk.path for disk in guest_usb.wait_disks(guest, 3) if disk.size == size)
+    guest.run(f"{EJECT} {path}")
+    guest.run(f"! dd if={path} of=/dev/null bs=512 count=1 iflag=direct 2>/dev/null")
+    assert "ejected" in machine.server.log()
+    guest.run("rmmod xhci_pci; ! ls /dev/sd[a-z] 2>/dev/null; modprobe xhci_pci")
+    machine.wait_devices()
+    guest.run("dmesg -c > /dev/null")
+
+
 def test_the_function_offers_no_reset_of_its_own(machine: Machine) -> None:
     """It has no power management and no PCI Express capability; behind a port of its own the bus can be reset
     (test_newer_kernel)."""

@@ -151,6 +151,8 @@ class EditedDescriptors(WrappedDevice):
 
     def _edited(self, kind: int, index: int, raw: bytes) -> bytes:
         edited = bytes(memoryview(self._edits[kind][1](index, raw)))
+        if edited == raw:
+            return raw  # with its total length, right or wrong
         if len(edited) > (MAX_LENGTH if kind in _WITH_TOTAL else 255):
             raise ValueError(f"a descriptor of {len(edited)} bytes is too long")
         if kind in _WITH_TOTAL:

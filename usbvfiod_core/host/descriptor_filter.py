@@ -86,8 +86,11 @@ def _edited(configuration: bytes, edit: Callable[[bytes, bytes], bytes]) -> byte
 
 
 def _joined(configuration: bytes, parts: list[bytes]) -> bytes:
-    """The parts with their total length at the start (USB 2.0 9.6.3); what `walk` could not read is left out."""
+    """The parts with their total length at the start (USB 2.0 9.6.3); what `walk` could not read is left out. Where
+    nothing is left out, the total length stays the device's, right or wrong."""
     if not parts or len(parts[0]) < 9 or parts[0][1] != CONFIGURATION:
         return configuration
     joined = b"".join(parts)
+    if len(joined) == len(configuration):
+        return joined
     return joined[:2] + len(joined).to_bytes(2, "little") + joined[4:]

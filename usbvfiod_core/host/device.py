@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable
 
 from ..usb import data_stage
-from ..usb.descriptors import CONFIGURATION, Configuration, walk
+from ..usb.descriptors import Configuration
 from ..usb.device import DeviceEvents, Loop
 from ..usb.moment import Moment
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from . import hotplug, requests
+from .configurations import configurations
 from .contract import HostContract
 from .descriptor_filter import without_remote_wakeup, without_streams
 from .left_out import LeftOut
@@ -380,17 +381,3 @@ class HostDevice(HostContract):
         held, self._held = self._held, deque()
         for transfer in held:
             transfer.complete(status)
-
-
-def configurations(descriptors: bytes) -> list[bytes]:
-    """The configurations behind a device descriptor, each with all that belongs to it, as long as they can be read.
-
-    Where one ends and the next starts is seen by the descriptors' kinds: total lengths are wrong on some devices.
-    """
-    found: list[list[bytes]] = []
-    for kind, part in walk(descriptors):
-        if kind == CONFIGURATION and len(part) >= 9:
-            found.append([])
-        if found:
-            found[-1].append(part)
-    return [b"".join(parts) for parts in found]

@@ -70,7 +70,8 @@ class SysfsDevice:
     """The value of the configuration that was set when the device was read, which may be 0; None for none. `scan` reads
     once: see `now`."""
     descriptors: bytes = b""
-    """The device descriptor and the descriptors of every configuration, as the device sent them."""
+    """The device descriptor and the descriptors of every configuration, as far as the kernel could read what the device
+    sent: see `configurations`."""
     drivers: dict[int, str] = field(default_factory=dict)
     """Who holds which interface."""
     reset_quirk: bool = False

@@ -22,7 +22,7 @@ from usbvfiod_core.host.taken import Taken
 from . import binding
 from .binding import Libusb
 from .device import LibusbDevice
-from .status import ERROR_BUSY, ERROR_NO_DEVICE, error_code
+from .status import ERROR_BUSY, ERROR_IO, ERROR_NO_DEVICE, error_code
 
 log = logging.getLogger(__name__)
 
@@ -140,4 +140,9 @@ def _libusb_problem(device: SysfsDevice, error: Exception) -> str:
         return f"{device.label} ({device.name}) has just gone"
     if code == ERROR_BUSY:
         return f"{device.label} ({device.name}) is in use by another program; end it, or its use of the device"
+    if code == ERROR_IO:
+        return (
+            f"{device.label} ({device.name}) cannot be opened: {error}; its descriptors may be malformed, and "
+            "the backend usbfs has the kernel read them"
+        )
     return f"{device.label} ({device.name}) cannot be opened: {error}"

@@ -10,11 +10,17 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, cast
 
 from usbvfiod_core import DeviceError
 
+from .status import ERROR_NOT_FOUND
+
 log = logging.getLogger(__name__)
+
+_wrapping = Lock()
+"""Devices are opened in several threads."""
 
 
 class NativeTransfer(Protocol):
@@ -108,14 +114,36 @@ class _Usb1:
         self._can_skip_discovery = True
 
     def open_context(self) -> Context:
+        context_class = _without_configurations(self._module)
         # Without device discovery: no thread of libusb's own, no walk through sysfs for each device that is opened.
         if self._can_skip_discovery:
-            context = self._module.USBContext(with_device_discovery=False)
+            context = context_class(with_device_discovery=False)
             try:
                 return cast(Context, context.open())
             except ValueError:  # a library older than 1.0.27
                 self._can_skip_discovery = False
-        return cast(Context, self._module.USBContext().open())
+        return cast(Context, context_class().open())
+
+
+def _without_configurations(module: Any) -> Any:
+    """usb1.USBContext, whose devices do not have libusb parse their configurations.
+
+    `wrapSysDevice` fails if libusb cannot parse one of them (python-libusb1 3.4); the kernel can, and nothing here asks
+    libusb for descriptors. To the binding, a configuration that is not found is none to keep.
+    """
+
+    class Context(module.USBContext):  # type: ignore[misc]
+        def wrapSysDevice(self, sys_device: int) -> Any:
+            native = module.libusb1
+            with _wrapping:
+                parse = native.libusb_get_config_descriptor
+                native.libusb_get_config_descriptor = lambda *arguments: ERROR_NOT_FOUND
+                try:
+                    return super().wrapSysDevice(sys_device)
+                finally:
+                    native.libusb_get_config_descriptor = parse
+
+    return Context
 
 
 def load() -> Libusb:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from usbvfiod_core import DeviceError, Loop, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host import left_out
-from usbvfiod_core.host.device import HostDevice, configurations
+from usbvfiod_core.host.configurations import configurations
+from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.found import Hands, NodeHands
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from usbvfiod_core import DeviceError
-from usbvfiod_core.host.device import HostDevice, configurations
+from usbvfiod_core.host.configurations import configurations
+from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership

@@ -49,6 +49,18 @@ def test_every_length_is_answered_from_the_edited_descriptor(
     assert (transfer.status, transfer.data) == (TransferStatus.COMPLETED, edited[:length])
 
 
+def test_an_edit_that_changes_nothing_leaves_a_wrong_total_alone(fake: FakeDevice, stack: Stack) -> None:
+    """The guest's driver has its own way with it, as it has without the interceptor."""
+
+    class Looks(Interceptor):
+        def configuration_descriptor(self, raw: bytes) -> bytes:
+            return raw[:]
+
+    wrong = b"\x09\x02\xff\x00" + Configuration((), 1).pack()[4:]
+    fake.answers_request(0x80, 6, lambda transfer: wrong[: transfer.length])
+    assert stack(Looks()).control(ask(CONFIGURATION, 255)).data == wrong
+
+
 def test_edits_are_made_on_edits(stack: Stack) -> None:
     class Shorter(Interceptor):
         def configuration_descriptor(self, raw: bytes) -> bytes:

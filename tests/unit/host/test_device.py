@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from usbvfiod_core.host.device import configurations
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
 from usbvfiod_core.usb import requests as usb
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 
-from .conftest import DESCRIPTORS, FIRST, IN, OUT, SECOND, Bench
+from .conftest import DESCRIPTORS, IN, OUT, Bench
 
 CLEAR_HALT = SetupPacket(usb.RECIPIENT_ENDPOINT, usb.CLEAR_FEATURE, usb.FEATURE_ENDPOINT_HALT, IN, 0)
 READ_DEVICE = SetupPacket(usb.DIRECTION_IN, usb.GET_DESCRIPTOR, 0x0100, 0, 18)
@@ -176,14 +175,3 @@ def test_a_device_that_left_before_it_was_attached_says_so() -> None:
     bench.device.attach(second)
     bench.loop.run_ready()
     assert second.disconnections == 1
-
-
-# -- descriptors -------------------------------------------------------------------------------------------------------
-
-
-def test_configurations_are_told_apart_by_their_kinds() -> None:
-    assert configurations(DESCRIPTORS) == [FIRST, SECOND]
-    wrong_total = FIRST[:2] + b"\xff\xff" + FIRST[4:]
-    assert configurations(DESCRIPTORS[:18] + wrong_total + SECOND) == [wrong_total, SECOND]
-    assert configurations(b"") == []
-    assert configurations(DESCRIPTORS[:18] + b"\0\2") == []

@@ -193,23 +193,16 @@ def test_a_device_that_has_vanished_since_it_was_listed(plugged: tuple[Gadget, H
 
 @pytest.mark.parametrize("kind", malformed())
 def test_descriptors_that_are_wrong_are_survived(kind: str) -> None:
-    """Linux may refuse such a device; one that it takes is opened and answers, or is refused with a reason."""
+    """Linux takes such a device, so it is opened, whatever libusb makes of them, and the guest sees what Linux sees."""
     before = open_fds()
     with attach(broken(malformed()[kind])) as attachment:
-        try:
-            node = attachment.wait().node
-        except TimeoutError:
-            return
-        try:
-            bench = open_bench(node)
-        except DeviceError as error:
-            said = str(error)
-        else:
-            said = "nothing"
-            assert bench.control(DEVICE).actual == 18
-            bench.control(SetupPacket(0, 9, 1, 0, 0))
-            bench.close()
-        assert "\n" not in said
+        node = attachment.wait().node
+        listed = sysfs.find(str(node), sysfs.scan()).descriptors
+        bench = open_bench(node)
+        assert bench.control(DEVICE).actual == 18
+        assert bench.control(SetupPacket(0x80, 6, 0x0200, 0, 0xFFFF)).data == listed[18:]
+        bench.control(SetupPacket(0, 9, 1, 0, 0))
+        bench.close()
     assert open_fds() == before
 
 

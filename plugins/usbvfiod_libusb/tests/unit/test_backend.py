@@ -295,3 +295,37 @@ def test_an_old_library_is_used_with_its_device_discovery(monkeypatch: pytest.Mo
     libusb.open_context()
     libusb.open_context()
     assert made == [{"with_device_discovery": False}, {}, {}]
+
+
+def test_no_configuration_is_parsed_when_a_device_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """python-libusb1 has libusb parse them all, and one that it cannot parse costs it the device."""
+    native = module(libusb_get_config_descriptor=lambda *arguments: status.ERROR_IO)
+    results: list[int] = []
+
+    class Context:
+        def __init__(self, **options: object) -> None: ...
+
+        def open(self) -> Context:
+            return self
+
+        def wrapSysDevice(self, fd: int) -> int:
+            results.append(native.libusb_get_config_descriptor(None, 0, None))
+            if fd < 0:
+                raise UsbError(status.ERROR_ACCESS)
+            return fd
+
+    made = module(loadLibrary=lambda *_: True, USBError=UsbError, USBContext=Context, libusb1=native)
+    monkeypatch.setitem(sys.modules, "usb1", made)
+    context = binding.load().open_context()
+    assert context.wrapSysDevice(7) == 7  # type: ignore[comparison-overlap]
+    with pytest.raises(UsbError):
+        context.wrapSysDevice(-1)
+    assert results == [status.ERROR_NOT_FOUND] * 2
+    assert native.libusb_get_config_descriptor() == status.ERROR_IO, "others still have it"
+
+
+def test_the_binding_takes_a_configuration_that_is_not_found_for_none() -> None:
+    import usb1
+
+    assert status.ERROR_NOT_FOUND == usb1.ERROR_NOT_FOUND
+    assert callable(usb1.libusb1.libusb_get_config_descriptor)
