@@ -13,6 +13,7 @@ from tests.bench import control, micro, plugins, real_devices
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
 from usbvfiod_core import TransferType
 from usbvfiod_core.hooks.interception import intercept
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 
 
@@ -91,7 +92,7 @@ def test_processor_time_counts_every_thread() -> None:
     before = cpu_seconds(os.getpid())
     thread = threading.Thread(target=burn)
     thread.start()
-    assert done.wait(10)
+    assert done.wait(PATIENCE)
     used = cpu_seconds(os.getpid()) - before
     stop.set()
     thread.join()

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tests.vm.tree import cache_directory
+from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.vfio_user import wire
 
 SOURCES = ("Cargo.toml", "lib.rs")
@@ -44,7 +45,7 @@ def library() -> ctypes.CDLL:
         directory.mkdir(parents=True, exist_ok=True)
         for name in SOURCES:
             shutil.copy(HERE / name, directory)
-        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=directory, check=True, timeout=600)
+        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=directory, check=True, timeout=scaled(600))
     loaded = ctypes.CDLL(str(built))
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(loaded, f"client_{name}")

@@ -46,7 +46,7 @@ def test_a_drive_behind_it_through_three_lives(crate: ctypes.CDLL, tmp_path: Pat
             assert client.region_size(wire.BAR0_REGION) == 0x8000
             client.reset()
             bus = SocketBus(client, posted=False, interrupts=mechanism)
-            driver = GuestDriver(bus, timeout=10.0).start()
+            driver = GuestDriver(bus).start()
             disk = MassStorage(driver.enumerate())
             disk.wait_ready()
             blocks, size = disk.read_capacity()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from usbvfiod_core.errors import DeviceError
 from usbvfiod_core.host import hotplug, reading
 from usbvfiod_core.host.hotplug import DEAF_PACE, Uevent, parse_uevent, watch, watch_device
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.testing.loop import StepLoop
 
 PATH = "/devices/pci0000:00/0000:00:14.0/usb2/2-1"
@@ -159,7 +159,7 @@ def test_a_device_that_is_read_late_is_an_event(
     late = reading.Reading("1-2", ready.wait)
     assert late.result() is None
     ready.set()
-    assert loop.run_until(lambda: late.done, PATIENCE)
+    assert eventually(lambda: late.done)
     loop.run_ready()
     assert seen == [1]
 
