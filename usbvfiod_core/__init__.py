@@ -5,7 +5,7 @@ The names here are what a plugin needs. They, and the hooks in `usbvfiod_core.ho
 
 from __future__ import annotations
 
-from .errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from .errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
 from .hooks.interceptor import InterceptedTransfer, Interceptor
 from .hooks.options import RegisterOptions
 from .hooks.registry import hookimpl
@@ -25,6 +25,7 @@ __all__ = [
     "DeviceError",
     "DeviceEvents",
     "DeviceInfo",
+    "DeviceWithheld",
     "InterceptedTransfer",
     "Interceptor",
     "IsochronousPacket",

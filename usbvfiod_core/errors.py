@@ -27,6 +27,11 @@ class DeviceError(UsbvfiodError):
     """A backend cannot list or open a device; the message names the device and the reason."""
 
 
+class DeviceWithheld(DeviceError):
+    """The device is there, and the host does not give it away now: it is in use, or not authorized. An attachment waits
+    for that to change, however long it takes."""
+
+
 class ClientError(UsbvfiodError):
     """A vfio-user client's message that is refused.
 

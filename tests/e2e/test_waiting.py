@@ -31,3 +31,12 @@ def test_nothing_is_served_before_a_required_device_is_there(tmp_path: Path) -> 
             server.wait_for(lambda: said in server.log)
             assert server.terminate() == 0
             assert manager.recv(200) == b"STOPPING=1"
+
+
+def test_a_path_that_is_no_usb_device_is_not_waited_for(tmp_path: Path) -> None:
+    """Whatever backend there is for devices of the host, and where there is none the package is named."""
+    for arguments in (["--backend", "virtual", "--device", "/dev/null"], ["--device", "/dev/null"]):
+        with ServerProcess(tmp_path, arguments) as server:
+            assert server.process.wait(PATIENCE) == 2
+            assert "/dev/null" in server.log
+            assert "is not behind USB; a device is given as VID:PID" in server.log or "pip install" in server.log

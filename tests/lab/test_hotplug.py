@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -18,69 +17,13 @@ from tests.lab.gadgets import Gadget, acm, gadget_zero
 from tests.lab.machine import Machine
 from tests.lab.passing import Passed
 from tests.lab.replugging import at_any_port, back, gone
+from tests.lab.serving import Served
 from tests.lab.usb_device import HostUsbDevice
-from usbvfiod_core.cli.control import ControlConnection
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
-from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
+from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.usb.speed import Speed
 
 NOBODY = 65534
-
-
-class Served:
-    """A server process of a user, and what it says of its attachments."""
-
-    def __init__(self, directory: Path, *, user: int) -> None:
-        self.control_path = directory / "control.sock"
-        log = directory / "server.log"
-        self.path = directory / "usb.sock"
-        arguments = ["--socket-path", self.path, "--control-path", self.control_path]
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "usbvfiod_core", *map(str, arguments)],
-                stderr=output,
-                user=user,
-                group=user,
-                extra_groups=[],
-            )
-
-        def serving() -> bool:
-            assert self.process.poll() is None, log.read_text()
-            return "serving on" in log.read_text()
-
-        wait_until(serving, log.read_text)
-        self.log = log
-        self._connection = ControlConnection(self.control_path, PATIENCE)
-        self._events = self._connection.events(devices=True)
-        next(self._events)
-
-    def wait(self, state: str, **more: object) -> dict[str, Any]:
-        """The next attachment that comes into this state, with these fields."""
-        for event in self._events:
-            print(f"{time.monotonic():.3f} {event}")  # pytest shows it when a test fails
-            if event["event"] == "attachment" and event["attachment"]["state"] == state:
-                attachment: dict[str, Any] = event["attachment"]
-                if {key: attachment[key] for key in more} == more:
-                    return attachment
-        raise AssertionError("the server has ended")
-
-    def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to a request."""
-        with ControlConnection(self.control_path, PATIENCE) as control:
-            return control.request(request, **arguments)
-
-    def connect(self) -> SocketBus:
-        """A guest's way to it."""
-        return SocketBus(VfioUserClient.connect(self.path, wait=PATIENCE))
-
-    def close(self) -> None:
-        self._connection.close()
-        self.process.terminate()
-        code = self.process.wait(PATIENCE)
-        print(self.log.read_text())
-        assert code == 0
 
 
 @pytest.fixture

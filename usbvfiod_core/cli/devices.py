@@ -40,7 +40,9 @@ def devices(registry: Registry, as_json: bool) -> None:
 def _row(info: DeviceInfo) -> tuple[str, ...]:
     identity = f"{info.vendor_id:04x}:{info.product_id:04x}"
     address = f"{info.backend}:{info.address}"
-    return (address, identity, info.name, info.serial, _speed(info), info.port_path, info.driver, info.note)
+    in_use = f"in use on this host: {info.in_use}" if info.in_use else ""
+    note = "; ".join(filter(None, [info.note, in_use]))
+    return (address, identity, info.name, info.serial, _speed(info), info.port_path, info.driver, note)
 
 
 def _speed(info: DeviceInfo) -> str:

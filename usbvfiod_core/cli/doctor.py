@@ -11,6 +11,7 @@ import click
 from ..errors import UsbvfiodError
 from ..hooks.registry import Registry
 from ..host import hotplug, sysfs
+from ..host.usage import Usage
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, optional_control
 from .output import print_object, print_table
@@ -92,6 +93,16 @@ def _host() -> Iterator[Finding]:
 
 
 def _devices(devices: list[sysfs.SysfsDevice]) -> Iterator[Finding]:
+    usage = Usage()
+    for device in devices:
+        label = f"{device.name} {device.vendor_id:04x}:{device.product_id:04x} {device.label}"
+        forbidden = sysfs.not_authorized(device)
+        if forbidden is not None and sysfs.unfitness(device) is None:
+            reason, _, command = forbidden.partition(sysfs.ALLOW)
+            yield Finding("authorization", "note", f"{label}: {reason}", command)
+        for use in sysfs.users(device, usage):
+            text = f"{label}: {use}, so a guest gets it when that has ended, or with in-use=take"
+            yield Finding("in use", "note", text)
     usable = [device for device in devices if sysfs.refusal(device) is None]
     rules = []
     for device in usable:

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from ..daemon.config import DeviceSpec, check_backend, parse_device
-from ..daemon.matching import Kind, describe, find, kind_of
+from ..daemon.config import DeviceSpec, check_backend, host_backend, parse_device
+from ..daemon.matching import Kind, describe, find, kind_of, missing
 from ..errors import ConfigError, DeviceError
 from ..hooks.registry import Registry
+from ..host.options import InUse
+from ..host.paths import NotUsb
+from ..host.sysfs import ALLOW, RULE
 from ..usb.backend import DeviceInfo
 from .control import Connect, optional_control
 from .output import print_object, print_table
@@ -57,12 +60,14 @@ def decide(registry: Registry, text: str) -> list[Step]:
     """Everybody's answer, in the order in which they are asked; nobody is asked who depends on one that says no."""
     backends = registry.backends()
     try:
-        spec = parse_device(text, backends, None, registry.declared())
+        spec = parse_device(text, backends, None, registry.declared(), host_backend(backends))
     except ConfigError as error:
         return [Step("specification", "no", str(error))]
     steps = [Step("specification", "yes", f"{spec.address} of backend {check_backend(spec.backend, backends)}")]
     try:
         info = find(spec.address, backends[spec.backend].list_devices(), either_side=spec.follow_port)
+    except NotUsb as error:
+        return [Step("specification", "no", str(error))]
     except ConfigError as error:
         return [
             *steps,
@@ -72,7 +77,7 @@ def decide(registry: Registry, text: str) -> list[Step]:
         return [*steps, Step("device", "no", f"backend {spec.backend} cannot list its devices: {error}")]
     if info is None:
         if kind_of(spec.address) is not Kind.OWN:
-            return [*steps, Step("device", "later", "it is not there; it is plugged in when it comes")]
+            return [*steps, Step("device", "later", f"{missing(spec.address)}; it is plugged in when it comes")]
         info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
         steps.append(Step("device", "yes", "the backend knows more when it opens it"))
     else:
@@ -80,6 +85,8 @@ def decide(registry: Registry, text: str) -> list[Step]:
         steps.append(Step("device", "yes", f"{info.name}, {identity}, {describe(info)}"))
     if info.note:
         steps.append(_access(info))
+    if info.in_use:
+        steps.append(_use(info, spec))
     if info.driver:
         steps.append(Step("host driver", "yes", f"{info.driver} has it, gives it up, and gets it back at the end"))
     steps.append(_plugins(registry, spec, info))
@@ -87,11 +94,21 @@ def decide(registry: Registry, text: str) -> list[Step]:
 
 
 def _access(info: DeviceInfo) -> Step:
-    """What prevents the use of a device, with a udev rule to paste if that is what it says."""
-    reason, found, rule = info.note.partition("; a udev rule would help: ")
-    if not found:
-        return Step("access", "no", info.note)
-    return Step("access", "no", reason, udev_advice(rule))
+    """What prevents the use of a device, with what to paste if it says what would help."""
+    reason, found, rule = info.note.partition(RULE)
+    if found:
+        return Step("access", "no", reason, udev_advice(rule))
+    reason, found, command = info.note.partition(ALLOW)
+    return Step("host" if found else "access", "no", reason, command)
+
+
+def _use(info: DeviceInfo, spec: DeviceSpec) -> Step:
+    """Whether a device is taken away from who uses it on the host."""
+    if spec.options.get("in-use") == InUse.TAKE.value:
+        return Step("host", "yes", f"it is taken although it is in use: {info.in_use}")
+    fix = f"End that (umount, swapoff, ip link set ... down), or take it all the same: {spec.text}"
+    fix += f"{'&' if '?' in spec.text else '?'}in-use={InUse.TAKE.value}"
+    return Step("host", "no", f"it is in use: {info.in_use}", fix)
 
 
 def udev_advice(rule: str) -> str:

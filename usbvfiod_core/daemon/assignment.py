@@ -33,7 +33,7 @@ def assign(
 
 
 def _choose(attachment: Attachment, devices: Sequence[DeviceInfo], held: dict[str, Attachment]) -> Choice:
-    address, last, follow_port = attachment.spec.address, attachment.last, attachment.spec.follow_port
+    address, last, follow_port = attachment.spec.address, attachment.known, attachment.spec.follow_port
     free = [info for info in devices if not info.port_path or info.port_path not in held]
     try:
         info = find_again(address, last, free, follow_port=follow_port)

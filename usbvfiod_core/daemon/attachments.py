@@ -12,16 +12,15 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Protocol
 
-from ..errors import ConfigError, DeviceError, UsbvfiodError
+from ..errors import ConfigError, DeviceError, DeviceWithheld, UsbvfiodError
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .assignment import assign
 from .config import DeviceSpec, Mode, check_backend
-from .guest_ports import GuestPorts
-from .intents import Attachment, Done, State, instance
+from .guest_ports import GuestPorts, RootHub
+from .intents import WITHHELD_PACE, Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, describe, kind_of
 from .opening import AttachmentRefused, DeviceAbsent, choose_port, explained, open_device, wrong_kind
@@ -30,13 +29,6 @@ log = logging.getLogger(__name__)
 
 OPEN_NOTICE = 2.0
 """Seconds after which a device that is still being opened is mentioned in the log, and others do not wait for it."""
-
-
-class RootHub(Protocol):
-    """What attachments need of the controller."""
-
-    def plug(self, device: Device, port_id: int | None = None) -> int: ...
-    def unplug(self, port_id: int) -> None: ...
 
 
 class Attachments:
@@ -293,6 +285,8 @@ class Attachments:
             self._plug(attachment, result)
         except DeviceAbsent:
             self._absent(attachment)
+        except DeviceWithheld as error:
+            self._withheld(attachment, error)
         except BaseException as error:
             self._failed(attachment, error)
 
@@ -331,15 +325,21 @@ class Attachments:
         if self._is_over(attachment):
             return
         if attachment.fresh:
-            required = attachment.spec.mode is Mode.REQUIRED
-            what = "it is required, and nothing is served before" if required else "it is plugged in when it comes"
-            log.log(logging.ERROR if required else logging.INFO, "device %s is not there; %s", attachment, what)
-        self._arrive(attachment, State.WAITING, "it is not there")
+            attachment.tell_absence()
+        self._arrive(attachment, State.WAITING, attachment.absence)
         if self.inventory.has_events(attachment.spec.backend):
             attachment.failures = 0
         else:
             attachment.failures += 1
             self._later(attachment, attachment.delay)
+
+    def _withheld(self, attachment: Attachment, error: DeviceWithheld) -> None:
+        """Its device is there, and the host does not give it now."""
+        if self._is_over(attachment):
+            return
+        attachment.withhold(explained(attachment.spec, error))
+        self._arrive(attachment, State.WAITING, str(error))
+        self._later(attachment, WITHHELD_PACE)
 
     def _undecided(self, attachment: Attachment, error: UsbvfiodError) -> None:
         """There are several devices that it may mean, or another attachment has the one."""
@@ -347,9 +347,10 @@ class Attachments:
             self._failed(attachment, error)
             return
         attachment.cancel_timer()
-        self._complain(attachment, explained(attachment.spec, error))
+        told = explained(attachment.spec, error)
+        attachment.complain(told)
         self._set(attachment, State.WAITING, str(error))
-        attachment.answer(explained(attachment.spec, error))
+        attachment.answer(told)
 
     def _failed(self, attachment: Attachment, error: BaseException) -> None:
         """Its device could not be listed, found, admitted, opened, wrapped or plugged in."""
@@ -362,7 +363,7 @@ class Attachments:
             self._rest(attachment)
             return
         attachment.failures += 1
-        self._complain(attachment, told)
+        attachment.complain(told)
         refused = isinstance(error, AttachmentRefused)
         self._set(attachment, State.REFUSED if refused else State.RETRYING, str(error))
         if not refused:
@@ -379,12 +380,6 @@ class Attachments:
         else:
             return False
         return True
-
-    def _complain(self, attachment: Attachment, error: UsbvfiodError) -> None:
-        """Log what is wrong, once for many tries."""
-        if attachment.complaint != str(error):
-            attachment.complaint = str(error)
-            log.warning("%s", error)
 
     def _rest(self, attachment: Attachment) -> None:
         """Nothing of it is open any more."""

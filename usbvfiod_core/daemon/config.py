@@ -20,6 +20,7 @@ from ..hooks.options import Declared, SettingError, plugin_options
 from ..hooks.settings import PluginSelection, Settings
 from ..pci.interrupts import Mechanism
 from ..usb.backend import Backend
+from .address_forms import meant
 from .matching import Kind, kind_of
 from .selector import SPIN
 
@@ -32,8 +33,12 @@ USB3_PORTS = 7
 MAX_NAME = 64
 MAX_SPIN = 10_000  # microseconds
 
-OWN_BACKENDS = ("libusb", "usbfs")
-"""Backends that are distributions of this project, named after it and them."""
+OWN_BACKENDS = ("usbfs", "libusb")
+"""Backends for devices of the host that are distributions of this project, named after it and them; the first that is
+installed is preferred."""
+
+BUILT_IN = "virtual"
+"""The backend that is always there, and has no device of the host."""
 
 CORE_OPTIONS = ("port", "name", "mode", "follow-port")
 
@@ -207,9 +212,11 @@ def parse_device(
 
 
 def host_backend(backends: Mapping[str, Backend]) -> str | None:
-    """The one backend whose devices are the host's own; None if there is none, or a choice."""
+    """The backend whose devices are the host's own, of several the one that is preferred; None if there is none, or a
+    choice that is not ours."""
     found = [name for name, backend in backends.items() if backend.of_host]
-    return found[0] if len(found) == 1 else None
+    preferred = [name for name in OWN_BACKENDS if name in found]
+    return (preferred or found)[0] if preferred or len(found) == 1 else None
 
 
 def split_device(
@@ -221,13 +228,16 @@ def split_device(
     match = _PREFIX.fullmatch(place)
     if match is not None and match[1] in known:
         backend, address = match[1], match[2]
-    elif default_backend is None and host is not None and kind_of(place) not in (Kind.OWN, Kind.NAME):
-        backend, address = host, place
+    elif kind_of(place) not in (Kind.OWN, Kind.NAME):
+        backend, address = default_backend or host, place
+        if backend is None:
+            raise ConfigError(f"device {text!r} {no_host_backend(place, known)}")
     elif match is not None and not _VENDOR.fullmatch(match[1]):
-        raise ConfigError(f"device {text!r}: {no_backend(match[1], known)}")
+        raise ConfigError(f"device {text!r}: {no_backend(match[1], known)}{meant(place)}")
     elif default_backend is None:
         raise ConfigError(
-            f"device {text!r} names no backend; write BACKEND:{place} or give --backend (there are: {_list(known)})"
+            f"device {text!r} names no backend{meant(place)}; write BACKEND:{place} or give --backend "
+            f"(there are: {_list(known)})"
         )
     else:
         backend, address = default_backend, place
@@ -270,6 +280,16 @@ def check_backend(name: str, backends: Iterable[str]) -> str:
     if name not in known:
         raise ConfigError(no_backend(name, known))
     return name
+
+
+def no_host_backend(place: str, known: Iterable[str]) -> str:
+    """What to say of a device of the host where none of the backends that there are is meant."""
+    others = [name for name in known if name != BUILT_IN]
+    remedy = f"`pip install usbvfiod-{OWN_BACKENDS[0]}` brings one"
+    if not others:
+        return f"is one of this host, for which there is no backend; {remedy}"
+    more = "" if set(others) & set(OWN_BACKENDS) else f"; {remedy} for devices of this host"
+    return f"names no backend; write BACKEND:{place} or give --backend (there are: {_list(others)}){more}"
 
 
 def no_backend(name: str, known: Iterable[str]) -> str:

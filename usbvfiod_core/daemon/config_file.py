@@ -39,10 +39,12 @@ from .config import (
     ServerSettings,
     check_backend,
     device_spec,
+    no_host_backend,
     parse_device,
     split_device,
     take_plugin_options,
 )
+from .matching import Kind, kind_of
 from .toml_lines import Place, TomlLines
 
 _SERVER = Schema(ServerSettings)
@@ -274,6 +276,8 @@ def _identity(
         if not table.get("address"):
             raise file.error(place, "says neither spec nor address")
         backend = table.get("backend", server.backend or host)
+        if backend is None and kind_of(table["address"]) not in (Kind.OWN, Kind.NAME):
+            raise file.error(place, no_host_backend(table["address"], backends))
         if backend is None:
             raise file.error(place, f"says no backend (there are: {', '.join(backends) or 'none'})")
         check_backend(backend, backends)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Protocol
 
 from ..errors import ConfigError
+from ..usb.device import Device
 
 LINUX_USB2, LINUX_USB3, LINUX_PORTS = 31, 15, 127
 """What a Linux guest uses: USB_MAXCHILDREN and USB_SS_MAXPORTS of a controller's two root hubs. Before Linux 6.17 it
 reads seven bits of the number of all ports, and of 128 sees none."""
 MACOS_PORTS = 15
+
+
+class RootHub(Protocol):
+    """What attachments need of the controller."""
+
+    def plug(self, device: Device, port_id: int | None = None) -> int: ...
+    def unplug(self, port_id: int) -> None: ...
 
 
 class GuestPorts:

@@ -5,6 +5,7 @@ Nothing here acts on devices; `attachments` does. When to try again is decided h
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from enum import Enum
@@ -14,6 +15,9 @@ from ..errors import UsbvfiodError
 from ..usb.backend import DeviceInfo
 from ..usb.device import Device, Timer
 from .config import DeviceSpec, Mode
+from .matching import Kind, kind_of, missing
+
+log = logging.getLogger(__name__)
 
 RETRIES: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds to wait after the first, second, ... failure in a row; the last one from then on."""
@@ -21,6 +25,9 @@ AFTER_EVENT: Final = 1.0
 """When a device came, went or changed, a failed attachment is tried again this long after its last try at most."""
 PACE: Final = 0.1
 """Seconds between two tries at least, however often the device comes and goes."""
+WITHHELD_PACE: Final = 2.0
+"""Seconds between two looks whether the host gives a device now: of most that it waits for, such as the end of a mount,
+there is no event that reaches everybody."""
 STABLE: Final = 10.0
 """A device that has been plugged in for this many seconds has nothing held against it any more."""
 
@@ -29,7 +36,7 @@ class State(Enum):
     """Where an attachment is in its life."""
 
     WAITING = "waiting"
-    """Its device is not there, or it cannot be told which one it is."""
+    """Its device is not there, it cannot be told which one it is, or the host does not give it now."""
     ASKING = "asking"
     """Its device is there, and somebody has to allow it (mode `ask`)."""
     HELD = "held"
@@ -83,6 +90,8 @@ class Attachment:
         self.allowed = spec.mode is not Mode.ASK
         self.forget = False
         """Not to be kept once it is detached."""
+        self.withheld: tuple[object, ...] | None = None
+        """The `instance` that the host did not give."""
         self.fresh = True
         """Nobody knows of it yet but who asked for it: an error ends it."""
         self.fd: int | None = None
@@ -119,6 +128,19 @@ class Attachment:
         self.note = text
         return self.state is State.PLUGGED
 
+    @property
+    def known(self) -> DeviceInfo | None:
+        """The device by which it is recognized: the one it had last; or the one that a path led to when it was tried,
+        because the path goes with the host's driver."""
+        if self.last is None and self.info.port_path and kind_of(self.spec.address) is Kind.PATH:
+            return self.info
+        return self.last
+
+    @property
+    def absence(self) -> str:
+        """What to say while its device is not there."""
+        return missing(self.spec.address) if self.known is None else "it is not there"
+
     def take_fd(self) -> int | None:
         """The descriptor in `fd`, which from now on belongs to the caller."""
         fd, self.fd = self.fd, None
@@ -129,6 +151,26 @@ class Attachment:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
+
+    def tell_absence(self) -> None:
+        """Log that its device is not there, to whoever has just asked for it."""
+        required = self.spec.mode is Mode.REQUIRED
+        what = "it is required, and nothing is served before" if required else "it is plugged in when it comes"
+        level = logging.ERROR if required else logging.INFO
+        absence = "is not there" if self.absence == "it is not there" else f"is not there, {self.absence}"
+        log.log(level, "device %s %s; %s", self, absence, what)
+
+    def complain(self, error: UsbvfiodError) -> None:
+        """Log what is wrong, once for many tries."""
+        if self.complaint != str(error):
+            self.complaint = str(error)
+            log.warning("%s", error)
+
+    def withhold(self, error: UsbvfiodError) -> None:
+        """The host does not give its device, which is no failure."""
+        self.complain(error)
+        self.failures = 0
+        self.withheld = instance(self.info)
 
     def answer(self, result: Attachment | UsbvfiodError) -> None:
         """Tell the waiters, for whom that is all."""
@@ -160,7 +202,10 @@ class Attachment:
         self._lost = None
 
     def wait(self, now: float, *, event: bool) -> float:
-        """Seconds until it may be tried: RETRIES after a failure, sooner after an event, and never in a rush."""
+        """Seconds until it may be tried: RETRIES after a failure, sooner after an event, and never in a rush; at
+        leisure where the list says of its device, in the same words, why the host did not give it."""
+        if (self.info.note or self.info.in_use) and self.withheld == instance(self.info):
+            return WITHHELD_PACE
         delay = self.delay
         if event:
             delay = min(delay, AFTER_EVENT)
@@ -175,7 +220,7 @@ class Attachment:
     def soon(self) -> None:
         """Somebody asks for it: what happened before is forgotten."""
         self.failures = self._losses = 0
-        self._lost = None
+        self._lost = self.withheld = None
         self._last_try = float("-inf")
 
     def cancel_timer(self) -> None:
@@ -186,5 +231,5 @@ class Attachment:
 
 
 def instance(info: DeviceInfo) -> tuple[object, ...]:
-    """What changes when a device was plugged in anew, or became another."""
-    return info.address, info.vendor_id, info.product_id, info.serial, info.note
+    """What changes when a device was plugged in anew, became another, or is used otherwise by the host."""
+    return info.address, info.vendor_id, info.product_id, info.serial, info.note, info.in_use

@@ -9,11 +9,14 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 
 from ..errors import ConfigError
+from ..host.paths import usb_node
 from ..usb.backend import DeviceInfo
+from .address_forms import canonical, listed
 
 _NUMBER = r"[0-9A-Fa-f*?!\[\]-]+"
 _IDENTITY = re.compile(rf"({_NUMBER}):({_NUMBER})(?::(.*))?", re.DOTALL)
 _WHOLE_NUMBER = re.compile(r"[0-9A-Fa-f]{4}|.*[*?\[].*")
+_NODE = re.compile(r"/dev/bus/usb/\d+/\d+")
 _PORT_PATH = re.compile(r"[\d*]+-[\d*]+(\.[\d*]+)*")
 _NAME = "name="
 
@@ -22,23 +25,28 @@ class Kind(IntEnum):
     """What an address goes by; the lower, the more it knows. Attachments that know more choose first."""
 
     NODE = 0
-    """`/dev/bus/usb/002/003`, or a link to it."""
-    OWN = 1
+    """`/dev/bus/usb/002/003`, or a whole line of lsusb."""
+    PATH = 1
+    """`/dev/ttyUSB0`: a link to a node, or what the device is on this host while a driver of the host has it."""
+    OWN = 2
     """Something that only the backend understands, `flash` say."""
-    PORT_PATH = 2
+    PORT_PATH = 3
     """`2-1.4`, as in sysfs."""
-    SERIAL = 3
+    SERIAL = 4
     """`VID:PID:SERIAL`."""
-    IDENTITY = 4
+    IDENTITY = 5
     """`VID:PID`."""
-    NAME = 5
+    NAME = 6
     """`name=TEXT`."""
 
 
 def kind_of(address: str) -> Kind:
-    """What `address` goes by."""
-    if address.startswith("/"):
+    """What `address` goes by, in whatever form it is written."""
+    address = canonical(address)
+    if _NODE.fullmatch(address) or listed(address):
         return Kind.NODE
+    if address.startswith("/"):
+        return Kind.PATH
     if address.startswith(_NAME):
         return Kind.NAME
     if _PORT_PATH.fullmatch(address):
@@ -57,17 +65,20 @@ def rank(address: str) -> tuple[int, bool]:
 def matching(address: str, devices: Iterable[DeviceInfo], *, either_side: bool = False) -> list[DeviceInfo]:
     """The devices that `address` means. `either_side`: a port path means both sides of its socket, USB 2 and USB 3.
 
-    In all but nodes `*` stands for any text and `[...]` for one character, as in a shell. Names are compared without
-    regard to case.
+    In all but nodes and paths `*` stands for any text and `[...]` for one character, as in a shell. Names are compared
+    without regard to case. Raises ConfigError for a path that is there and is no USB device.
     """
     devices = list(devices)
     own = [info for info in devices if info.address == address]
     if own:
         return own
+    address = canonical(address)
     kind = kind_of(address)
     if kind is Kind.NODE:
-        node = os.path.realpath(address)
-        return [info for info in devices if info.address == node]
+        return _at_node(address, devices)
+    if kind is Kind.PATH:
+        node = _real(address)
+        return [info for info in devices if info.address == node] or _behind(address, devices)
     if kind is Kind.OWN:
         return []
     if kind is Kind.PORT_PATH:
@@ -103,8 +114,9 @@ def find_again(
     """The same, for an attachment that had the device `last` before, or None if it had none yet.
 
     With `follow_port` it is whatever sits in the socket of `last`. A node is given a new number each time, and an old
-    number to another device: there it is the same kind of device in the same place. Of several devices that are alike
-    it is the one in the same place. Raises ConfigError if several are left.
+    number to another device: there it is the same kind of device in the same place. A path is gone while the device is
+    a guest's: there it is the same, or the device with the same serial number wherever it is. Of several devices that
+    are alike it is the one in the same place. Raises ConfigError if several are left.
     """
     devices = list(devices)
     if last is None or not last.port_path:
@@ -112,9 +124,13 @@ def find_again(
     if follow_port:
         socket = {last.port_path, last.twin} - {""}
         return _only(address, [info for info in devices if not socket.isdisjoint((info.port_path, info.twin))])
-    if kind_of(address) is Kind.NODE:
+    kind = kind_of(address)
+    if kind in (Kind.NODE, Kind.PATH):
         found = [info for info in devices if _same_place_and_kind(info, last)]
-        return _only(address, found or [info for info in matching(address, devices) if _same_kind(info, last)])
+        found = found or [info for info in _now_at(address, devices) if _same_kind(info, last)]
+        if not found and kind is Kind.PATH and last.serial:
+            found = [info for info in devices if _same_kind(info, last)]
+        return _only(address, found)
     found = matching(address, devices)
     return _only(address, [info for info in found if _same_place_and_kind(info, last)] or found)
 
@@ -127,6 +143,44 @@ def describe(info: DeviceInfo) -> str:
     if info.port_path:
         parts.append(f"port {info.port_path}")
     return " ".join(parts)
+
+
+def missing(address: str) -> str:
+    """What to say of a device that is not there."""
+    path = canonical(address)
+    if kind_of(path) is Kind.PATH and not os.path.exists(path):
+        return f"{path} does not exist"
+    return "it is not there"
+
+
+def _at_node(address: str, devices: list[DeviceInfo]) -> list[DeviceInfo]:
+    """What is at a node. A line of lsusb is of some time ago: if another device is there now, it means its kind."""
+    line = listed(address)
+    if line is None:
+        return [info for info in devices if info.address == address]
+    node, identity = line
+    alike = [info for info in devices if f"{info.vendor_id:04x}:{info.product_id:04x}" == identity]
+    return [info for info in alike if info.address == node] or alike
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL
+        return path
+
+
+def _behind(path: str, devices: list[DeviceInfo]) -> list[DeviceInfo]:
+    node = usb_node(path)
+    return [info for info in devices if info.address == node]
+
+
+def _now_at(address: str, devices: list[DeviceInfo]) -> list[DeviceInfo]:
+    """As `matching`; what once was the path of a USB device may be that of something else now."""
+    try:
+        return matching(address, devices)
+    except ConfigError:
+        return []
 
 
 def _fits(text: str, pattern: str) -> bool:

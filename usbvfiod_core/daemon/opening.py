@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from ..errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
@@ -29,7 +29,7 @@ def open_device(
 ) -> Device:
     """Ask the plugins whether `info` may be used, and open it, behind `fd` if one is given. In a thread; may block.
 
-    Raises AttachmentRefused, DeviceAbsent, or whatever the backend raises.
+    Raises AttachmentRefused, DeviceAbsent, or whatever the backend raises, of which DeviceWithheld is no failure.
     """
     refusal = registry.refusal(info, spec.settings)
     if refusal is not None:
@@ -40,6 +40,8 @@ def open_device(
         return backend.open_fd(fd, spec.options, loop)
     try:
         return backend.open(info.address, spec.options, loop)
+    except DeviceWithheld:
+        raise
     except DeviceError as error:
         # A device that sits in no socket is one that cannot be pulled out of it.
         if info.port_path and all(each.address != info.address for each in backend.list_devices()):

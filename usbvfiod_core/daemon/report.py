@@ -24,6 +24,7 @@ def device_entry(info: DeviceInfo) -> dict[str, object]:
         "twin": info.twin,
         "driver": info.driver,
         "note": info.note,
+        "in_use": info.in_use,
     }
 
 

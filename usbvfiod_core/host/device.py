@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from ..errors import DeviceError
 from ..usb import data_stage
 from ..usb.descriptors import Configuration
 from ..usb.device import DeviceEvents, Loop
@@ -136,8 +137,12 @@ class HostDevice(HostContract):
 
     def interfaces_to_take(self, value: int) -> list[int]:
         """In a thread, when the host does not set configuration `value`, since its drivers have the device: it has
-        configured it meanwhile, or they were faster. Which interfaces to take from them."""
-        now = None if self._ownership is None else self._ownership.now()
+        configured it meanwhile, or they were faster. Which interfaces to take from them. Raises ClaimLost if the host
+        uses it."""
+        try:
+            now = None if self._ownership is None else self._ownership.admitted(self.options)
+        except DeviceError as error:
+            raise ClaimLost(str(error)) from error
         present = value if now is None or now.directory is None else now.configuration
         if now is not None and self._host_configuration is None and present is not None:
             self.host_has(now)

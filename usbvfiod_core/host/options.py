@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
+from typing import TypeVar
 
 from ..errors import ConfigError
+
+Choice = TypeVar("Choice", bound=Enum)
 
 
 class ResetPolicy(Enum):
@@ -22,6 +25,15 @@ class ResetPolicy(Enum):
     """Configure it anew instead."""
 
 
+class InUse(Enum):
+    """What is done about a device that the host itself uses, see `usage`."""
+
+    REFUSE = "refuse"
+    """Wait until it does not any more."""
+    TAKE = "take"
+    """Take it away from whoever uses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostOptions:
     """The options, checked."""
@@ -32,6 +44,7 @@ class HostOptions:
     would sleep for ever; without this, guests do not suspend what must wake them."""
     reattach: bool = True
     """Whether the host's drivers get the device back at the end."""
+    in_use: InUse = InUse.REFUSE
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> HostOptions:
@@ -41,17 +54,25 @@ class HostOptions:
                 near = get_close_matches(key, _KEYS, 1)
                 hint = f"{near[0]!r} is meant?" if near else f"there are: port, {', '.join(_KEYS)}"
                 raise ConfigError(f"unknown option {key!r}; {hint}")
-        reset = options.get("reset", ResetPolicy.AUTO.value)
-        try:
-            policy = ResetPolicy(reset)
-        except ValueError:
-            choices = ", ".join(each.value for each in ResetPolicy)
-            raise ConfigError(f"reset is one of {choices}, not {reset!r}") from None
-        return cls(policy, _flag(options, "remote-wakeup", False), _flag(options, "reattach", True))
+        return cls(
+            _choice(options, "reset", ResetPolicy.AUTO),
+            _flag(options, "remote-wakeup", False),
+            _flag(options, "reattach", True),
+            _choice(options, "in-use", InUse.REFUSE),
+        )
 
 
-_KEYS = ("reset", "remote-wakeup", "reattach")
+_KEYS = ("reset", "remote-wakeup", "reattach", "in-use")
 _FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
+
+def _choice(options: Mapping[str, str], key: str, default: Choice) -> Choice:
+    value = options.get(key, default.value)
+    try:
+        return type(default)(value)
+    except ValueError:
+        choices = ", ".join(each.value for each in type(default))
+        raise ConfigError(f"{key} is one of {choices}, not {value!r}") from None
 
 
 def _flag(options: Mapping[str, str], key: str, default: bool) -> bool:

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from .gate import admit
+from .options import HostOptions
 from .sysfs import SysfsDevice
 
 USBFS: Final = "usbfs"
@@ -63,6 +65,10 @@ class Ownership:
     def now(self) -> SysfsDevice:
         """The device, read again; in a thread, as it waits while somebody else uses the device."""
         return self._device.now()
+
+    def admitted(self, options: HostOptions) -> SysfsDevice:
+        """As `now`, if it may be taken from the host's drivers, which have it. Raises DeviceError, see `gate`."""
+        return admit(self._device, options)
 
     def _pulled_out(self) -> bool:
         """Linux says so of the descriptor before it takes the device apart."""

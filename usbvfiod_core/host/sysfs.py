@@ -23,6 +23,7 @@ from ..errors import DeviceError
 from ..usb.backend import DeviceInfo
 from ..usb.speed import Speed
 from .reading import Reading
+from .usage import Usage
 
 DEVICES = Path("/sys/bus/usb/devices")
 NODES = Path("/dev/bus/usb")
@@ -36,6 +37,10 @@ _BEGINNING, _PAUSE = 0.5, 0.005
 
 _MAJOR, _NUMBERS = 189, 128
 """The device number of USB device nodes, and how many of them a bus has (Linux Documentation/admin-guide/devices)."""
+
+ALLOW = "; this would allow it: "
+"""What stands between the reason and what helps, in what `not_authorized` says; the same in `access_problem`."""
+RULE = "; a udev rule would help: "
 
 _DEVICE_NAME = re.compile(r"usb\d+|\d+-\d+(\.\d+)*")
 _PORT = re.compile(r"(?:usb(\d+)|(\d+-\d+(?:\.\d+)*))-port(\d+)")
@@ -74,6 +79,10 @@ class SysfsDevice:
     sent: see `configurations`."""
     drivers: dict[int, str] = field(default_factory=dict)
     """Who holds which interface."""
+    authorized: bool = True
+    """False: the host has decided, or left it to somebody to decide, that the device is not to be used."""
+    unauthorized: tuple[str, ...] = ()
+    """Interfaces (`2-1.4:1.0`) of which that is so, of a device that may be used."""
     reset_quirk: bool = False
     """The kernel knows that the device does not survive a reset."""
     twin: str = ""
@@ -110,8 +119,9 @@ _readings: dict[Path, tuple[int, Reading[SysfsDevice | None]]] = {}
 def scan(root: Path = DEVICES) -> list[SysfsDevice]:
     """Every device there is now, in the order of buses and ports; none where the host has no USB.
 
-    Waits for the host where a device is new, but not for long, see `Reading`; of the others just the drivers are read
-    again. A device that the host is not done with is not listed yet; `hotplug.watch` tells when it is.
+    Waits for the host where a device is new, but not for long, see `Reading`; of the others just the drivers, and
+    whether they are authorized, are read again. A device that the host is not done with is not listed yet;
+    `hotplug.watch` tells when it is.
     """
     try:
         directories = [root / entry.name for entry in os.scandir(root) if _DEVICE_NAME.fullmatch(entry.name)]
@@ -145,8 +155,17 @@ def _as_read(directory: Path, reading: Reading[SysfsDevice | None]) -> SysfsDevi
         if reading.done:
             _readings.pop(directory, None)
         return None
+    if device.device_class == HUB_CLASS:
+        return device  # nobody wants it, and the host has many
+    authorized = _is_authorized(directory)
+    if authorized and not device.authorized:
+        # Linux configures it now, and has shown less of it before.
+        _readings.pop(directory, None)
+        anew = _reading(directory)
+        return None if anew is None else _as_read(directory, anew)
     try:
-        return replace(device, drivers=_drivers(directory))
+        drivers, unauthorized = _interfaces(directory)
+        return replace(device, drivers=drivers, authorized=authorized, unauthorized=unauthorized)
     except (OSError, ValueError):
         return None
 
@@ -167,6 +186,7 @@ def read(directory: Path) -> SysfsDevice | None:
     try:
         device_class = int(text["bDeviceClass"], 16)
         is_hub = device_class == HUB_CLASS
+        drivers, unauthorized = _interfaces(directory)
         return SysfsDevice(
             name=directory.name,
             bus=int(text["busnum"]),
@@ -180,7 +200,9 @@ def read(directory: Path) -> SysfsDevice | None:
             device_class=device_class,
             configuration=None if is_hub else _configuration(text.get("bConfigurationValue")),
             descriptors=(directory / "descriptors").read_bytes(),
-            drivers=_drivers(directory),
+            drivers=drivers,
+            authorized=_is_authorized(directory),
+            unauthorized=unauthorized,
             reset_quirk=bool(int(text.get("quirks") or "0", 16) & _RESET_QUIRK) or text.get("avoid_reset_quirk") == "1",
             twin=_twin(directory),
             directory=directory,
@@ -220,6 +242,11 @@ def find_fd(fd: int, devices: list[SysfsDevice]) -> SysfsDevice:
 
 
 def refusal(device: SysfsDevice) -> str | None:
+    """Why the device cannot be given to a guest, now or ever; None if it can."""
+    return unfitness(device) or not_authorized(device)
+
+
+def unfitness(device: SysfsDevice) -> str | None:
     """Why the device is one that cannot be given to a guest at all; None if it can."""
     if device.is_root_hub:
         return "a root hub belongs to the host's controller; give the devices behind it"
@@ -228,6 +255,18 @@ def refusal(device: SysfsDevice) -> str | None:
     if device.speed is None:
         return "its speed is not known to this host"
     return None
+
+
+def not_authorized(device: SysfsDevice) -> str | None:
+    """What of the device the host has not authorized, and what would help; None if that is nothing."""
+    if not device.authorized:
+        fix = f"echo 1 | sudo tee {DEVICES / device.name}/authorized, or usbguard allow-device where USBGuard decides"
+        return f"the host has not authorized it{ALLOW}{fix}"
+    if not device.unauthorized:
+        return None
+    places = " ".join(f"{DEVICES / name}/authorized" for name in device.unauthorized)
+    what = f"interface{'s' * (len(device.unauthorized) > 1)} {', '.join(device.unauthorized)}"
+    return f"the host has not authorized its {what}{ALLOW}echo 1 | sudo tee {places}"
 
 
 def access_problem(device: SysfsDevice) -> str | None:
@@ -239,8 +278,8 @@ def access_problem(device: SysfsDevice) -> str | None:
     except OSError as error:
         return f"{device.node}: {error.strerror}"
     return (
-        f"no permission for {device.node} (mode {mode.st_mode & 0o777:04o}, owner {mode.st_uid}:{mode.st_gid}); "
-        f"a udev rule would help: {udev_rule(device)}"
+        f"no permission for {device.node} (mode {mode.st_mode & 0o777:04o}, owner {mode.st_uid}:{mode.st_gid})"
+        f"{RULE}{udev_rule(device)}"
     )
 
 
@@ -250,7 +289,13 @@ def udev_rule(device: SysfsDevice) -> str:
     return f'SUBSYSTEM=="usb", {identity}, MODE="0660", GROUP="plugdev", TAG+="uaccess"'
 
 
-def device_info(backend: str, device: SysfsDevice) -> DeviceInfo:
+def device_infos(backend: str, devices: list[SysfsDevice]) -> list[DeviceInfo]:
+    """`device_info` of each, at one moment of the host."""
+    usage = Usage()
+    return [device_info(backend, device, usage) for device in devices]
+
+
+def device_info(backend: str, device: SysfsDevice, usage: Usage | None = None) -> DeviceInfo:
     """What `usbvfiod devices` and the other parts of the core want to know of a device."""
     return DeviceInfo(
         backend=backend,
@@ -264,7 +309,15 @@ def device_info(backend: str, device: SysfsDevice) -> DeviceInfo:
         twin=device.twin,
         driver=", ".join(sorted(set(device.drivers.values()))),
         note=refusal(device) or access_problem(device) or "",
+        in_use="; ".join(users(device, usage)),
     )
+
+
+def users(device: SysfsDevice, usage: Usage | None = None) -> list[str]:
+    """Who uses the device on the host, see `Usage`. Nobody uses so what only programs have; of hubs nothing is told."""
+    if device.directory is None or device.device_class == HUB_CLASS or not set(device.drivers.values()) - {"usbfs"}:
+        return []
+    return (usage or Usage()).of(device.directory)
 
 
 class _Attributes:
@@ -286,7 +339,7 @@ class _Attributes:
 def interface_drivers(directory: Path) -> dict[int, str]:
     """The driver of each interface of a device that has one now; none if the device has gone. Waits for nobody."""
     try:
-        return _drivers(directory)
+        return _interfaces(directory)[0]
     except (OSError, ValueError):
         return {}
 
@@ -301,14 +354,26 @@ def _configuration(value: str) -> int | None:
     return int(value) if value else None
 
 
-def _drivers(directory: Path) -> dict[int, str]:
-    drivers = {}
-    for interface in directory.glob(f"{directory.name}:*"):
-        driver = interface / "driver"
-        if driver.is_symlink():
-            number = int((interface / "bInterfaceNumber").read_text(), 16)
-            drivers[number] = Path(os.readlink(driver)).name
-    return drivers
+def _interfaces(directory: Path) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Who holds which interface, and which interfaces are not authorized."""
+    drivers, unauthorized = {}, []
+    for name in os.listdir(directory):
+        if not name.startswith(f"{directory.name}:"):
+            continue
+        interface = directory / name
+        try:
+            driver = os.readlink(interface / "driver")
+        except OSError:
+            pass
+        else:
+            drivers[int((interface / "bInterfaceNumber").read_text(), 16)] = os.path.basename(driver)
+        if not _is_authorized(interface):
+            unauthorized.append(name)
+    return drivers, tuple(sorted(unauthorized))
+
+
+def _is_authorized(directory: Path) -> bool:
+    return _Attributes(directory).get("authorized") != "0"
 
 
 def _twin(directory: Path) -> str:

@@ -31,6 +31,8 @@ class DeviceInfo:
     """The driver that holds the device now."""
     note: str = ""
     """Why the device cannot be used and what would help; empty for a usable one."""
+    in_use: str = ""
+    """Who uses it on the host, so that it is not taken without more ado; empty if nobody does."""
 
 
 class Backend(ABC):
@@ -57,7 +59,8 @@ class Backend(ABC):
 
         `options` are the `key=value` pairs behind the `?` of a specification, without those the core knows (`port`).
         Raises ConfigError for an address or option it does not know, naming those it does; DeviceError if the
-        device is missing or cannot be opened.
+        device is missing or cannot be opened; DeviceWithheld if it is there and its owner does not give it now: the
+        attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it.
         """
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:

@@ -14,6 +14,7 @@ from threading import Lock
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
+from usbvfiod_core.host.gate import admit
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
@@ -42,15 +43,14 @@ class LibusbBackend(Backend):
         self._lock = Lock()
 
     def list_devices(self) -> list[DeviceInfo]:
-        return [sysfs.device_info(self.name, device) for device in self._scan()]
+        return sysfs.device_infos(self.name, self._scan())
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         return hotplug.watch(loop, changed)
 
     def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
         parsed = HostOptions.parse(options)
-        device = sysfs.find(address, self._scan()).now()
-        _check(device)
+        device = admit(sysfs.find(address, self._scan()), parsed)
         try:
             fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -66,8 +66,7 @@ class LibusbBackend(Backend):
     def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
         try:
             parsed = HostOptions.parse(options)
-            device = sysfs.find_fd(fd, self._scan()).now()
-            _check(device)
+            device = admit(sysfs.find_fd(fd, self._scan()), parsed)
         except BaseException:
             os.close(fd)
             raise
@@ -116,13 +115,6 @@ class LibusbBackend(Backend):
             if self._libusb is None:
                 self._libusb = self._load()
             return self._libusb
-
-
-def _check(device: SysfsDevice) -> None:
-    """Raises DeviceError for a device that cannot be given to a guest."""
-    reason = sysfs.refusal(device)
-    if reason is not None:
-        raise DeviceError(f"{device.label} ({device.name}): {reason}")
 
 
 def _open_problem(device: SysfsDevice, error: OSError) -> str:

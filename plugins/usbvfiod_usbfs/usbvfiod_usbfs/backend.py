@@ -9,6 +9,7 @@ from typing import Final
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
+from usbvfiod_core.host.gate import admit
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
 
@@ -22,17 +23,18 @@ class UsbfsBackend(Backend):
     of_host = True
 
     def list_devices(self) -> list[DeviceInfo]:
-        return [sysfs.device_info(self.name, device) for device in sysfs.scan()]
+        return sysfs.device_infos(self.name, sysfs.scan())
 
     def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
         parsed = HostOptions.parse(options)
-        device = _usable(sysfs.find(address, sysfs.scan()).now())
+        device = admit(sysfs.find(address, sysfs.scan()), parsed)
         try:
             fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in _GONE and device.now() is device:
                 raise DeviceError(f"{device.node} has been unplugged") from None
-            reason = sysfs.access_problem(device) if isinstance(error, PermissionError) else None
+            missing = isinstance(error, PermissionError | FileNotFoundError)
+            reason = sysfs.access_problem(device) if missing else None
             raise DeviceError(reason or f"{device.node}: {error.strerror}") from None
         return _open(fd, device, parsed, loop)
 
@@ -48,7 +50,7 @@ class UsbfsBackend(Backend):
     def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
         try:
             parsed = HostOptions.parse(options)
-            device = _usable(sysfs.find_fd(fd, sysfs.scan()).now())
+            device = admit(sysfs.find_fd(fd, sysfs.scan()), parsed)
         except BaseException:
             os.close(fd)
             raise
@@ -65,10 +67,3 @@ def _open(fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Dev
     except BaseException:
         handle.close()
         raise
-
-
-def _usable(device: SysfsDevice) -> SysfsDevice:
-    reason = sysfs.refusal(device)
-    if reason is not None:
-        raise DeviceError(reason)
-    return device

@@ -29,6 +29,8 @@ GOOD = DeviceInfo("shelf", "/dev/bus/usb/001/002", 0x0403, 0x6001, "Serial", "A9
 CLOSED = DeviceInfo(
     "shelf", "/dev/bus/usb/001/003", 1, 2, "Closed", note=f"no permission for it; a udev rule would help: {RULE}"
 )
+FORBIDDEN = DeviceInfo("shelf", "/dev/bus/usb/001/004", 1, 3, "New", note="it is not; this would allow it: echo 1 > x")
+MOUNTED = DeviceInfo("shelf", "/dev/bus/usb/001/005", 1, 4, "Drive", in_use="sda1 is mounted at /mnt", driver="uas")
 HUB = DeviceInfo("shelf", "/dev/bus/usb/001/001", 0x1D6B, 2, "Hub", note="a hub is not passed through")
 TWINS = [DeviceInfo("shelf", f"/dev/bus/usb/002/00{n}", 5, 6, "Twin", port_path=f"2-{n}") for n in (1, 2)]
 
@@ -40,7 +42,7 @@ class Shelf(Backend):
     def list_devices(self) -> list[DeviceInfo]:
         if self.failure is not None:
             raise self.failure
-        return [GOOD, CLOSED, HUB, *TWINS]
+        return [GOOD, CLOSED, FORBIDDEN, MOUNTED, HUB, *TWINS]
 
     def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
         raise AssertionError("nothing is opened")
@@ -86,6 +88,19 @@ def answers(capsys: pytest.CaptureFixture[str]) -> Answers:
         ("shelf:9999:*", 0, "specification:yes device:later", ""),
         ("shelf:something", 0, "specification:yes device:yes plugins:yes", ""),
         ("shelf:0001:0002", 4, "specification:yes device:yes access:no plugins:yes", "no permission for it"),
+        ("shelf:0001:0003", 4, "specification:yes device:yes host:no plugins:yes", "cannot be attached: it is not"),
+        (
+            "shelf:0001:0004?port=3",
+            4,
+            "specification:yes device:yes host:no host driver:yes plugins:yes",
+            "cannot be attached: it is in use: sda1 is mounted at /mnt",
+        ),
+        (
+            "shelf:0001:0004?in-use=take",
+            0,
+            "specification:yes device:yes host:yes host driver:yes plugins:yes",
+            "",
+        ),
         ("shelf:1d6b:0002", 4, "specification:yes device:yes access:no plugins:yes", "a hub is not passed through"),
         ("shelf:2-1", 4, "specification:yes device:yes plugins:no", "twins are trouble (plugin shelf)"),
         ("shelf:0005:0006", 4, "specification:yes device:no", "is ambiguous"),
@@ -112,6 +127,20 @@ def test_why_prints_a_rule_to_paste(shelf: Shelf, capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     assert "access         no      no permission for it\n" in output
     assert f"<<'END'\n{RULE}\nEND\nsudo udevadm control --reload" in output
+
+
+def test_why_says_how_to_get_what_the_host_does_not_give(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", "shelf:0001:0003"]) == 4
+    assert "what would help (host):\necho 1 > x\n" in capsys.readouterr().out
+    assert main(["why", "shelf:0001:0004?port=3"]) == 4
+    assert "or take it all the same: shelf:0001:0004?port=3&in-use=take\n" in capsys.readouterr().out
+
+
+def test_devices_says_what_the_host_does_not_give(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices"]) == 0
+    output = capsys.readouterr().out
+    assert "it is not; this would allow it: echo 1 > x\n" in output
+    assert "in use on this host: sda1 is mounted at /mnt\n" in output
 
 
 # -- doctor ---------------------------------------------------------------------------------------------------------
@@ -147,6 +176,20 @@ def test_a_healthy_host(shelf: Shelf, host: Path, answers: Answers) -> None:
     code, answer, error = answers("doctor")
     assert (code, error, answer["healthy"]) == (0, "", True)
     assert verdicts(answer) == {"backends": "note", "usb": "ok", "events": "ok", "rights": "ok", "usbfs memory": "ok"}
+
+
+def test_what_the_host_does_not_give(
+    shelf: Shelf, host: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysfs, "users", lambda device, usage: ["sda1 is mounted at /mnt"])
+    (host / "sys/1-2/authorized").write_text("0\n")
+    code, answer, _ = answers("doctor")
+    assert code == 0
+    findings = {finding["check"]: finding for finding in answer["findings"]}
+    assert findings["authorization"]["text"] == "1-2 0403:6001 Serial: the host has not authorized it"
+    assert findings["authorization"]["fix"].startswith(f"echo 1 | sudo tee {host}/sys/1-2/authorized")
+    assert "sda1 is mounted at /mnt, so a guest gets it when that has ended" in findings["in use"]["text"]
+    assert findings["devices"]["verdict"] == "note"
 
 
 def test_each_illness_has_a_fix(

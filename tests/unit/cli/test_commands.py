@@ -154,6 +154,7 @@ def test_devices_as_json(shelf: ShelfPlugin, capsys: pytest.CaptureFixture[str])
         "twin": "",
         "driver": "r8152",
         "note": "no permission",
+        "in_use": "",
     }
 
 

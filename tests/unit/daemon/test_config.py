@@ -202,3 +202,53 @@ def test_the_hosts_backend_is_the_only_one() -> None:
     assert host_backend({"virtual": others, "toys": toys}) == "toys"
     others.of_host = True
     assert host_backend({"virtual": others, "toys": toys}) is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "preferred"),
+    [
+        (("usbfs",), "usbfs"),
+        (("libusb",), "libusb"),
+        (("libusb", "usbfs"), "usbfs"),
+        (("libusb", "toys"), "libusb"),
+        (("aaa", "libusb", "usbfs", "zzz"), "usbfs"),
+    ],
+)
+def test_of_several_backends_for_the_host_ours_is_preferred(installed: tuple[str, ...], preferred: str) -> None:
+    backends: dict[str, ToyBackend] = {"virtual": ToyBackend()}
+    for name in installed:
+        backends[name] = ToyBackend()
+        backends[name].of_host = True
+    assert host_backend(backends) == preferred
+    for text in ("/dev/bus/usb/002/003", "0403:6001"):
+        assert parse_device(text, backends, host=host_backend(backends)).backend == preferred
+
+
+@pytest.mark.parametrize("text", ["/dev/bus/usb/002/003", "0403:6001", "2-1", "/dev/ttyUSB0", "001:004"])
+def test_without_a_backend_for_the_host_its_package_is_named(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_device(text, ["virtual"])
+    assert str(error.value) == (
+        f"device {text!r} is one of this host, for which there is no backend; `pip install usbvfiod-usbfs` brings one"
+    )
+    with pytest.raises(ConfigError) as error:
+        parse_device(text, ["virtual", "replay"])
+    assert f"write BACKEND:{text} or give --backend (there are: replay); `pip install" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["0x0403:0x6001", "Bus 001 Device 004: ID 046d:c52b Logitech, Inc.", "hostbus=1,hostaddr=4"]
+)
+def test_other_forms_need_no_prefix_either(text: str) -> None:
+    spec = parse_device(f"{text}?port=3", BACKENDS, host="usbfs")
+    assert (spec.backend, spec.address, spec.port) == ("usbfs", text, 3)
+    assert parse_device(text, BACKENDS, "libusb").backend == "libusb"
+    assert parse_device(f"libusb:{text}", BACKENDS, host="usbfs").address == text
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("1:4", "write 001:004"), ("1.4", "write 001:004"), ("null", "/dev/null is meant?")]
+)
+def test_what_is_nearly_an_address_comes_with_a_hint(text: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"no backend.*; .*{hint}"):
+        parse_device(text, BACKENDS, host="usbfs")

@@ -21,9 +21,10 @@ def test_everything_can_be_set() -> None:
     ("options", "message"),
     [
         ({"rest": "never"}, "unknown option 'rest'; 'reset' is meant?"),
-        ({"speed": "3"}, "unknown option 'speed'; there are: port, reset, remote-wakeup, reattach"),
+        ({"speed": "3"}, "unknown option 'speed'; there are: port, reset, remote-wakeup, reattach, in-use"),
         ({"reset": "maybe"}, "reset is one of auto, always, never, not 'maybe'"),
         ({"reattach": ""}, "reattach is yes or no, not ''"),
+        ({"in-use": "yes"}, "in-use is one of refuse, take, not 'yes'"),
     ],
 )
 def test_what_is_wrong_is_named(options: dict[str, str], message: str) -> None:

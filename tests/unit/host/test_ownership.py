@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from usbvfiod_core.host import hotplug
-from usbvfiod_core.host.options import HostOptions, ResetPolicy
+from usbvfiod_core.host import gate, hotplug
+from usbvfiod_core.host.operations import ClaimLost
+from usbvfiod_core.host.options import HostOptions, InUse, ResetPolicy
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb import requests as usb
 from usbvfiod_core.usb.requests import SetupPacket
+from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 
 from .conftest import OUT, ScriptedDevice
@@ -35,7 +37,7 @@ class Host:
         for number in (0, 1):
             self.add(1, number, "usbfs")
         self.fd, self.far = socket.socketpair()
-        device = SysfsDevice("1-1", 1, 2, 0x1209, 1, configuration=1, directory=self.directory)
+        device = SysfsDevice("1-1", 1, 2, 0x1209, 1, speed=Speed.HIGH, configuration=1, directory=self.directory)
         self.ownership = Ownership(device, self.fd.fileno())
 
     def add(self, configuration: int, number: int, driver: str = "") -> None:
@@ -276,3 +278,18 @@ def test_events_of_its_drivers_reach_the_device(host: Host, monkeypatch: pytest.
     assert bench.events.disconnections == 1
     bench.close()
     assert told[-1] == ("", None)
+
+
+# -- interfaces that the host's drivers have got meanwhile -------------------------------------------------------------
+
+
+def test_they_are_taken_unless_the_host_uses_the_device(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    uses: list[str] = []
+    monkeypatch.setattr(gate, "users", lambda device: uses)
+    bench = OwnedBench(host)
+    assert bench.scripted.interfaces_to_take(1) == [0, 1]
+    uses.append("sda1 is mounted at /mnt")
+    with pytest.raises(ClaimLost, match="it is in use on this host: sda1 is mounted at /mnt"):
+        bench.scripted.interfaces_to_take(1)
+    bench.scripted.options = HostOptions(in_use=InUse.TAKE)
+    assert bench.scripted.interfaces_to_take(1) == [0, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_a_device_without_a_node_was_unplugged(scan: Callable[..., Path], loop: 
         UsbfsBackend().open(str(node), {}, loop)
     with pytest.raises(DeviceError, match="unplugged"):
         UsbfsBackend().open("2-1", {}, loop)
+
+
+def test_a_device_that_is_there_without_a_node_was_not_unplugged(
+    scan: Callable[..., Path], loop: StepLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that has /sys and no /dev/bus/usb."""
+    node = scan()
+    monkeypatch.setattr(sysfs.SysfsDevice, "now", lambda device: replace(device))
+    with pytest.raises(DeviceError) as caught:
+        UsbfsBackend().open(str(node), {}, loop)
+    assert str(caught.value) == f"{node}: No such file or directory"
 
 
 def test_a_node_that_may_not_be_opened_gets_its_udev_rule(

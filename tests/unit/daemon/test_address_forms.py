@@ -1,0 +1,87 @@
+"""The forms in which people write down a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.daemon.test_matching import DEVICES, MOUSE, STICK, TWIN
+from usbvfiod_core import DeviceInfo
+from usbvfiod_core.daemon.address_forms import canonical, listed, meant
+from usbvfiod_core.daemon.matching import find, find_again
+
+UNIFYING = DeviceInfo("usbfs", "/dev/bus/usb/001/004", 0x046D, 0xC52B, "Unifying", port_path="1-3")
+LINE = "Bus 001 Device 004: ID 046d:c52b Logitech, Inc. Unifying Receiver"
+
+
+@pytest.mark.parametrize(
+    ("address", "form"),
+    [
+        ("0x046d:0xc52b", "046d:c52b"),
+        ("0x46D:0xC", "046D:000C"),
+        ("046d:0xc52b", "046d:c52b"),
+        ("0x046d:0xc52b:A1:B2", "046d:c52b:A1:B2"),
+        ("0x046d:0xzzzz", "0x046d:0xzzzz"),
+        ("ID 046d:c52b", "046d:c52b"),
+        ("ID 046d:c52b Logitech, Inc.", "046d:c52b"),
+        ("Bus 001 Device 004", "/dev/bus/usb/001/004"),
+        ("Bus 001 Device 004:", "/dev/bus/usb/001/004"),
+        ("Bus 1 Device 127", "/dev/bus/usb/001/127"),
+        ("  001:004\n", "/dev/bus/usb/001/004"),
+        ("0001:0004", "0001:0004"),
+        ("1:4", "1:4"),
+        ("046:c52", "046:c52"),
+        ("/dev/bus/usb/1/4", "/dev/bus/usb/001/004"),
+        ("/dev/bus/usb/001/004", "/dev/bus/usb/001/004"),
+        ("/dev/bus/usb/001", "/dev/bus/usb/001"),
+        ("hostbus=1,hostaddr=4", "/dev/bus/usb/001/004"),
+        ("usb-host,hostaddr=4,hostbus=1", "/dev/bus/usb/001/004"),
+        ("hostbus=1,hostport=2.4", "1-2.4"),
+        ("vendorid=0x046d,productid=0xc52b", "046d:c52b"),
+        ("hostdevice=/dev/bus/usb/001/004", "/dev/bus/usb/001/004"),
+        ("busid=1-1.4", "1-1.4"),
+        ("hostbus=x,hostaddr=4", "hostbus=x,hostaddr=4"),
+        ("hostbus=1", "hostbus=1"),
+        ("hostbus=1,hostbus=2", "hostbus=1,hostbus=2"),
+        ("name=Stick", "name=Stick"),
+        ("flash", "flash"),
+    ],
+)
+def test_forms(address: str, form: str) -> None:
+    assert canonical(address) == form
+    assert canonical(form) == form
+
+
+@given(st.text(alphabet="0x123:/,=abBusDevice ID-.\n") | st.text())
+def test_any_text_has_a_form(text: str) -> None:
+    assert canonical(canonical(text)) == canonical(text)
+    listed(text)
+
+
+@pytest.mark.parametrize(
+    "address", ["001:004", "Bus 001 Device 004", LINE, "ID 046d:c52b", "0x046D:0xC52B", "/dev/bus/usb/1/4"]
+)
+def test_each_form_means_the_device(address: str) -> None:
+    assert find(address, [*DEVICES, UNIFYING]) is UNIFYING
+
+
+def test_a_line_of_lsusb_tells_devices_apart_that_are_alike() -> None:
+    line = "Bus 002 Device 004: ID 0781:5581 SanDisk Corp. Ultra"
+    assert find(line, DEVICES) is TWIN
+    assert find(line.replace("004", "003"), DEVICES) is STICK
+
+
+def test_a_line_of_lsusb_of_some_time_ago_means_the_same_kind_of_device() -> None:
+    renumbered = replace(UNIFYING, address="/dev/bus/usb/001/009")
+    usurper = replace(MOUSE, address=UNIFYING.address)
+    assert find(LINE, [usurper, renumbered]) is renumbered
+    assert find(LINE, [usurper]) is None
+    assert find_again(LINE, UNIFYING, [usurper, renumbered]) is renumbered
+
+
+@pytest.mark.parametrize(("text", "hint"), [("0403:6001:A", ""), ("no such thing", ""), ("../../etc", ""), ("\0", "")])
+def test_no_hint_where_nothing_is_near(text: str, hint: str) -> None:
+    assert meant(text) == hint

@@ -1,0 +1,86 @@
+"""The forms in which people write down a device, and the one of them that is compared: see `canonical`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+_IDENTITY: Final = r"(0x)?([0-9A-Fa-f]{1,4}):(0x)?([0-9A-Fa-f]{1,4})"
+_HEXADECIMAL: Final = re.compile(rf"{_IDENTITY}(:.*)?", re.DOTALL)
+_LISTED: Final = re.compile(r"Bus 0*(\d{1,3}) Device 0*(\d{1,3}):?(?:\s+ID ([0-9A-Fa-f]{4}:[0-9A-Fa-f]{4})(?:\s.*)?)?")
+_LISTED_ID: Final = re.compile(r"ID ([0-9A-Fa-f]{4}:[0-9A-Fa-f]{4})(?:\s.*)?")
+_NUMBERS: Final = re.compile(r"(\d{3}):(\d{3})")
+_NODE: Final = re.compile(r"/dev/bus/usb/0*(\d{1,3})/0*(\d{1,3})")
+_LOOSE_NUMBERS: Final = re.compile(r"(\d{1,3})[:. /](\d{1,3})")
+_ASSIGNMENT: Final = re.compile(r"(hostbus|hostaddr|hostport|hostdevice|vendorid|productid|busid)=([^,]+)")
+
+
+def canonical(address: str) -> str:
+    """`address` in one of the forms that `matching` compares; as it is where it is in one, or in none.
+
+    | `0x046d:0xc52b` | as printed by programs; the zeros in front may be missing then |
+    | `Bus 001 Device 004: ID 046d:c52b Logitech` | a line of lsusb, or its beginning, or from `ID` on |
+    | `001:004` | bus and device as `lsusb -s` and `usbvfiod` of Rust have them, three digits each |
+    | `/dev/bus/usb/1/4` | a node without the zeros |
+    | `hostbus=1,hostaddr=4`, `hostbus=1,hostport=1.4`, `vendorid=0x046d,productid=0xc52b` | QEMU's usb-host |
+    | `busid=1-1.4` | of usbip |
+    """
+    address = address.strip()
+    if address.startswith("0x") or ":0x" in address:
+        match = _HEXADECIMAL.fullmatch(address)
+        return address if match is None else f"{match[2]:0>4}:{match[4]:0>4}{match[5] or ''}"
+    match = _LISTED.fullmatch(address)
+    if match is not None:
+        return address if match[3] else _node(match[1], match[2])
+    match = _LISTED_ID.fullmatch(address)
+    if match is not None:
+        return match[1]
+    match = _NUMBERS.fullmatch(address) or _NODE.fullmatch(address)
+    if match is not None:
+        return _node(match[1], match[2])
+    return _assigned(address) if "=" in address else address
+
+
+def listed(address: str) -> tuple[str, str] | None:
+    """The node and the identity in a whole line of lsusb; None for anything else."""
+    match = _LISTED.fullmatch(address.strip())
+    return None if match is None or not match[3] else (_node(match[1], match[2]), match[3].lower())
+
+
+def meant(address: str) -> str:
+    """A hint for what is nearly an address of a device of the host, to be put behind a message; else nothing."""
+    match = _LOOSE_NUMBERS.fullmatch(address)
+    if match is not None:
+        return f"; if it is bus and device number, write {int(match[1]):03d}:{int(match[2]):03d}"
+    if re.fullmatch(r"\w[\w./-]*", address):
+        for directory in ("/dev", "/sys/class/net", "/sys/bus/usb/devices"):
+            path = os.path.join(directory, address)
+            if os.path.exists(path):
+                return f"; {path} is meant?"
+    return ""
+
+
+def _node(bus: str, device: str) -> str:
+    return f"/dev/bus/usb/{int(bus):03d}/{int(device):03d}"
+
+
+def _assigned(address: str) -> str:
+    """What is meant by a list of `name=value`, with `usb-host` in front or without."""
+    parts = [_ASSIGNMENT.fullmatch(part.strip()) for part in address.removeprefix("usb-host,").split(",")]
+    values = {part[1]: part[2] for part in parts if part is not None}
+    if None in parts or len(values) < len(parts):
+        return address
+    try:
+        match sorted(values):
+            case ["hostaddr", "hostbus"]:
+                return _node(values["hostbus"], values["hostaddr"])
+            case ["hostbus", "hostport"]:
+                return f"{int(values['hostbus'])}-{values['hostport']}"
+            case ["productid", "vendorid"]:
+                return f"{int(values['vendorid'], 0):04x}:{int(values['productid'], 0):04x}"
+            case ["hostdevice"] | ["busid"]:
+                return next(iter(values.values()))
+    except ValueError:
+        pass
+    return address

@@ -1,0 +1,40 @@
+"""What every device of the host passes, in a thread, before it is opened: whether it may be taken from the host now."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from ..errors import DeviceError, DeviceWithheld
+from .options import HostOptions, InUse
+from .sysfs import SysfsDevice, not_authorized, unfitness, users
+
+log = logging.getLogger(__name__)
+
+ADVICE: Final = "end that, or give it the option in-use=take"
+_NAMED: Final = 4
+"""Uses that are named; a drive can have many partitions."""
+
+
+def admit(device: SysfsDevice, options: HostOptions) -> SysfsDevice:
+    """The device as it is now, if it may be taken.
+
+    Called in a thread, before its node is opened or what was opened is used; may wait for the host. Raises DeviceError
+    for one that cannot be given to a guest, DeviceWithheld for one that can when the host is done with it: it is not
+    authorized, or in use and the user has not said to take it nevertheless.
+    """
+    device = device.now()
+    reason = unfitness(device)
+    if reason is not None:
+        raise DeviceError(f"{device.label} ({device.name}): {reason}")
+    forbidden = not_authorized(device)
+    if forbidden is not None:
+        raise DeviceWithheld(forbidden)
+    uses = users(device)
+    if uses:
+        more = [f"and {len(uses) - _NAMED} more"] if len(uses) > _NAMED else []
+        text = f"it is in use on this host: {'; '.join([*uses[:_NAMED], *more])}"
+        if options.in_use is InUse.REFUSE:
+            raise DeviceWithheld(f"{text}; {ADVICE}")
+        log.warning("%s (%s) is taken although %s", device.label, device.name, text)
+    return device

@@ -1,0 +1,258 @@
+"""Who uses a device on the host, where the use would not survive that the device is taken away: a mounted file system
+loses what was not written yet, a network goes down, nobody can type any more.
+
+Everything is read from sysfs and procfs, nothing is opened, and nothing there waits for a device. A use that cannot be
+seen there is not found: a program that has a device's node open, a file system whose mount is in a namespace that this
+process may not look into and of which the kernel says nothing in /sys/fs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+SYS = Path("/sys")
+PROC = Path("/proc")
+
+_UP: Final = 0x1
+"""IFF_UP of a network interface's flags."""
+_TYPING_KEYS: Final = 0xFFFF_FFFE
+"""The keys from Esc to S (numbers 1 to 31 of linux/input-event-codes.h). Who has all of them is a keyboard: udev goes
+by that, too."""
+_MOVING: Final = ("RUNNING", "DRAINING", "PAUSED")
+"""States of a stream of a sound card in which somebody listens or speaks."""
+_PLACES: Final = 3
+"""Mount points of one file system that are named; bind mounts can make hundreds."""
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
+
+class Usage:
+    """The host at one moment: what is asked for is read once. In any thread; raises nothing."""
+
+    def __init__(self, sys: Path | None = None, proc: Path | None = None) -> None:
+        self._sys = sys or SYS
+        self._proc = proc or PROC
+
+    def of(self, directory: Path) -> list[str]:
+        """Who uses the USB device with this directory in sysfs, a clause each: "sda1 is mounted at /mnt"."""
+        below = f"{os.path.realpath(directory)}/"
+        return [
+            *self._storage(below),
+            *self._networks(below),
+            *self._sounds(below),
+            *self._consoles(below),
+            *self._keyboards(below),
+        ]
+
+    # -- storage -----------------------------------------------------------------------------------------------------
+
+    def _storage(self, below: str) -> Iterator[str]:
+        seen: set[str] = set()
+        for name, path in self._blocks.items():
+            if path.startswith(below):
+                yield from self._block(name, seen)
+
+    def _block(self, name: str, seen: set[str]) -> Iterator[str]:
+        """A block device, and what is stacked on it, however high."""
+        if name in seen:
+            return
+        seen.add(name)
+        label = self._label(name)
+        places = self._mounts.get(name, [])
+        if places:
+            more = f" and {len(places) - _PLACES} more places" if len(places) > _PLACES else ""
+            yield f"{label} is mounted at {', '.join(places[:_PLACES])}{more}"
+        elif name in self._file_systems:
+            yield f"{label} is mounted ({self._file_systems[name]})"
+        if name in self._swaps:
+            yield f"{label} is swap space"
+        for above in [*_names(self._sys / "class/block" / name / "holders"), *self._loops.get(name, [])]:
+            yield f"{label} is part of {self._label(above)}"
+            yield from self._block(above, seen)
+
+    def _label(self, name: str) -> str:
+        """A block device as people know it: the mapper's name for one of the device mapper."""
+        mapped = _text(self._sys / "class/block" / name / "dm/name")
+        return f"{name} ({mapped})" if mapped else name
+
+    @cached_property
+    def _blocks(self) -> dict[str, str]:
+        return _links(self._sys / "class/block")
+
+    @cached_property
+    def _mounts(self) -> dict[str, list[str]]:
+        """Where each block device is mounted, in every mount namespace that can be seen."""
+        numbers = {_text(self._sys / "class/block" / name / "dev"): name for name in self._blocks}
+        found: dict[str, list[str]] = {}
+        for table in self._mount_tables():
+            for line in table.splitlines():
+                fields, _, kind = line.partition(" - ")
+                number, place = [*fields.split(" "), *[""] * 5][2:5:2]
+                # File systems on several devices (btrfs, bcachefs) have a number of their own, and name devices.
+                sources = [*kind.split(" "), "", ""][1].split(":")
+                names = {numbers.get(number, ""), *map(_node_name, sources)} & self._blocks.keys()
+                for name in names:
+                    places = found.setdefault(name, [])
+                    plain = _unescaped(place)
+                    if plain and plain not in places:
+                        places.append(plain)
+        return found
+
+    def _mount_tables(self) -> Iterator[str]:
+        """mountinfo of this process, of the first, and of one in each other namespace that this process may see."""
+        seen = set()
+        for process in ("self", "1", *(name for name in _names(self._proc) if name.isdigit())):
+            try:
+                namespace = os.readlink(self._proc / process / "ns/mnt")
+            except OSError:
+                if process != "1":
+                    continue  # which one it is cannot be told, and there may be thousands of processes
+                namespace = ""
+            if namespace not in seen:
+                seen.add(namespace)
+                yield _text(self._proc / process / "mountinfo")
+
+    @cached_property
+    def _file_systems(self) -> dict[str, str]:
+        """Block devices of which a file system says in sysfs that it has them, whoever has mounted it."""
+        found = {}
+        root = self._sys / "fs"
+        for kind in _names(root):
+            for name in _names(root / kind):
+                for each in (name, *_names(root / kind / name / "devices")):
+                    if each in self._blocks:
+                        found[each] = kind
+        return found
+
+    @cached_property
+    def _swaps(self) -> set[str]:
+        lines = _text(self._proc / "swaps").splitlines()[1:]
+        return {_node_name(_unescaped(line.split()[0])) for line in lines if line.split()}
+
+    @cached_property
+    def _loops(self) -> dict[str, list[str]]:
+        """Loop devices by the block device that is behind them; the kernel does not call them its holders."""
+        found: dict[str, list[str]] = {}
+        for name in self._blocks:
+            if name.startswith("loop"):
+                behind = _node_name(_text(self._sys / "class/block" / name / "loop/backing_file"))
+                found.setdefault(behind, []).append(name)
+        return found
+
+    # -- the others --------------------------------------------------------------------------------------------------
+
+    def _networks(self, below: str) -> Iterator[str]:
+        for name, path in self._interfaces.items():
+            if not path.startswith(below):
+                continue
+            directory = Path(path)
+            above = [entry.removeprefix("upper_") for entry in _names(directory) if entry.startswith("upper_")]
+            if (directory / "master").exists():
+                above.insert(0, Path(os.path.realpath(directory / "master")).name)
+            if _number(_text(directory / "flags"), 16) & _UP:
+                yield f"network interface {name} is up"
+            elif above:
+                yield f"network interface {name} is part of {above[0]}"
+        for place in Path(below).glob("*/net"):
+            if not _names(place):
+                yield "it has a network interface in another network namespace"
+
+    @cached_property
+    def _interfaces(self) -> dict[str, str]:
+        return _links(self._sys / "class/net")
+
+    def _sounds(self, below: str) -> Iterator[str]:
+        for name, path in self._cards.items():
+            if not path.startswith(below):
+                continue
+            for status in sorted((self._proc / "asound" / name).glob("pcm*/sub*/status")):
+                state = _text(status).partition("\n")[0].removeprefix("state: ")
+                if state in _MOVING:
+                    playing = status.parent.parent.name.endswith("p")
+                    yield f"sound {name} is {'playing' if playing else 'recording'}"
+
+    @cached_property
+    def _cards(self) -> dict[str, str]:
+        return {name: path for name, path in _links(self._sys / "class/sound").items() if name.startswith("card")}
+
+    def _consoles(self, below: str) -> Iterator[str]:
+        for name in _text(self._sys / "class/tty/console/active").split():
+            if os.path.realpath(self._sys / "class/tty" / name).startswith(below):
+                yield f"{name} is a console of this host"
+
+    def _keyboards(self, below: str) -> Iterator[str]:
+        if not any(path.startswith(below) for path in self._inputs):
+            return
+        own = [path for path in self._all_keyboards if path.startswith(below)]
+        if own and len(own) == len(self._all_keyboards) and self._has_display:
+            yield "it is the only keyboard of this host"
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        return [path for name, path in _links(self._sys / "class/input").items() if name.startswith("input")]
+
+    @cached_property
+    def _all_keyboards(self) -> list[str]:
+        """Every keyboard that a person can type on, without those that programs make."""
+        found = []
+        for path in self._inputs:
+            keys = _text(Path(path) / "capabilities/key").split()
+            if keys and _number(keys[-1], 16) & _TYPING_KEYS == _TYPING_KEYS and "/virtual/input/" not in path:
+                found.append(path)
+        return found
+
+    @property
+    def _has_display(self) -> bool:
+        """Whether somebody may sit in front of this host: a monitor is connected, or there is a console on one."""
+        connectors = [_text(path) for path in (self._sys / "class/drm").glob("card*/status")]
+        if connectors:
+            return any(status != "disconnected" for status in connectors)
+        consoles = [_text(path) for path in (self._sys / "class/vtconsole").glob("*/name")]
+        return any(name and "dummy" not in name for name in consoles)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _links(directory: Path) -> dict[str, str]:
+    """The entries of a class and where in the tree of devices they are. One system call each: there can be many, and
+    devices are listed whenever one comes or goes."""
+    found = {}
+    for name in _names(directory):
+        try:
+            found[name] = os.path.normpath(os.path.join(directory, os.readlink(directory / name)))
+        except OSError:
+            pass  # gone, or an attribute of the class
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(text: str, base: int) -> int:
+    try:
+        return int(text, base)
+    except ValueError:
+        return 0
+
+
+def _unescaped(text: str) -> str:
+    """procfs writes spaces and the like as three octal digits."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def _node_name(path: str) -> str:
+    """The kernel's name of a block device whose node is `path`, which may be a link to it; empty for another file."""
+    return os.path.basename(os.path.realpath(path)) if path.startswith("/dev/") else ""
