@@ -142,7 +142,7 @@ def test_the_keys_of_the_configuration_file_are_options_and_documented() -> None
     about a server."""
     keys = {field.name for field in dataclasses.fields(ServerSettings)}
     options = {parameter.name for parameter in application(Registry()).params}
-    elsewhere = {"file", "devices", "plugin", "no_plugin", "print_capabilities", "version"}
+    elsewhere = {"file", "devices", "plugin", "no_plugin", "no_color", "print_capabilities", "version"}
     assert keys == options - elsewhere
     section = CONFIGURATION.partition("| `[server]` |")[2].partition("\n")[0]
     assert {key.replace("_", "-") for key in keys} <= set(re.findall(r"`([a-z0-9-]+)`", section))

@@ -297,3 +297,26 @@ def test_the_watchdog_is_fed(tmp_path: Path) -> None:
             assert messages.count(b"READY=1") == 1
             assert messages.count(b"WATCHDOG=1") == 5
             assert server.terminate() == 0
+
+
+def test_clients_of_the_rust_program_have_a_socket_of_their_own(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "hotplug.sock"
+    server = serve("--hotplug-socket-path", path, "--device", "virtual:keyboard", "--no-color")
+    assert path.stat().st_mode & 0o777 == 0o600
+    for command, answer in ((b"\2\0\0", b"\1\0"), (b"\1\1\4", b"\5"), (b"\7\0\0", b"\6")):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(str(path))
+            client.send(command)
+            assert client.recv(100) == answer
+            assert client.recv(100) == b""
+    assert server.terminate() == 0
+    assert not path.exists()
+
+
+def test_a_hotplug_socket_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+    arguments = ("--socket-path", tmp_path / "usb.sock", "--hotplug-socket-path")
+    result = run(*arguments, tmp_path / "missing" / "hotplug.sock")
+    assert (result.returncode, "hotplug: socket path" in result.stderr) == (3, True)
+    result = run(*arguments, tmp_path / "hotplug.sock", "--hotplug-fd", "5")
+    assert (result.returncode, "exclude each other" in result.stderr) == (2, True)

@@ -23,6 +23,8 @@ from . import completion, config, demo, devices, doctor, look, man, plugins, ste
 
 logger = logging.getLogger(__name__)
 
+_OF_A_SERVER = ("socket_path", "fd", "control_path", "hotplug_socket_path", "hotplug_fd", "backend")
+
 EPILOG = (
     "Exit codes: 0 ended as asked, 1 failure, 2 wrong command line or configuration, 3 the socket cannot be used, "
     "4 a device cannot be listed or opened, 5 a plugin failed, 6 no such attachment, 7 the server takes too long, "
@@ -98,6 +100,18 @@ def _options() -> list[click.Parameter]:
             type=click.Path(path_type=Path),
             help="Listen on this Unix socket for the commands that see and steer a running server.",
         ),
+        click.Option(
+            ["--hotplug-socket-path"],
+            metavar="PATH",
+            type=click.Path(path_type=Path),
+            help="Listen on this Unix socket for the remote control of the Rust program usbvfiod.",
+        ),
+        click.Option(
+            ["--hotplug-fd"],
+            metavar="N",
+            type=click.IntRange(min=0),
+            help="The same on this inherited socket, which listens.",
+        ),
         click.Option(["--backend"], metavar="NAME", help="The backend of --device values that name none."),
         click.Option(
             ["--device", "devices"],
@@ -113,6 +127,14 @@ def _options() -> list[click.Parameter]:
             default="text",
             show_default=True,
             help="Form of the log.",
+        ),
+        click.Option(
+            ["--no-color"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_no_color,
+            help="Do not use colours, as with NO_COLOR in the environment.",
         ),
         click.Option(
             ["--plugin"],
@@ -194,11 +216,10 @@ def _serve(
         context.obj = (registry, command_line, declared)
         return
     if command is not None:
-        if {"socket_path", "fd", "control_path", "backend"} & given.keys() or devices:
-            raise click.UsageError(
-                f"--socket-path, --fd, --control-path, --backend and --device are for serving and have no meaning for "
-                f"{command}"
-            )
+        meaningless = [name for name in _OF_A_SERVER if name in given] + ["device"] * bool(devices)
+        if meaningless:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
+            raise click.UsageError(f"{names}: options for serving have no meaning for {command}")
         return
     backends = registry.backends()
     configuration = load(command_line, backends, declared, host_backend(backends))
@@ -243,6 +264,11 @@ def _interrupts(context: click.Context, parameter: click.Parameter, value: str) 
     return tuple(Mechanism(name) for name in names if name in chosen)
 
 
+def _no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.color = False
+
+
 def _print_capabilities(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
@@ -254,7 +280,7 @@ def _print_capabilities(context: click.Context, parameter: click.Parameter, valu
         "protocol": "vfio-user",
         "description": "xHCI controller whose USB devices come from plugins",
         "backends": sorted(registry.backends()),
-        "features": ["socket-path", "fd", "control-path", "reconnect"],
+        "features": ["socket-path", "fd", "control-path", "hotplug-socket-path", "reconnect"],
     }
     click.echo(json.dumps(capabilities, indent=2))
     context.exit()

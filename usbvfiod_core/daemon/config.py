@@ -95,6 +95,8 @@ class ServerSettings:
     socket_path: Path | None = None
     fd: int | None = None
     control_path: Path | None = None
+    hotplug_socket_path: Path | None = None
+    hotplug_fd: int | None = None
     backend: str | None = None
     verbose: int = 0
     quiet: bool = False
@@ -117,8 +119,11 @@ class ServerSettings:
             )
         if not 0 <= self.spin <= MAX_SPIN:
             raise ConfigError(f"spin is a number of microseconds from 0 to {MAX_SPIN}, not {self.spin}")
-        if self.fd is not None and self.fd < 0:
-            raise ConfigError(f"fd is the number of a file descriptor, not {self.fd}")
+        for name, fd in (("fd", self.fd), ("hotplug-fd", self.hotplug_fd)):
+            if fd is not None and fd < 0:
+                raise ConfigError(f"{name} is the number of a file descriptor, not {fd}")
+        if self.hotplug_socket_path is not None and self.hotplug_fd is not None:
+            raise ConfigError("hotplug-socket-path and hotplug-fd exclude each other")
         if self.quiet and self.verbose:
             raise ConfigError("quiet and verbose exclude each other")
         if not self.interrupts:

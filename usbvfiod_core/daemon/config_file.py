@@ -151,7 +151,7 @@ def merged(command_line: CommandLine, file: ConfigFile | None) -> ServerSettings
     """What both say about the server. Raises ConfigError."""
     given = dict(command_line.server)
     from_file = dict(file.server) if file is not None else {}
-    for one, other in (("socket_path", "fd"), ("verbose", "quiet")):
+    for one, other in (("socket_path", "fd"), ("verbose", "quiet"), ("hotplug_socket_path", "hotplug_fd")):
         if one in given or other in given:
             from_file.pop(one, None)
             from_file.pop(other, None)

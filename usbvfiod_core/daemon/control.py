@@ -128,9 +128,7 @@ class ControlSocket:
 
     def _welcome(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.geteuid()):
-            log.warning("user %d was turned away from the control socket", uid)
+        if not may_steer(sock, "control socket"):
             sock.close()
             return
         client = ControlClient(sock, self._loop, self._handle, self._client_changed)
@@ -207,3 +205,12 @@ class ControlSocket:
             self._listen()
             self._acceptable()
         self._go_on()
+
+
+def may_steer(sock: socket.socket, place: str) -> bool:
+    """Whether a client is of a user who may see and steer this server: its own, or root. Others are logged."""
+    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid in (0, os.geteuid()):
+        return True
+    log.warning("user %d was turned away from the %s", uid, place)
+    return False

@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, PluginError, UsbvfiodError
@@ -28,6 +29,7 @@ from .config_file import load
 from .control import ControlSocket
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts, cautions
+from .hotplug_socket import HotplugSocket
 from .intents import Attachment, State
 from .log import never_waiting
 from .loop import SWITCH_INTERVAL, ServerLoop
@@ -115,6 +117,7 @@ class Server:
         self._declared = registry.declared()
         self._host = host_backend(backends)
         self.control: ControlSocket | None = None
+        self.hotplug: HotplugSocket | None = None
         self.requests = ControlRequests(
             loop,
             self.attachments,
@@ -151,22 +154,20 @@ class Server:
         self._stopping = True
         notify("STOPPING=1")
         self.transport.close()
-        if self.control is not None:
-            self.control.close()
+        for sock in (self.control, self.hotplug):
+            if sock is not None:
+                sock.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
 
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        path, fd = self._config.control_path, self._control_fd
-        if path is not None or fd is not None:
-            place = {"fd": fd} if path is None else {"path": str(path)}
-            self.control = ControlSocket(self._loop, self.requests.handle, **place)
+        for name, sock in self._steering_sockets():
             try:
-                self.control.start()
+                sock.start()
             except ConfigError as error:
-                self._errors.append(SocketError(f"control: {error}"))
+                self._errors.append(SocketError(f"{name}: {error}"))
                 self.stop()
                 return
         for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
@@ -175,6 +176,18 @@ class Server:
         for spec in self._config.devices:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)
         self._proceed()
+
+    def _steering_sockets(self) -> Iterator[tuple[str, ControlSocket | HotplugSocket]]:
+        """The sockets at which clients steer the server, with the names of the options that bring them."""
+        settings = self._config.server
+        place = _place(settings.control_path, self._control_fd)
+        if place:
+            self.control = ControlSocket(self._loop, self.requests.handle, **place)
+            yield "control", self.control
+        place = _place(settings.hotplug_socket_path, settings.hotplug_fd)
+        if place:
+            self.hotplug = HotplugSocket(self._loop, self.attachments, self._backends, self._host, **place)
+            yield "hotplug", self.hotplug
 
     def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:
         self._starting -= 1
@@ -345,3 +358,10 @@ class Server:
             what = "does not open" if attachment.state is State.OPENING else "does not end its transfers"
             log.warning("device %s %s; ending without it", attachment.spec.text, what)
         self._loop.stop()
+
+
+def _place(path: Path | None, fd: int | None) -> dict[str, Any]:
+    """Where a socket is to listen, as its class takes it; empty for nowhere."""
+    if path is not None:
+        return {"path": str(path)}
+    return {} if fd is None else {"fd": fd}

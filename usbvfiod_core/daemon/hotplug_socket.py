@@ -1,0 +1,285 @@
+"""A socket for clients of the Rust program `usbvfiod`, which attach devices, detach and list them.
+
+The same users are served as at the control socket. A client has one command, and little time for it. However many come,
+they are let in one by one at a pace at which the guest's transfers do not notice them.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from ..errors import ConfigError, DeviceError, UsbvfiodError
+from ..usb.backend import Backend, DeviceInfo
+from ..usb.device import Loop, Timer
+from ..vfio_user.listener import SocketPath, inherited
+from .attachments import Attachments
+from .config import DeviceSpec
+from .control import may_steer
+from .control_requests import MAX_ATTACHMENTS, PATIENCE
+from .hotplug_protocol import LENGTH, Code, Command, CommandError, Response, listing, parse
+from .intents import Attachment, State
+from .matching import find_again
+
+log = logging.getLogger(__name__)
+
+MAX_CLIENTS: Final = 8
+"""Clients at a time; others wait in the socket's queue."""
+CLIENT_PATIENCE: Final = 5.0
+"""Seconds a client has for its command."""
+PACE: Final = 0.01
+"""Seconds between two clients that are let in."""
+
+_FD_SIZE: Final = array.array("i").itemsize
+
+
+class HotplugSocket:
+    """Listens at `path`, or on the inherited socket `fd`. `backend` is that of the host's devices, None for none.
+
+    All methods are called on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        attachments: Attachments,
+        backends: Mapping[str, Backend],
+        backend: str | None,
+        *,
+        path: str | None = None,
+        fd: int | None = None,
+    ) -> None:
+        self._loop = loop
+        self._attachments = attachments
+        self._backends = backends
+        self._backend = backend
+        self._path = path
+        self._fd = fd
+        self._own: SocketPath | None = None
+        self._listener: socket.socket | None = None
+        self._clients: set[_Client] = set()
+        self._listening = False
+        self._pause: Timer | None = None
+
+    def start(self) -> None:
+        """Listen. Raises ConfigError."""
+        if self._path is not None:
+            self._own = SocketPath(self._path)
+            self._listener = self._own.socket
+        else:
+            assert self._fd is not None
+            self._listener, listens = inherited(self._fd)
+            if not listens:
+                self._listener.close()
+                raise ConfigError(f"file descriptor {self._fd} is no listening socket")
+        self._arm()
+
+    def close(self) -> None:
+        """Close everything, and remove our own socket."""
+        listener, self._listener = self._listener, None
+        if self._pause is not None:
+            self._pause.cancel()
+        if listener is not None:
+            if self._listening:
+                self._loop.remove_reader(listener.fileno())
+            listener.close()
+        if self._own is not None:
+            self._own.close()
+        for client in list(self._clients):
+            client.close()
+
+    # -- clients come and go -----------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Wait for a client if one can be served."""
+        self._pause = None
+        wanted = self._listener is not None and len(self._clients) < MAX_CLIENTS
+        if wanted and not self._listening and self._listener is not None:
+            self._listening = True
+            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+
+    def _acceptable(self) -> None:
+        assert self._listener is not None
+        self._loop.remove_reader(self._listener.fileno())
+        self._listening = False
+        self._pause = self._loop.call_later(PACE, self._arm)
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            log.debug("a client of the hotplug socket cannot be accepted: %s", error.strerror)
+            return
+        sock.setblocking(False)
+        if may_steer(sock, "hotplug socket"):
+            self._clients.add(_Client(sock, self._loop, self._handle, self._closed))
+        else:
+            sock.close()
+
+    def _closed(self, client: _Client) -> None:
+        self._clients.discard(client)
+        if self._pause is None and self._listener is not None:
+            self._arm()
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    def _handle(self, command: Command, fd: int | None, reply: Callable[[bytes], None]) -> None:
+        if command.code is Code.LIST:
+            plugged = (each for each in self._attachments if each.state is State.PLUGGED)
+            reply(listing(each.info.address for each in plugged))
+        elif command.code is Code.DETACH:
+            self._detach(command, reply)
+        else:
+            assert fd is not None
+            self._attach(command, fd, reply)
+
+    def _detach(self, command: Command, reply: Callable[[bytes], None]) -> None:
+        for attachment in self._attachments:
+            if attachment.info.address == command.node and attachment.wanted:
+                done = partial(self._answer, command, reply, State.GONE)
+                self._attachments.detach(attachment, done, forget=not attachment.configured)
+                return
+        reply(_said(Response.NO_SUCH_DEVICE))
+
+    def _attach(self, command: Command, fd: int, reply: Callable[[bytes], None]) -> None:
+        """Find out which device it is; it may be one that is attached and was plugged in anew."""
+        if self._backend is None:
+            os.close(fd)
+            log.warning("%s: there is no backend for devices of this host", command.node)
+            reply(_said(Response.FAILED_TO_OPEN_FD))
+            return
+        identify = partial(self._backends[self._backend].identify_fd, fd)
+        self._loop.run_blocking(identify, partial(self._identified, command, fd, reply))
+
+    def _identified(
+        self, command: Command, fd: int, reply: Callable[[bytes], None], result: DeviceInfo | BaseException
+    ) -> None:
+        done = partial(self._answer, command, reply, State.PLUGGED)
+        if isinstance(result, BaseException) or self._listener is None:
+            os.close(fd)
+            done(DeviceError(str(result)))
+            return
+        assert self._backend is not None
+        for attachment in self._attachments:
+            if attachment.spec.backend == self._backend and _is_of(attachment, result):
+                if attachment.state is State.PLUGGED:
+                    os.close(fd)
+                    done(attachment)
+                else:
+                    self._attachments.plug(attachment, done, fd=fd)
+                return
+        if len(list(self._attachments)) >= MAX_ATTACHMENTS:
+            os.close(fd)
+            done(DeviceError(f"there are {MAX_ATTACHMENTS} attachments already"))
+            return
+        spec = DeviceSpec(f"{self._backend}:{result.address}", self._backend, result.address)
+        self._attachments.attach(spec, done, fd=fd, patience=PATIENCE)
+
+    def _answer(
+        self, command: Command, reply: Callable[[bytes], None], wanted: State, result: Attachment | UsbvfiodError
+    ) -> None:
+        """Say whether it has come to what was wanted."""
+        if isinstance(result, Attachment) and (result.state is wanted or wanted is State.GONE):
+            reply(_said(Response.SUCCESSFUL_OPERATION))
+            return
+        if isinstance(result, UsbvfiodError):
+            log.warning("%s: %s", command.node, result)
+        no_port = isinstance(result, ConfigError) and "no free" in str(result)
+        reply(_said(Response.NO_FREE_PORT if no_port else Response.FAILED_TO_OPEN_FD))
+
+
+class _Client:
+    """One connection, from its command to the answer."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        handle: Callable[[Command, int | None, Callable[[bytes], None]], None],
+        closed: Callable[[_Client], object],
+    ) -> None:
+        self._socket = sock
+        self._loop = loop
+        self._handle = handle
+        self._closed = closed
+        self._data = b""
+        self._fds: list[int] = []
+        self._reading = True
+        self._open = True
+        self._deadline: Timer = loop.call_later(CLIENT_PATIENCE, self.close)
+        loop.add_reader(sock.fileno(), self._readable)
+
+    def close(self) -> None:
+        """Hang up. What was begun goes on."""
+        if not self._open:
+            return
+        self._open = False
+        self._stop_reading()
+        self._socket.close()
+        while self._fds:
+            os.close(self._fds.pop())
+        self._closed(self)
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                LENGTH + 1 - len(self._data), socket.CMSG_SPACE(2 * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds = array.array("i")
+                fds.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
+                self._fds.extend(fds)
+        self._data += data
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise CommandError("more descriptors than one")
+            command = parse(self._data, len(self._fds))
+        except CommandError as error:
+            log.warning("a client of the hotplug socket has sent no command: %s", error)
+            self._reply(_said(Response.INVALID))
+            return
+        if command is not None:
+            self._stop_reading()
+            self._handle(command, self._fds.pop() if self._fds else None, self._reply)
+        elif not data:
+            self.close()
+
+    def _reply(self, answer: bytes) -> None:
+        if not self._open:
+            return
+        try:
+            self._socket.send(answer)  # a new socket has room for it
+        except OSError as error:
+            log.debug("a client of the hotplug socket does not wait for its answer: %s", error.strerror)
+        self.close()
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._deadline.cancel()
+            self._loop.remove_reader(self._socket.fileno())
+
+
+def _is_of(attachment: Attachment, info: DeviceInfo) -> bool:
+    """Whether an attachment has this device, or waits for it."""
+    if attachment.holds:
+        return attachment.info.address == info.address
+    if attachment.known is None:
+        return False
+    try:
+        return find_again(attachment.spec.address, attachment.known, [info]) is info
+    except ConfigError:
+        return False
+
+
+def _said(response: Response) -> bytes:
+    return bytes((response,))
