@@ -15,7 +15,7 @@ from ..errors import UsbvfiodError
 from ..usb.backend import DeviceInfo
 from ..usb.device import Device, Timer
 from .config import DeviceSpec, Mode
-from .matching import Kind, kind_of, missing
+from .matching import leads_nowhere, missing
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,8 @@ class Attachment:
     @property
     def known(self) -> DeviceInfo | None:
         """The device by which it is recognized: the one it had last; or the one that a path led to when it was tried,
-        because the path goes with the host's driver."""
-        if self.last is None and self.info.port_path and kind_of(self.spec.address) is Kind.PATH:
+        if the path has gone with the host's driver since."""
+        if self.last is None and self.info.port_path and leads_nowhere(self.spec.address):
             return self.info
         return self.last
 

@@ -145,12 +145,14 @@ def describe(info: DeviceInfo) -> str:
     return " ".join(parts)
 
 
+def leads_nowhere(address: str) -> bool:
+    """Whether it is a path that does not exist now."""
+    return kind_of(address) is Kind.PATH and not os.path.lexists(canonical(address))
+
+
 def missing(address: str) -> str:
     """What to say of a device that is not there."""
-    path = canonical(address)
-    if kind_of(path) is Kind.PATH and not os.path.exists(path):
-        return f"{path} does not exist"
-    return "it is not there"
+    return f"{canonical(address)} does not exist" if leads_nowhere(address) else "it is not there"
 
 
 def _at_node(address: str, devices: list[DeviceInfo]) -> list[DeviceInfo]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,35 @@ def test_other_failures_are_as_before(rig: Rig) -> None:
     rig.backend.put_in("2-1")
     rig.backend.failures["2-1"] = DeviceError("broken")
     assert "broken" in str(rig.refused("toys:2-1"))
+
+
+# -- a device that was tried by a path of the host ------------------------------------------------------------------
+
+
+def test_a_path_that_went_while_its_device_was_tried(rig: Rig, tmp_path: Path) -> None:
+    """It is the same device all the same; while the path is there, it decides."""
+    first = rig.backend.put_in("2-1")
+    rig.backend.put_in("2-2", "1234:0001")
+    link = tmp_path / "stick"
+    link.symlink_to(first.address)
+    mount(rig)
+    attachment = rig.attach(f"toys:{link}")
+    assert (attachment.state, attachment.info.port_path) == (State.WAITING, "2-1")
+    link.unlink()
+    rig.loop.advance(2 * WITHHELD_PACE)
+    assert (attachment.state, attachment.reason, attachment.known) == (State.WAITING, MOUNTED, attachment.info)
+    unmount(rig)
+    rig.loop.advance(2 * WITHHELD_PACE)
+    assert (attachment.state, attachment.info.port_path) == (State.PLUGGED, "2-1")
+
+
+def test_a_path_that_leads_to_another_device_before_the_first_was_had(rig: Rig, tmp_path: Path) -> None:
+    first, second = rig.backend.put_in("2-1"), rig.backend.put_in("2-2", "1234:0001")
+    link = tmp_path / "stick"
+    link.symlink_to(first.address)
+    mount(rig)
+    attachment = rig.attach(f"toys:{link}")
+    link.unlink()
+    link.symlink_to(second.address)
+    rig.loop.advance(2 * WITHHELD_PACE)
+    assert (attachment.state, attachment.info.port_path) == (State.PLUGGED, "2-2")
