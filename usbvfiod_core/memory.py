@@ -268,6 +268,15 @@ class GuestMemory:
             view[:] = data[done : done + len(view)]
             done += len(view)
 
+    def check_shared(self, address: int, length: int) -> None:
+        """Raises UnsharedMemoryError if some of the range is memory that the client has mapped and does not share; what
+        is not mapped at all, or cannot be written, is none of its business."""
+        for region in self._regions[max(bisect_right(self._starts, address) - 1, 0) :]:
+            if region.start >= address + length:
+                return
+            if region.view is None and address < region.end:
+                raise UnsharedMemoryError(address, length, region.reason)
+
     # -- own ---------------------------------------------------------------------------------------------------
 
     def _find(self, address: int, length: int) -> Region:

@@ -40,6 +40,7 @@ class CommandRing:
     def __init__(self, registers: reg.RegisterFile, memory: GuestMemory, host: CommandRingHost) -> None:
         self._host = host
         self._dwords = registers.dwords
+        self._memory = memory
         self._ring = ConsumerRing(memory, 0, 1)
         registers.writers[_CRCR] = self.write_crcr_lo
         registers.writers[_CRCR + 4] = self.write_crcr_hi
@@ -59,6 +60,10 @@ class CommandRing:
     def running(self) -> bool:
         """CRR."""
         return bool(self._dwords[_CRCR >> 2])
+
+    def check_shared(self) -> None:
+        """Raises UnsharedMemoryError if the client does not share the memory of the next command."""
+        self._memory.check_shared(self._ring.address, spec.TRB_SIZE)
 
     def doorbell(self) -> None:
         """Doorbell 0 (4.9.3); the controller is running."""

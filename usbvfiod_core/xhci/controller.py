@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
 
-from ..errors import GuestMemoryError
+from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
 from ..usb.device import Device, Loop, Timer
 from . import registers as reg
@@ -312,11 +312,11 @@ class Controller:
             self.wakeup()
 
     def host_system_error(self, error: GuestMemoryError) -> None:
-        """HSE (4.24.1): the controller stops; the driver resets it. HSEE asks for a signal beside the events (5.4.1),
-        SERR# on a real bus; here it is the primary interrupter's message, in whose handler Linux looks for HSE."""
+        """HSE (4.24.1): the controller stops; the driver resets it. There is no SERR# that could tell it (HSEE, 5.4.1);
+        the primary interrupter's message does, in whose handler drivers look for HSE."""
         self.complaints.say(FAILURE, f"host system error, the controller stops until the guest resets it: {error}")
         self._fail(spec.USBSTS_HSE)
-        if self._dwords[_USBCMD >> 2] & spec.USBCMD_HSEE:
+        if self._dwords[_USBCMD >> 2] & (spec.USBCMD_INTE | spec.USBCMD_HSEE):
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
             self._interrupt(0)
 
@@ -327,7 +327,13 @@ class Controller:
     # -- own -------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """RS 0 to 1 (4.2)."""
+        """RS 0 to 1 (4.2). A controller that could not do anything does not start, and the driver sees that at once:
+        Linux waits for ever for a command that is never completed."""
+        try:
+            self._check_shared()
+        except UnsharedMemoryError as error:
+            self.host_system_error(error)
+            return
         self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_HCH
         self._halt_due = False
         self._mfindex.start()
@@ -338,6 +344,13 @@ class Controller:
                 endpoint.rewind(endpoint.resume)
             else:
                 endpoint.resume()
+
+    def _check_shared(self) -> None:
+        """Raises UnsharedMemoryError if something that every command needs is memory that the client does not share;
+        what is no memory at all is found when it is used."""
+        self._commands.check_shared()
+        self.table.check_shared()
+        self.interrupters.primary.check_shared()
 
     def _save_or_restore(self, value: int) -> None:
         """CSS and CRS (4.23.2). Slots and ports live here and survive whatever the driver does in between, unless it is

@@ -146,7 +146,7 @@ FIELDS: dict[str, tuple[Field, ...]] = {
             spec.USBCMD_HSEE,
             Done(
                 Controller.host_system_error,
-                ("unshared_memory.a_command_ring_in_private_memory_stops_the_controller",),
+                ("unshared_memory.a_controller_that_could_do_nothing_does_not_start",),
                 "with the message of interrupter 0 in the place of SERR#",
             ),
         ),

@@ -79,6 +79,16 @@ class EventRing:
         """Whether the driver has taken every event."""
         return self._segment.first + self._index == self._dequeue or not self._size
 
+    def check_shared(self, table: int, count: int) -> None:
+        """Raises UnsharedMemoryError if the client does not share this segment table, or a segment of it."""
+        self._memory.check_shared(table, count * spec.ERST_ENTRY_SIZE)
+        try:
+            entries = memoryview(self._memory.read(table, count * spec.ERST_ENTRY_SIZE)).cast("Q")
+        except GuestMemoryError:
+            return  # told when it is needed
+        for index in range(count):
+            self._memory.check_shared(entries[2 * index] & ~0x3F, (entries[2 * index + 1] & 0xFFFF) * spec.TRB_SIZE)
+
     def set_up(self, table: int, count: int) -> None:
         """Read the segment table (6.5) and start anew at its first entry with cycle 1; ERDP stays as it is.
 

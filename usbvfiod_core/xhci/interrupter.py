@@ -95,6 +95,12 @@ class Interrupter:
             if not self.queued:
                 self._dirty(self)
 
+    def check_shared(self) -> None:
+        """Raises UnsharedMemoryError if the client does not share the memory of the event ring that the registers name,
+        or of its table."""
+        count = min(self._dwords[self._erstsz] & spec.ERSTSZ_MASK, ERST_MAX)
+        self.ring.check_shared(self._pointer(self._erstba) & ~0x3F, count)
+
     def run_started(self) -> None:
         """USBCMD.RS was set: read the segment table that was set while halted, in whatever order (5.5.2.3.2)."""
         if not self.ring.ready and self._dwords[self._erstsz] and self._dwords[self._erstba]:

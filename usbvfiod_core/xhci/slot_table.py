@@ -68,6 +68,10 @@ class SlotTable:
             for endpoint in slot.active()
         ]
 
+    def check_shared(self) -> None:
+        """Raises UnsharedMemoryError if the client does not share the memory of the array of contexts."""
+        self._host.memory.check_shared(self._dwords[_DCBAAP] & ~0x3F | self._dwords[_DCBAAP + 1] << 32, 8)
+
     def device_context(self, slot_id: int) -> DeviceContext | None:
         """The output context that the Device Context Base Address Array names now (6.1): the driver fills it in after
         Enable Slot, so it is read for each command. Raises GuestMemoryError, also if the context itself, which does not

@@ -213,32 +213,52 @@ def command_ring_in_private_memory(rig: Rig) -> None:
     rig.bus.write(CRCR + 4, PRIVATE >> 32)
 
 
-@pytest.mark.parametrize("hsee", [True, False])
-def test_a_command_ring_in_private_memory_stops_the_controller(
-    rig: Rig, hsee: bool, caplog: pytest.LogCaptureFixture
+def contexts_in_private_memory(rig: Rig) -> None:
+    rig.driver.halt()
+    rig.bus.write(DCBAAP, PRIVATE & 0xFFFF_FFFF)
+    rig.bus.write(DCBAAP + 4, PRIVATE >> 32)
+
+
+@pytest.mark.parametrize("enable", [0, spec.USBCMD_INTE, spec.USBCMD_HSEE])
+@pytest.mark.parametrize("move", [command_ring_in_private_memory, contexts_in_private_memory])
+def test_a_controller_that_could_do_nothing_does_not_start(
+    rig: Rig, move: Callable[[Rig], None], enable: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With HSEE the driver hears of it at once, and does not wait for each command."""
-    command_ring_in_private_memory(rig)
-    rig.bus.write(USBCMD, spec.USBCMD_RS | spec.USBCMD_INTE | (spec.USBCMD_HSEE if hsee else 0))
+    """The driver sees at once that HCH stays, and with interrupts enabled it is told besides."""
+    move(rig)
     rig.bus.write(USBSTS, spec.USBSTS_EINT)
     rig.bus.wait_for_any(0)
-    rig.driver.ring_doorbell(0, 0)
-    rig.bus.run()
-    assert rig.usbsts & (spec.USBSTS_HSE | spec.USBSTS_HCH) == spec.USBSTS_HSE | spec.USBSTS_HCH
-    assert bool(rig.usbsts & spec.USBSTS_EINT) is hsee
-    assert rig.bus.wait_for_interrupt(0, 0) is hsee
+    with rig.bus.together():
+        rig.bus.write(USBCMD, spec.USBCMD_RS | enable)
+        assert rig.usbsts & (spec.USBSTS_HSE | spec.USBSTS_HCH) == spec.USBSTS_HSE | spec.USBSTS_HCH
+    assert not rig.bus.read(USBCMD) & spec.USBCMD_RS
+    assert bool(rig.usbsts & spec.USBSTS_EINT) is bool(enable)
+    assert rig.bus.wait_for_interrupt(0, 0) is bool(enable)
     (message,) = told(caplog)
     assert "share=on" in message
     for _ in range(50):  # a driver that tries for ever
         rig.driver.reset()
-        command_ring_in_private_memory(rig)
+        move(rig)
         rig.bus.write(USBCMD, spec.USBCMD_RS)
-        rig.driver.ring_doorbell(0, 0)
-        rig.bus.run()
     assert told(caplog) == [message]
     rig.driver.start()
     rig.usb = rig.driver.enumerate(rig.port_id)
     rig.works()
+
+
+def test_a_command_ring_that_goes_on_in_private_memory(rig: Rig) -> None:
+    """By a Link TRB: then the controller stops, and says so."""
+    ring = rig.ram.allocate(64, align=64)
+    view = rig.ram.dwords(ring, 4)
+    view[0], view[1], view[2], view[3] = PRIVATE & 0xFFFF_FFFF, PRIVATE >> 32, 0, make.link(PRIVATE).control | 1
+    rig.driver.halt()
+    rig.bus.write(CRCR, ring & 0xFFFF_FFFF | spec.CRCR_RCS)
+    rig.bus.write(CRCR + 4, ring >> 32)
+    rig.bus.write(USBCMD, spec.USBCMD_RS | spec.USBCMD_INTE)
+    rig.bus.wait_for_any(0)
+    rig.driver.ring_doorbell(0, 0)
+    assert rig.usbsts & (spec.USBSTS_HSE | spec.USBSTS_HCH) == spec.USBSTS_HSE | spec.USBSTS_HCH
+    assert rig.bus.wait_for_interrupt(0, 0)
 
 
 @pytest.mark.parametrize("what", ["table", "segment"])
@@ -257,7 +277,9 @@ def test_an_event_ring_in_private_memory(bus: DirectBus, what: str) -> None:
     bus.write(base + spec.ERSTSZ, 1)
     bus.write(base + spec.ERSTBA, table & 0xFFFF_FFFF)
     bus.write(base + spec.ERSTBA + 4, table >> 32)
-    bus.write(USBCMD, spec.USBCMD_RS)
+    with bus.together():
+        bus.write(USBCMD, spec.USBCMD_RS)
+        assert bus.read(USBSTS) & spec.USBSTS_HCH, "it does not even seem to start"
     assert bus.read(USBSTS) & (spec.USBSTS_HSE | spec.USBSTS_HCH) == spec.USBSTS_HSE | spec.USBSTS_HCH
     driver.start()
     assert not bus.read(USBSTS) & spec.USBSTS_HSE
