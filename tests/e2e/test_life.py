@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.conftest import Serve
 from tests.e2e.process import ServerProcess
 from usbvfiod_core import UsbvfiodError
+from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
@@ -26,9 +27,9 @@ MEBIBYTE = 1 << 20
 
 
 @contextmanager
-def guest(server: ServerProcess) -> Iterator[GuestDriver]:
+def guest(server: ServerProcess, interrupts: Mechanism = Mechanism.MSIX) -> Iterator[GuestDriver]:
     """A driver on a new connection; afterwards the connection is closed as it is, as when a VMM is killed."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
+    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE), interrupts=interrupts)
     try:
         yield GuestDriver(bus).start()
     finally:
@@ -52,6 +53,16 @@ def test_a_drive_is_served(serve: Serve, image: Path) -> None:
     assert server.terminate() == 0
     assert not server.socket_path.exists()
     assert server.errors == []
+
+
+def test_interrupts_are_those_that_are_offered(serve: Serve, image: Path) -> None:
+    server = serve("--interrupts", "intx,msi", "--device", f"virtual:flash?image={image}")
+    for mechanism in (Mechanism.INTX, Mechanism.MSI):
+        with guest(server, mechanism) as driver:
+            assert bytes(MassStorage(driver.enumerate()).read(77, 2)) == block(77) + block(78)
+            assert driver.lost_interrupts == 0
+    with VfioUserClient.connect(server.socket_path, wait=PATIENCE) as client:
+        assert [client.irq_info(index).count for index in range(5)] == [1, 8, 0, 0, 0]
 
 
 def test_several_devices_take_ports_in_order_and_the_pinned_one_first(serve: Serve, image: Path) -> None:
