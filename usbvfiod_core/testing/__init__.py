@@ -13,6 +13,7 @@ device_bench    `DeviceBench`: a device without a controller
 interception    `intercepted`: an interceptor in front of a device
 mass_storage    `MassStorage`: a bulk-only SCSI disk over the driver
 loop            `StepLoop`: a deterministic loop
+limits          `PATIENCE`, `scaled`, `wait_until`: how long tests wait
 
 `docs/testing.md` shows how to use it.
 """
