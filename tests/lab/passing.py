@@ -20,7 +20,8 @@ BACKENDS = ("usbfs", "libusb")
 class Passed:
     """`usbvfiod --backend BACKEND --device NODE` and a guest: `device` is the device as the guest has it.
 
-    With `by_port` it is named by its place, where it may come back, or by any other `address`. Leaving `with` ends the
+    With `by_port` it is named by its place, where it may come back, or by any other `address`. Without `configure` the
+    guest leaves it in the Address state. Leaving `with` ends the
     server and checks that it ended well.
     """
 
@@ -32,6 +33,7 @@ class Passed:
         *options: str,
         by_port: bool = False,
         address: str | None = None,
+        configure: bool = True,
     ) -> None:
         if address is None:
             address = device.port if by_port else str(device.node)
@@ -41,7 +43,7 @@ class Passed:
         try:
             self.bus: SocketBus = self.server.connect()
             self.driver = GuestDriver(self.bus).start()
-            self.device: UsbDevice = self.driver.enumerate()
+            self.device: UsbDevice = self.driver.enumerate(configure=configure)
         except BaseException as error:
             self.server.stop()
             error.add_note(f"usbvfiod said:\n{self.server.output}")

@@ -157,6 +157,11 @@ class HostDevice(HostContract):
             self._suspected = True
             self._loop.call_soon(self._look)
 
+    def suspect_now(self) -> None:
+        """The same where something may be started next: Linux claims an interface that is used and that nobody has."""
+        self._suspected = True
+        self._look()
+
     @property
     def is_lost(self) -> bool:
         """Whether the device is not to be touched any more, but to release what is claimed."""
@@ -208,7 +213,7 @@ class HostDevice(HostContract):
         self._look_what_is_left_out()
         if self._gone:
             self._loop.call_soon(events.disconnected)
-        elif self._ownership is not None:
+        elif self._ownership is not None and self._ownership.can_tell:
             self._end_watch = hotplug.watch_device(self._loop, self._ownership.port_path, self.suspect)
             self.suspect()  # what has happened since it was opened
 
@@ -235,7 +240,7 @@ class HostDevice(HostContract):
         def forget(failure: OperationFailed | None) -> None:
             if failure is None:
                 self._touched = self.moved = False
-            else:
+            elif not self._gone:
                 log.warning("%s: the reset failed: %s", self.name, failure)
             self.configuration = None
             self.features.clear()
@@ -244,9 +249,9 @@ class HostDevice(HostContract):
         if self._gone or self._closed or not (self._touched or self.options.reset is ResetPolicy.ALWAYS):
             forget(None)
         elif not self._soft_reset:
-            self.run_operation(self.reset_port, forget)
+            self.run_operation(lambda: self._reset_by(self.reset_port), forget)
         elif self._host_configuration is not None:
-            self.run_operation(self.reset_configuration, forget)
+            self.run_operation(lambda: self._reset_by(self.reset_configuration), forget)
         else:
             forget(None)
 
@@ -339,6 +344,11 @@ class HostDevice(HostContract):
     def _loss(self) -> str | None:
         """Why what is claimed is not ours any more; None if it is, as far as that can be told."""
         return None if self._ownership is None else self._ownership.loss(self._host_configuration, self.claimed())
+
+    def _reset_by(self, call: Callable[[], None]) -> None:
+        call()
+        if self._host_configuration is not None:
+            self.check_configured(self._host_configuration)
 
     def _look(self) -> None:
         if self._operations.running or self._gone or self._closed:

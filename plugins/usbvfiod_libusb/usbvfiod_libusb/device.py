@@ -334,13 +334,13 @@ class LibusbDevice(HostDevice):
         for transfer, status, actual in results:
             self._in_flight.pop(transfer, None)
             if status is TransferStatus.DISCONNECTED:
-                self.suspect()
+                self.suspect_now()
             elif status is TransferStatus.CANCELLED:
                 if actual and actual == transfer.length and not transfer.packets:
                     status = TransferStatus.COMPLETED  # it won the race
                 elif transfer not in self._stopping:
                     status = self._taken_back
-                    self.suspect()
+                    self.suspect_now()
             self._stopping.discard(transfer)
             setup = transfer.setup
             if setup is not None and setup.is_in and actual == CONTROL_LIMIT < setup.length:

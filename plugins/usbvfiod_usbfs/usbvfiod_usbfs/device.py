@@ -68,7 +68,7 @@ class UsbfsDevice(HostDevice):
         self.taken = taken
         self.urbs = Urbs(handle.fd, loop, self.gone, handle.ioctl)
         self.urbs.refused = self._refused
-        self.urbs.ended_early = self.suspect
+        self.urbs.ended_early = self.suspect_now
         self._cut = CUT if handle.capabilities & usbfs.CAP_BULK_SCATTER_GATHER else CUT_ONE_PIECE
         self._interfaces = {
             raw[5]: _interface_numbers(Configuration.unpack(raw)) for raw in configurations(device.descriptors)
@@ -208,7 +208,7 @@ class UsbfsDevice(HostDevice):
         number, addressed = self._addressed(urb)
         ours = number in self.handle.claimed
         if code == -errno.EBUSY:
-            taken = ours or number is None
+            taken = ours or (number is None and bool(self.handle.claimed))
         else:
             # Where sysfs is there to be asked, it knows better: Linux may have left an endpoint out.
             taken = code == -errno.ENOENT and ours and addressed and not self.ownership.can_tell

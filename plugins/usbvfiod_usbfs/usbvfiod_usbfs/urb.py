@@ -72,7 +72,8 @@ class Urbs:
     """The URBs of one device. Everything is called on the loop's thread.
 
     `lost` is called when the device is gone. `refused`, which must do nothing to URBs, is called with each that the
-    kernel refuses for good, and the negative errno; `ended_early` when the kernel has ended one by itself.
+    kernel refuses for good, and the negative errno; `ended_early` when the kernel has ended one by itself, before it is
+    given back to its owner.
     """
 
     def __init__(self, fd: int, loop: Loop, lost: Callable[[], object], ioctl: Ioctl = usbfs.system_ioctl) -> None:

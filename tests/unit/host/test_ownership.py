@@ -261,6 +261,25 @@ def test_a_reset_of_the_guest_looks_before_it_acts(host: Host, policy: ResetPoli
     bench.close()
 
 
+def test_a_device_that_the_host_forbids_in_the_middle_of_a_reset(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing can be claimed then, and Linux says of no claim why."""
+    bench = OwnedBench(host, HostOptions(ResetPolicy.ALWAYS))
+    device = SysfsDevice("1-1", 1, 2, 0x1209, 1, configuration=None, directory=host.directory)
+    monkeypatch.setattr(host.ownership, "now", lambda: device)
+
+    def reset_port() -> None:
+        not_authorized(host)
+        monkeypatch.setattr(bench.scripted, "claimed", tuple)
+
+    monkeypatch.setattr(bench.scripted, "reset_port", reset_port)
+    bench.reset()
+    assert bench.device.why_gone() == "the host does not authorize it any more"
+    assert not caplog.records, "the attachment tells it"
+    bench.close()
+
+
 def test_events_of_its_drivers_reach_the_device(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, object]] = []
 

@@ -79,6 +79,22 @@ def test_a_transfer_that_the_kernel_takes_back_is_a_reason_to_look(host: Host, o
     bench.close()
 
 
+def again(bench: Bench) -> None:
+    bench.submit(0x81, BULK, 64)
+
+
+def test_nothing_is_sent_once_a_transfer_was_taken_back(host: Host) -> None:
+    bench = host.owned(Bench().configured())
+    reading = bench.submit(0x81, BULK, 64)
+    reading.on_complete = lambda transfer: again(bench)
+    host.take()
+    bench.sent().end(status.TRANSFER_NO_DEVICE)
+    bench.wait(reading)
+    assert bench.events.disconnections == 1
+    assert bench.handle.submitted == []
+    bench.close()
+
+
 def test_what_the_guest_cancels_is_none(host: Host) -> None:
     bench = host.owned(Bench().configured())
     transfer = bench.submit(0x81, BULK, 64)

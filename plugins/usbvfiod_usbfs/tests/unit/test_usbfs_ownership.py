@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 from fake_usbfs import ONE_INTERFACE, UAS, FakeKernel, Submitted, handle_of, sysfs_device
@@ -212,6 +213,28 @@ def test_transfers_that_the_kernel_takes_back_are_a_reason_to_look(kernel: FakeK
     case.bench.close()
 
 
+def again(case: Case) -> None:
+    case.bench.submit(0x81, TransferType.BULK, 64)
+
+
+def test_nothing_is_sent_once_a_transfer_was_taken_back(kernel: FakeKernel, tmp_path: Path) -> None:
+    """The guest sends the next one when the last is back: Linux would claim an interface for it that nobody has."""
+    (tmp_path / "2-1" / "2-1:1.0").mkdir(parents=True)
+    driver = tmp_path / "2-1" / "2-1:1.0" / "driver"
+    driver.symlink_to("../../usbfs")
+    case = Case(kernel, ONE_INTERFACE, directory=tmp_path / "2-1")
+    case.bench.control(SET_CONFIGURATION)
+    reading = case.bench.submit(0x81, TransferType.BULK, 64)
+    reading.on_complete = lambda transfer: again(case)
+    kernel.submitted.clear()
+    driver.unlink()
+    kernel.finish(kernel.inflight[0], -errno.ESHUTDOWN, 0)
+    case.bench.wait(reading)
+    assert case.lost
+    assert kernel.submitted == []
+    case.bench.close()
+
+
 def test_unplugging_stays_unplugging(kernel: FakeKernel) -> None:
     case = Case(kernel)
     case.bench.control(SET_CONFIGURATION)
@@ -268,6 +291,17 @@ def test_a_device_that_the_host_configures_after_it_was_attached(kernel: FakeKer
         reading = case.bench.submit(0x81, TransferType.BULK, 64)
         case.bench.wait(reading)
         assert reading.status is TransferStatus.COMPLETED
+    assert case.bench.events.disconnections == 0
+    case.bench.close()
+
+
+def test_a_device_that_is_not_configured_yet_cannot_be_lost(kernel: FakeKernel) -> None:
+    """The host has configured it meanwhile, and what the guest asks of an endpoint before it does so is refused."""
+    case = Case(kernel, configuration=None)
+    for request in (CLEAR_HALT, OF_INTERFACE, OF_ENDPOINT):
+        kernel.submit_errors.append(-errno.EBUSY)
+        assert case.bench.control(request).status is TransferStatus.ERROR
+    case.loop.run_ready()
     assert case.bench.events.disconnections == 0
     case.bench.close()
 
