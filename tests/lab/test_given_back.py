@@ -75,7 +75,6 @@ def configure(device: HostUsbDevice, value: int) -> None:
 SITUATIONS: dict[str, Callable[[HostUsbDevice], None]] = {
     "as it came": lambda device: None,
     "without the keyboard's driver": lambda device: unbind(device, "usbhid", 0),
-    "without the port's driver": lambda device: unbind(device, "cdc_acm", 1),
     "in the other configuration": lambda device: configure(device, 2),
     "unconfigured": lambda device: configure(device, -1),
 }
