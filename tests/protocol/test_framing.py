@@ -219,6 +219,7 @@ def test_a_message_that_is_never_completed_is_not_waited_for(serving: Serving, p
         assert serving.server.client is not None
         serving.pass_time(DEADLINE * 0.2)
         assert client.ended()
+    assert eventually(lambda: serving.server.client is None)
     with RawClient(path, greet=False) as client:
         assert eventually(lambda: serving.server.client is not None)
         serving.pass_time(DEADLINE * 1.1)
