@@ -28,6 +28,13 @@ _CODES: dict[TransferStatus | None, int] = {
 }
 
 
+def _moved(td: Td) -> bool:
+    """Whether the transfer was cancelled with its packet under way. A packet is for one service interval and does not
+    go on in another, so that such a TD is over: a driver adds what a Stopped event says to what it is told later."""
+    transfer = td.transfer
+    return transfer is not None and transfer.status is TransferStatus.CANCELLED and transfer.actual > 0
+
+
 class IsochronousEndpoint(Endpoint):
     """An endpoint of type Isoch IN or Isoch OUT."""
 
@@ -55,10 +62,10 @@ class IsochronousEndpoint(Endpoint):
         if transfer is None:
             self._report(td)
             return True
-        status = transfer.status
+        status = TransferStatus.COMPLETED if _moved(td) else transfer.status
         if status is TransferStatus.COMPLETED and transfer.packets:
             status = transfer.packets[0].status
-        if status is TransferStatus.COMPLETED and (self.is_in or not td.failed):
+        if status is TransferStatus.COMPLETED and (self.is_in or transfer.actual >= transfer.length):
             self._report(td)
             return True
         if td.links:
@@ -74,7 +81,7 @@ class IsochronousEndpoint(Endpoint):
 
     def _retire_completed(self, ring: TransferRing) -> None:
         inflight = ring.inflight
-        while inflight and inflight[0].ended and not inflight[0].taken_back:
+        while inflight and inflight[0].ended and (not inflight[0].taken_back or _moved(inflight[0])):
             self._retire(ring, inflight[0])
 
     def _ring_unreachable(self, ring: TransferRing, dequeue: int) -> None:

@@ -263,6 +263,35 @@ def test_what_ends_while_the_endpoint_is_being_stopped_is_reported_with_its_own_
     assert rig.usb.context.dequeue(endpoint.dci) == tds[2].start
 
 
+@pytest.mark.parametrize(
+    ("address", "moved", "code"),
+    [
+        (IN, 100, spec.CC_SUCCESS),
+        (IN, 30, spec.CC_SHORT_PACKET),
+        (OUT, 100, spec.CC_SUCCESS),
+        (OUT, 30, spec.CC_TRANSACTION_ERROR),
+    ],
+)
+def test_a_packet_that_was_moved_as_it_was_cancelled_is_not_moved_again(
+    rig: Rig, address: int, moved: int, code: int
+) -> None:
+    endpoint = pipe(rig, address)
+    tds = [submit(rig, address) for _ in range(2)]
+    rig.device.cancels = False
+    command = rig.submit_command(spec.TRB_STOP_ENDPOINT, dci=endpoint.dci)
+    rig.bus.run()
+    first, second = list(rig.device.held[address])
+    rig.device.finish(first, (TransferStatus.CANCELLED, b"x" * moved if address == IN else moved))
+    rig.device.finish(second, TransferStatus.CANCELLED)
+    rig.handle()
+    assert command.done
+    assert (tds[0].completion_code, tds[0].actual) == (code, moved)
+    assert rig.usb.context.dequeue(endpoint.dci) == tds[1].start
+    endpoint.doorbell()
+    rig.bus.run()
+    assert [transfer.length for transfer in rig.device.held[address]] == [100]
+
+
 def test_set_dequeue_skips_a_td_in_flight(rig: Rig) -> None:
     endpoint = pipe(rig, OUT)
     skipped, kept = submit(rig, OUT), submit(rig, OUT)
