@@ -86,6 +86,8 @@ class Server:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self.error: BaseException | None = None
+        self.ended = threading.Event()
+        """Set when the device is out: pulled, or detached by the host."""
         self._thread = threading.Thread(target=self._run, name="usbip", daemon=True)
         self._thread.start()
 
@@ -151,6 +153,7 @@ class Server:
             self.error = error
         finally:
             self.disconnect()
+            self.ended.set()
 
     def _message(self) -> None:
         message = self._receive(MESSAGE_BYTES)
@@ -193,10 +196,10 @@ class Server:
 class Attachment:
     """A device at a port of vhci_hcd; made by `attach`. `device` is what Linux makes of it, `wait` gives it."""
 
-    def __init__(self, device: UsbipDevice) -> None:
+    def __init__(self, device: UsbipDevice, port: int | None = None) -> None:
         if not HOST_CONTROLLER.exists():
             subprocess.run(["modprobe", "vhci_hcd"], check=True)
-        port, hub = _free_port(device.speed)
+        port, hub = _free_port(device.speed, port)
         ours, theirs = socket.socketpair()
         self._uevents = Uevents()
         self._hub = hub
@@ -224,6 +227,11 @@ class Attachment:
     def device(self) -> HostUsbDevice:
         """What `wait` found, waiting for it if need be."""
         return self._found or self.wait()
+
+    def replug(self, device: UsbipDevice) -> Attachment:
+        """Close, and plug another device for the same hub into the same port."""
+        self.close()
+        return Attachment(device, self._port)
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Pull the device out, wait until Linux has let it go and its port is free again."""
@@ -256,10 +264,10 @@ def _ports_per_hub() -> int:
     return sum(kind == "hs" for kind, _ in _ports().values())
 
 
-def _free_port(speed: str) -> tuple[int, Path]:
+def _free_port(speed: str, only: int | None) -> tuple[int, Path]:
     wanted = "ss" if speed == "super" else "hs"
     for number, (kind, state) in _ports().items():
-        if kind == wanted and state == FREE:
+        if kind == wanted and state == FREE and only in (None, number):
             hubs = root_hubs(HOST_CONTROLLER)
             fast = [hub for hub in hubs if (int((hub / "speed").read_text()) > 480) == (wanted == "ss")]
             return number, fast[0]
