@@ -35,6 +35,9 @@ KEYBOARD_REPORT = bytes.fromhex(
     "91 02 95 01 75 03 91 03 95 06 75 08 15 00 25 65 05 07 19 00 29 65 81 00 c0"
 )
 
+ASSOCIATED = (0xEF, 0x02, 0x01)
+"""The device's class, subclass and protocol where functions of several interfaces are associated (IAD, USB 2.0 ECN)."""
+
 _names = itertools.count(1)
 
 
@@ -89,8 +92,8 @@ def printer() -> Function:
 
 
 def midi() -> Function:
-    """A MIDI port, which ALSA has on the gadget's side."""
-    return Function("midi")
+    """A MIDI port; its other end is the gadget's `node("midi")`, a port of ALSA's."""
+    return Function("midi", {"id": "gadget"})
 
 
 class Gadget:
@@ -109,6 +112,7 @@ class Gadget:
         speed: str = "high",
         serial: str = "0123456789",
         product: str = "Lab gadget",
+        device_class: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         _load()
         self.device: HostUsbDevice | None = None
@@ -120,6 +124,8 @@ class Gadget:
         try:
             self.set_speed(speed)
             self.set_identity(identity)
+            for name, number in zip(("bDeviceClass", "bDeviceSubClass", "bDeviceProtocol"), device_class, strict=True):
+                self._write(name, str(number))
             for name, text in (("serialnumber", serial), ("manufacturer", "usbvfiod"), ("product", product)):
                 self._make(f"strings/{ENGLISH}")
                 self._write(f"strings/{ENGLISH}/{name}", text)
@@ -198,13 +204,16 @@ class Gadget:
         return [line for line in listed.splitlines() if line.startswith("urb/")]
 
     def node(self, kind: str) -> Path:
-        """The gadget's own end of a function: the node that "acm", "hid" or "printer" has."""
+        """The gadget's own end of a function: the node that "acm", "hid", "midi" or "printer" has."""
         function = self._function(kind)
         if kind == "acm":
             return Path(f"/dev/ttyGS{(function / 'port_num').read_text().strip()}")
         if kind == "hid":
             numbers = (function / "dev").read_text().strip()
             return Path("/dev") / Path(f"/sys/dev/char/{numbers}").resolve().name
+        if kind == "midi":
+            card = (function / "id").read_text().strip()
+            return Path(f"/dev/snd/midiC{(Path('/proc/asound') / card).resolve().name.removeprefix('card')}D0")
         return Path("/dev/g_printer0")
 
     @property

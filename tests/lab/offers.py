@@ -17,14 +17,27 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from tests.classes.bluetooth import Bluetooth
+from tests.classes.camera import Camera
+from tests.classes.changing import Changing
+from tests.classes.cp210x import Cp210x
+from tests.classes.firmware import Application
+from tests.classes.ftdi import Ftdi
+from tests.classes.phone import Phone
+from tests.classes.security_key import SecurityKey
 from tests.lab import gadgets
+from tests.lab.card import Card
 from tests.lab.gadgets import Gadget
-from tests.lab.machine import Machine
+from tests.lab.machine import Machine, wire
 from tests.lab.usb_device import HostUsbDevice
+from tests.lab.usbip import Attachment, attach
+from tests.lab.usbip_virtual import Exported
+from usbvfiod_core.usb.device import Loop
+from usbvfiod_core.virtual.device import VirtualDevice
 
 OFFER = Path("/exchange/offer.json")
 LONGEST = 1800.0
@@ -62,18 +75,26 @@ def serial_port() -> Iterator[list[HostUsbDevice]]:
     """A CDC ACM port that says back what it is told."""
     with Gadget([gadgets.acm()]) as gadget:
         device = gadget.bind()
-        far = os.open(gadget.node("acm"), os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        with _echo(gadget.node("acm")):
+            yield [device]
+
+
+@contextmanager
+def _echo(node: Path) -> Iterator[None]:
+    """Be the far end that says back what it is told: a terminal, or a MIDI port."""
+    far = os.open(node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    if os.isatty(far):
         tty.setraw(far)
-        ended = threading.Event()
-        echo = threading.Thread(target=_echo, args=(far, ended))
-        echo.start()
-        yield [device]
-        ended.set()
-        echo.join()
-        os.close(far)  # the gadget waits for it
+    ended = threading.Event()
+    echo = threading.Thread(target=_say_back, args=(far, ended))
+    echo.start()
+    yield
+    ended.set()
+    echo.join()
+    os.close(far)  # the gadget waits for it
 
 
-def _echo(far: int, ended: threading.Event) -> None:
+def _say_back(far: int, ended: threading.Event) -> None:
     held = b""
     while not ended.is_set():
         readable, writable, _ = select.select([far] if len(held) < 65536 else [], [far] if held else [], [], 0.2)
@@ -84,16 +105,20 @@ def _echo(far: int, ended: threading.Event) -> None:
 
 
 @contextmanager
-def network_adapter() -> Iterator[list[HostUsbDevice]]:
-    """A CDC NCM adapter, with a host at its other end that has a TCP server; see `_answer`."""
-    with Gadget([gadgets.network("ncm")], speed="super") as gadget:
+def network_adapter(kind: str) -> Iterator[list[HostUsbDevice]]:
+    """A CDC NCM, CDC ECM or RNDIS adapter, with a host at its other end."""
+    with Gadget([gadgets.network(kind)], speed="super") as gadget:
         device = gadget.bind()
-        name = gadget.network_interface
-        subprocess.run(["busybox", "ip", "addr", "add", f"{ADDRESS}/24", "dev", name], check=True)
-        subprocess.run(["busybox", "ip", "link", "set", name, "up"], check=True)
-        listener = socket.create_server((ADDRESS, TCP_PORT))
-        threading.Thread(target=_serve, args=(listener,), daemon=True).start()
+        _be_host(gadget.network_interface)
         yield [device]
+
+
+def _be_host(interface: str) -> None:
+    """Be the host at the other end of a network adapter, which has a TCP server; see `_answer`."""
+    subprocess.run(["busybox", "ip", "addr", "add", f"{ADDRESS}/24", "dev", interface], check=True)
+    subprocess.run(["busybox", "ip", "link", "set", interface, "up"], check=True)
+    listener = socket.create_server((ADDRESS, TCP_PORT))
+    threading.Thread(target=_serve, args=(listener,), daemon=True).start()
 
 
 def _serve(listener: socket.socket) -> None:
@@ -118,6 +143,76 @@ def zero(speed: str, pattern: int) -> Iterator[list[HostUsbDevice]]:
         yield [gadget.bind()]
 
 
+# -- other classes -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def midi() -> Iterator[list[HostUsbDevice]]:
+    """A MIDI port that says back what it is told."""
+    with Gadget([gadgets.midi()]) as gadget:
+        device = gadget.bind()
+        with _echo(gadget.node("midi")):
+            yield [device]
+
+
+@contextmanager
+def composite() -> Iterator[list[HostUsbDevice]]:
+    """A serial port, a network adapter and a keyboard in one, the first two of several interfaces each. Every function
+    is as it is alone; the keyboard's reports are written to /dev/hidg0."""
+    functions = [gadgets.acm(), gadgets.network("ncm"), gadgets.keyboard()]
+    with Gadget(functions, speed="high", device_class=gadgets.ASSOCIATED) as gadget:
+        device = gadget.bind()
+        _be_host(gadget.network_interface)
+        with _echo(gadget.node("acm")):
+            yield [device]
+
+
+@contextmanager
+def card_reader() -> Iterator[list[HostUsbDevice]]:
+    """QEMU's, with a card that answers each command with its bytes in reverse order."""
+    with Machine() as machine:
+        device = machine.plug("usb-ccid", children=[("ccid-card-passthru", {"chardev": "wire0"})])
+        card = Card(wire("wire0"), lambda command: command[::-1] + b"\x90\x00")
+        try:
+            yield [device]
+        finally:
+            card.stop()
+
+
+@contextmanager
+def virtual(*kinds: Callable[[Loop], VirtualDevice], driver: str = "") -> Iterator[list[HostUsbDevice]]:
+    """Devices of tests/classes, beside each other, with a driver of the lab's own that is a module."""
+    if driver:
+        subprocess.run(["modprobe", driver], check=True)
+    with ExitStack() as stack:
+        yield [stack.enter_context(attach(Exported(kind))).wait() for kind in kinds]
+
+
+@contextmanager
+def changing(kind: Callable[[Loop], Changing]) -> Iterator[list[HostUsbDevice]]:
+    """A device that becomes others, at the same port."""
+    ended = threading.Event()
+    exported = Exported(kind)
+    attachment = attach(exported)
+    device = attachment.wait()
+
+    def follow(now: Attachment, exported: Exported) -> None:
+        while not ended.is_set():
+            if now.server.ended.wait(0.1):
+                assert isinstance(exported.device, Changing)
+                assert exported.device.successor is not None
+                exported = Exported(exported.device.successor)
+                now = now.replug(exported)
+                now.wait()
+        now.close()
+
+    following = threading.Thread(target=follow, args=(attachment, exported))
+    following.start()
+    yield [device]
+    ended.set()
+    following.join()
+
+
 OFFERS: dict[str, Callable[[], AbstractContextManager[list[HostUsbDevice]]]] = {
     "drive": drive,
     "drive-high": partial(drive, controller="ehci"),
@@ -125,9 +220,18 @@ OFFERS: dict[str, Callable[[], AbstractContextManager[list[HostUsbDevice]]]] = {
     "stalling-drive": stalling_drive,
     "input": keyboard_and_tablet,
     "serial": serial_port,
-    "network": network_adapter,
+    **{f"network-{kind}": partial(network_adapter, kind) for kind in ("ncm", "ecm", "rndis")},
     **{f"zero-{speed}": partial(zero, speed, PATTERN) for speed in gadgets.SPEEDS},
     **{f"zeros-{speed}": partial(zero, speed, 0) for speed in gadgets.SPEEDS},
+    "midi": midi,
+    "composite": composite,
+    "card-reader": card_reader,
+    "bluetooth": partial(virtual, Bluetooth, driver="btusb"),
+    "serial-adapters": partial(virtual, Ftdi, Cp210x, driver="cp210x"),
+    "security-key": partial(virtual, SecurityKey),
+    "camera": partial(virtual, Camera, driver="uvcvideo"),
+    "phone": partial(changing, Phone),
+    "firmware": partial(changing, Application),
 }
 
 

@@ -80,19 +80,20 @@ class BesideLab:
             self.lab.wait(running, END_TIMEOUT)
 
     @contextmanager
-    def attached(self, ports: list[str], backend: str) -> Iterator[None]:
-        """Attach the devices at these ports of the lab; afterwards they are detached."""
+    def attached(self, ports: list[str], backend: str, options: str = "") -> Iterator[None]:
+        """Attach the devices at these ports of the lab, with options such as "follow-port=true"; afterwards they are
+        detached."""
         names = [f"device{number}" for number, _ in enumerate(ports)]
         with ExitStack() as stack:
             for name, port in zip(names, ports, strict=True):
-                self.usbvfiod("attach", "--timeout", "60", f"{backend}:{port}?name={name}")
+                self.usbvfiod("attach", "--timeout", "60", f"{backend}:{port}?name={name}&{options}".rstrip("&"))
                 stack.callback(self.usbvfiod, "detach", "--timeout", "60", name)
             yield
 
     @contextmanager
-    def offer(self, name: str, backend: str) -> Iterator[list[str]]:
+    def offer(self, name: str, backend: str, options: str = "") -> Iterator[list[str]]:
         """Both."""
-        with self.made(name) as ports, self.attached(ports, backend):
+        with self.made(name) as ports, self.attached(ports, backend, options):
             yield ports
 
     def _start(self) -> Running:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm import guest_usb
 from tests.vm.beside import BesideLab
 from tests.vm.guest import Guest, GuestError, GuestFactory
 from tests.vm.lab import Lab
@@ -125,6 +126,16 @@ def beside_lab(shared_lab: SharedLab, tmp_path_factory: pytest.TempPathFactory) 
         _guests.append(beside.guest)
         yield beside
         _guests.remove(beside.guest)
+
+
+@pytest.fixture
+def no_complaints(beside_lab: BesideLab) -> Iterator[list[str]]:
+    """The guest's kernel says nothing of its USB that a test does not expect: the test adds parts of lines."""
+    beside_lab.guest.run("dmesg -c > /dev/null")
+    expected = ["USB disconnect", "Power-on or device reset occurred"]
+    yield expected
+    said = guest_usb.usb_complaints(beside_lab.guest)
+    assert [line for line in said if not any(part in line for part in expected)] == []
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,11 @@ def wait_disks(guest: Guest, count: int = 1, timeout: float = 60.0) -> list[Disk
     return sorted(disks, key=lambda disk: (len(disk.usb), disk.usb))
 
 
+def driver(guest: Guest, interface: str) -> str:
+    """The guest's driver of an interface, named as in sysfs: "2-1:1.0"."""
+    return guest.run(f"basename $(readlink -f /sys/bus/usb/devices/{interface}/driver)").strip()
+
+
 def sha256(guest: Guest, path: str, timeout: float = 120.0) -> str:
     """The SHA-256 of a whole drive or file, read past the guest's cache as far as it was not written there."""
     return guest.run(f"blockdev --flushbufs {path} 2>/dev/null; sha256sum {path}", timeout).split()[0]

@@ -48,6 +48,11 @@ class System(Guest):
             **options,
         )
 
+    def python(self, module: str, *arguments: object, timeout: float = 240.0) -> str:
+        """Run a module of tests/vm/inside in it, as `run` does."""
+        words = " ".join(shlex.quote(str(argument)) for argument in arguments)
+        return self.run(f"cd {INSIDE} && exec python3 -m tests.vm.inside.{module} {words}", timeout)
+
     def _write_environment(self) -> None:
         """The shell variables of all that runs in it."""
         places = lab_packages.metadata(self.exchange / "distributions")

@@ -18,7 +18,7 @@ from tests.vm import guest_usb, usbtest
 from tests.vm.beside import BesideLab
 from tests.vm.guest import Guest
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600), pytest.mark.usefixtures("no_complaints")]
 
 MIB = 1 << 20
 BACKENDS = ("usbfs", "libusb")
@@ -29,21 +29,6 @@ TIMEOUT = 240.0
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
-
-
-@pytest.fixture(autouse=True)
-def no_complaints(beside_lab: BesideLab) -> Iterator[list[str]]:
-    """The guest's kernel says nothing of its USB that a test does not expect: the test adds parts of lines."""
-    beside_lab.guest.run("dmesg -c > /dev/null")
-    expected = ["USB disconnect", "Power-on or device reset occurred"]
-    yield expected
-    said = guest_usb.usb_complaints(beside_lab.guest)
-    assert [line for line in said if not any(part in line for part in expected)] == []
-
-
-def driver(guest: Guest, interface: str) -> str:
-    """The guest's driver of an interface, named as in sysfs: "2-1:1.0"."""
-    return guest.run(f"basename $(readlink -f /sys/bus/usb/devices/{interface}/driver)").strip()
 
 
 # -- storage -------------------------------------------------------------------------------------------------------
@@ -84,7 +69,7 @@ def test_a_drive_both_ways(
     with beside_lab.offer(offer, backend):
         (disk,) = guest_usb.wait_disks(beside_lab.guest, 1)
         assert disk.speed == speed
-        assert driver(beside_lab.guest, f"{disk.usb}:1.0") == "usb-storage"
+        assert guest_usb.driver(beside_lab.guest, f"{disk.usb}:1.0") == "usb-storage"
         check_both_ways(beside_lab.guest, disk, image)
 
 
@@ -92,7 +77,7 @@ def test_a_uas_drive_both_ways(beside_lab: BesideLab, make_image: Callable[[int]
     image = make_image(64)
     with beside_lab.offer("drive-uas", "usbfs"):
         (disk,) = guest_usb.wait_disks(beside_lab.guest, 1)
-        assert driver(beside_lab.guest, f"{disk.usb}:1.0") == "uas"
+        assert guest_usb.driver(beside_lab.guest, f"{disk.usb}:1.0") == "uas"
         check_both_ways(beside_lab.guest, disk, image)
 
 
@@ -157,54 +142,31 @@ def test_keys_and_places(beside_lab: BesideLab, backend: str) -> None:
 
 # -- serial, network -----------------------------------------------------------------------------------------------
 
-ECHO = """
-import os, select, sys, tty
-for part in range(int(sys.argv[2])):
-    port = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)
-    tty.setraw(port)
-    sent = os.urandom(int(sys.argv[3]))
-    left, received = memoryview(sent), b""
-    while len(received) < len(sent):
-        readable, writable, _ = select.select([port], [port] if left else [], [], 60)
-        assert readable or writable, f"{len(received)} bytes in part {part}"
-        if readable:
-            received += os.read(port, 65536)
-        if writable:
-            left = left[os.write(port, left[:4096]):]
-    assert received == sent, part
-    os.close(port)
-"""
-
-TRANSFER = """
-import hashlib, os, socket, sys, threading
-sent = os.urandom(int(sys.argv[3]))
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=120) as server:
-    server.sendall(b"%d\\n" % len(sent) + sent)
-    with server.makefile("rb") as incoming:
-        assert incoming.read(len(sent)) == sent
-        assert incoming.read() == hashlib.sha256(sent).digest()
-"""
-
-
-def run_python(guest: Guest, program: str, *arguments: object) -> str:
-    """Run a program in the guest."""
-    words = " ".join(map(str, arguments))
-    return guest.run(f"cat > /tmp/program.py <<'END'\n{program}\nEND\npython3 /tmp/program.py {words}", TIMEOUT * 2)
-
 
 def test_a_serial_port_through_open_and_close(beside_lab: BesideLab, backend: str) -> None:
     """1 MiB each way in eight parts, the port closed and opened between them."""
     with beside_lab.offer("serial", backend):
         beside_lab.guest.wait_until("[ -e /dev/ttyACM0 ]")
-        run_python(beside_lab.guest, ECHO, "/dev/ttyACM0", 8, MIB // 8)
+        beside_lab.guest.python("serial_echo", "/dev/ttyACM0", 8, MIB // 8)
 
 
 @pytest.mark.parametrize("mebibytes", [4, pytest.param(50, marks=pytest.mark.long)])
 def test_a_network_adapter(beside_lab: BesideLab, backend: str, mebibytes: int) -> None:
-    with beside_lab.offer("network", backend):
-        beside_lab.guest.wait_until("ls -d /sys/bus/usb/drivers/cdc_ncm/*:*/net/*")
+    check_network(beside_lab, backend, "ncm", "cdc_ncm", mebibytes)
+
+
+@pytest.mark.parametrize("backend", ["usbfs", pytest.param("libusb", marks=pytest.mark.long)])
+@pytest.mark.parametrize(("kind", "driver"), [("ecm", "cdc_ether"), ("rndis", "rndis_host")])
+def test_an_older_network_adapter(beside_lab: BesideLab, backend: str, kind: str, driver: str) -> None:
+    check_network(beside_lab, backend, kind, driver, 1)
+
+
+def check_network(beside_lab: BesideLab, backend: str, kind: str, driver: str, mebibytes: int) -> None:
+    """Ping, and so much each way over TCP, through an adapter of this kind and the guest's driver for it."""
+    with beside_lab.offer(f"network-{kind}", backend):
+        beside_lab.guest.wait_until(f"ls -d /sys/bus/usb/drivers/{driver}/*:*/net/*")
         script = f"""set -e
-name=$(basename $(ls -d /sys/bus/usb/drivers/cdc_ncm/*:*/net/*))
+name=$(basename $(ls -d /sys/bus/usb/drivers/{driver}/*:*/net/*))
 busybox ip addr add {GUEST_ADDRESS}/24 dev $name
 busybox ip link set $name up
 busybox ping -c 5 -i 0.2 -W 10 {ADDRESS}
@@ -213,7 +175,7 @@ busybox ping -c 5 -i 0.2 -W 10 {ADDRESS}
         # The gadget keeps its last frames for itself when all its requests are in use as it wants to send them, and
         # does not try again before it has something to send: an answer to one of these, say.
         pinging = beside_lab.guest.start(f"echo $$ > /tmp/ping; exec busybox ping -q -i 0.5 {ADDRESS}")
-        run_python(beside_lab.guest, TRANSFER, ADDRESS, TCP_PORT, mebibytes * MIB)
+        beside_lab.guest.python("network_transfer", ADDRESS, TCP_PORT, mebibytes * MIB, timeout=2 * TIMEOUT)
         beside_lab.guest.run("kill -INT $(cat /tmp/ping)")
         beside_lab.guest.wait(pinging, TIMEOUT)
 
