@@ -141,6 +141,22 @@ def test_a_network_interface_in_another_namespace() -> None:
         wait_until(lambda: uses(device) == [], "it has not come back when the namespace has gone")
 
 
+def test_a_sound_card_that_plays(machine: Machine) -> None:
+    device = machine.plug("usb-audio", audiodev="sound")
+    try:
+        assert uses(device) == []
+        [card] = [path.name for path in device.path.glob("*/sound/card*")]
+        command = ["aplay", "-q", "-D", f"hw:{card.removeprefix('card')}", "-f", "dat", "/dev/zero"]
+        with subprocess.Popen(command) as player:
+            try:
+                wait_until(lambda: uses(device) == [f"sound {card} is playing"], "nobody says that it plays")
+            finally:
+                player.kill()
+        wait_until(lambda: uses(device) == [], "it plays for ever")
+    finally:
+        machine.unplug(device)
+
+
 def test_the_host_has_another_keyboard(machine: Machine) -> None:
     device = machine.plug("usb-kbd")
     assert uses(device) == []
