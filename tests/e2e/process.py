@@ -63,8 +63,8 @@ class ServerProcess:
 
     @property
     def errors(self) -> list[str]:
-        """The lines of its log that are no news of its life; without what says that a plugin was slow, as all are on a busy
-        machine."""
+        """The lines of its log that are no news of its life; without what says that a plugin was slow, as all are on a
+        busy machine."""
         lines = [line for line in self.log.splitlines() if ": error: " in line or ": warning: " in line]
         return [line for line in lines if not _SLOWNESS.search(line)]
 
