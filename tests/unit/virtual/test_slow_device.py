@@ -11,7 +11,7 @@ import pytest
 
 from usbvfiod_core import Device, Interceptor, Loop
 from usbvfiod_core.hooks.interception import intercept
-from usbvfiod_core.testing.conformance import DeviceConformance
+from usbvfiod_core.testing.conformance import DeviceConformance, SlowDeviceConformance
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.driver.td import Td
@@ -89,7 +89,7 @@ class Unplugged(Terminal):
         self.close()
 
 
-class TestTerminal(DeviceConformance):
+class TestTerminal(DeviceConformance, SlowDeviceConformance):
     slow_endpoints = (OUT, IN)
 
     def make_device(self, loop: Loop) -> Device:
@@ -137,7 +137,7 @@ def test_the_suite_finds_a_device_that_forgets_what_it_has_moved() -> None:
     suite.terminal = Forgetful()
     bench = DeviceBench(suite.terminal, loop, submit_limit=2.0)
     with pytest.raises(AssertionError, match="0 == "):
-        suite.test_a_cancelled_transfer_tells_what_it_has_moved(bench, 0)
+        suite.test_a_cancelled_transfer_tells_what_it_has_moved(bench)
     bench.close()
 
 

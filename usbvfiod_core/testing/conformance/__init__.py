@@ -7,10 +7,11 @@
             return MyDevice(loop)
 
 device        `DeviceConformance`: any device, virtual or real
+slow          `SlowDeviceConformance`: one that moves a transfer bit by bit, and is told to stop in the middle
 source_sink   `SourceSinkConformance`: a backend that moves data, tried on gadget zero
 backend       `BackendConformance`: names, lists, options, errors
 
-on_bench      what the first two have in common: `timeout`, `submit_limit`, `make_device`, `unplug`, the fixture `bench`
+on_bench      what those for devices have in common: `timeout`, `submit_limit`, `make_device`, `unplug`, `bench`
 
 All tests run in real time against a `StepLoop`; a device that needs a host's hardware works too.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from .backend import BackendConformance
 from .device import DeviceConformance
+from .slow import SlowDeviceConformance
 from .source_sink import SourceSinkConformance
 
-__all__ = ["BackendConformance", "DeviceConformance", "SourceSinkConformance"]
+__all__ = ["BackendConformance", "DeviceConformance", "SlowDeviceConformance", "SourceSinkConformance"]

@@ -8,7 +8,6 @@ import pytest
 
 from ...usb import requests
 from ...usb.descriptors import DEVICE, Configuration, DeviceDescriptor, Endpoint, Interface
-from ...usb.device import Device
 from ...usb.requests import SetupPacket
 from ...usb.speed import Speed
 from ...usb.transfer import TransferStatus, TransferType
@@ -26,7 +25,6 @@ from .enumeration import (
 )
 from .on_bench import OnBench
 
-SLOW_LENGTH = 200_000
 _REFUSALS = (TransferStatus.STALL, TransferStatus.ERROR, TransferStatus.DISCONNECTED)
 _PACKETS = {
     (Speed.LOW, TransferType.INTERRUPT): range(9),
@@ -46,15 +44,12 @@ class DeviceConformance(OnBench):
                       device, for the tests of cancellation. Default: the first interrupt or bulk IN endpoint
     can_halt          False for a device that does not take SET_FEATURE(ENDPOINT_HALT)
     unknown_request   a control transfer that the device refuses
-    slow_endpoints    addresses of bulk or interrupt endpoints where a transfer of SLOW_LENGTH bytes moves bit by bit,
-                      and does not come to its end while nothing happens to the device. With `moved`
 
     What a device does not have (alternate settings, isochronous endpoints, streams) is skipped.
     """
 
     idle_endpoint: int | None = None
     can_halt: bool = True
-    slow_endpoints: tuple[int, ...] = ()
     unknown_request = SetupPacket(0xC0 | requests.DIRECTION_IN, 0xFE, 0xFEFE, 0xFEFE, 8)
 
     # -- descriptors -----------------------------------------------------------------------------------------------
@@ -258,31 +253,6 @@ class DeviceConformance(OnBench):
             bench.wait(transfer)
         done = [transfer.status is TransferStatus.COMPLETED for transfer in transfers]
         assert done == sorted(done, reverse=True)
-
-    def moved(self, device: Device, endpoint: int) -> int:
-        """How many bytes the device has taken from one of `slow_endpoints`, or given to it, since it was made."""
-        raise NotImplementedError
-
-    @pytest.mark.parametrize("number", range(2), ids=["first slow endpoint", "second slow endpoint"])
-    def test_a_cancelled_transfer_tells_what_it_has_moved(self, bench: DeviceBench, number: int) -> None:
-        """The driver goes on behind that: what it is told too little, comes twice."""
-        if number >= len(self.slow_endpoints):
-            pytest.skip("the device has no such endpoint")
-        address = self.slow_endpoints[number]
-        interfaces = configure(bench).interfaces
-        endpoint = next(each for setting in interfaces for each in setting.endpoints if each.address == address)
-        data: int | bytes = SLOW_LENGTH if endpoint.is_in else bytes(SLOW_LENGTH)
-        told = 0
-        for _ in range(3):
-            transfers = [bench.submit(address, endpoint.type, data) for _ in range(3)]
-            bench.loop.advance(0.05)
-            for transfer in reversed(transfers):
-                bench.cancel(transfer)
-                bench.wait(transfer)
-            assert transfers[0].status is TransferStatus.CANCELLED, "it has come to its end after all"
-            assert [transfer.actual for transfer in transfers[1:]] == [0, 0], "it is not its turn"
-            told += transfers[0].actual
-            assert told == self.moved(bench.device, address) > 0
 
     # -- halts, reset, absent endpoints ----------------------------------------------------------------------------
 
