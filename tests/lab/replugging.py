@@ -9,6 +9,7 @@ from pathlib import Path
 
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.driver.ports import Port
+from usbvfiod_core.testing.limits import wait_until
 
 BACK = 0.5
 """Seconds in which the guest is to have a device back once the host has it. Asserted by the long runs only, which are
@@ -52,6 +53,13 @@ def summary(what: str, seconds: Sequence[float]) -> str:
 def descriptors(process: int) -> int:
     """How many file descriptors a process has open."""
     return len(os.listdir(f"/proc/{process}/fd"))
+
+
+def wait_for_descriptors(process: int, kept: int) -> None:
+    """Wait until a process has no more file descriptors open than it kept before: a file that it just reads is one."""
+    wait_until(
+        lambda: descriptors(process) <= kept, lambda: f"{descriptors(process)} descriptors are open, {kept} before"
+    )
 
 
 def anonymous_kib(process: int) -> int:

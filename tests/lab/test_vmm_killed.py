@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.gadgets import Gadget, mass_storage, source_sink
 from tests.lab.passing import Passed
-from tests.lab.replugging import GROWTH_KIB, anonymous_kib, descriptors
+from tests.lab.replugging import GROWTH_KIB, anonymous_kib, descriptors, wait_for_descriptors
 from tests.lab.vmm import CHUNK, connect, storage, submit
 from usbvfiod_core.testing.limits import PATIENCE
 
@@ -96,9 +96,6 @@ def test_a_vmm_is_killed(tmp_path: Path, rounds: int) -> None:
                 ("plugged", port_id, 1) for port_id in (1, 2, 3)
             ]
             assert [set(device.drivers.values()) for device in host] == [{"usbfs"}] * 3
-            deadline = time.monotonic() + PATIENCE
-            while descriptors(process) > kept[0]:  # those of the last connections are being closed
-                assert time.monotonic() < deadline, f"{descriptors(process)} descriptors, {kept[0]} before"
-                time.sleep(0.01)
+            wait_for_descriptors(process, kept[0])
             assert grown < GROWTH_KIB
         assert [device.drivers[0] for device in host] == ["usbtest", "usbtest", "usb-storage"]

@@ -95,7 +95,7 @@ def test_a_composite_device(beside_lab: BesideLab, backend: str) -> None:
         assert interfaces(beside_lab, 5) == ["cdc_acm", "cdc_acm", "cdc_ncm", "cdc_ncm", "usbhid"]
         guest.python("serial_echo", "/dev/ttyACM0", 2, 16 * KIB)
         # The press alone: until a slow machine brings the release, the guest repeats the key.
-        reading = guest_usb.start_reading_keys(guest, 1, patience=60)
+        reading = guest_usb.start_reading_keys(guest, 1, name="gadget")
         for report in ("\\0\\0\\004\\0\\0\\0\\0\\0", "\\0" * 8):
             beside_lab.lab.run(f"printf '{report}' > /dev/hidg0")
         assert guest_usb.finish_reading_keys(guest, reading, 90) == [(30, 1)]

@@ -169,6 +169,7 @@ def check_network(beside_lab: BesideLab, backend: str, kind: str, driver: str, m
 name=$(basename $(ls -d /sys/bus/usb/drivers/{driver}/*:*/net/*))
 busybox ip addr add {GUEST_ADDRESS}/24 dev $name
 busybox ip link set $name up
+until [ "$(cat /sys/class/net/$name/carrier)" = 1 ]; do sleep 0.1; done
 busybox ping -c 5 -i 0.2 -W 10 {ADDRESS}
 """
         assert "5 packets received" in beside_lab.guest.run(script, TIMEOUT)
