@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import socket
-import struct
 import time
 from importlib.metadata import version
 from typing import Any, Final
 
 from ..errors import ConfigError
 from ..usb.device import Loop, Timer
+from ..vfio_user.ancillary import peer
 from ..vfio_user.listener import SocketPath, inherited
 from .control_client import SLICE, ControlClient, Handle
 
@@ -209,7 +209,7 @@ class ControlSocket:
 
 def may_steer(sock: socket.socket, place: str) -> bool:
     """Whether a client is of a user who may see and steer this server: its own, or root. Others are logged."""
-    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, uid = peer(sock)
     if uid in (0, os.geteuid()):
         return True
     log.warning("user %d was turned away from the %s", uid, place)

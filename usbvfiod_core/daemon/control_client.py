@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..usb.device import Loop
+from ..vfio_user.ancillary import descriptors, room_for
 
 MAX_LINE: Final = 64 << 10
 """Bytes of a request, its newline included."""
@@ -134,21 +134,16 @@ class ControlClient:
         return end
 
     def _receive(self) -> None:
-        size = array.array("i").itemsize
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
-                MAX_LINE - len(self._input), socket.CMSG_SPACE(MAX_FDS * size), socket.MSG_CMSG_CLOEXEC
+                MAX_LINE - len(self._input), room_for(MAX_FDS), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds = array.array("i")
-                fds.frombytes(payload[: len(payload) - len(payload) % size])
-                self._fds.extend(fds)
+        self._fds.extend(descriptors(ancillary))
         if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
             self._drop_fds()
             self.refuse("request", f"more than {MAX_FDS} file descriptors")

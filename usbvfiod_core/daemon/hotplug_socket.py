@@ -6,7 +6,6 @@ they are let in one by one at a pace at which the guest's transfers do not notic
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import socket
@@ -17,6 +16,7 @@ from typing import Final
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop, Timer
+from ..vfio_user.ancillary import descriptors, room_for
 from ..vfio_user.listener import SocketPath, inherited
 from .attachments import Attachments
 from .config import DeviceSpec
@@ -34,8 +34,6 @@ CLIENT_PATIENCE: Final = 5.0
 """Seconds a client has for its command."""
 PACE: Final = 0.01
 """Seconds between two clients that are let in."""
-
-_FD_SIZE: Final = array.array("i").itemsize
 
 
 class HotplugSocket:
@@ -226,18 +224,14 @@ class _Client:
     def _readable(self) -> None:
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
-                LENGTH + 1 - len(self._data), socket.CMSG_SPACE(2 * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+                LENGTH + 1 - len(self._data), room_for(2), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds = array.array("i")
-                fds.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
-                self._fds.extend(fds)
+        self._fds.extend(descriptors(ancillary))
         self._data += data
         try:
             if flags & socket.MSG_CTRUNC:

@@ -6,11 +6,9 @@ message is held, and while more than a fair share of its messages waits to be pr
 
 from __future__ import annotations
 
-import array
 import os
 import select
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +16,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
+from .ancillary import descriptors, peer, room_for
 from .eventfd import LoopEventfds
 from .peer import PrivateFiles
 from .session import MAX_PENDING_FDS, Session
@@ -31,11 +30,10 @@ SETTLE_DELAY: Final = 0.5
 CHUNKS: Final = 4
 """Times that the socket is read before the loop has its turn."""
 
-_ANCILLARY: Final = socket.CMSG_SPACE(MAX_PENDING_FDS * array.array("i").itemsize)
+_ANCILLARY: Final = room_for(MAX_PENDING_FDS)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CTRUNC: Final = int(socket.MSG_CTRUNC)
 _NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
-_PEER: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 class Connection:
@@ -67,7 +65,7 @@ class Connection:
         self._message_deadline: Final = message_deadline
         self._hold_deadline: Final = hold_deadline
         self._greeted = not first_message_deadline
-        self.pid, self.uid = _peer(sock)
+        self.pid, self.uid = peer(sock)
         self.session: Final = Session(
             function,
             memory,
@@ -125,7 +123,7 @@ class Connection:
             except OSError as error:
                 self._gone(None if isinstance(error, ConnectionError) else str(error))
                 return
-            session.received(count, _descriptors(ancillary) if ancillary else [])
+            session.received(count, descriptors(ancillary) if ancillary else [])
             if flags & _CTRUNC:
                 self._gone(f"more than {MAX_PENDING_FDS} file descriptors with one message, or no room for them")
                 return
@@ -255,17 +253,3 @@ class Connection:
         if self._open:
             self.close()
             self._on_gone(reason)
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return fds.tolist()
-
-
-def _peer(sock: socket.socket) -> tuple[int, int]:
-    """Process and user of the other end, as they were when it connected (SO_PEERCRED)."""
-    pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return pid, uid
