@@ -7,7 +7,7 @@ memory that a device reads (OUT) or fills (IN) in place, by `os.preadv`/`os.pwri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -57,6 +57,16 @@ class IsochronousPacket:
         self.length = length
         self.actual = 0
         self.status = TransferStatus.COMPLETED
+
+
+def behind(windows: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of `windows` behind the first `count` bytes."""
+    rest = list(windows)
+    while rest and count >= len(rest[0]):
+        count -= len(rest.pop(0))
+    if rest and count:
+        rest[0] = rest[0][count:]
+    return rest
 
 
 class Transfer:
@@ -143,12 +153,7 @@ class Transfer:
 
     def rest(self) -> list[memoryview]:
         """The windows of what has not been moved yet, behind `actual` bytes: for `os.writev` and `os.readv`."""
-        done, rest = self.actual, []
-        for window in self.windows:
-            if done < len(window):
-                rest.append(window[done:])
-            done = max(done - len(window), 0)
-        return rest
+        return behind(self.windows, self.actual)
 
     def read(self) -> bytes:
         """A copy of an OUT transfer's data; for small transfers, a device that moves much uses `windows`."""

@@ -19,12 +19,12 @@ from struct import Struct
 from ..usb.device import Loop
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
-from ..usb.transfer import Transfer, TransferStatus
+from ..usb.transfer import Transfer, TransferStatus, behind
 from .command import GOOD, READ, RECEIVE, SEND, WRITE
 from .device import VirtualDevice
 from .disk import Disk
 from .endpoint import VirtualEndpoint
-from .image import advance, head
+from .image import head
 
 INTERFACE_CLASS = (0x08, 0x06, 0x50)  # mass storage, SCSI transparent, bulk-only (4.3)
 CBW_SIGNATURE = 0x43425355
@@ -223,7 +223,7 @@ class BulkOnly(VirtualDevice):
         self._left -= total
         ended = self.stalls and not self._wanted and (self._left > 0 or total > count)
         if not ended and total > count:
-            for window in head(advance(transfer.windows, count), total - count):
+            for window in head(behind(transfer.windows, count), total - count):
                 window[:] = bytes(len(window))
         if ended or not self._left:
             self._finish()

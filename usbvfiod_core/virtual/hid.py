@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeVar
 
 from ..errors import DeviceError
 from ..usb.descriptors import (
@@ -28,7 +28,10 @@ from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
+from .options import Options
 
+OPTIONS = ("speed", "serial")
+"""Of every one of them."""
 MAX_REPORTS = 16384
 """Reports that wait for a driver at most."""
 IDLE_UNIT = 0.004  # seconds (7.2.4)
@@ -188,3 +191,12 @@ class HidDevice(VirtualDevice):
         self._repeat_due = True
         if self._endpoint is not None:
             self.serve(self._endpoint)
+
+
+_Kind = TypeVar("_Kind", bound=HidDevice)
+
+
+def open_hid(name: str, kind: type[_Kind], options: Mapping[str, str], loop: Loop) -> _Kind:
+    """Open `virtual:NAME` with the options that all these devices have. Raises ConfigError."""
+    given = Options(name, options, OPTIONS)
+    return kind(loop, speed=given.speed(("full", "high"), "full"), serial=given.serial())

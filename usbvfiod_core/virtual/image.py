@@ -20,6 +20,7 @@ import stat
 from collections.abc import Callable, Sequence
 
 from ..errors import ConfigError, DeviceError
+from ..usb.transfer import behind
 
 IOV_MAX = 1024
 _CHUNK = 1 << 20
@@ -33,16 +34,6 @@ _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 _Move = Callable[[int, list[memoryview], int], int]
-
-
-def advance(windows: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of `windows` behind the first `count` bytes."""
-    rest = list(windows)
-    while rest and count >= len(rest[0]):
-        count -= len(rest.pop(0))
-    if rest and count:
-        rest[0] = rest[0][count:]
-    return rest
 
 
 def head(windows: Sequence[memoryview], count: int) -> list[memoryview]:
@@ -171,7 +162,7 @@ class Image:
     def _move(self, move: _Move, windows: list[memoryview], offset: int, length: int) -> None:
         done = move(self.fd, windows, offset) if len(windows) <= IOV_MAX else 0
         while done < length:
-            part = advance(windows, done)[:IOV_MAX]
+            part = behind(windows, done)[:IOV_MAX]
             count = move(self.fd, part, offset + done)
             if count == 0:
                 raise OSError(errno.EIO, f"image {self.path} has been truncated")

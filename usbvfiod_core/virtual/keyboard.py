@@ -26,12 +26,10 @@ from ..errors import ConfigError
 from ..usb.device import Loop
 from ..usb.speed import Speed
 from .device import Word
-from .hid import BOOT, KEYBOARD, HidDevice
-from .options import Options
+from .hid import BOOT, KEYBOARD, HidDevice, open_hid
 from .usages import CHARACTERS, ERROR_ROLL_OVER, KEYS, MODIFIERS
 
 PRODUCT_ID = 0x0002
-OPTIONS = ("speed", "serial")
 REPORT_LENGTH = 8
 DEFAULT_IDLE = 125  # the 500 ms that 7.2.4 recommends for keyboards
 
@@ -154,5 +152,4 @@ class Keyboard(HidDevice):
 
 def open_keyboard(options: Mapping[str, str], loop: Loop) -> Keyboard:
     """Open `virtual:keyboard` with the options above. Raises ConfigError."""
-    given = Options("keyboard", options, OPTIONS)
-    return Keyboard(loop, speed=given.speed(("full", "high"), "full"), serial=given.serial())
+    return open_hid("keyboard", Keyboard, options, loop)

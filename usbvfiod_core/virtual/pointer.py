@@ -27,12 +27,10 @@ from ..errors import ConfigError
 from ..usb.device import Loop
 from ..usb.speed import Speed
 from .device import Word
-from .hid import BOOT, MOUSE, HidDevice
-from .options import Options
+from .hid import BOOT, MOUSE, HidDevice, open_hid
 
 MOUSE_PRODUCT_ID = 0x0007
 TABLET_PRODUCT_ID = 0x0008
-OPTIONS = ("speed", "serial")
 
 BUTTONS = {"left": 0x01, "right": 0x02, "middle": 0x04, "side": 0x08, "extra": 0x10}
 """Bits of a report's first byte."""
@@ -209,11 +207,9 @@ def _number(text: str) -> float:
 
 def open_mouse(options: Mapping[str, str], loop: Loop) -> Mouse:
     """Open `virtual:mouse` with the options above. Raises ConfigError."""
-    given = Options("mouse", options, OPTIONS)
-    return Mouse(loop, speed=given.speed(("full", "high"), "full"), serial=given.serial())
+    return open_hid("mouse", Mouse, options, loop)
 
 
 def open_tablet(options: Mapping[str, str], loop: Loop) -> Tablet:
     """Open `virtual:tablet` with the options above. Raises ConfigError."""
-    given = Options("tablet", options, OPTIONS)
-    return Tablet(loop, speed=given.speed(("full", "high"), "full"), serial=given.serial())
+    return open_hid("tablet", Tablet, options, loop)

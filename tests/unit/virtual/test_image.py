@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from usbvfiod_core.errors import ConfigError, DeviceError
-from usbvfiod_core.virtual.image import IOV_MAX, Image, advance, head
+from usbvfiod_core.usb.transfer import behind
+from usbvfiod_core.virtual.image import IOV_MAX, Image, head
 
 
 @pytest.fixture
@@ -271,4 +272,4 @@ def test_cutting_windows() -> None:
     views = [memoryview(bytes(range(start, start + size))) for start, size in ((0, 4), (4, 0), (4, 3), (7, 5))]
     for count in range(13):
         assert b"".join(head(views, count)) == bytes(range(count))
-        assert b"".join(advance(views, count)) == bytes(range(count, 12))
+        assert b"".join(behind(views, count)) == bytes(range(count, 12))
