@@ -8,6 +8,7 @@ guest that logs to its serial port is never held up by it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -20,6 +21,8 @@ from collections.abc import Callable
 from ..errors import ConfigError, DeviceError
 from ..usb.device import Loop, Timer
 from .image import IOV_MAX
+
+_log = logging.getLogger(__name__)
 
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _RETRY = 1.0
@@ -278,7 +281,9 @@ class Recording(Line):
     def write(self, windows: list[memoryview]) -> int:
         try:
             return os.writev(self._fd, windows[:IOV_MAX])
-        except OSError:
+        except OSError as error:
+            if not self.lost:
+                _log.warning("virtual:serial: file=%s: %s; what it does not take is lost", self.label, error.strerror)
             count = sum(map(len, windows))
             self.lost += count
             return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import termios
@@ -18,6 +19,7 @@ from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.virtual import VirtualBackend
+from usbvfiod_core.virtual.line import Recording
 from usbvfiod_core.virtual.serial import CARRIER, DATA_SET_READY, IN, NOTIFY, OUT, Serial
 
 
@@ -298,6 +300,26 @@ def test_a_file_gets_what_the_guest_sends(open_port: OpenPort, tmp_path: Path) -
     port.usb.bulk_out(OUT, b"boot")
     port.usb.bulk_out(OUT, b"ing\n")
     assert record.read_bytes() == b"before booting\n"
+
+
+def test_a_file_that_takes_no_more_is_told_of_once(
+    open_port: OpenPort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = open_port(file=str(tmp_path / "console.log"))
+    port.usb.bulk_out(OUT, b"kept")
+
+    def full(fd: int, windows: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", full)
+        port.usb.bulk_out(OUT, b"lost")
+        port.usb.bulk_out(OUT, b"this too")
+    assert isinstance(port.device.line, Recording)
+    assert port.device.line.lost == 12
+    assert caplog.text.count("No space left on device; what it does not take is lost") == 1
+    port.usb.bulk_out(OUT, b" again")
+    assert (tmp_path / "console.log").read_bytes() == b"kept again"
 
 
 def test_only_a_regular_file_is_taken(tmp_path: Path) -> None:
