@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(VENV)/bin/usbvfiod demo
 
 test: $(STAMP)
-	$(RUN) -m pytest -rs -m "not long"
+	$(RUN) -m pytest -n auto --maxprocesses 4 -rs -m "not long"
 
 test-long: $(STAMP)
 	@! command -v cargo >/dev/null || $(RUN) -m tests.crate.client

@@ -1,4 +1,5 @@
-"""For all tests: which are collected here, how long they may take, and that they leave logging as they found it.
+"""For all tests: which are collected here, in which order and beside which, how long they may take, and that they leave
+logging as they found it.
 
 Tests in directories named `lab` need the lab (tests/vm/lab.py): Linux with USB devices that may be broken. Elsewhere
 they are not even collected; tests/vm/test_lab.py runs them there, as part of the whole suite.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,9 +33,26 @@ def pytest_configure() -> None:
         settings.load_profile("usbvfiod")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give whole modules to the processes that share the suite (`-n`), as a module's tests share fixtures; and one by one
+    the files of the lab, of which each process has its own. Modules keep their order."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module, _, test = nodeid.partition("::")
+            return nodeid if test.startswith("test_inside") else module
+
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Scale the limit of each test, its own or that of all."""
+    """Scale the limit of each test, its own or that of all; the long tests go first, so that no process is left with one.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
     if SCALE == 1 or not config.pluginmanager.hasplugin("timeout"):
         return
     everybodys = float(config.getini("timeout") or 0)
