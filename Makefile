@@ -4,7 +4,9 @@
 SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python
+RUNNABLE := $(VENV)/usbvfiod.run
 STAMP := $(VENV)/usbvfiod.stamp
+SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
 .PHONY: help demo test test-long vm bench docs lint clean
 
@@ -17,11 +19,13 @@ help:
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables"
 	@echo "make lint       format check, lint and types"
 
-$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
-	.ci/environment $(VENV)
-	@touch $@
+$(RUNNABLE): $(SOURCES)
+	@.ci/environment $(VENV) run
 
-demo: $(STAMP)
+$(STAMP): $(SOURCES)
+	@.ci/environment $(VENV) all
+
+demo: $(RUNNABLE)
 	$(VENV)/bin/usbvfiod demo
 
 test: $(STAMP)

@@ -35,8 +35,8 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give whole modules to the processes that share the suite (`-n`), as a module's tests share fixtures; and one by one
-    the files of the lab, of which each process has its own. Modules keep their order."""
+    """Give whole modules to the processes that share the suite (`-n`), as a module's tests share fixtures; and one by
+    one the files of the lab, of which each process has its own. Modules keep their order."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
@@ -50,8 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Scale the limit of each test, its own or that of all; the long tests go first, so that no process is left with one.
-    """
+    """Scale the limit of each test, its own or that of all; the long tests go first, and none is left for the end."""
     items.sort(key=lambda item: item.get_closest_marker("vm") is None)
     if SCALE == 1 or not config.pluginmanager.hasplugin("timeout"):
         return

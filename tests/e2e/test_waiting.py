@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import Serve
 from tests.e2e.process import ServerProcess
+from usbvfiod_core.installation import installation
 from usbvfiod_core.testing.limits import PATIENCE
 
 
@@ -39,4 +40,7 @@ def test_a_path_that_is_no_usb_device_is_not_waited_for(tmp_path: Path) -> None:
         with ServerProcess(tmp_path, arguments) as server:
             assert server.process.wait(PATIENCE) == 2
             assert "/dev/null" in server.log
-            assert "is not behind USB; a device is given as VID:PID" in server.log or "pip install" in server.log
+            assert (
+                "is not behind USB; a device is given as VID:PID" in server.log
+                or installation().plugin("usbfs") in server.log
+            )

@@ -289,10 +289,7 @@ def _print_capabilities(context: click.Context, parameter: click.Parameter, valu
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    import platform
-    from importlib.metadata import version
+    from ..version import version_line
 
-    from ..hooks.specs import PLUGIN_API
-
-    click.echo(f"usbvfiod {version('usbvfiod')} (plugin API {PLUGIN_API}, Python {platform.python_version()})")
+    click.echo(version_line())
     context.exit()

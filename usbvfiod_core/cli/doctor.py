@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from ..daemon.config import OWN_BACKENDS
 from ..errors import UsbvfiodError
 from ..hooks.registry import Registry
 from ..host import hotplug, sysfs
 from ..host.usage import Usage
+from ..installation import installation
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, optional_control
 from .output import print_object, print_table
@@ -20,7 +22,6 @@ from .why import udev_advice
 USBFS_MEMORY = Path("/sys/module/usbcore/parameters/usbfs_memory_mb")
 ENOUGH_MEMORY = 64
 """MiB: what a few fast devices with deep queues have in flight at once."""
-REAL_BACKENDS = ("libusb", "usbfs")
 
 
 class SomethingIsWrong(UsbvfiodError):
@@ -66,12 +67,12 @@ def _plugins(registry: Registry) -> Iterator[Finding]:
     for plugin in registry.failures:
         yield Finding("plugins", "wrong", f"plugin {plugin.name} is not used: {plugin.error}")
     backends = registry.backends()
-    real = [name for name in REAL_BACKENDS if name in backends]
+    real = [name for name in sorted(OWN_BACKENDS) if name in backends]
     if real:
         yield Finding("backends", "ok", f"{', '.join(real)} for devices of this host")
     else:
         text = "there is no backend for devices of this host"
-        yield Finding("backends", "note", text, "pip install usbvfiod-usbfs    # or usbvfiod-libusb")
+        yield Finding("backends", "note", text, installation().plugin(OWN_BACKENDS[0]))
 
 
 def _host() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import click
 from ..errors import ConfigError
 from ..hooks.registry import Plugin, Registry
 from ..hooks.specs import PLUGIN_API
+from ..installation import installation
 from .output import print_json, print_table
 from .scaffold import KINDS, package
 
@@ -58,7 +59,7 @@ def new(name: str, kind: str, directory: Path | None) -> None:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text)
         click.echo(target / path)
-    click.echo(f"now: cd {shlex.quote(str(target))} && pip install --editable '.[test]' && pytest", err=True)
+    click.echo(f"now: cd {shlex.quote(str(target))} && {installation().development()}", err=True)
 
 
 def _entry(plugin: Plugin) -> dict[str, object]:

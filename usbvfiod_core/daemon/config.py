@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from ..errors import ConfigError, UsbvfiodError, unknown
 from ..hooks.options import Declared, SettingError, plugin_options
 from ..hooks.settings import PluginSelection, Settings
+from ..installation import installation
 from ..pci.interrupts import Mechanism
 from ..usb.backend import Backend
 from .address_forms import meant
@@ -290,7 +291,7 @@ def check_backend(name: str, backends: Iterable[str]) -> str:
 def no_host_backend(place: str, known: Iterable[str]) -> str:
     """What to say of a device of the host where none of the backends that there are is meant."""
     others = [name for name in known if name != BUILT_IN]
-    remedy = f"`pip install usbvfiod-{OWN_BACKENDS[0]}` brings one"
+    remedy = f"`{installation().plugin(OWN_BACKENDS[0])}` brings one"
     if not others:
         return f"is one of this host, for which there is no backend; {remedy}"
     more = "" if set(others) & set(OWN_BACKENDS) else f"; {remedy} for devices of this host"
@@ -300,7 +301,7 @@ def no_host_backend(place: str, known: Iterable[str]) -> str:
 def no_backend(name: str, known: Iterable[str]) -> str:
     """A message that there is no such backend, and what would bring it."""
     if name in OWN_BACKENDS:
-        return f"there is no backend {name!r}; `pip install usbvfiod-{name}` brings it"
+        return f"there is no backend {name!r}; `{installation().plugin(name)}` brings it"
     return unknown("backend", name, known)
 
 

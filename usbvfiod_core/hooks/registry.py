@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from ..errors import PluginError
+from ..installation import PLUGINS as OUR_PLUGINS
+from ..installation import installation
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from . import specs
@@ -106,7 +108,8 @@ class Registry:
         for name in dict.fromkeys((*selection.require, *(selection.enable or ()))):
             if name not in installed:
                 near = get_close_matches(name, installed, 1)
-                error = "is not installed" + (f"; {near[0]} is meant?" if near else "")
+                remedy = f"; `{installation().plugin(name)}` brings it" if name in OUR_PLUGINS else ""
+                error = "is not installed" + (remedy or (f"; {near[0]} is meant?" if near else ""))
                 self.plugins.append(Plugin(name, error=error))
 
     def register(self, module: object, name: str) -> Plugin:

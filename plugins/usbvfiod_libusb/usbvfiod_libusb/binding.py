@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Any, Protocol, cast
 
 from usbvfiod_core import DeviceError
+from usbvfiod_core.installation import installation
 
 from .status import ERROR_NOT_FOUND
 
@@ -151,7 +152,9 @@ def load() -> Libusb:
     try:
         module = importlib.import_module("usb1")
     except (ImportError, OSError) as error:
-        raise DeviceError(f"python-libusb1 cannot be used: {error}; pip install --force-reinstall libusb1") from error
+        raise DeviceError(
+            f"python-libusb1 cannot be used: {error}; `{_how('libusb1', 'python3-libusb1')}` brings it"
+        ) from error
     path = _packaged_library()
     if path is not None:
         try:
@@ -165,9 +168,13 @@ def load() -> Libusb:
         module.loadLibrary()
     except OSError as error:
         raise DeviceError(
-            f"there is no libusb ({error.strerror}); pip install libusb-package, or apt install libusb-1.0-0"
+            f"there is no libusb ({error.strerror}); `{_how('libusb-package', 'libusb-1.0-0')}` brings it"
         ) from error
     return _Usb1(module)
+
+
+def _how(package: str, debian: str) -> str:
+    return installation().library(package, debian=debian)
 
 
 def _packaged_library() -> Path | None:

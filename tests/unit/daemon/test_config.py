@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from usbvfiod_core.daemon.config import (
 )
 from usbvfiod_core.hooks.options import Declared, Schema
 from usbvfiod_core.hooks.settings import Settings
+from usbvfiod_core.installation import installation
 
 BACKENDS = ("virtual", "usbfs", "libusb")
 
@@ -188,10 +190,10 @@ def test_what_is_no_device_of_a_host_needs_one_all_the_same() -> None:
 
 
 def test_a_backend_that_is_not_installed_comes_with_its_package() -> None:
-    message = "there is no backend 'usbfs'; `pip install usbvfiod-usbfs` brings it"
-    with pytest.raises(ConfigError, match=message):
+    message = f"there is no backend 'usbfs'; `{installation().plugin('usbfs')}` brings it"
+    with pytest.raises(ConfigError, match=re.escape(message)):
         check_backend("usbfs", ["virtual", "libusb"])
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         parse_device("usbfs:2-1", ["virtual", "libusb"])
 
 
@@ -228,12 +230,11 @@ def test_of_several_backends_for_the_host_ours_is_preferred(installed: tuple[str
 def test_without_a_backend_for_the_host_its_package_is_named(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_device(text, ["virtual"])
-    assert str(error.value) == (
-        f"device {text!r} is one of this host, for which there is no backend; `pip install usbvfiod-usbfs` brings one"
-    )
+    remedy = f"`{installation().plugin('usbfs')}` brings one"
+    assert str(error.value) == f"device {text!r} is one of this host, for which there is no backend; {remedy}"
     with pytest.raises(ConfigError) as error:
         parse_device(text, ["virtual", "replay"])
-    assert f"write BACKEND:{text} or give --backend (there are: replay); `pip install" in str(error.value)
+    assert f"write BACKEND:{text} or give --backend (there are: replay); {remedy}" in str(error.value)
 
 
 @pytest.mark.parametrize(
