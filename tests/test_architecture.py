@@ -19,6 +19,7 @@ LAYERS = {
     "usb": 0,
     "host": 1,
     "xhci.spec": 0,
+    "pci.vfio": 0,
     "vfio_user.wire": 0,
     "memory": 1,
     "xhci.registers": 1,
@@ -91,14 +92,16 @@ def layer(name: str) -> int:
     raise AssertionError(f"{name} has no layer; add it to LAYERS")
 
 
-def imports(path: Path, source: str | None = None) -> set[str]:
-    """The absolute names of the modules that a file imports when it runs, inside functions too; not for types only.
+def imports(path: Path, source: str | None = None, *, types: bool = False) -> set[str]:
+    """The absolute names of the modules that a file imports when it runs, inside functions too; with `types` also those
+    that it imports for its types only.
 
     `source` takes the place of the file's text.
     """
     package = ("usbvfiod_core", *path.relative_to(PACKAGE).parts[:-1])
     found = set()
-    for node in walk(ast.parse(path.read_text() if source is None else source)):
+    tree = ast.parse(path.read_text() if source is None else source)
+    for node in ast.walk(tree) if types else walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -121,10 +124,43 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
         yield from walk(child)
 
 
-def own_imports(name: str) -> set[str]:
-    """The modules of the package that a module imports, below `usbvfiod_core`."""
-    ours = {target for target in imports(MODULES[name]) if target.split(".")[0] == "usbvfiod_core"}
+def own_imports(name: str, *, types: bool = False) -> set[str]:
+    """The modules of the package that a module imports, below `usbvfiod_core`; `types`: for its types, too."""
+    ours = {target for target in imports(MODULES[name], types=types) if target.split(".")[0] == "usbvfiod_core"}
     return {target.removeprefix("usbvfiod_core").removeprefix(".") for target in ours}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other, directly or by way of others."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        todo = [start]
+        while todo:
+            fresh = graph.get(todo.pop(), set()) - found
+            found |= fresh
+            todo += fresh
+        return found
+
+    behind = {name: reached(name) for name in graph}
+    groups = {frozenset(other for other in behind[name] if name in behind[other]) for name in graph}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_file_is_in_a_circle_of_imports() -> None:
+    """Not even for types: what needs its user says in a Protocol what it needs of it."""
+    assert circles({name: own_imports(name, types=True) for name in MODULES}) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert circles(graph) == [["b", "c"], ["e"]]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_file_imports_from_a_higher_layer_for_its_types(name: str) -> None:
+    higher = [target for target in own_imports(name, types=True) if layer(target) > layer(name)]
+    assert not higher, f"{name} (layer {layer(name)}) imports {', '.join(higher)}"
 
 
 @pytest.mark.parametrize("name", MODULES)

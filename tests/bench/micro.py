@@ -90,7 +90,7 @@ def doorbells(driver: GuestDriver, usb: UsbDevice, count: int) -> list[Figure]:
         while not ring.waiting:
             pass
         taken.append((perf_counter() - start) * 1e6)
-        driver.wait_for_td(td)
+        td.wait()
     return [Figure("doorbell to event, 512-byte bulk IN", "µs", taken[200:])]
 
 

@@ -132,10 +132,10 @@ def streaming(usb: UsbDevice, address: int, size: int, depth: int) -> Callable[[
         waiting: deque[Td] = deque()
         for number in range(count):
             if len(waiting) == depth:
-                driver.wait_for_td(waiting.popleft())
+                waiting.popleft().wait()
             waiting.append(pipe.submit_trbs(rings[number % depth]))
         for td in waiting:
-            driver.wait_for_td(td)
+            td.wait()
 
     return run
 

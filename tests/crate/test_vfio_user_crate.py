@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.crate.client import CrateClient, library
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.served import ServerProcess
-from usbvfiod_core.vfio_user import wire
 
 pytestmark = [
     pytest.mark.long,
@@ -43,7 +43,7 @@ def test_a_drive_behind_it_through_three_lives(crate: ctypes.CDLL, tmp_path: Pat
     with ServerProcess(tmp_path / "usb.sock", ["--device", f"virtual:flash?image={image}"]) as server:
         for life, mechanism in enumerate(Mechanism):
             client: Any = CrateClient(crate, server.path)
-            assert client.region_size(wire.BAR0_REGION) == 0x8000
+            assert client.region_size(vfio.BAR0_REGION) == 0x8000
             client.reset()
             bus = SocketBus(client, posted=False, interrupts=mechanism)
             driver = GuestDriver(bus).start()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.vfio_user import wire
 
@@ -44,7 +45,7 @@ def dma_unmap(address: int, size: int, *, flags: int = 0, argsz: int = 24) -> by
     return message(wire.DMA_UNMAP, wire.DMA_UNMAP_FIELDS.pack(argsz, flags, address, size))
 
 
-def set_irqs(flags: int, start: int, count: int, *, index: int = wire.MSIX_IRQ, data: bytes = b"") -> bytes:
+def set_irqs(flags: int, start: int, count: int, *, index: int = vfio.MSIX_IRQ, data: bytes = b"") -> bytes:
     payload = wire.SET_IRQS_FIELDS.pack(wire.SET_IRQS_FIELDS.size + len(data), flags, index, start, count) + data
     return message(wire.DEVICE_SET_IRQS, payload)
 
@@ -126,11 +127,11 @@ class RawClient:
 
     def be_master(self) -> None:
         """Let the function write to memory, and so send messages."""
-        self.write(wire.CONFIG_REGION, 0x04, b"\x06\0")
+        self.write(vfio.CONFIG_REGION, 0x04, b"\x06\0")
 
     def alive(self) -> bool:
         """Whether the server still answers, in order, with nothing left over from before."""
-        self.send(region_read(wire.CONFIG_REGION, 0, 4, message_id=0xBEEF))
+        self.send(region_read(vfio.CONFIG_REGION, 0, 4, message_id=0xBEEF))
         return self.reply() == Reply(
             0xBEEF, wire.REGION_READ, 0, wire.REGION_ACCESS.pack(0, 7, 4) + bytes.fromhex("361b0d00")
         )

@@ -12,6 +12,7 @@ import pytest
 
 from tests.protocol.fakes import Serving
 from tests.protocol.raw import RawClient, Reply, message, open_fds, set_irqs
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.vfio_user import wire
@@ -384,10 +385,10 @@ WRONG = [
     pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 0), 0, id="count 0 with eventfd"),
     pytest.param(set_irqs(TRIGGER_BOOL, 0, 0), 0, id="count 0 with bool"),
     pytest.param(set_irqs(MASK_NONE, 0, 0), 0, id="count 0 with mask"),
-    pytest.param(set_irqs(TRIGGER_NONE, 1, 1, index=wire.INTX_IRQ), 0, id="a second INTx to trigger"),
-    pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 2, index=wire.INTX_IRQ), 2, id="a second INTx to assign"),
-    pytest.param(set_irqs(TRIGGER_EVENTFD, 8, 1, index=wire.MSI_IRQ), 1, id="a ninth MSI to assign"),
-    pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 1, index=wire.ERR_IRQ), 1, id="no error interrupt to assign"),
+    pytest.param(set_irqs(TRIGGER_NONE, 1, 1, index=vfio.INTX_IRQ), 0, id="a second INTx to trigger"),
+    pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 2, index=vfio.INTX_IRQ), 2, id="a second INTx to assign"),
+    pytest.param(set_irqs(TRIGGER_EVENTFD, 8, 1, index=vfio.MSI_IRQ), 1, id="a ninth MSI to assign"),
+    pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 1, index=vfio.ERR_IRQ), 1, id="no error interrupt to assign"),
     pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 2), 1, id="fewer descriptors"),
     pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 1), 2, id="more descriptors"),
     pytest.param(set_irqs(TRIGGER_EVENTFD, 0, 16), 16, id="sixteen descriptors for eight vectors"),
@@ -399,10 +400,10 @@ WRONG = [
     pytest.param(set_irqs(TRIGGER_BOOL, 0, 4, data=b"\1\1\1\1\1"), 0, id="more bools"),
     pytest.param(set_irqs(TRIGGER_NONE, 0, 1, data=b"\1"), 0, id="data without bool"),
     pytest.param(set_irqs(MASK_EVENTFD, 0, 1), 1, id="mask by eventfd"),
-    pytest.param(set_irqs(MASK_EVENTFD, 0, 1, index=wire.INTX_IRQ), 1, id="mask INTx by eventfd"),
+    pytest.param(set_irqs(MASK_EVENTFD, 0, 1, index=vfio.INTX_IRQ), 1, id="mask INTx by eventfd"),
     pytest.param(set_irqs(UNMASK_EVENTFD, 0, 1), 1, id="unmask a message by eventfd"),
-    pytest.param(set_irqs(UNMASK_EVENTFD, 1, 1, index=wire.INTX_IRQ), 1, id="unmask a second INTx by eventfd"),
-    pytest.param(set_irqs(UNMASK_EVENTFD, 0, 2, index=wire.INTX_IRQ), 2, id="unmask two INTx by eventfd"),
+    pytest.param(set_irqs(UNMASK_EVENTFD, 1, 1, index=vfio.INTX_IRQ), 1, id="unmask a second INTx by eventfd"),
+    pytest.param(set_irqs(UNMASK_EVENTFD, 0, 2, index=vfio.INTX_IRQ), 2, id="unmask two INTx by eventfd"),
     pytest.param(set_irqs(0, 0, 1), 0, id="no flags"),
     pytest.param(set_irqs(0x20, 0, 1), 0, id="no data"),
     pytest.param(set_irqs(0x01, 0, 1), 0, id="no action"),
@@ -436,7 +437,7 @@ def test_only_eventfds_are_taken(
             assert client.errno(set_irqs(TRIGGER_EVENTFD, 0, 1), [wrong]) == EINVAL
             # One wrong one among good ones: none of them is taken.
             assert client.errno(set_irqs(TRIGGER_EVENTFD, 0, 3), [eventfds[0], eventfds[1], wrong]) == EINVAL
-            assert client.errno(set_irqs(UNMASK_EVENTFD, 0, 1, index=wire.INTX_IRQ), [wrong]) == EINVAL
+            assert client.errno(set_irqs(UNMASK_EVENTFD, 0, 1, index=vfio.INTX_IRQ), [wrong]) == EINVAL
         assert open_fds() == before
         serving.interrupt(0)
         assert count(eventfds[0]) == 0

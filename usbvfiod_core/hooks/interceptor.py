@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 
 if TYPE_CHECKING:
     from ..usb.device import Device, Loop, Timer
-    from .path import Path
 
 # Where an intercepted transfer is.
 QUEUED = 0  # behind one of its endpoint that is held; its method has not been called
@@ -33,6 +32,22 @@ UP = 5  # in its method on the way up
 HOLDING_UP = 6
 HELD_UP = 7
 ENDED = 8
+
+
+class OnPath(Protocol):
+    """What an intercepted transfer needs of the way it is on, a `path.Path`."""
+
+    interceptor: Interceptor
+
+    def returned(self, inner: Transfer) -> None: ...
+
+    def settle(self, transfer: InterceptedTransfer, status: TransferStatus, actual: int) -> None: ...
+
+    def release(self, transfer: InterceptedTransfer) -> None: ...
+
+    def finish(self, transfer: InterceptedTransfer) -> None: ...
+
+    def cancel(self, transfer: InterceptedTransfer) -> None: ...
 
 
 class InterceptedTransfer(Transfer):
@@ -47,7 +62,7 @@ class InterceptedTransfer(Transfer):
 
     __slots__ = ("cancelled", "outer", "path", "piece", "private", "stage", "timer")
 
-    def __init__(self, outer: Transfer, path: Path) -> None:
+    def __init__(self, outer: Transfer, path: OnPath) -> None:
         # Not by super().__init__: this is made for every transfer of the endpoint.
         self.endpoint = outer.endpoint
         self.type = outer.type

@@ -8,7 +8,7 @@ and halts have a side in the kernel, too, so they go through it. The table at th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..usb import data_stage
 from ..usb import requests as usb
@@ -16,9 +16,6 @@ from ..usb.descriptors import CONFIGURATION
 from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus
 from .operations import OperationFailed
-
-if TYPE_CHECKING:
-    from .device import HostDevice
 
 _OUT_DEVICE = usb.RECIPIENT_DEVICE
 _OUT_INTERFACE = usb.RECIPIENT_INTERFACE
@@ -36,7 +33,38 @@ _STATUS_BITS = {
 _ANSWERED = (TransferStatus.COMPLETED, TransferStatus.STALL, TransferStatus.CANCELLED)
 
 
-def submit(device: HostDevice, transfer: Transfer) -> None:
+Then = Callable[[OperationFailed | None], object]
+
+
+class GuestsView(Protocol):
+    """What the requests need of a device, a `HostDevice`; it says there what each is."""
+
+    configuration: int | None
+    features: set[int]
+
+    @property
+    def control_packet_size(self) -> int: ...
+
+    def forward(self, transfer: Transfer, *, touches: bool) -> None: ...
+
+    def touched(self) -> None: ...
+
+    def configuration_descriptor(self, index: int) -> bytes | None: ...
+
+    def has_configuration(self, value: int) -> bool: ...
+
+    def has_endpoint(self, address: int) -> bool: ...
+
+    def select_configuration(self, value: int, then: Then) -> None: ...
+
+    def select_setting(self, interface: int, alternate: int, then: Then) -> None: ...
+
+    def clear_halt(self, endpoint: int) -> None: ...
+
+    def run_operation(self, call: Callable[[], None], then: Then | None = None) -> None: ...
+
+
+def submit(device: GuestsView, transfer: Transfer) -> None:
     """Do what a control transfer asks for."""
     setup = transfer.setup
     assert setup is not None
@@ -47,13 +75,13 @@ def submit(device: HostDevice, transfer: Transfer) -> None:
         request(device, transfer, setup)
 
 
-def _forward(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _forward(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     """Send it on. Reading what the standard defines changes nothing; any other request may."""
     _watch(device, transfer)
     device.forward(transfer, touches=setup.kind != usb.TYPE_STANDARD or not setup.is_in)
 
 
-def _watch(device: HostDevice, transfer: Transfer, edit: Callable[[Transfer], None] | None = None) -> None:
+def _watch(device: GuestsView, transfer: Transfer, edit: Callable[[Transfer], None] | None = None) -> None:
     """A device that does not answer needs a real reset; `edit` may change what it answered."""
     tell = transfer.on_complete
 
@@ -67,16 +95,16 @@ def _watch(device: HostDevice, transfer: Transfer, edit: Callable[[Transfer], No
     transfer.on_complete = ended
 
 
-def _acknowledge(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _acknowledge(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     """The host has done it, or does it when it sees fit."""
     transfer.complete(TransferStatus.COMPLETED, transfer.length)
 
 
-def _answer(device: HostDevice, transfer: Transfer, data: bytes) -> None:
+def _answer(device: GuestsView, transfer: Transfer, data: bytes) -> None:
     data_stage.answer(transfer, data, device.control_packet_size)
 
 
-def _end(transfer: Transfer) -> Callable[[OperationFailed | None], None]:
+def _end(transfer: Transfer) -> Then:
     """What ends the request that an operation was started for. Whatever was wrong, a device says it by STALL."""
 
     def end(failure: OperationFailed | None) -> None:
@@ -90,7 +118,7 @@ def _end(transfer: Transfer) -> Callable[[OperationFailed | None], None]:
     return end
 
 
-def _set_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _set_configuration(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     value = setup.value & 0xFF  # the other byte is reserved
     if value == 0 and not device.has_configuration(0):
         # The host keeps its own set: unconfigured, a device may lose what no reset brings back.
@@ -100,15 +128,15 @@ def _set_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacke
         device.select_configuration(value, _end(transfer))
 
 
-def _get_configuration(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _get_configuration(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     _answer(device, transfer, bytes([0 if device.configuration is None else device.configuration]))
 
 
-def _set_interface(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _set_interface(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     device.select_setting(setup.index & 0xFF, setup.value & 0xFF, _end(transfer))
 
 
-def _get_descriptor(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _get_descriptor(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     if setup.value >> 8 != CONFIGURATION:
         _forward(device, transfer, setup)
         return
@@ -119,7 +147,7 @@ def _get_descriptor(device: HostDevice, transfer: Transfer, setup: SetupPacket) 
         _answer(device, transfer, descriptor)
 
 
-def _clear_endpoint_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _clear_endpoint_feature(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     """Sent as it is, the device's toggle would start anew and the host controller's would not: the next packet is
     lost."""
     if setup.value == usb.FEATURE_ENDPOINT_HALT and device.has_endpoint(setup.index):
@@ -128,7 +156,7 @@ def _clear_endpoint_feature(device: HostDevice, transfer: Transfer, setup: Setup
         _forward(device, transfer, setup)
 
 
-def _set_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _set_feature(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     if setup.value == usb.FEATURE_TEST_MODE:
         transfer.complete(TransferStatus.STALL)  # the port would have to be powered off to end it (9.4.9)
     elif setup.value in _STATUS_BITS:
@@ -138,7 +166,7 @@ def _set_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> 
         _forward(device, transfer, setup)
 
 
-def _clear_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _clear_feature(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     if setup.value in _STATUS_BITS:
         device.features.discard(setup.value)
         transfer.complete(TransferStatus.COMPLETED)
@@ -146,14 +174,14 @@ def _clear_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -
         _forward(device, transfer, setup)
 
 
-def _interface_feature(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _interface_feature(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     if setup.value == usb.FEATURE_FUNCTION_SUSPEND:
         transfer.complete(TransferStatus.COMPLETED)
     else:
         _forward(device, transfer, setup)
 
 
-def _get_status(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> None:
+def _get_status(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     """The device's own word, but for the features of which it was not told."""
 
     def edit(transfer: Transfer) -> None:
@@ -168,7 +196,7 @@ def _get_status(device: HostDevice, transfer: Transfer, setup: SetupPacket) -> N
     device.forward(transfer, touches=False)
 
 
-REQUESTS: dict[tuple[int, int], Callable[[HostDevice, Transfer, SetupPacket], None]] = {
+REQUESTS: dict[tuple[int, int], Callable[[GuestsView, Transfer, SetupPacket], None]] = {
     (_OUT_DEVICE, usb.SET_ADDRESS): _acknowledge,
     (_OUT_DEVICE, usb.SET_CONFIGURATION): _set_configuration,
     (_IN_DEVICE, usb.GET_CONFIGURATION): _get_configuration,

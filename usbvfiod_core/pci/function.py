@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ..vfio_user.wire import BAR0_REGION, CONFIG_REGION
 from .config_space import CONFIG_SIZE, ConfigSpace
 from .interrupts import Interrupts, InterruptSource, Mechanism
 from .msix import MsixTable
+from .vfio import BAR0_REGION, CONFIG_REGION
 
 BAR0_SIZE: Final = 0x8000
 REGISTERS_SIZE: Final = 0x3000

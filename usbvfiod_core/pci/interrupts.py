@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from ..vfio_user.wire import INTX_IRQ, MSI_IRQ, MSIX_IRQ
 from .intx import Intx, Target
+from .vfio import INTX_IRQ, MSI_IRQ, MSIX_IRQ
 
 MAX_VECTORS: Final = 32
 """Messages that MSI has at most (PCI 3.0 6.8.1.3), and the interrupters that use them."""

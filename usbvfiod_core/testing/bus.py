@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsbvfiodError
 from ..memory import GuestMemory
 from ..pci import config_space as pci
+from ..pci import vfio
 from ..pci.interrupts import Enables, Interrupts, Mechanism
 from ..vfio_user import wire
 from .client import VfioUserClient, VfioUserError
@@ -33,7 +34,7 @@ BUSY_RUNS = 64
 """Runs in a row after which a `DirectBus` lets a millisecond pass, so that a ring without end cannot hang a test."""
 
 _MEMORY_MASTER = pci.COMMAND_MEMORY | pci.COMMAND_BUS_MASTER
-_IRQS = {Mechanism.INTX: wire.INTX_IRQ, Mechanism.MSI: wire.MSI_IRQ, Mechanism.MSIX: wire.MSIX_IRQ}
+_IRQS = {Mechanism.INTX: vfio.INTX_IRQ, Mechanism.MSI: vfio.MSI_IRQ, Mechanism.MSIX: vfio.MSIX_IRQ}
 
 
 class Bus(ABC):
@@ -155,9 +156,9 @@ class DirectBus(Bus):
         self.controller.bus_master = True
         self.interrupts.bind(self.controller)
         for vector in range(interrupters):
-            for index in (wire.MSI_IRQ, wire.MSIX_IRQ):
+            for index in (vfio.MSI_IRQ, vfio.MSIX_IRQ):
                 self.interrupts.assign(index, vector, partial(self._interrupt, vector))
-        self.interrupts.assign(wire.INTX_IRQ, 0, self._pin)
+        self.interrupts.assign(vfio.INTX_IRQ, 0, self._pin)
         self.use_interrupts(interrupts)
 
     def use_interrupts(self, mechanism: Mechanism) -> None:
@@ -340,16 +341,16 @@ class SocketBus(Bus):
         raise UsbvfiodError(f"the device has no PCI capability {capability:#x}")
 
     def read(self, offset: int, size: int = 4) -> int:
-        value = int.from_bytes(self.client.region_read(wire.BAR0_REGION, offset, size), "little")
+        value = int.from_bytes(self.client.region_read(vfio.BAR0_REGION, offset, size), "little")
         self.end_of_interrupt()
         return value
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         data = value.to_bytes(size, "little")
         if self._held is not None:
-            self._held.append(self.client.posted_write(wire.BAR0_REGION, offset, data))
+            self._held.append(self.client.posted_write(vfio.BAR0_REGION, offset, data))
         else:
-            self.client.region_write(wire.BAR0_REGION, offset, data, posted=self.posted)
+            self.client.region_write(vfio.BAR0_REGION, offset, data, posted=self.posted)
             self.end_of_interrupt()
 
     @contextmanager
@@ -387,10 +388,10 @@ class SocketBus(Bus):
     def end_of_interrupt(self) -> None:
         if self._told:
             self._told = False
-            self.client.set_irqs(wire.INTX_IRQ, wire.IRQ_DATA_NONE | wire.IRQ_ACTION_UNMASK, 0, 1)
+            self.client.set_irqs(vfio.INTX_IRQ, wire.IRQ_DATA_NONE | wire.IRQ_ACTION_UNMASK, 0, 1)
 
     def _config_read(self, offset: int, size: int) -> int:
-        return int.from_bytes(self.client.region_read(wire.CONFIG_REGION, offset, size), "little")
+        return int.from_bytes(self.client.region_read(vfio.CONFIG_REGION, offset, size), "little")
 
     def _config_write(self, offset: int, value: int) -> None:
-        self.client.region_write(wire.CONFIG_REGION, offset, value.to_bytes(2, "little"))
+        self.client.region_write(vfio.CONFIG_REGION, offset, value.to_bytes(2, "little"))

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
+from ..pci.vfio import INTX_IRQ, NUM_IRQS, NUM_REGIONS
 from .dma import UnsharedRanges, dma_map, unmap_range
 from .irqs import Eventfds, Interrupts
 from .wire import (
@@ -29,15 +30,12 @@ from .wire import (
     DEVICE_SET_IRQS,
     DMA_MAP,
     DMA_UNMAP,
-    INTX_IRQ,
     IRQ_FLAG_AUTOMASKED,
     IRQ_FLAG_EVENTFD,
     IRQ_FLAG_MASKABLE,
     IRQ_INFO,
     MAX_DATA_XFER_SIZE,
     MAX_WRITE_MULTI,
-    NUM_IRQS,
-    NUM_REGIONS,
     REGION_ACCESS,
     REGION_FLAG_READ,
     REGION_FLAG_WRITE,

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from ..errors import ClientError
 from ..pci import interrupts
+from ..pci.vfio import INTX_IRQ, NUM_IRQS
 from .wire import (
-    INTX_IRQ,
     IRQ_ACTION_MASK,
     IRQ_ACTION_TRIGGER,
     IRQ_ACTION_UNMASK,
@@ -22,7 +22,6 @@ from .wire import (
     IRQ_DATA_EVENTFD,
     IRQ_DATA_MASK,
     IRQ_DATA_NONE,
-    NUM_IRQS,
     SET_IRQS_FIELDS,
 )
 

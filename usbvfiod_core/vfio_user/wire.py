@@ -117,14 +117,6 @@ REGION_FLAG_WRITE: Final = 0x2
 REGION_FLAG_MMAP: Final = 0x4
 REGION_FLAG_CAPS: Final = 0x8
 
-# Region indices of a PCI device (VFIO's own).
-BAR0_REGION: Final = 0
-BAR5_REGION: Final = 5
-ROM_REGION: Final = 6
-CONFIG_REGION: Final = 7
-VGA_REGION: Final = 8
-NUM_REGIONS: Final = 9
-
 # -- VFIO_USER_DEVICE_GET_REGION_IO_FDS -----------------------------------------------------------------------------
 
 REGION_IO_FDS: Final = Struct("<IIII")
@@ -138,14 +130,6 @@ IRQ_FLAG_EVENTFD: Final = 0x1
 IRQ_FLAG_MASKABLE: Final = 0x2
 IRQ_FLAG_AUTOMASKED: Final = 0x4
 IRQ_FLAG_NORESIZE: Final = 0x8
-
-# Interrupt indices of a PCI device (VFIO's own).
-INTX_IRQ: Final = 0
-MSI_IRQ: Final = 1
-MSIX_IRQ: Final = 2
-ERR_IRQ: Final = 3
-REQ_IRQ: Final = 4
-NUM_IRQS: Final = 5
 
 # -- VFIO_USER_DEVICE_SET_IRQS --------------------------------------------------------------------------------------
 

@@ -185,16 +185,15 @@ class TransferEngine(ABC):
                 if not inflight:
                     self._starve(ring)
                 return False
-            td.ring = ring
             td.submitted = now
             inflight.append(td)
             if td.windows is None:
                 td.ended = True
             else:
-                self._submit(td, td.windows, device)
+                self._submit(ring, td, td.windows, device)
         return False
 
-    def _submit(self, td: Td, windows: list[memoryview], device: Device) -> None:
+    def _submit(self, ring: TransferRing, td: Td, windows: list[memoryview], device: Device) -> None:
         td.transfer = transfer = Transfer(
             self.address,
             self.type,
@@ -202,16 +201,16 @@ class TransferEngine(ABC):
             td.length - td.done,
             self._ended,
             setup=td.setup,
-            stream_id=td.ring.stream_id,
-            context=td,
+            stream_id=ring.stream_id,
+            context=(ring, td),
         )
         self._outstanding += 1
         if td.unreachable is not None:
             self._xhc.complaints.say(UNSHARED, f"the guest's transfers fail: {td.unreachable.reason}")
             transfer.complete(TransferStatus.ERROR)
             return
-        if td.ring.ahead:
-            data = td.ring.ahead.popleft()
+        if ring.ahead:
+            data = ring.ahead.popleft()
             moved = transfer.write(data)
             transfer.complete(TransferStatus.COMPLETED if moved == len(data) else TransferStatus.BABBLE, moved)
             return
@@ -227,7 +226,8 @@ class TransferEngine(ABC):
 
     def _ended(self, transfer: Transfer) -> None:
         """Device.complete: the TD is retired by `run`."""
-        td: Td = transfer.context
+        at: tuple[TransferRing, Td] = transfer.context
+        ring, td = at
         if td.ended:
             return  # given up on after CANCEL_TIMEOUT
         td.ended = True
@@ -235,7 +235,7 @@ class TransferEngine(ABC):
         if not 0 <= transfer.actual <= transfer.length:
             transfer.status, transfer.actual = TransferStatus.BABBLE, transfer.length
         self._outstanding -= 1
-        self._look_at(td.ring)
+        self._look_at(ring)
         if not self._running and not self.queued:
             self._xhc.ready(self)
 
@@ -245,10 +245,10 @@ class TransferEngine(ABC):
             self.drain(lambda: self._halt(ring))
             return False
         ring.inflight.popleft()
-        self._report(td)
+        self._report(ring, td)
         return True
 
-    def _report(self, td: Td) -> None:
+    def _report(self, ring: TransferRing, td: Td) -> None:
         """Tell the driver of a TD that has ended well, and count it."""
         if td.links:
             self._report_links(td.links)
@@ -257,7 +257,7 @@ class TransferEngine(ABC):
         else:
             report(td, self.emit)
             if td.partial:
-                td.ring.retired(td)
+                ring.retired(td)
         if td.transfer is not None:
             counters = self.counters
             counters.transfers += 1
@@ -268,7 +268,7 @@ class TransferEngine(ABC):
         """Report the TDs at the head that were done before they could be cancelled."""
         inflight = ring.inflight
         while inflight and inflight[0].ended and (not inflight[0].failed or inflight[0].whole):
-            self._report(inflight.popleft())
+            self._report(ring, inflight.popleft())
 
     def _starve(self, ring: TransferRing) -> None:
         """The ring is empty and nothing is in flight on it."""

@@ -60,13 +60,13 @@ class IsochronousEndpoint(Endpoint):
         ring.inflight.popleft()
         transfer = td.transfer
         if transfer is None:
-            self._report(td)
+            self._report(ring, td)
             return True
         status = TransferStatus.COMPLETED if _moved(td) else transfer.status
         if status is TransferStatus.COMPLETED and transfer.packets:
             status = transfer.packets[0].status
         if status is TransferStatus.COMPLETED and (self.is_in or transfer.actual >= transfer.length):
-            self._report(td)
+            self._report(ring, td)
             return True
         if td.links:
             self._report_links(td.links)

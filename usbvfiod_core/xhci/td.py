@@ -9,7 +9,6 @@ it owes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
@@ -17,9 +16,6 @@ from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .ring import ConsumerRing, Trb
-
-if TYPE_CHECKING:
-    from .transfer_ring import TransferRing
 
 PART = 1024
 """A part of a TD moves a multiple of this, and so of any packet size: a short packet would end the transfer."""
@@ -76,7 +72,6 @@ class Td:
         "length",
         "links",
         "partial",
-        "ring",
         "setup",
         "skipped",
         "submitted",
@@ -86,8 +81,6 @@ class Td:
         "windows",
     )
 
-    ring: TransferRing
-    """Where it was fetched; set by the engine."""
     submitted: int
     """When it was fetched (time.monotonic_ns); set by the engine."""
 

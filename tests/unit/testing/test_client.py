@@ -13,6 +13,7 @@ from threading import Thread
 
 import pytest
 
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.testing.client import ReplyError, ReplyTimeoutError, VfioUserClient, VfioUserError
 from usbvfiod_core.vfio_user import wire
 
@@ -174,10 +175,10 @@ def test_many_eventfds_are_assigned_in_batches(pair: tuple[VfioUserClient, socke
     thread = Thread(target=run)
     thread.start()
     fd = os.eventfd(0)
-    client.assign_eventfds(wire.MSIX_IRQ, [fd] * 20)
+    client.assign_eventfds(vfio.MSIX_IRQ, [fd] * 20)
     thread.join()
     os.close(fd)
-    assert seen == [(wire.MSIX_IRQ, 0, 16, 16), (wire.MSIX_IRQ, 16, 4, 4)]
+    assert seen == [(vfio.MSIX_IRQ, 0, 16, 16), (vfio.MSIX_IRQ, 16, 4, 4)]
 
 
 def test_a_posted_write_waits_for_nothing(pair: tuple[VfioUserClient, socket.socket]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from usbvfiod_core.errors import ConfigError, UsbvfiodError
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import DriverError, GuestDriver
@@ -141,12 +142,12 @@ def test_the_function_is_as_vmms_expect_it(guest: ServedGuest) -> None:
     client = guest.bus.client
     flags, regions, irqs = client.get_info()
     assert flags == wire.DEVICE_FLAG_PCI | wire.DEVICE_FLAG_RESET
-    assert (regions, irqs) == (wire.NUM_REGIONS, wire.NUM_IRQS)
-    assert client.region_info(wire.BAR0_REGION).size == 0x8000
-    assert client.region_info(wire.CONFIG_REGION).size in (256, 4096)
-    assert client.irq_info(wire.MSIX_IRQ).count == 8
-    assert client.irq_info(wire.MSI_IRQ).count == 8
-    assert client.irq_info(wire.INTX_IRQ).count == 1
+    assert (regions, irqs) == (vfio.NUM_REGIONS, vfio.NUM_IRQS)
+    assert client.region_info(vfio.BAR0_REGION).size == 0x8000
+    assert client.region_info(vfio.CONFIG_REGION).size in (256, 4096)
+    assert client.irq_info(vfio.MSIX_IRQ).count == 8
+    assert client.irq_info(vfio.MSI_IRQ).count == 8
+    assert client.irq_info(vfio.INTX_IRQ).count == 1
 
 
 # -- the daemon as a process -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from threading import Event, Thread
 
 import pytest
 
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
 from usbvfiod_core.testing.guest import ServedGuest
@@ -107,7 +108,7 @@ def test_the_pin_unmasked_by_an_eventfd_while_interrupts_come(tmp_path: Path) ->
     thread = Thread(target=end_interrupts)
     try:
         flags = wire.IRQ_DATA_EVENTFD | wire.IRQ_ACTION_UNMASK
-        guest.bus.client.set_irqs(wire.INTX_IRQ, flags, 0, 1, fds=[ended])
+        guest.bus.client.set_irqs(vfio.INTX_IRQ, flags, 0, 1, fds=[ended])
         guest.bus.end_of_interrupt = lambda: None  # type: ignore[method-assign]
         fake = FakeDevice(Speed.SUPER)
         fake.auto_out.add(BULK_OUT)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CHAIN, IOC, ISP, FakeDevice, Rig, codes, make, of_type, spec
+from usbvfiod_core.pci import vfio
 from usbvfiod_core.testing.driver import DriverError, Td
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
-from usbvfiod_core.vfio_user import wire
 
 CONTEXT_SIZES = (32, 64)
 
@@ -188,7 +188,7 @@ def test_an_error_halts_at_the_failing_trb(rig: Rig, status: TransferStatus, mov
 
 def test_an_interrupt_finds_the_context_halted(rig: Rig) -> None:
     seen: list[int] = []
-    rig.bus.interrupts.assign(wire.MSIX_IRQ, 0, lambda: seen.append(rig.bulk_in.state))
+    rig.bus.interrupts.assign(vfio.MSIX_IRQ, 0, lambda: seen.append(rig.bulk_in.state))
     rig.device.answers(BULK_IN, TransferStatus.STALL)
     rig.bulk_in.submit(length=8)
     assert seen == [spec.EP_HALTED]

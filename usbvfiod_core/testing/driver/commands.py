@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from ...xhci import spec
+from .controller import ControllerSide
 from .errors import DriverError, ProtocolError
 from .rings import ProducerRing
 from .trb import Event, Trb, command
-
-if TYPE_CHECKING:
-    from .driver import GuestDriver
 
 
 class Command:
@@ -37,7 +34,7 @@ class Commands:
     Command Ring Stopped event, `queue` the commands that are not done.
     """
 
-    def __init__(self, driver: GuestDriver, trbs: int) -> None:
+    def __init__(self, driver: ControllerSide, trbs: int) -> None:
         self.driver = driver
         self.ring = ProducerRing(driver.ram, trbs)
         self.queue: deque[Command] = deque()

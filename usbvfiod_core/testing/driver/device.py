@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from ...usb import descriptors as usb
 from ...usb import requests
@@ -10,22 +10,20 @@ from ...usb.requests import SetupPacket
 from ...usb.speed import Speed
 from ...usb.transfer import TransferType
 from ...xhci import spec
-from .contexts import DeviceContext, InputContext, endpoint_dwords, slot_dwords
+from .contexts import endpoint_dwords, slot_dwords
 from .errors import DriverError, ProtocolError
 from .isochronous import IsochronousPipe
 from .pipe import Pipe
 from .ports import Port
+from .slot import Slot, SlotDriver
 from .streams import Stream, StreamPipe
 from .td import Td, TdOptions
-
-if TYPE_CHECKING:
-    from .driver import GuestDriver
 
 CONFIGURATION_LIMIT = 8
 """Configurations that `enumerate` reads at most."""
 
 
-class UsbDevice:
+class UsbDevice(Slot):
     """A device in a slot. Made by `GuestDriver.enumerate`, or by hand to test the steps one by one:
     `UsbDevice(driver, port)` enables a slot, `address_device` and the others do the rest.
 
@@ -36,18 +34,8 @@ class UsbDevice:
     control                the default control pipe; `pipes` the others by endpoint address
     """
 
-    def __init__(self, driver: GuestDriver, port: Port) -> None:
-        self.driver = driver
-        self.port = port
-        self.speed = Speed(port.speed)
-        self.slot_id = driver.commands.enable_slot()
-        if self.slot_id in driver.devices:
-            raise ProtocolError(f"Enable Slot returned slot {self.slot_id}, which is in use")
-        stride = driver.capabilities.context_size
-        self.context = DeviceContext(driver.ram, stride)
-        self.input_context = InputContext(driver.ram, stride)
-        driver.ram.write_u64(driver.dcbaa + 8 * self.slot_id, self.context.address)
-        driver.devices[self.slot_id] = self
+    def __init__(self, driver: SlotDriver, port: Port) -> None:
+        super().__init__(driver, port)
         self.pipes: dict[int, Pipe] = {}
         self.control = Pipe(self, 0, self.speed.control_max_packet_size)
         driver.add_pipe(self.control)

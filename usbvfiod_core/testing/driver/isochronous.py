@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from ...usb import descriptors as usb
 from ...usb.speed import Speed
@@ -10,11 +10,9 @@ from ...xhci import spec
 from .contexts import endpoint_dwords
 from .errors import ProtocolError
 from .pipe import Pipe
+from .slot import Slot
 from .td import Td, TdOptions
 from .trb import Event, Trb
-
-if TYPE_CHECKING:
-    from .device import UsbDevice
 
 
 class IsochronousPipe(Pipe):
@@ -22,7 +20,7 @@ class IsochronousPipe(Pipe):
 
     halts = False
 
-    def __init__(self, device: UsbDevice, endpoint: usb.Endpoint) -> None:
+    def __init__(self, device: Slot, endpoint: usb.Endpoint) -> None:
         super().__init__(device, endpoint.address, endpoint.packet_size)
         self.starved: list[Event] = []
         companion = endpoint.companion

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from ...usb.requests import SetupPacket
 from ...xhci import spec
 from . import trb as make
 from .errors import DriverError, ProtocolError
 from .rings import ProducerRing
+from .slot import Slot
 from .td import DataBuffer, Td, TdOptions, control_td, data_td
 from .trb import Event, Trb
-
-if TYPE_CHECKING:
-    from .device import UsbDevice
-    from .driver import GuestDriver
 
 STOPPED_CODES = frozenset((spec.CC_STOPPED, spec.CC_STOPPED_LENGTH_INVALID, spec.CC_STOPPED_SHORT_PACKET))
 _WITHOUT_TD = frozenset((spec.CC_RING_UNDERRUN, spec.CC_RING_OVERRUN))
@@ -36,9 +33,9 @@ class Pipe:
     halts = True
     """Whether an error halts the endpoint."""
 
-    def __init__(self, device: UsbDevice, address: int, max_packet_size: int) -> None:
+    def __init__(self, device: Slot, address: int, max_packet_size: int) -> None:
         self.device = device
-        self.driver: GuestDriver = device.driver
+        self.driver = device.driver
         self.slot_id = device.slot_id
         self.address = address
         self.dci = (address & 0xF) * 2 + (address >> 7) if address else 1

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...usb.speed import Speed
 from ...xhci import spec
+from .controller import ControllerSide
 from .errors import DriverError, ProtocolError
-
-if TYPE_CHECKING:
-    from .driver import GuestDriver
 
 _KEEP = spec.PORTSC_PP | spec.PORTSC_PIC | spec.PORTSC_WCE | spec.PORTSC_WDE | spec.PORTSC_WOE
 """What a driver writes back as it read it; PED, PR and the change bits would act."""
@@ -18,7 +14,7 @@ _KEEP = spec.PORTSC_PP | spec.PORTSC_PIC | spec.PORTSC_WCE | spec.PORTSC_WDE | s
 class Port:
     """One port of the root hub; `port_id` counts from 1, `major` is 2 or 3 by its Supported Protocol Capability."""
 
-    def __init__(self, driver: GuestDriver, port_id: int, major: int) -> None:
+    def __init__(self, driver: ControllerSide, port_id: int, major: int) -> None:
         self.driver = driver
         self.port_id = port_id
         self.major = major

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...xhci import spec
 from .errors import ProtocolError
 from .pipe import STOPPED_CODES, Pipe
+from .slot import Slot
 from .trb import Event
-
-if TYPE_CHECKING:
-    from .device import UsbDevice
 
 STREAM_ERRORS = frozenset((spec.CC_INVALID_STREAM_TYPE, spec.CC_INVALID_STREAM_ID))
 
@@ -76,7 +72,7 @@ class StreamPipe(Pipe):
     `stream_errors` are events about a doorbell: Invalid Stream ID and Invalid Stream Type Errors.
     """
 
-    def __init__(self, device: UsbDevice, address: int, max_packet_size: int, count: int) -> None:
+    def __init__(self, device: Slot, address: int, max_packet_size: int, count: int) -> None:
         super().__init__(device, address, max_packet_size)
         self.max_primary_streams = max(count.bit_length() - 1, 1)
         self.entries = 2 << self.max_primary_streams

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import Protocol, TypedDict
 
 from ...memory import PAGE_SIZE
 from ...usb.requests import SetupPacket
 from ...xhci import spec
 from ..memory import GuestRam
 from . import trb as make
+from .controller import ControllerSide
 from .errors import DriverError, ProtocolError
 from .trb import Event, Trb
-
-if TYPE_CHECKING:
-    from .pipe import Pipe
 
 TRB_BUFFER = 1 << 16
 """A TRB's buffer does not cross a multiple of this (table 6-21)."""
@@ -52,6 +50,19 @@ class TdOptions(TypedDict, total=False):
     doorbell: bool
 
 
+class TdPipe(Protocol):
+    """What a TD needs of the pipe that it is queued on."""
+
+    halts: bool
+    address: int
+    slot_id: int
+
+    @property
+    def driver(self) -> ControllerSide: ...
+
+    def recover(self) -> None: ...
+
+
 class Td:
     """One TD on a transfer ring, or the two or three of a control transfer (4.11.2.2).
 
@@ -84,7 +95,7 @@ class Td:
         "trbs",
     )
 
-    def __init__(self, pipe: Pipe, trbs: Sequence[Trb], *, is_in: bool) -> None:
+    def __init__(self, pipe: TdPipe, trbs: Sequence[Trb], *, is_in: bool) -> None:
         self.pipe = pipe
         self.trbs = trbs
         self.is_in = is_in
@@ -130,14 +141,17 @@ class Td:
 
     def wait(self, timeout: float | None = None) -> Td:
         """Wait until it is done; returns itself, whatever the outcome. Raises DriverTimeoutError."""
+        driver = self.pipe.driver
         if not self.done:
-            self.pipe.driver.wait_for_td(self, timeout)
+            driver.handle_events()
+        if not self.done:
+            what = f"endpoint {self.pipe.address:#04x} of slot {self.pipe.slot_id}: a transfer is not done"
+            driver.wait_until(lambda: self.done, what, timeout)
         return self
 
     def result(self, timeout: float | None = None) -> bytes:
         """Wait, and return the data of an IN transfer. Raises DriverError naming the completion code for a failure."""
-        if not self.done:
-            self.pipe.driver.wait_for_td(self, timeout)
+        self.wait(timeout)
         if self.completion_code not in _GOOD:
             what = "was taken off the ring" if not self.completion_code else "failed"
             raise DriverError(
