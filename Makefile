@@ -8,7 +8,7 @@ RUNNABLE := $(VENV)/usbvfiod.run
 STAMP := $(VENV)/usbvfiod.stamp
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
-.PHONY: help demo test test-long vm bench docs lint clean
+.PHONY: help demo test test-long vm bench docs recording lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
@@ -17,7 +17,8 @@ help:
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
 	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables"
-	@echo "make lint       format check, lint and types"
+	@echo "make recording  record docs/session.svg anew, in a VM"
+	@echo "make lint       format check, lint, types and spelling"
 
 $(RUNNABLE): $(SOURCES)
 	@.ci/environment $(VENV) run
@@ -45,10 +46,14 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(RUN) -m tests.coverage_document
 
+recording: $(STAMP)
+	$(RUN) -m tests.recording
+
 lint: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(RUN) -m codespell_lib
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +18,16 @@ from xml.etree import ElementTree
 import click
 import pytest
 
+from tests import recording
 from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl
 from usbvfiod_core.cli.command import application
-from usbvfiod_core.daemon.config import CORE_OPTIONS, ServerSettings
+from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine, ServerSettings
+from usbvfiod_core.daemon.config_file import load
 from usbvfiod_core.hooks.registry import Registry, hook_signatures
 from usbvfiod_core.testing.limits import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 COMMAND_LINE = (ROOT / "docs/cli.md").read_text()
 PLUGINS = (ROOT / "docs/plugins.md").read_text()
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
@@ -163,6 +166,37 @@ def test_commands_exist_with_their_options(block: Block) -> None:
             known = commands()
             name = words[1] if len(words) > 1 and words[1] in known else ""
             known[name].make_context("usbvfiod", words[2 if name else 1 :], resilient_parsing=False, obj=Registry())
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_configuration_is_toml(block: Block, tmp_path: Path) -> None:
+    """And in quickstarts a configuration file for the plugin usbfs."""
+    assert tomllib.loads(block.text)
+    if "quickstart" in block.path.parts:
+        path = tmp_path / "web.toml"
+        path.write_text(block.text)
+        assert load(CommandLine(file=path), ["usbfs"], {}).devices
+
+
+@pytest.mark.parametrize("block", blocks("xml"), ids=str)
+def test_xml_is_well_formed(block: Block) -> None:
+    ElementTree.fromstring(block.text)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.svg")), ids=lambda path: path.name)
+def test_pictures_are_complete_in_themselves(path: Path) -> None:
+    """As images of a page they get nothing from elsewhere, neither fonts nor scripts."""
+    assert ElementTree.fromstring(path.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+    assert not re.search(r"<script|<image|@import|url\(h|href=", path.read_text())
+
+
+def test_the_recording_shows_the_commands_of_its_script() -> None:
+    """That they do what it shows, tests/vm/test_recording.py finds out."""
+    rows = ElementTree.fromstring(recording.DOCUMENT.read_text()).iter("{http://www.w3.org/2000/svg}text")
+    texts = ["".join(row.itertext()) for row in rows]
+    prompts = tuple(recording.PROMPTS.values())
+    shown = [re.sub("^(host[$]|guest#) ", "", text) for text in texts if text.startswith((*prompts, "#"))]
+    assert shown == [step.command for step in recording.STEPS]
 
 
 # -- links ----------------------------------------------------------------------------------------------------------
