@@ -36,6 +36,7 @@ LAYERS = {
     "xhci.remapping": 2,
     "xhci.statistics": 2,
     "xhci.complaints": 2,
+    "xhci.journal": 2,
     "xhci.engine": 3,
     "xhci.endpoint": 3,
     "xhci.isochronous": 3,

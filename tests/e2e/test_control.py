@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -81,6 +82,50 @@ def test_an_ejected_drive_is_told_of(serve: Serve, run: Run, ask: Ask, control: 
         usb.disable()
         assert ask("attach", "1")["attachment"]["note"] == ""
         MassStorage(driver.enumerate(usb.port.port_id)).test_unit_ready()
+
+
+def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
+    serve: Serve, run: Run, ask: Ask, control: Path, image: Path
+) -> None:
+    device = f"virtual:flash?image={image}&speed=high"
+    server = serve("--control-path", control, "--device", device)
+    drive = "usbvfiod Flash Drive (drive.img)"
+    who = f"{drive} ({device})"
+    with guest_of(server) as driver:
+        usb = driver.enumerate()
+        assert run("log-level", "debug", "--control", control).returncode == 0
+        MassStorage(usb).read(0, 1)
+        usb.port.reset()
+        assert run("log-level", "trace", "--control", control).returncode == 0
+        usb.reset()
+        assert run("log-level", "info", "--control", control).returncode == 0
+        usb.get_descriptor(1, 0, 18)
+        ask("move", "1", "5")
+        ask("detach", "1")
+    server.wait_for(lambda: "disconnected" in server.log)
+    ask("attach", "1")
+    assert server.terminate() == 0
+    lines = [line.removeprefix("usbvfiod: ") for line in server.log.splitlines()]
+    port = f"port 1 ({drive}): "
+    traced = [line for line in lines if line.startswith("trace: ")]
+    assert "trace: command Address Device, slot 1: Success" in traced
+    assert any(line.startswith(f"trace: {port}endpoint 0x00 00 09 0001 0000 0000: 0 of 0 bytes in ") for line in traced)
+    assert [re.sub(r"process \d+", "process N", line) for line in lines if line not in traced] == [
+        f"{who} is plugged into port 1 at high speed",
+        f"serving on {server.socket_path}",
+        "a client has connected: vfio-user client 0.0 (process N)",
+        f"debug: {port}reset",
+        f"debug: {port}reset",
+        f"debug: {port}slot 1: reset by the driver",
+        f"debug: {port}slot 1: address 1",
+        f"debug: {port}slot 1: configured, endpoints 0x81 bulk, 0x02 bulk",
+        f"{who} is unplugged from port 1: it moves to port 5",
+        f"{who} is plugged into port 5 at high speed",
+        f"{who} is unplugged from port 5: it was asked for",
+        "the client has disconnected",
+        f"{who} is plugged into port 5 at high speed",
+        f"{who} is unplugged from port 5: the server ends",
+    ]
 
 
 def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
@@ -24,6 +25,7 @@ from tests.protocol.raw import (
     region_write,
     set_irqs,
 )
+from usbvfiod_core import ConfigError
 from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.vfio_user import wire
 from usbvfiod_core.vfio_user.connection import CHUNKS
@@ -68,6 +70,35 @@ def test_leaving_at_every_step(
     serving.interrupt(0)
     assert serving.controller.pending_interrupts == 1  # nobody hears of it any more
     assert eventually(lambda: open_fds() == before)
+
+
+def test_who_only_looks_whether_somebody_listens_is_no_client(
+    serving: Serving, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "usbvfiod_core.vfio_user")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+    assert eventually(lambda: "hung up without a word" in caplog.text)
+    with RawClient(path):
+        assert eventually(lambda: "a client has connected" in caplog.text)
+        with pytest.raises(ConfigError):
+            Serving(path=path)
+    assert eventually(lambda: "has disconnected" in caplog.text)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said == [
+        ("DEBUG", f"process {os.getpid()} has connected and hung up without a word"),
+        ("INFO", f"a client has connected: vfio-user client 0.0 (process {os.getpid()})"),
+        ("INFO", "the client has disconnected"),
+    ]
+
+
+def test_another_client_is_mentioned_if_it_stays(
+    serving: Serving, client: RawClient, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket(socket.AF_UNIX) as second:
+        second.connect(path)
+        assert second.recv(1) == b""
+    assert eventually(lambda: "another client was turned away: one is connected already" in caplog.text)
 
 
 def test_a_client_that_has_gone_is_reported(serving: Serving, path: str) -> None:

@@ -209,7 +209,8 @@ def _serve(
     command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin))
     server = merged(command_line, read(file) if file is not None else None)
     command = context.invoked_subcommand
-    log.set_up(-1 if server.quiet else server.verbose, server.log_format)
+    modules = [plugin.module for plugin in registry.plugins]
+    log.set_up(-1 if server.quiet else server.verbose, server.log_format, modules)
     declared = registry.declared()
     _check_plugins(registry, server.strict_plugins, command)
     if command == "config":

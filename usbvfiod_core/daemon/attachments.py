@@ -124,10 +124,12 @@ class Attachments:
         self._set(attachment, State.WAITING)
         self._pursue(attachment, fd)
 
-    def detach(self, attachment: Attachment, done: Done | None = None, *, forget: bool = False) -> None:
+    def detach(
+        self, attachment: Attachment, done: Done | None = None, *, forget: bool = False, why: str = "it was asked for"
+    ) -> None:
         """Unplug a device, as if pulled out of the port, and keep it out; `done` when its transfers have come back.
 
-        The attachment stays, with its port, unless it is to be forgotten.
+        The attachment stays, with its port, unless it is to be forgotten. The log says `why`.
         """
         if attachment.wanted:
             attachment.answer(DeviceError(f"device {attachment.spec.text}: {self._why_not}"))
@@ -139,8 +141,7 @@ class Attachments:
         if done is not None:
             attachment.waiters.append(done)
         if attachment.state is State.PLUGGED:
-            self._set(attachment, State.LEAVING)
-            self._hub.unplug(attachment.port_id)
+            self._unplug(attachment, why)
         elif not attachment.holds:
             self._loop.call_soon(self._rest, attachment)
 
@@ -156,10 +157,14 @@ class Attachments:
         if attachment.state is State.PLUGGED:
             attachment.waiters.append(done)
             attachment.soon()
-            self._set(attachment, State.LEAVING)
-            self._hub.unplug(attachment.port_id)
+            self._unplug(attachment, f"it moves to port {port_id}")
         else:
             self._loop.call_soon(done, attachment)
+
+    def _unplug(self, attachment: Attachment, why: str) -> None:
+        log.info("%s is unplugged from port %d: %s", attachment.title, attachment.port_id, why)
+        self._set(attachment, State.LEAVING)
+        self._hub.unplug(attachment.port_id)
 
     def leaving(self, port_id: int, device: Device) -> None:
         """The port of a device is empty, because the device was lost or because we said so."""
@@ -167,8 +172,8 @@ class Attachments:
             if attachment.device is device and attachment.state is State.PLUGGED:
                 attachment.lost(self._loop.time())
                 attachment.allowed = attachment.spec.mode is not Mode.ASK
-                why, who = device.why_gone(), f"{attachment.name} ({attachment.spec.text})"
-                log.warning("%s is gone from port %d%s", who, port_id, why and f": {why}")
+                why = device.why_gone()
+                log.warning("%s is gone from port %d: %s", attachment.title, port_id, why or "it has disconnected")
                 self._set(attachment, State.LEAVING, why or "it is gone")
 
     def unplugged(self, port_id: int, device: Device) -> None:
@@ -186,7 +191,7 @@ class Attachments:
         self._when_empty = done
         self.inventory.close()
         for attachment in self:
-            self.detach(attachment, forget=True)
+            self.detach(attachment, why="the server ends", forget=True)
         self._check_empty()
 
     # -- from the intent to an open device ---------------------------------------------------------------------------
@@ -309,7 +314,7 @@ class Attachments:
         attachment.failures = 0
         attachment.complaint = ""
         attachment.drop_fd()
-        log.info("%s (%s) is plugged into port %d", device.name, attachment.spec.text, port_id)
+        log.info("%s is plugged into port %d at %s speed", attachment.title, port_id, device.speed.word)
         self._arrive(attachment, State.PLUGGED)
         self._registry.observe(attachment.info, port_id, "plugged")
 

@@ -72,6 +72,7 @@ class ControlRequests:
         status: Callable[[], dict[str, Any]],
         statistics: Callable[[], list[EndpointStatistics]],
         reload: Callable[[Callable[[dict[str, Any] | UsbvfiodError], object]], object],
+        log_level: Callable[[str], object],
     ) -> None:
         self._loop = loop
         self._attachments = attachments
@@ -80,6 +81,7 @@ class ControlRequests:
         self._status = status
         self._statistics = statistics
         self._reload = reload
+        self._log_level = log_level
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (self._attach, {"device": _Argument(str), "fd": _Argument(bool, True)}),
             "detach": (self._detach, {"attachment": _Argument(str)}),
@@ -89,7 +91,7 @@ class ControlRequests:
             "status": (self._show_status, {}),
             "devices": (self._devices, {}),
             "watch": (self._watch, {"devices": _Argument(bool, True)}),
-            "log-level": (self._log_level, {"level": _Argument(str)}),
+            "log-level": (self._set_log_level, {"level": _Argument(str)}),
             "reload": (self._reload_configuration, {}),
         }
 
@@ -140,7 +142,8 @@ class ControlRequests:
 
     def _detach(self, client: ControlClient, reply: Reply, attachment: str) -> None:
         found = self._select(attachment)
-        self._attachments.detach(found, lambda result: self._answer(reply, result), forget=not found.configured)
+        done = partial(self._answer, reply)
+        self._attachments.detach(found, done, forget=not found.configured)
 
     def _move(self, client: ControlClient, reply: Reply, attachment: str, port: int) -> None:
         self._attachments.move(self._select(attachment), port, lambda result: self._answer(reply, result))
@@ -197,10 +200,10 @@ class ControlRequests:
                 self._attachments.inventory.look(name)
         reply({"ok": True, "attachments": [self.entry(attachment) for attachment in self._attachments]})
 
-    def _log_level(self, client: ControlClient, reply: Reply, level: str) -> None:
+    def _set_log_level(self, client: ControlClient, reply: Reply, level: str) -> None:
         if level not in daemon_log.LEVEL_NAMES:
             raise RequestError(unknown("level", level, daemon_log.LEVEL_NAMES))
-        daemon_log.set_level(level)
+        self._log_level(level)
         reply({"ok": True})
 
     def _reload_configuration(self, client: ControlClient, reply: Reply) -> None:

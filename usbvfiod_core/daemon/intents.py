@@ -112,6 +112,11 @@ class Attachment:
         return self.spec.name or self.spec.text
 
     @property
+    def title(self) -> str:
+        """What to call it and its device in the log."""
+        return f"{self.name} ({self.spec.text})"
+
+    @property
     def holds(self) -> bool:
         """Whether nobody else may have the device."""
         return self.state in HOLDING

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from queue import Full, Queue
 from threading import Lock, Thread
 from typing import TextIO
 
-LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG, 2: logging.DEBUG}
+from ..xhci.journal import TRACE
+
+LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG, 2: TRACE}
 """Level by verbosity: -1 for -q, 1 for -v, 2 for -vv."""
 
 OWN = ("usbvfiod_core", "usbvfiod")
-"""The loggers that go with -v and -q, and all below them: the core's, and those of plugins that take such a name."""
+"""The loggers that go with -v and -q, and all below them, beside those of the packages of plugins."""
 
-LEVEL_NAMES = ("debug", "info", "warning", "error")
+LEVEL_NAMES = ("trace", "debug", "info", "warning", "error")
 
 KEPT = 1000
 """Messages that wait for a reader of stderr; what is logged beyond that is lost, and that is said."""
@@ -26,22 +29,36 @@ _LAST_WORDS = 1.0
 """Seconds in which what waits must be read when serving ends."""
 
 
-def set_up(verbosity: int, form: str) -> None:
-    """Log to stderr from now on. `form` is "text" or "json". With -vv, Python's own loggers are heard as well."""
+_following: tuple[str, ...] = OWN
+"""The loggers that `set_level` is about. Global, as everything of logging is."""
+
+
+def set_up(verbosity: int, form: str, plugins: Iterable[str] = ()) -> None:
+    """Log to stderr from now on. `form` is "text" or "json".
+
+    `plugins` names the modules of plugins: a plugin's loggers are those of its package, and go with -v and -q as ours
+    do. With -vv, those of everybody else are heard as well.
+    """
+    global _following
+    _following = tuple(dict.fromkeys([*OWN, *(re.split("[.:]", module)[0] for module in plugins if module)]))
+    logging.addLevelName(TRACE, "TRACE")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     verbosity = max(min(verbosity, 2), -1)
     root.setLevel(logging.DEBUG if verbosity == 2 else logging.WARNING)
-    for logger in OWN:
-        logging.getLogger(logger).setLevel(LEVELS[verbosity])
+    _set(LEVELS[verbosity])
 
 
 def set_level(name: str) -> None:
-    """Log what is at least a "debug", "info", "warning" or "error" of ours from now on."""
-    for logger in OWN:
-        logging.getLogger(logger).setLevel(getattr(logging, name.upper()))
+    """Log what is at least of this level, one of LEVEL_NAMES, from now on, of ours and of plugins."""
+    _set(TRACE if name == "trace" else getattr(logging, name.upper()))
+
+
+def _set(level: int) -> None:
+    for logger in _following:
+        logging.getLogger(logger).setLevel(level)
 
 
 @contextmanager
@@ -107,11 +124,16 @@ class _Aside(logging.Handler):
 
 
 class TextFormatter(logging.Formatter):
-    """`usbvfiod: warning: text`; a traceback follows on lines of its own when there is one."""
+    """`usbvfiod: warning: text`; a traceback follows on lines of its own when there is one.
+
+    What acts on a terminal is written as an escape: names in messages come from devices and from the guest.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = f"usbvfiod: {level}{record.getMessage()}"
+        if not text.isprintable():
+            text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
         return text

@@ -83,6 +83,6 @@ def carry_out(attachments: Attachments, changes: Changes, done: Callable[[dict[s
         proceed()
 
     for attachment in changes.removed:
-        attachments.detach(attachment, detached, forget=True)
+        attachments.detach(attachment, detached, why="the configuration has it no more", forget=True)
     if not changes.removed:
         attach()

@@ -31,7 +31,7 @@ from .control_requests import ControlRequests
 from .guest_ports import GuestPorts, cautions
 from .hotplug_socket import HotplugSocket
 from .intents import Attachment, State
-from .log import never_waiting
+from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .notify import notify, watchdog_interval
 from .reload import carry_out, compare
@@ -126,6 +126,7 @@ class Server:
             status=self._status,
             statistics=self.controller.statistics,
             reload=self._reload,
+            log_level=self._set_log_level,
         )
         self._started = loop.time()
         self._starting = len(config.devices)
@@ -259,6 +260,10 @@ class Server:
             done(answer)
 
         self._loop.run_blocking(lambda: load(config.command_line, self._backends, self._declared, self._host), loaded)
+
+    def _set_log_level(self, level: str) -> None:
+        set_level(level)
+        self.controller.journal.refresh()
 
     def _log_reload(self, result: dict[str, Any] | UsbvfiodError) -> None:
         if isinstance(result, UsbvfiodError):

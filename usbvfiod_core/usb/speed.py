@@ -15,6 +15,11 @@ class Speed(IntEnum):
     SUPER_PLUS = 5
 
     @property
+    def word(self) -> str:
+        """For people: "high", "super plus"."""
+        return self.name.lower().replace("_", " ")
+
+    @property
     def is_usb3(self) -> bool:
         """Whether the device sits on a USB 3 root-hub port."""
         return self >= Speed.SUPER

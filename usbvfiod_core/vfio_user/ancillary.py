@@ -1,8 +1,9 @@
-"""What a Unix socket tells besides bytes: descriptors that came with them, and who is at the other end."""
+"""What a Unix socket tells besides bytes: descriptors that came with them, who is at the other end, and whether it is."""
 
 from __future__ import annotations
 
 import array
+import select
 import socket
 from struct import Struct
 
@@ -29,3 +30,10 @@ def peer(sock: socket.socket) -> tuple[int, int]:
     """Process and user of the other end, as they were when it connected (SO_PEERCRED)."""
     pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return pid, uid
+
+
+def hung_up(fd: int) -> bool:
+    """Whether the other end of a connected socket is closed, whatever it has sent before."""
+    poll = select.poll()
+    poll.register(fd, select.POLLHUP)
+    return bool(poll.poll(0))

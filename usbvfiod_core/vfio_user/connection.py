@@ -7,7 +7,6 @@ message is held, and while more than a fair share of its messages waits to be pr
 from __future__ import annotations
 
 import os
-import select
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -16,7 +15,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
-from .ancillary import descriptors, peer, room_for
+from .ancillary import descriptors, hung_up, peer, room_for
 from .eventfd import LoopEventfds
 from .peer import PrivateFiles
 from .session import MAX_PENDING_FDS, Session
@@ -39,7 +38,8 @@ _NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 class Connection:
     """A connected, non-blocking socket and its session, from now until `close` or until the client is gone.
 
-    `on_drained` is called when everything that had arrived is executed and answered. `on_gone` is called once, with a
+    `on_introduced` is called when the client has said who it is, `on_drained` when everything that had arrived is executed
+    and answered. `on_gone` is called once, with a
     reason if the client was dropped for one and None if it left; the socket is closed by then.
     """
 
@@ -50,6 +50,7 @@ class Connection:
         function: PciFunction,
         memory: GuestMemory,
         *,
+        on_introduced: Callable[[], object],
         on_drained: Callable[[], object],
         on_gone: Callable[[str | None], object],
         first_message_deadline: bool,
@@ -73,6 +74,7 @@ class Connection:
             is_private=PrivateFiles(self.pid),
             close_fd=os.close,
             resume=self._resume,
+            introduced=on_introduced,
         )
         self._output: Final = self.session.output
         self.draining = False
@@ -104,9 +106,7 @@ class Connection:
 
     def check(self) -> None:
         """Notice at once if the other end is closed: its successor may be at the door before that is read."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLHUP)
-        if poll.poll(0):
+        if hung_up(self._fd):
             self._gone(None)
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from errno import EAGAIN, ECONNREFUSED, ENOENT
+from errno import ECONNREFUSED, ENOENT, EPROTOTYPE
 from typing import Final
 
 from ..errors import ConfigError
@@ -82,6 +82,18 @@ def inherited(fd: int) -> tuple[socket.socket, bool]:
     return sock, listens
 
 
+def in_use(path: str) -> bool:
+    """Whether a process has a stream socket at this path, as far as we may know. It is not connected to."""
+    return _probe(path) == EPROTOTYPE
+
+
+def _probe(path: str) -> int:
+    """The error code of connecting a datagram socket to `path`. EPROTOTYPE says that somebody has a stream socket
+    there, and who listens at it does not see a client come and go; ECONNREFUSED says that the socket is stale."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
+        return probe.connect_ex(path)
+
+
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -90,8 +102,7 @@ def _remove_stale(path: str) -> None:
         return
     except OSError as error:
         raise ConfigError(f"socket path {path}: {error.strerror}") from None
-    with _unix_socket() as probe:
-        code = probe.connect_ex(path)
+    code = _probe(path)
     if code == ECONNREFUSED:
         try:
             os.unlink(path)
@@ -99,8 +110,10 @@ def _remove_stale(path: str) -> None:
             pass
         except OSError as error:
             raise ConfigError(f"stale socket {path} cannot be removed: {error.strerror}") from None
-    elif code in (0, EAGAIN):
+    elif code == EPROTOTYPE:
         raise ConfigError(f"socket path {path} is in use by a running server")
+    elif code == 0:
+        raise ConfigError(f"socket path {path} exists and cannot be replaced: it is a datagram socket in use")
     elif code != ENOENT:
         raise ConfigError(f"socket path {path} exists and cannot be replaced: {os.strerror(code)}")
 

@@ -82,7 +82,8 @@ class Session:
 
     `eventfds` takes over the client's eventfds, `is_private` says of a file whether the client keeps for
     itself what the guest writes to it (see UnsharedRanges), `close_fd` closes a descriptor that nobody took, `resume`
-    is called when a held message has been answered from outside `process`, which must then be called again.
+    is called when a held message has been answered from outside `process`, which must then be called again, `introduced`
+    when `client` is known.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Session:
         is_private: Callable[[int], bool] = lambda fd: False,
         close_fd: Callable[[int], object],
         resume: Callable[[], object],
+        introduced: Callable[[], object] = lambda: None,
     ) -> None:
         self._commands: Final = Commands(
             function,
@@ -106,6 +108,7 @@ class Session:
         )
         self._close_fd: Final = close_fd
         self._resume: Final = resume
+        self._introduced: Final = introduced
         self._read: Final = function.controller.read
         self._write: Final = function.controller.write
         self.client: ClientVersion | None = None
@@ -300,6 +303,7 @@ class Session:
             raise ClientError(EINVAL, "file descriptors with the version", fatal=True)
         reply, self.client = negotiate(payload)
         self._fence = REGISTERS_SIZE - 4
+        self._introduced()
         return reply
 
     def _wait(self, begin: Callable[[Callable[[], object]], object], finish: Callable[[], bytes]) -> bytes | None:

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
+from .ancillary import hung_up
 from .connection import HOLD_DEADLINE, MESSAGE_DEADLINE, Connection
 from .listener import SocketPath, inherited
 
@@ -159,7 +160,8 @@ class Server:
             if self._connection is not None:
                 self._connection.check()
             if self._connection is not None:
-                log.warning("another client was turned away: one is connected already")
+                if not hung_up(sock.fileno()):
+                    log.warning("another client was turned away: one is connected already")
                 sock.close()
             elif self._ending is not None:
                 self._next = sock
@@ -173,6 +175,7 @@ class Server:
             self._loop,
             self._function,
             self._memory,
+            on_introduced=self._client_introduced,
             on_drained=self._on_drained,
             on_gone=self._client_gone,
             # A connected socket that was handed down may be waiting for a VM that starts much later.
@@ -180,10 +183,19 @@ class Server:
             message_deadline=self._message_deadline,
             hold_deadline=self._hold_deadline,
         )
-        log.info("a client has connected (process %d)", self._connection.pid)
+
+    def _client_introduced(self) -> None:
+        """Whoever looks whether somebody listens here hangs up without a word, and is no client."""
+        client = self.client
+        assert client is not None
+        log.info("a client has connected: %s (process %d)", f"{client.name} {client.version}".strip(), client.pid)
 
     def _client_gone(self, reason: str | None) -> None:
-        if reason is None:
+        connection = self._connection
+        assert connection is not None
+        if reason is None and connection.session.client is None:
+            log.debug("process %d has connected and hung up without a word", connection.pid)
+        elif reason is None:
             log.info("the client has disconnected")
         else:
             log.warning("the client was dropped: %s", reason)

@@ -11,6 +11,7 @@ from . import spec
 from .commands import CommandHost, execute
 from .complaints import UNSHARED, Complaints
 from .interrupters import Interrupters
+from .journal import Journal
 from .ring import ConsumerRing, RingLoopError, Trb
 
 COMMANDS_PER_RUN = 64
@@ -24,6 +25,7 @@ class CommandRingHost(CommandHost, Protocol):
 
     interrupters: Interrupters
     complaints: Complaints
+    journal: Journal
 
     def commands_ready(self) -> None:
         """Call `CommandRing.run` soon."""
@@ -162,6 +164,8 @@ class CommandRing:
         self._host.interrupters.post(0, self._ring.address, status, _EVENT, False)
 
     def _complete(self, trb: Trb, code: int, slot_id: int) -> None:
+        if self._host.journal.tracing:
+            self._host.journal.command(trb.type, code, slot_id)
         self._host.interrupters.post(
             0, trb.address, code << spec.EVENT_CODE_SHIFT, _EVENT | slot_id << spec.TRB_SLOT_SHIFT, False
         )

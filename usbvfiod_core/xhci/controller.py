@@ -21,6 +21,7 @@ from .command_ring import CommandRing
 from .complaints import FAILURE, Complaints
 from .engine import TransferEngine
 from .interrupters import Interrupters
+from .journal import CONTROLLER, Journal
 from .mfindex import MicroframeIndex
 from .remapping import REMAP_SECONDS, Remapping
 from .root_hub import RootHub
@@ -55,6 +56,8 @@ class Controller:
     Nothing here raises on what a guest does. `read`, `write` and `run` are the hot path.
     """
 
+    hub: RootHub
+
     def __init__(
         self,
         memory: GuestMemory,
@@ -69,6 +72,7 @@ class Controller:
         self.memory = memory
         self.loop = loop
         self.complaints = Complaints()
+        self.journal = Journal(loop, lambda port_id: self.hub.name_at(port_id))
         self._interrupt = interrupt
         self.bus_master = False
         self.wakeup: Callable[[], None] = lambda: None
@@ -334,6 +338,7 @@ class Controller:
         except UnsharedMemoryError as error:
             self.host_system_error(error)
             return
+        self.journal.say(CONTROLLER, "started by the guest")
         self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_HCH
         self._halt_due = False
         self._mfindex.start()
@@ -381,6 +386,7 @@ class Controller:
             self._halt_timer.cancel()
             self._halt_timer = None
         if self.running and not self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
+            self.journal.say(CONTROLLER, "halted by the guest")
             self._mfindex.stop()
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
 
@@ -409,6 +415,7 @@ class Controller:
         when_all([slot.abandon for slot in self._slots if slot is not None], self._reset_done)
 
     def _reset_done(self) -> None:
+        self.journal.say(CONTROLLER, "reset")
         self._draining = False
         self.table.release_all()
         self._commands.reset()

@@ -13,8 +13,9 @@ from ..usb.device import Device
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec, states
 from .engine import TransferEngine, Xhc
+from .journal import described
 from .ring import Trb
-from .td import current, data_length
+from .td import Td, current, data_length
 from .transfer_ring import TransferRing
 
 HALTING_CODES: dict[TransferStatus | None, int] = {
@@ -90,6 +91,9 @@ class Endpoint(TransferEngine):
         # The context first: the driver reads it in its interrupt handler.
         self._enter(states.HALT, ring, trb.address | trb.control & 1)
         self.counters.error(code)
+        if self._journal.tracing:
+            self._trace(td, code)
+        self._say(code, td)
         self.emit_code(code, trb, residue)
 
     def _trb_error(self, ring: TransferRing, dequeue: int, trb: Trb | None) -> None:
@@ -109,6 +113,7 @@ class Endpoint(TransferEngine):
                     self._take_back(other)
                 self._enter(event, ring, dequeue)
                 self.counters.error(code)
+                self._say(code, None)
                 if trb is None:
                     self.emit_without_trb(dequeue & ~0xF, code)
                 else:
@@ -187,6 +192,11 @@ class Endpoint(TransferEngine):
         return spec.CC_SUCCESS
 
     # -- own -------------------------------------------------------------------------------------------------------
+
+    def _say(self, code: int, td: Td | None) -> None:
+        """Log that the endpoint has halted, or stopped with an error."""
+        request = "" if td is None or td.setup is None else f" at request {described(td.setup)}"
+        self._journal.say(self.port_id, "endpoint %#04x: %s%s", self.address, spec.COMPLETION_CODES[code], request)
 
     def _forget_doorbells(self) -> None:
         """A stopped endpoint, and each of its streams, goes on with a doorbell that is rung from now on (4.6.9)."""

@@ -24,6 +24,7 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .complaints import TRB_ERROR, UNSHARED, Complaints
 from .interrupters import Interrupters
+from .journal import Journal
 from .ring import RingLoopError, Trb
 from .statistics import EndpointCounters
 from .td import Td, TdFault, report, report_skipped
@@ -61,6 +62,9 @@ class Xhc(Protocol):
     complaints: Complaints
     """Where it is said what is wrong with the guest."""
 
+    journal: Journal
+    """Where it is said what becomes of devices."""
+
     def frame_number(self) -> int:
         """The number of the frame now, 11 bits of MFINDEX (5.5.1)."""
         ...
@@ -81,7 +85,10 @@ class TransferEngine(ABC):
         self.interrupter = 0
         """Interrupter Target of the slot context, for events that are about no TRB (6.2.2); kept by the slot."""
         self.slot_id = slot_id
+        self.port_id = 0
+        """The root hub port of its device; kept by the slot."""
         self._xhc = xhc
+        self._journal = xhc.journal
         self._interrupters = xhc.interrupters
         self._device = device
         self._route = device.route(self.address, type) if device is not None else _disconnected
@@ -259,10 +266,17 @@ class TransferEngine(ABC):
             if td.partial:
                 ring.retired(td)
         if td.transfer is not None:
+            if self._journal.tracing:
+                self._trace(td, spec.CC_SUCCESS)
             counters = self.counters
             counters.transfers += 1
             counters.bytes += td.done + td.transfer.actual
             counters.latency[(monotonic_ns() - td.submitted).bit_length()] += 1
+
+    def _trace(self, td: Td, code: int) -> None:
+        """Log a TD that has ended."""
+        ns = monotonic_ns() - td.submitted
+        self._journal.transfer(self.port_id, self.address, td.setup, td.actual, td.length, code, ns)
 
     def _retire_completed(self, ring: TransferRing) -> None:
         """Report the TDs at the head that were done before they could be cancelled."""

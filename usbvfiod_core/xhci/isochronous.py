@@ -75,6 +75,8 @@ class IsochronousEndpoint(Endpoint):
         else:
             code = _CODES.get(status, spec.CC_TRANSACTION_ERROR)
         self.counters.error(code)
+        if self._journal.tracing:
+            self._trace(td, code)
         trb, residue = current(td)
         self.emit(trb.address, code << spec.EVENT_CODE_SHIFT | residue, 0, trb.status, trb.control)
         return True

@@ -41,6 +41,10 @@ class PortHost(Protocol):
         """Call back after `delay` seconds."""
         ...
 
+    def say(self, port: Port, text: str) -> None:
+        """Something has happened to the port that people may want to know."""
+        ...
+
     def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
         """Take the transfers of the device at this port back; `then` when none is in flight."""
         ...
@@ -183,11 +187,14 @@ class Port:
         if wanted == spec.PLS_U0 and now in (spec.PLS_U1, spec.PLS_U2, spec.PLS_U3, spec.PLS_RESUME):
             self._set_link(spec.PLS_U0)
             if now in (spec.PLS_U3, spec.PLS_RESUME):
+                self._hub.say(self, "resumed")
                 self._change(spec.PORTSC_PLC)
         elif (wanted == spec.PLS_U3 and self.enabled) or (
             wanted == spec.PLS_RESUME and now == spec.PLS_U3 and not self.is_usb3
         ):
             self._set_link(wanted)
+            if wanted == spec.PLS_U3 != now:
+                self._hub.say(self, "suspended")
             if wanted == spec.PLS_U3 and self._wakeup is not None:
                 self._hub.call_later(IDLE_SECONDS, self._idle)
         elif wanted == spec.PLS_DISABLED and self.is_usb3 and self.enabled:
@@ -204,6 +211,7 @@ class Port:
 
     def _wake(self) -> None:
         self._wakeup = None
+        self._hub.say(self, "wakes up")
         self._set_link(spec.PLS_RESUME)
         self._change(spec.PORTSC_PLC)
 
@@ -229,6 +237,7 @@ class Port:
             self._wakeup = None
             state = spec.PORTSC_PED | spec.PORTSC_CCS | spec.PLS_U0 << _SHIFT
             self._dwords[self._index] = self.portsc & ~(spec.PORTSC_PR | _LINK) | state
+            self._hub.say(self, "reset")
             self._change(change)
 
         def reset() -> None:

@@ -10,6 +10,7 @@ from ..usb.device import Device, Loop
 from ..usb.transfer import TransferType
 from . import spec
 from .endpoint import Endpoint
+from .journal import Journal
 from .ports import Port
 from .registers import RegisterFile
 from .slot import when_all
@@ -34,6 +35,9 @@ class HubHost(Protocol):
 
     @property
     def loop(self) -> Loop: ...
+
+    @property
+    def journal(self) -> Journal: ...
 
     def microframe(self) -> int:
         """MFINDEX now."""
@@ -125,6 +129,11 @@ class RootHub:
         """Whether there is this port."""
         return 1 <= port_id <= len(self.ports)
 
+    def name_at(self, port_id: int) -> str:
+        """The name of the device at a port; empty if there is none."""
+        device = self.ports[port_id - 1].device
+        return "" if device is None else device.name
+
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
         """The device at a port that is connected (and, if asked for, enabled)."""
         if not self.has_port(port_id):
@@ -199,6 +208,9 @@ class RootHub:
         status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
         self._host.post(0, port_id << 24, status, spec.TRB_PORT_STATUS_CHANGE << spec.TRB_TYPE_SHIFT, False)
         return True
+
+    def say(self, port: Port, text: str) -> None:
+        self._host.journal.say(port.port_id, text)
 
     def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
         when_all([endpoint.rewind for endpoint in self._host.endpoints_at(port.port_id)], then)

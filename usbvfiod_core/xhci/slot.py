@@ -104,6 +104,7 @@ class Slot:
             address = 0 if block_set_address else self.slot_id
             self.state = states.SLOT[self.state, command]
             context.write_slot(words, self.state, address)
+            self._host.journal.say(port_id, "slot %d: %s", self.slot_id, f"address {address}" if address else "no address")
             finish(spec.CC_SUCCESS)
 
         self._disable({1}, apply)
@@ -142,6 +143,7 @@ class Slot:
             self.state = states.SLOT[self.state, states.CONFIGURE]
             context.write_slot((first, second, words[2]), self.state, old[3] & spec.SLOT_ADDRESS)
             self._target(words[2])
+            self._say_configured()
             finish(spec.CC_SUCCESS)
 
         self._disable(dropped | added.keys(), apply)
@@ -172,6 +174,8 @@ class Slot:
             self.state = states.SLOT[self.state, command]
             address = 0 if self.state == spec.SLOT_DEFAULT else old[3] & spec.SLOT_ADDRESS
             context.write_slot((first, *old[1:]), self.state, address)
+            what = "reset by the driver" if command == states.RESET_DEVICE else "not configured any more"
+            self._host.journal.say(self.port_id, "slot %d: %s", self.slot_id, what)
             finish(spec.CC_SUCCESS)
 
         self._disable(others, apply)
@@ -215,6 +219,8 @@ class Slot:
             if context is not None and self.state != spec.SLOT_ENABLED:
                 context.write_slot_state(spec.SLOT_DISABLED)
             self.state = spec.SLOT_DISABLED
+            if self.port_id:
+                self._host.journal.say(self.port_id, "slot %d: given back", self.slot_id)
             finish(spec.CC_SUCCESS)
 
         self._disable({endpoint.dci for endpoint in self.active()}, apply)
@@ -241,7 +247,13 @@ class Slot:
         if device is not None:
             endpoint.counters = host.counters_at(self.port_id, endpoint.address, type)
         endpoint.interrupter = self._interrupter
+        endpoint.port_id = self.port_id
         self.endpoints[dci] = endpoint
+
+    def _say_configured(self) -> None:
+        found = [f"{each.address:#04x} {each.type.name.lower()}" for each in self.active() if each.dci > 1]
+        text = "endpoints " + ", ".join(found) if found else "no endpoints"
+        self._host.journal.say(self.port_id, "slot %d: configured, %s", self.slot_id, text)
 
     def _target(self, word: int) -> None:
         """The third dword of the slot context has changed, with the Interrupter Target in it (6.2.2)."""

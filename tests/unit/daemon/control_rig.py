@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.daemon.toys import Rig, WatchedToys
 from usbvfiod_core import ConfigError
+from usbvfiod_core.daemon import log
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.control import ControlSocket
 from usbvfiod_core.daemon.control_requests import ControlRequests
@@ -133,6 +134,7 @@ class ControlRig(Rig):
             },
             statistics=lambda: self.statistics,
             reload=lambda done: done(ConfigError("there is no file")),
+            log_level=log.set_level,
         )
         self.control = ControlSocket(self.loop, self.requests.handle, path=str(self.path))
         self.attachments.changed = lambda attachment: self.control.publish(

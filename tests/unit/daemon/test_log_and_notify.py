@@ -24,12 +24,14 @@ from usbvfiod_core.testing.limits import PATIENCE
 
 @pytest.fixture(autouse=True)
 def keep_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("usbvfiod_core")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
+    loggers = [logging.getLogger(name) for name in ("", "usbvfiod_core", "usbvfiod", "plug")]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
     yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    log.set_up(0, "text")
+    loggers[0].handlers[:] = handlers
 
 
 def say() -> None:
@@ -56,6 +58,47 @@ def test_text(verbosity: int, lines: list[str], capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [f"usbvfiod: {line}" for line in lines]
+
+
+PLUGINS = ["usbvfiod_core.virtual", "plug.inner:Plugin", ""]
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "lines"),
+    [
+        (-1, ["warning: careful", "error: theirs too"]),
+        (0, ["serving x", "warning: careful", "theirs", "error: theirs too"]),
+        (1, ["debug: a detail", "serving x", "warning: careful", "debug: theirs: a detail", "theirs", "error: theirs too"]),
+    ],
+)
+def test_plugins_follow(verbosity: int, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever their loggers are called: those of a package that is no plugin do not."""
+    log.set_up(verbosity, "text", PLUGINS)
+
+    def say_all() -> list[str]:
+        logging.getLogger("other.plug").info("no plugin's")
+        logging.getLogger("usbvfiod_core.daemon.somewhere").debug("a detail")
+        logging.getLogger("usbvfiod_core").info("serving %s", "x")
+        logging.getLogger("usbvfiod").warning("careful")
+        logging.getLogger("plug.inner.device").debug("theirs: a detail")
+        logging.getLogger("plug").info("theirs")
+        logging.getLogger("plug").error("theirs too")
+        return capsys.readouterr().err.splitlines()
+
+    assert say_all() == [f"usbvfiod: {line}" for line in lines]
+    log.set_level("error")
+    assert say_all() == ["usbvfiod: error: theirs too"]
+    log.set_level("trace")
+    logging.getLogger("plug.transfers").log(log.TRACE, "bytes")
+    assert capsys.readouterr().err == "usbvfiod: trace: bytes\n"
+
+
+def test_what_devices_call_themselves_makes_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(0, "text")
+    logging.getLogger("usbvfiod").info("%s is there", "drive\nusbvfiod: error: all is lost\x1b[2J\u2028")
+    assert capsys.readouterr().err == (
+        "usbvfiod: drive\\nusbvfiod: error: all is lost\\x1b[2J\\u2028 is there\n"
+    )
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

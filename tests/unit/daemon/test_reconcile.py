@@ -208,7 +208,7 @@ def test_a_device_that_is_pulled_out_is_just_gone(rig: Rig, caplog: pytest.LogCa
     rig.hub.at_once = False
     rig.backend.pull_out("2-1")
     assert attachment.reason == "it is gone"
-    assert caplog.records[-1].getMessage() == f"{info.address} (toys:2-1) is gone from port 1"
+    assert caplog.records[-1].getMessage() == f"{info.address} (toys:2-1) is gone from port 1: it has disconnected"
     rig.hub.at_once = True
     rig.hub.finish()
 
