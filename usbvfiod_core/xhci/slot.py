@@ -104,7 +104,9 @@ class Slot:
             address = 0 if block_set_address else self.slot_id
             self.state = states.SLOT[self.state, command]
             context.write_slot(words, self.state, address)
-            self._host.journal.say(port_id, "slot %d: %s", self.slot_id, f"address {address}" if address else "no address")
+            self._host.journal.say(
+                port_id, "slot %d: %s", self.slot_id, f"address {address}" if address else "no address"
+            )
             finish(spec.CC_SUCCESS)
 
         self._disable({1}, apply)

@@ -68,7 +68,17 @@ PLUGINS = ["usbvfiod_core.virtual", "plug.inner:Plugin", ""]
     [
         (-1, ["warning: careful", "error: theirs too"]),
         (0, ["serving x", "warning: careful", "theirs", "error: theirs too"]),
-        (1, ["debug: a detail", "serving x", "warning: careful", "debug: theirs: a detail", "theirs", "error: theirs too"]),
+        (
+            1,
+            [
+                "debug: a detail",
+                "serving x",
+                "warning: careful",
+                "debug: theirs: a detail",
+                "theirs",
+                "error: theirs too",
+            ],
+        ),
     ],
 )
 def test_plugins_follow(verbosity: int, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,9 +106,7 @@ def test_plugins_follow(verbosity: int, lines: list[str], capsys: pytest.Capture
 def test_what_devices_call_themselves_makes_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(0, "text")
     logging.getLogger("usbvfiod").info("%s is there", "drive\nusbvfiod: error: all is lost\x1b[2J\u2028")
-    assert capsys.readouterr().err == (
-        "usbvfiod: drive\\nusbvfiod: error: all is lost\\x1b[2J\\u2028 is there\n"
-    )
+    assert capsys.readouterr().err == ("usbvfiod: drive\\nusbvfiod: error: all is lost\\x1b[2J\\u2028 is there\n")
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
