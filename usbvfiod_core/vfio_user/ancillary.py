@@ -1,4 +1,4 @@
-"""What a Unix socket tells besides bytes: descriptors that came with them, who is at the other end, and whether it is."""
+"""What a Unix socket tells besides bytes: descriptors that came with them, who is at the other end, if anybody is."""
 
 from __future__ import annotations
 

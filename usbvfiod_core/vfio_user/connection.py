@@ -38,9 +38,9 @@ _NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 class Connection:
     """A connected, non-blocking socket and its session, from now until `close` or until the client is gone.
 
-    `on_introduced` is called when the client has said who it is, `on_drained` when everything that had arrived is executed
-    and answered. `on_gone` is called once, with a
-    reason if the client was dropped for one and None if it left; the socket is closed by then.
+    `on_introduced` is called when the client has said who it is, `on_drained` when everything that had arrived is
+    executed and answered. `on_gone` is called once, with a reason if the client was dropped for one and None if it
+    left; the socket is closed by then.
     """
 
     def __init__(

@@ -82,8 +82,8 @@ class Session:
 
     `eventfds` takes over the client's eventfds, `is_private` says of a file whether the client keeps for
     itself what the guest writes to it (see UnsharedRanges), `close_fd` closes a descriptor that nobody took, `resume`
-    is called when a held message has been answered from outside `process`, which must then be called again, `introduced`
-    when `client` is known.
+    is called when a held message has been answered from outside `process`, which must then be called again, and
+    `introduced` when `client` is known.
     """
 
     def __init__(
