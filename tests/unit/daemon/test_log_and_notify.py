@@ -20,6 +20,7 @@ import pytest
 from usbvfiod_core.daemon import log
 from usbvfiod_core.daemon.notify import notify
 from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.xhci.journal import TRACE
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def test_plugins_follow(verbosity: int, lines: list[str], capsys: pytest.Capture
     log.set_level("error")
     assert say_all() == ["usbvfiod: error: theirs too"]
     log.set_level("trace")
-    logging.getLogger("plug.transfers").log(log.TRACE, "bytes")
+    logging.getLogger("plug.transfers").log(TRACE, "bytes")
     assert capsys.readouterr().err == "usbvfiod: trace: bytes\n"
 
 
