@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,8 @@ LAYERS = {
 }
 """Layer of a module or package, the longest name counts. A file imports lower layers, or files of its own package that
 are not in a higher one."""
+
+DEPENDENCIES = {"pluggy", "click", "pytest"}
 
 PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
 IMPURE = {"socket", "os", "asyncio", "threading", "pluggy", "select", "selectors", "subprocess", "signal"}
@@ -192,6 +195,18 @@ def test_the_pure_parts_touch_no_operating_system(name: str) -> None:
 def test_only_the_registry_imports_pluggy() -> None:
     users = [name for name, path in MODULES.items() if any(t.split(".")[0] == "pluggy" for t in imports(path))]
     assert users == ["hooks.registry"]
+
+
+def test_the_dependencies_are_few() -> None:
+    """What an installation has to bring: nothing but what pyproject.toml says, and pytest for the test kit."""
+    found: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        for target in imports(path):
+            top = target.split(".")[0]
+            if top not in sys.stdlib_module_names and top != "usbvfiod_core":
+                found.setdefault(top, set()).add(name.split(".")[0])
+    assert set(found) <= DEPENDENCIES
+    assert found["pytest"] == {"testing"}
 
 
 def test_only_the_command_line_and_the_registry_import_click() -> None:

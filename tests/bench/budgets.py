@@ -64,16 +64,16 @@ def test_help_comes_at_once(run: Run) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_server_at_once(number: signal.Signals, serve: Serve) -> None:
-    server = serve("--device", "virtual:keyboard")
+def test_a_signal_ends_an_idle_server_at_once(number: signal.Signals, usb_serve: Serve) -> None:
+    server = usb_serve("--device", "virtual:keyboard")
     started = time.monotonic()
     assert server.terminate(number) == 0
     assert time.monotonic() - started < 2
 
 
-def test_it_takes_little_memory_of_its_own(serve: Serve, image: Path) -> None:
+def test_it_takes_little_memory_of_its_own(usb_serve: Serve, image: Path) -> None:
     devices = [f"--device=virtual:flash?image={image}&readonly=true"] * 3
-    server = serve(*devices, "--device=virtual:keyboard", "--device=virtual:loopback")
+    server = usb_serve(*devices, "--device=virtual:keyboard", "--device=virtual:loopback")
     with guest(server) as driver:
         for port in driver.connected_ports():
             usb = driver.enumerate(port.port_id)
@@ -86,14 +86,14 @@ def test_it_takes_little_memory_of_its_own(serve: Serve, image: Path) -> None:
     assert own < 60_000
 
 
-def test_guests_that_are_killed_leave_no_memory_behind(serve: Serve, run: Run, image: Path, tmp_path: Path) -> None:
-    before, after = survive(serve, run, image, tmp_path, 20)
+def test_guests_that_are_killed_leave_no_memory_behind(usb_serve: Serve, run: Run, image: Path, tmp_path: Path) -> None:
+    before, after = survive(usb_serve, run, image, tmp_path, 20)
     assert after < before + 20_000
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> None:
-    server = serve("--device", f"virtual:flash?image={image}", "--device", "virtual:keyboard")
+def test_an_idle_server_sleeps(connected: bool, usb_serve: Serve, image: Path) -> None:
+    server = usb_serve("--device", f"virtual:flash?image={image}", "--device", "virtual:keyboard")
 
     def wakeups(seconds: float) -> int:
         before = server.status("voluntary_ctxt_switches")
@@ -112,8 +112,8 @@ def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> No
         assert wakeups(3) <= 2
 
 
-def test_further_clients_are_turned_away_at_once(serve: Serve, image: Path) -> None:
-    server = serve("--device", f"virtual:flash?image={image}")
+def test_further_clients_are_turned_away_at_once(usb_serve: Serve, image: Path) -> None:
+    server = usb_serve("--device", f"virtual:flash?image={image}")
     with guest(server):
         for _ in range(20):
             started = time.monotonic()

@@ -62,13 +62,14 @@ def wheel(project: Path) -> Path:
 
 
 def environment(directory: Path, *projects: Path, kit: bool = True) -> Path:
-    """Make an environment with the wheels of usbvfiod, with what its test kit needs if there is to be a `kit`, and of
-    `projects`; its directory `bin`."""
+    """Make an environment with the wheels of usbvfiod, and of `projects`, with what their tests need if there is to
+    be a `kit`; its directory `bin`."""
     programs = directory / "venv" / "bin"
     call(sys.executable, "-m", "venv", "--without-pip", directory / "venv")
-    core = f"{wheel(ROOT)}[test]" if kit else wheel(ROOT)
+    extra = "[test]" if kit else ""
+    wheels = [f"{wheel(project)}{extra}" for project in (ROOT, *projects)]
     pip = (PIP[0], "-m", "pip", "--python", programs / "python", *PIP[3:])
-    call(*pip, "install", core, *map(wheel, projects), cwd=directory)
+    call(*pip, "install", *wheels, cwd=directory)
     return programs
 
 

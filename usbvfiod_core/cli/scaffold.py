@@ -130,8 +130,8 @@ from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.loop import StepLoop
 
 
-def test_a_guest_asks_it(plug: Callable[[Device], UsbDevice]) -> None:
-    usb = plug(Counter(start=7))
+def test_a_guest_asks_it(usb_plug: Callable[[Device], UsbDevice]) -> None:
+    usb = usb_plug(Counter(start=7))
     assert [usb.control_in(*GET_COUNT, 0, 0, 4)[0] for _ in range(3)] == [8, 9, 10]
     assert usb.descriptor is not None
     assert usb.get_string(usb.descriptor.product) == "Counter"
@@ -235,19 +235,19 @@ from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.interception import intercepted
 
 
-def test_what_is_moved_is_counted(guest: Guest) -> None:
+def test_what_is_moved_is_counted(usb_guest: Guest) -> None:
     fake, interceptor = FakeDevice(), $cls(Options())
     fake.auto_out.add(BULK_OUT)
-    usb = guest.plug(intercepted(fake, interceptor, guest.bus.loop))
+    usb = usb_guest.plug(intercepted(fake, interceptor, usb_guest.bus.loop))
     fake.answers(BULK_IN, b"five5")
     assert usb.bulk_in(BULK_IN, 64) == b"five5"
     usb.bulk_out(BULK_OUT, b"seven77")
     assert interceptor.moved == {BULK_IN: 5, BULK_OUT: 7}
 
 
-def test_sending_is_refused(guest: Guest) -> None:
+def test_sending_is_refused(usb_guest: Guest) -> None:
     fake, interceptor = FakeDevice(), $cls(Options(refuse_out=True))
-    usb = guest.plug(intercepted(fake, interceptor, guest.bus.loop))
+    usb = usb_guest.plug(intercepted(fake, interceptor, usb_guest.bus.loop))
     with pytest.raises(DriverError, match="Stall"):
         usb.bulk_out(BULK_OUT, b"no")
     assert fake.received[BULK_OUT] == []
@@ -339,11 +339,11 @@ def attributes(usb: UsbDevice) -> int:
     return usb.get_descriptor(2, 0, 9)[7]
 
 
-def test_a_guest_is_not_told_of_remote_wakeup(guest: Guest) -> None:
-    loop = guest.bus.loop
-    plain = guest.plug(Keyboard(loop))
+def test_a_guest_is_not_told_of_remote_wakeup(usb_guest: Guest) -> None:
+    loop = usb_guest.bus.loop
+    plain = usb_guest.plug(Keyboard(loop))
     assert attributes(plain) & ATTRIBUTE_REMOTE_WAKEUP
-    usb = guest.plug(intercepted(Keyboard(loop), $cls(), loop))
+    usb = usb_guest.plug(intercepted(Keyboard(loop), $cls(), loop))
     assert not attributes(usb) & ATTRIBUTE_REMOTE_WAKEUP
     with pytest.raises(DriverError, match="Stall"):
         usb.control_out(0, 3, 1, 0)

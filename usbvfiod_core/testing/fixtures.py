@@ -1,9 +1,9 @@
 """Pytest fixtures for tests of devices, backends and plugins. Loaded by pytest itself where usbvfiod is installed.
 
-guest           `Guest`: a controller in this process and a driver for it, in virtual time
-served_guest    `ServedGuest`: a controller behind a real vfio-user socket, and a driver on the other side
-plug            `plug(device)`: plugs it into `guest` and enumerates it; the `UsbDevice`
-serve           `serve("--device", "virtual:flash?image=...")`: the daemon as a process, and a bus to it
+usb_guest           `Guest`: a controller in this process and a driver for it, in virtual time
+usb_served_guest    `ServedGuest`: a controller behind a real vfio-user socket, and a driver on the other side
+usb_plug            `usb_plug(device)`: plugs it into `usb_guest` and enumerates it; the `UsbDevice`
+usb_serve           `usb_serve("--device", "virtual:flash?image=...")`: the daemon as a process, and a bus to it
 
 Nothing of usbvfiod is imported before a test asks for one of them.
 """
@@ -25,7 +25,7 @@ pytest.register_assert_rewrite("usbvfiod_core.testing.conformance", "usbvfiod_co
 
 
 @pytest.fixture
-def guest() -> Iterator[Guest]:
+def usb_guest() -> Iterator[Guest]:
     """A guest in this process; its driver is started when it is first used."""
     from .guest import Guest
 
@@ -35,13 +35,13 @@ def guest() -> Iterator[Guest]:
 
 
 @pytest.fixture
-def plug(guest: Guest) -> Callable[..., UsbDevice]:
-    """Plug a device into `guest` and enumerate it: `plug(device, port_id=None)`."""
-    return guest.plug
+def usb_plug(usb_guest: Guest) -> Callable[..., UsbDevice]:
+    """Plug a device into `usb_guest` and enumerate it: `usb_plug(device, port_id=None)`."""
+    return usb_guest.plug
 
 
 @pytest.fixture
-def served_guest(tmp_path: Path) -> Iterator[ServedGuest]:
+def usb_served_guest(tmp_path: Path) -> Iterator[ServedGuest]:
     """A guest whose controller is served over a socket by a thread."""
     from .guest import ServedGuest
 
@@ -51,8 +51,8 @@ def served_guest(tmp_path: Path) -> Iterator[ServedGuest]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., SocketBus]]:
-    """Start the daemon with options and connect: `serve("--device", "virtual:keyboard")` gives a `SocketBus`."""
+def usb_serve(tmp_path: Path) -> Iterator[Callable[..., SocketBus]]:
+    """Start the daemon with options and connect: `usb_serve("--device", "virtual:keyboard")` gives a `SocketBus`."""
     from .served import ServerProcess
 
     started: list[tuple[Any, Any]] = []

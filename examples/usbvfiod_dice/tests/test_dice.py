@@ -14,15 +14,15 @@ from usbvfiod_core.testing.loop import StepLoop
 Plug = Callable[[Device], UsbDevice]
 
 
-def test_a_guest_rolls_the_die(plug: Plug) -> None:
-    usb = plug(Die(20, seed=1))
+def test_a_guest_rolls_the_die(usb_plug: Plug) -> None:
+    usb = usb_plug(Die(20, seed=1))
     rolls = [usb.control_in(*ROLL, 0, 0, 1)[0] for _ in range(200)]
     assert min(rolls) == 1
     assert max(rolls) == 20
 
 
-def test_what_a_die_cannot_do_is_stalled(plug: Plug) -> None:
-    usb = plug(Die(6, seed=1))
+def test_what_a_die_cannot_do_is_stalled(usb_plug: Plug) -> None:
+    usb = usb_plug(Die(6, seed=1))
     with pytest.raises(DriverError):
         usb.control_in(0xC0, 2, 0, 0, 1)
     assert usb.control_in(*ROLL, 0, 0, 1)[0] in range(1, 7)

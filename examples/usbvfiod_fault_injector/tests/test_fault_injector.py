@@ -30,14 +30,14 @@ Make = Callable[[str], UsbDevice]
 
 
 @pytest.fixture
-def make(guest: Guest) -> Make:
+def make(usb_guest: Guest) -> Make:
     """A source and sink of data with these faults, plugged in."""
 
     def make(fault: str) -> UsbDevice:
         injector = usbvfiod_intercept_device(options=Options(fault))
         assert injector is not None
-        device = Loopback(guest.bus.loop, pattern=MODULO_63, speed=Speed.HIGH)
-        return guest.plug(intercepted(device, injector, guest.bus.loop))
+        device = Loopback(usb_guest.bus.loop, pattern=MODULO_63, speed=Speed.HIGH)
+        return usb_guest.plug(intercepted(device, injector, usb_guest.bus.loop))
 
     return make
 
@@ -92,14 +92,14 @@ def test_a_transfer_that_does_not_end_is_cancelled(make: Make, fault: str) -> No
 
 
 @pytest.mark.parametrize("endpoint", ["in", "out"])
-def test_a_late_answer(make: Make, guest: Guest, endpoint: str) -> None:
+def test_a_late_answer(make: Make, usb_guest: Guest, endpoint: str) -> None:
     usb = make(f"delay=300@{endpoint}#2")
     times = []
     for _ in range(3):
-        start = guest.bus.clock()
+        start = usb_guest.bus.clock()
         td = usb.submit_in(BULK_IN, 4096) if endpoint == "in" else usb.submit_out(BULK_OUT, PATTERN)
         td.result()
-        times.append(round(guest.bus.clock() - start, 2))
+        times.append(round(usb_guest.bus.clock() - start, 2))
     assert times == [0.0, 0.3, 0.0]
 
 

@@ -74,8 +74,8 @@ class Masked:
 
 
 @pytest.fixture
-def masked(guest: Guest) -> Callable[[Options], Masked]:
-    return lambda options: Masked(guest, options)
+def masked(usb_guest: Guest) -> Callable[[Options], Masked]:
+    return lambda options: Masked(usb_guest, options)
 
 
 Make = Callable[[Options], Masked]

@@ -64,9 +64,9 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def drive(guest: Guest, image: Path) -> Drive:
+def drive(usb_guest: Guest, image: Path) -> Drive:
     """Plug in a flash drive behind the plugin: `drive(transport="uas", readonly=False, quirks="u")`."""
-    return partial(_plug, guest, image)
+    return partial(_plug, usb_guest, image)
 
 
 def _plug(

@@ -172,11 +172,11 @@ def test_the_transfer_length_of_block_limits() -> None:
     assert page[8:16] == (240).to_bytes(4, "big") + (100).to_bytes(4, "big")
 
 
-def test_one_logical_unit(guest: Guest, guarded: Callable[..., Device]) -> None:
+def test_one_logical_unit(usb_guest: Guest, guarded: Callable[..., Device]) -> None:
     device = bulk_only_device()
     device.answers_request(0xA1, 0xFE, b"\3")
-    assert isinstance(guest.bus, DirectBus)
-    usb = guest.plug(guarded(device, guest.bus.loop, readonly=False, quirks="s"))
+    assert isinstance(usb_guest.bus, DirectBus)
+    usb = usb_guest.plug(guarded(device, usb_guest.bus.loop, readonly=False, quirks="s"))
     assert MassStorage(usb).max_lun() == 0
 
 
@@ -192,32 +192,34 @@ def status(tag: int, residue: int, code: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(("quirks", "residue"), [("", 512), ("r", 0)])
-def test_residues_that_are_not_true(guest: Guest, guarded: Callable[..., Device], quirks: str, residue: int) -> None:
+def test_residues_that_are_not_true(
+    usb_guest: Guest, guarded: Callable[..., Device], quirks: str, residue: int
+) -> None:
     device = bulk_only_device()
     device.answers(IN, b"x" * 512, status(1, 512))
-    assert isinstance(guest.bus, DirectBus)
-    storage = MassStorage(guest.plug(guarded(device, guest.bus.loop, readonly=False, quirks=quirks)))
+    assert isinstance(usb_guest.bus, DirectBus)
+    storage = MassStorage(usb_guest.plug(guarded(device, usb_guest.bus.loop, readonly=False, quirks=quirks)))
     assert storage.transact(cdb("28000000000000000100"), 512, is_in=True) == (0, residue)
 
 
-def test_a_drive_that_cannot_give_much_sense(guest: Guest, guarded: Callable[..., Device]) -> None:
+def test_a_drive_that_cannot_give_much_sense(usb_guest: Guest, guarded: Callable[..., Device]) -> None:
     device = bulk_only_device()
     device.answers(IN, bytes(18), status(1, 0))
-    assert isinstance(guest.bus, DirectBus)
-    storage = MassStorage(guest.plug(guarded(device, guest.bus.loop, readonly=False, quirks="b")))
+    assert isinstance(usb_guest.bus, DirectBus)
+    storage = MassStorage(usb_guest.plug(guarded(device, usb_guest.bus.loop, readonly=False, quirks="b")))
     assert storage.transact(cdb("030000006000"), 96, is_in=True) == (0, 78)
     wrapper = CommandBlockWrapper.unpack(device.received[OUT][0])
     assert wrapper is not None
     assert (wrapper.length, wrapper.cdb[4]) == (18, 18)
 
 
-def test_uas_is_hidden_where_there_are_no_streams(guest: Guest, guarded: Callable[..., Device]) -> None:
+def test_uas_is_hidden_where_there_are_no_streams(usb_guest: Guest, guarded: Callable[..., Device]) -> None:
     endpoints = (bulk_endpoint(IN, Speed.SUPER), bulk_endpoint(OUT, Speed.SUPER))
     settings = (Interface(0, 8, 6, 0x50, endpoints), Interface(0, 8, 6, 0x62, endpoints, alternate=1))
-    assert isinstance(guest.bus, DirectBus)
+    assert isinstance(usb_guest.bus, DirectBus)
     for streams, expected in ((0, [0x50]), (16, [0x50, 0x62])):
         device = FakeDevice(Speed.SUPER, configurations=[Configuration(settings)], max_streams=streams)
-        usb = guest.plug(guarded(device, guest.bus.loop, readonly=False))
+        usb = usb_guest.plug(guarded(device, usb_guest.bus.loop, readonly=False))
         assert usb.configuration is not None
         assert [interface.protocol for interface in usb.configuration.interfaces] == expected
 
@@ -243,7 +245,7 @@ class Lengths(WrappedDevice):
 @pytest.mark.parametrize(("quirk", "most"), [("m", 64 * 512), ("g", 240 * 512)])
 @pytest.mark.parametrize("pipelined", [True, False])
 def test_long_transfers_are_split(
-    guest: Guest,
+    usb_guest: Guest,
     image: Path,
     open_flash: Callable[..., Device],
     guarded: Callable[..., Device],
@@ -251,10 +253,10 @@ def test_long_transfers_are_split(
     most: int,
     pipelined: bool,
 ) -> None:
-    assert isinstance(guest.bus, DirectBus)
-    loop = guest.bus.loop
+    assert isinstance(usb_guest.bus, DirectBus)
+    loop = usb_guest.bus.loop
     flash = Lengths(open_flash(image, loop))
-    storage = MassStorage(guest.plug(guarded(flash, loop, readonly=False, quirks=quirk)), pipelined=pipelined)
+    storage = MassStorage(usb_guest.plug(guarded(flash, loop, readonly=False, quirks=quirk)), pipelined=pipelined)
     content = image.read_bytes()
     assert bytes(storage.read(3, 1000)) == content[3 * 512 : 1003 * 512]
     storage.write(5, bytes(reversed(content[: 777 * 512])))
@@ -277,10 +279,10 @@ def test_a_split_command_and_read_only_mode(drive: Drive, image: Path) -> None:
     assert image.read_bytes() == content
 
 
-def test_a_drive_that_fails_in_the_middle(guest: Guest, guarded: Callable[..., Device]) -> None:
+def test_a_drive_that_fails_in_the_middle(usb_guest: Guest, guarded: Callable[..., Device]) -> None:
     device = bulk_only_device()
     device.answers(IN, b"x" * 32768, status(1, 0), TransferStatus.STALL, status(2, 32768, 1))
-    assert isinstance(guest.bus, DirectBus)
-    storage = MassStorage(guest.plug(guarded(device, guest.bus.loop, readonly=False, quirks="m")))
+    assert isinstance(usb_guest.bus, DirectBus)
+    storage = MassStorage(usb_guest.plug(guarded(device, usb_guest.bus.loop, readonly=False, quirks="m")))
     assert storage.transact(cdb("28000000000000008000"), 65536, is_in=True) == (1, 32768)
     assert bytes(storage.buffer[:65536]) == b"x" * 32768 + bytes(32768)

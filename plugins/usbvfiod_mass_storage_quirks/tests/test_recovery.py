@@ -76,7 +76,7 @@ def loop_of(guest: Guest) -> Loop:
 @pytest.mark.parametrize("readonly", [True, False])
 @pytest.mark.parametrize("write", [False, True])
 def test_a_drive_that_hangs_is_recovered(
-    guest: Guest,
+    usb_guest: Guest,
     image: Path,
     open_flash: OpenFlash,
     guarded: Guarded,
@@ -86,10 +86,10 @@ def test_a_drive_that_hangs_is_recovered(
     readonly: bool,
     write: bool,
 ) -> None:
-    loop = loop_of(guest)
+    loop = loop_of(usb_guest)
     device = Wedged(open_flash(image, loop), deaf=deaf)
     options = DeviceOptions(timeout=2.0)
-    usb = guest.plug(guarded(device, loop, readonly=readonly, options=options))
+    usb = usb_guest.plug(guarded(device, loop, readonly=readonly, options=options))
     storage = MassStorage(usb, pipelined=pipelined, timeout=20.0)
     content = bytes(storage.read(0, 4))
     plugged = device.resets
@@ -103,31 +103,31 @@ def test_a_drive_that_hangs_is_recovered(
 
 
 def test_a_drive_that_answers_in_time_is_left_alone(
-    guest: Guest, image: Path, open_flash: OpenFlash, guarded: Guarded
+    usb_guest: Guest, image: Path, open_flash: OpenFlash, guarded: Guarded
 ) -> None:
-    loop = loop_of(guest)
+    loop = loop_of(usb_guest)
     device = Wedged(open_flash(image, loop), deaf=False)
-    usb = guest.plug(guarded(device, loop, options=DeviceOptions(timeout=0.5)))
+    usb = usb_guest.plug(guarded(device, loop, options=DeviceOptions(timeout=0.5)))
     plugged = device.resets
     storage = MassStorage(usb)
     for _ in range(20):
         storage.read(0, 4)
-        assert isinstance(guest.bus, DirectBus)
-        guest.bus.loop.advance(0.3)
+        assert isinstance(usb_guest.bus, DirectBus)
+        usb_guest.bus.loop.advance(0.3)
     assert device.resets == plugged
 
 
 @pytest.mark.parametrize("transport", ["bot", "uas"])
-def test_a_drive_that_needs_time(guest: Guest, drive: Drive, transport: str) -> None:
+def test_a_drive_that_needs_time(usb_guest: Guest, drive: Drive, transport: str) -> None:
     usb = drive(transport="uas", options=DeviceOptions(delay=3.0))
-    before = loop_of(guest).time()
+    before = loop_of(usb_guest).time()
     if transport == "uas":
         uas = UasClient(usb)
         first = uas.submit(bytes.fromhex("28000000000100000100").ljust(16, b"\0"), 512)
         uas.wait(first, 10.0)
     else:
         MassStorage(usb, timeout=10.0).test_unit_ready()
-    assert 3.0 <= loop_of(guest).time() - before < 4.0
+    assert 3.0 <= loop_of(usb_guest).time() - before < 4.0
 
 
 def modem() -> FakeDevice:
@@ -137,16 +137,16 @@ def modem() -> FakeDevice:
     return device
 
 
-def test_a_modem_that_is_a_disk_at_first(guest: Guest, guarded: Guarded) -> None:
+def test_a_modem_that_is_a_disk_at_first(usb_guest: Guest, guarded: Guarded) -> None:
     device = modem()
-    guest.plug(guarded(device, loop_of(guest), readonly=False, options=DeviceOptions(eject=True)))
+    usb_guest.plug(guarded(device, loop_of(usb_guest), readonly=False, options=DeviceOptions(eject=True)))
     [wrapper] = device.received[OUT]
     assert wrapper[15:21] == bytes((0x1B, 0, 0, 0, 2, 0))
 
 
-def test_a_disk_that_does_not_leave(guest: Guest, guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_does_not_leave(usb_guest: Guest, guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
     device = modem()
-    usb = guest.plug(guarded(device, loop_of(guest), readonly=False, options=DeviceOptions(eject=True)))
+    usb = usb_guest.plug(guarded(device, loop_of(usb_guest), readonly=False, options=DeviceOptions(eject=True)))
     device.answers(IN, b"USBS" + bytes((1, 0, 0, 0)) + bytes(5))
     storage = MassStorage(usb, timeout=20.0)
     device.answers(IN, b"USBS" + bytes((1, 0, 0, 0)) + bytes(5))
@@ -197,10 +197,10 @@ def test_the_log_has_a_limit(caplog: pytest.LogCaptureFixture, monkeypatch: pyte
 
 
 def test_without_a_log_mode_or_quirk_no_transfer_comes_by(
-    guest: Guest, image: Path, open_flash: OpenFlash, guarded: Guarded
+    usb_guest: Guest, image: Path, open_flash: OpenFlash, guarded: Guarded
 ) -> None:
-    flash = open_flash(image, loop_of(guest))
-    device = guarded(flash, loop_of(guest), readonly=False)
+    flash = open_flash(image, loop_of(usb_guest))
+    device = guarded(flash, loop_of(usb_guest), readonly=False)
     for endpoint in (IN, OUT):
         assert device.route(endpoint, TransferType.BULK) == flash.route(endpoint, TransferType.BULK)
     device.close()

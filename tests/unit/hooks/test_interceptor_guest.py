@@ -149,24 +149,24 @@ def test_a_drive_behind_any_detour(
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_a_guest_that_goes_away_in_the_middle(verb: str, guest: Guest) -> None:
+def test_a_guest_that_goes_away_in_the_middle(verb: str, usb_guest: Guest) -> None:
     fake = FakeDevice(Speed.HIGH)
-    device = behind(fake, guest.bus.loop, [verb], [verb])
-    usb = guest.plug(device)
+    device = behind(fake, usb_guest.bus.loop, [verb], [verb])
+    usb = usb_guest.plug(device)
     reading = [usb.submit_in(BULK_IN, 4096) for _ in range(4)]
     for _ in range(4):
         usb.submit_out(BULK_OUT, bytes(4096))
-    guest.bus.pause(0.5)
+    usb_guest.bus.pause(0.5)
     usb.pipe(BULK_IN).cancel(reading[1])
-    guest.unplug(usb)
+    usb_guest.unplug(usb)
     assert (left_behind(device), fake.in_flight, fake.closed) == ([], 0, True)
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_a_reset_in_the_middle(verb: str, guest: Guest) -> None:
+def test_a_reset_in_the_middle(verb: str, usb_guest: Guest) -> None:
     fake = FakeDevice(Speed.HIGH)
-    device = behind(fake, guest.bus.loop, [verb])
-    usb = guest.plug(device)
+    device = behind(fake, usb_guest.bus.loop, [verb])
+    usb = usb_guest.plug(device)
     usb.submit_in(BULK_IN, 4096)
     usb.submit_out(BULK_OUT, bytes(4096))
     usb.reset()
@@ -177,7 +177,7 @@ def test_a_reset_in_the_middle(verb: str, guest: Guest) -> None:
     assert b"".join(fake.received[BULK_OUT])[-5:] == b"again"
 
 
-def test_a_failing_interceptor_is_a_transaction_error_and_no_more(guest: Guest) -> None:
+def test_a_failing_interceptor_is_a_transaction_error_and_no_more(usb_guest: Guest) -> None:
     class Failing(Interceptor):
         fails = True
 
@@ -186,7 +186,7 @@ def test_a_failing_interceptor_is_a_transaction_error_and_no_more(guest: Guest) 
                 raise RuntimeError("no")
 
     failing, fake = Failing(), FakeDevice(Speed.HIGH)
-    usb = guest.plug(intercept(fake, failing, "failing", guest.bus.loop))
+    usb = usb_guest.plug(intercept(fake, failing, "failing", usb_guest.bus.loop))
     fake.answers(BULK_IN, b"lost", b"kept")
     with pytest.raises(DriverError, match="Transaction"):
         usb.bulk_in(BULK_IN, 64)
@@ -195,14 +195,14 @@ def test_a_failing_interceptor_is_a_transaction_error_and_no_more(guest: Guest) 
     assert usb.bulk_in(BULK_IN, 64) == b"kept"
 
 
-def test_pulling_a_device_out_from_inside(guest: Guest) -> None:
+def test_pulling_a_device_out_from_inside(usb_guest: Guest) -> None:
     class Yank(Interceptor):
         def bulk(self, transfer: InterceptedTransfer) -> None:
             self.unplug()
             transfer.refuse(TransferStatus.DISCONNECTED)
 
     fake = FakeDevice(Speed.HIGH)
-    usb = guest.plug(intercept(fake, Yank(), "yank", guest.bus.loop))
+    usb = usb_guest.plug(intercept(fake, Yank(), "yank", usb_guest.bus.loop))
     usb.submit_in(BULK_IN, 64)
     usb.port.wait_disconnected()
     usb.disable()

@@ -35,9 +35,9 @@ def make_guest() -> Iterator[Callable[..., Guest]]:
 
 @pytest.mark.parametrize("speed", SPEEDS)
 @pytest.mark.parametrize("block_set_address", [False, True])
-def test_a_device_of_each_speed_is_enumerated(guest: Guest, speed: Speed, block_set_address: bool) -> None:
-    driver = guest.driver
-    port_id = guest.bus.plug(FakeDevice(speed))
+def test_a_device_of_each_speed_is_enumerated(usb_guest: Guest, speed: Speed, block_set_address: bool) -> None:
+    driver = usb_guest.driver
+    port_id = usb_guest.bus.plug(FakeDevice(speed))
     device = driver.enumerate(port_id, block_set_address=block_set_address)
     assert device.speed is speed
     assert device.port.major == (3 if speed.is_usb3 else 2)
@@ -79,9 +79,9 @@ def test_rings_above_4_gib_are_above_4_gib(make_guest: Callable[..., Guest]) -> 
     assert guest.driver.dcbaa >= ABOVE_4_GIB
 
 
-def test_all_ports_can_be_used_at_once(guest: Guest) -> None:
-    devices = [guest.plug(FakeDevice(Speed.HIGH)) for _ in range(8)]
-    devices += [guest.plug(FakeDevice(Speed.SUPER)) for _ in range(7)]
+def test_all_ports_can_be_used_at_once(usb_guest: Guest) -> None:
+    devices = [usb_guest.plug(FakeDevice(Speed.HIGH)) for _ in range(8)]
+    devices += [usb_guest.plug(FakeDevice(Speed.SUPER)) for _ in range(7)]
     assert [device.port.port_id for device in devices] == list(range(1, 16))
     assert len({device.context.usb_address for device in devices}) == 15
     for device in devices:
@@ -98,33 +98,33 @@ def test_devices_plugged_before_the_start_are_found() -> None:
     bus.close()
 
 
-def test_a_disabled_slot_gives_its_memory_back(guest: Guest) -> None:
-    driver = guest.driver
-    before = guest.bus.ram.allocated
-    device = guest.plug(FakeDevice())
-    assert guest.bus.ram.allocated > before
+def test_a_disabled_slot_gives_its_memory_back(usb_guest: Guest) -> None:
+    driver = usb_guest.driver
+    before = usb_guest.bus.ram.allocated
+    device = usb_guest.plug(FakeDevice())
+    assert usb_guest.bus.ram.allocated > before
     device.disable()
-    assert guest.bus.ram.allocated == before
+    assert usb_guest.bus.ram.allocated == before
     assert driver.devices == {}
 
 
-def test_a_slot_can_be_used_again(guest: Guest) -> None:
-    first = guest.plug(FakeDevice())
+def test_a_slot_can_be_used_again(usb_guest: Guest) -> None:
+    first = usb_guest.plug(FakeDevice())
     first.disable()
-    second = guest.driver.enumerate(first.port.port_id)
+    second = usb_guest.driver.enumerate(first.port.port_id)
     assert second.slot_id == first.slot_id
     assert second.get_string(2) == "Fake device"
 
 
-def test_the_packet_size_of_a_full_speed_device_is_learnt(guest: Guest) -> None:
-    device = guest.plug(FakeDevice(Speed.FULL))
+def test_the_packet_size_of_a_full_speed_device_is_learnt(usb_guest: Guest) -> None:
+    device = usb_guest.plug(FakeDevice(Speed.FULL))
     assert device.control.max_packet_size == 64
     assert device.context.max_packet_size(1) == 64
 
 
-def test_deconfigured_and_configured_again(guest: Guest) -> None:
+def test_deconfigured_and_configured_again(usb_guest: Guest) -> None:
     fake = FakeDevice()
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     device.set_configuration(0)
     assert fake.configuration is None
     with pytest.raises(DriverError, match="there are: none"):
@@ -134,7 +134,7 @@ def test_deconfigured_and_configured_again(guest: Guest) -> None:
     assert device.bulk_in(BULK_IN, 512) == b"again"
 
 
-def test_alternate_settings_exchange_endpoints(guest: Guest) -> None:
+def test_alternate_settings_exchange_endpoints(usb_guest: Guest) -> None:
     speed = Speed.HIGH
     settings = (
         Interface(0, 0xFF, alternate=0, endpoints=(bulk_endpoint(0x81, speed),)),
@@ -142,7 +142,7 @@ def test_alternate_settings_exchange_endpoints(guest: Guest) -> None:
         Interface(0, 0xFF, alternate=2),
     )
     fake = FakeDevice(speed, configurations=[Configuration(settings)])
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     assert list(device.pipes) == [0x81]
     device.set_interface(0, 1)
     assert sorted(device.pipes) == [0x05, 0x81]
@@ -154,9 +154,9 @@ def test_alternate_settings_exchange_endpoints(guest: Guest) -> None:
     assert device.context.entries == 1
 
 
-def test_a_reset_device_works_as_before(guest: Guest) -> None:
+def test_a_reset_device_works_as_before(usb_guest: Guest) -> None:
     fake = FakeDevice()
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     device.submit_in(BULK_IN, 64)
     resets = fake.resets
     device.reset()
@@ -167,9 +167,9 @@ def test_a_reset_device_works_as_before(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_suspend_and_resume(guest: Guest, speed: Speed) -> None:
+def test_suspend_and_resume(usb_guest: Guest, speed: Speed) -> None:
     fake = FakeDevice(speed)
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     td = device.submit_in(INTERRUPT_IN, 8)
     device.suspend()
     assert device.port.link_state == spec.PLS_U3
@@ -181,13 +181,13 @@ def test_suspend_and_resume(guest: Guest, speed: Speed) -> None:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_remote_wake_up(guest: Guest, speed: Speed) -> None:
+def test_remote_wake_up(usb_guest: Guest, speed: Speed) -> None:
     fake = FakeDevice(speed)
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     device.suspend()
-    guest.driver.port_changes.clear()
+    usb_guest.driver.port_changes.clear()
     fake.wake()
-    guest.driver.wait_until(lambda: bool(guest.driver.port_changes), "no event for the wake-up")
+    usb_guest.driver.wait_until(lambda: bool(usb_guest.driver.port_changes), "no event for the wake-up")
     assert device.port.portsc & spec.PORTSC_PLC
     if not speed.is_usb3:
         assert device.port.link_state == spec.PLS_RESUME
@@ -198,20 +198,20 @@ def test_remote_wake_up(guest: Guest, speed: Speed) -> None:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_a_device_is_pulled_out_and_another_put_in(guest: Guest, speed: Speed) -> None:
+def test_a_device_is_pulled_out_and_another_put_in(usb_guest: Guest, speed: Speed) -> None:
     fake = FakeDevice(speed)
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     td = device.submit_in(INTERRUPT_IN, 8)
-    guest.unplug(device)
+    usb_guest.unplug(device)
     assert fake.closed
     assert not td.is_good
     other = FakeDevice(speed, name="other")
-    assert guest.plug(other, device.port.port_id).get_string(2) == "Fake device"
+    assert usb_guest.plug(other, device.port.port_id).get_string(2) == "Fake device"
 
 
-def test_a_device_that_vanishes_by_itself(guest: Guest) -> None:
+def test_a_device_that_vanishes_by_itself(usb_guest: Guest) -> None:
     fake = FakeDevice()
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     device.submit_in(BULK_IN, 64)
     fake.unplug()
     device.port.wait_disconnected()
@@ -219,10 +219,10 @@ def test_a_device_that_vanishes_by_itself(guest: Guest) -> None:
     assert fake.closed
 
 
-def test_the_controller_is_reset_with_transfers_in_flight(guest: Guest) -> None:
-    driver = guest.driver
+def test_the_controller_is_reset_with_transfers_in_flight(usb_guest: Guest) -> None:
+    driver = usb_guest.driver
     fake = FakeDevice()
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     device.submit_in(BULK_IN, 64)
     port_id = device.port.port_id
     driver.start()
@@ -230,10 +230,10 @@ def test_the_controller_is_reset_with_transfers_in_flight(guest: Guest) -> None:
     assert driver.enumerate(port_id).get_string(2) == "Fake device"
 
 
-def test_halt_and_run_again(guest: Guest) -> None:
-    driver = guest.driver
+def test_halt_and_run_again(usb_guest: Guest) -> None:
+    driver = usb_guest.driver
     fake = FakeDevice()
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     td = device.submit_in(BULK_IN, 64)
     driver.halt()
     driver.run()
@@ -242,27 +242,27 @@ def test_halt_and_run_again(guest: Guest) -> None:
     assert td.result() == b"after the halt"
 
 
-def test_a_command_that_fails_names_its_code_and_trb(guest: Guest) -> None:
+def test_a_command_that_fails_names_its_code_and_trb(usb_guest: Guest) -> None:
     with pytest.raises(DriverError, match=r"completion code 11 .Slot Not Enabled.*Disable Slot TRB") as caught:
-        guest.driver.commands.disable_slot(5)
+        usb_guest.driver.commands.disable_slot(5)
     assert caught.value.completion_code == spec.CC_SLOT_NOT_ENABLED
 
 
-def test_a_command_at_the_raw_level(guest: Guest) -> None:
-    event = guest.driver.command(command(63))
+def test_a_command_at_the_raw_level(usb_guest: Guest) -> None:
+    event = usb_guest.driver.command(command(63))
     assert event.completion_code == spec.CC_TRB_ERROR
-    guest.driver.commands.no_op()
+    usb_guest.driver.commands.no_op()
 
 
-def test_commands_may_be_queued(guest: Guest) -> None:
-    commands = guest.driver.commands
+def test_commands_may_be_queued(usb_guest: Guest) -> None:
+    commands = usb_guest.driver.commands
     queued = [commands.submit(command(spec.TRB_NO_OP_COMMAND), doorbell=False) for _ in range(20)]
-    guest.driver.ring_doorbell(0, 0)
-    guest.driver.wait_until(lambda: all(each.done for each in queued), "commands are not done")
+    usb_guest.driver.ring_doorbell(0, 0)
+    usb_guest.driver.wait_until(lambda: all(each.done for each in queued), "commands are not done")
 
 
-def test_the_command_ring_is_stopped_and_goes_on(guest: Guest) -> None:
-    commands = guest.driver.commands
+def test_the_command_ring_is_stopped_and_goes_on(usb_guest: Guest) -> None:
+    commands = usb_guest.driver.commands
     commands.no_op()  # a ring that does not run cannot be stopped (5.4.5, CRR)
     event = commands.stop()
     assert event.completion_code == spec.CC_COMMAND_RING_STOPPED
@@ -272,14 +272,14 @@ def test_the_command_ring_is_stopped_and_goes_on(guest: Guest) -> None:
     commands.no_op()
 
 
-def test_nothing_connects_in_time(guest: Guest) -> None:
+def test_nothing_connects_in_time(usb_guest: Guest) -> None:
     with pytest.raises(DriverTimeoutError, match="no device connects in time; USBSTS"):
-        guest.driver.wait_for_port(timeout=0.1)
+        usb_guest.driver.wait_for_port(timeout=0.1)
 
 
-def test_port_disable(guest: Guest) -> None:
-    device: UsbDevice = guest.plug(FakeDevice())
+def test_port_disable(usb_guest: Guest) -> None:
+    device: UsbDevice = usb_guest.plug(FakeDevice())
     device.port.disable()
     assert not device.port.enabled
     device.disable()
-    assert guest.driver.enumerate(device.port.port_id).get_string(2) == "Fake device"
+    assert usb_guest.driver.enumerate(device.port.port_id).get_string(2) == "Fake device"

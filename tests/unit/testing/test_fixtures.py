@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from usbvfiod_core.testing import fixtures
 from usbvfiod_core.testing.fake_device import BULK_IN, FakeDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.limits import scaled
@@ -47,14 +48,19 @@ def test_a_project_with_fixtures_of_the_same_names_is_left_alone(tmp_path: Path)
         tmp_path,
         "import pytest, sys\n"
         "@pytest.fixture\n"
-        "def guest(): return 'mine'\n"
+        "def usb_guest(): return 'mine'\n"
         "@pytest.fixture\n"
-        "def serve(): return 'mine too'\n"
-        "def test_mine(guest, serve):\n"
-        "    assert (guest, serve) == ('mine', 'mine too')\n"
+        "def usb_serve(): return 'mine too'\n"
+        "def test_mine(usb_guest, usb_serve):\n"
+        "    assert (usb_guest, usb_serve) == ('mine', 'mine too')\n"
         "    assert 'usbvfiod_core.xhci' not in sys.modules\n",
     )
     assert "1 passed" in output
+
+
+def test_its_fixtures_have_names_that_no_other_project_gives_its_own() -> None:
+    names = {name for name, each in vars(fixtures).items() if type(each) is type(fixtures.usb_guest)}
+    assert names == {"usb_guest", "usb_served_guest", "usb_plug", "usb_serve"}
 
 
 def test_a_failing_conformance_test_shows_values(tmp_path: Path) -> None:
@@ -76,13 +82,13 @@ def test_a_failing_conformance_test_shows_values(tmp_path: Path) -> None:
     assert "1 passed" in output
 
 
-def test_plug_and_guest_are_the_same_guest(guest: Guest, plug: object) -> None:
-    assert plug == guest.plug
+def test_plug_and_guest_are_the_same_guest(usb_guest: Guest, usb_plug: object) -> None:
+    assert usb_plug == usb_guest.plug
     fake = FakeDevice()
-    device = guest.plug(fake)
+    device = usb_guest.plug(fake)
     fake.answers(BULK_IN, b"x")
     assert device.bulk_in(BULK_IN, 8) == b"x"
 
 
-def test_the_guest_is_made_anew_for_each_test(guest: Guest) -> None:
-    assert guest.driver.connected_ports() == []
+def test_the_guest_is_made_anew_for_each_test(usb_guest: Guest) -> None:
+    assert usb_guest.driver.connected_ports() == []

@@ -25,8 +25,8 @@ def fake() -> FakeDevice:
 
 
 @pytest.fixture
-def device(guest: Guest, fake: FakeDevice) -> UsbDevice:
-    return guest.plug(fake)
+def device(usb_guest: Guest, fake: FakeDevice) -> UsbDevice:
+    return usb_guest.plug(fake)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def brief(found: Sequence[Event]) -> list[tuple[int, int, int]]:
     return [(event.pointer, event.completion_code, event.length) for event in found]
 
 
-def test_every_trb_with_ioc_has_its_event(guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
+def test_every_trb_with_ioc_has_its_event(usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
     fake.answers(BULK_IN, bytes(300))
     first, _, last = push(
         device.pipe(BULK_IN),
@@ -65,11 +65,11 @@ def test_every_trb_with_ioc_has_its_event(guest: Guest, fake: FakeDevice, device
         make.normal(buffer + 100, 100, CH),
         make.normal(buffer + 200, 100, IOC),
     )
-    assert brief(events(guest, 2)) == [(first, spec.CC_SUCCESS, 0), (last, spec.CC_SUCCESS, 0)]
+    assert brief(events(usb_guest, 2)) == [(first, spec.CC_SUCCESS, 0), (last, spec.CC_SUCCESS, 0)]
 
 
 def test_a_short_packet_is_reported_where_it_happened(
-    guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
+    usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
 ) -> None:
     fake.answers(BULK_IN, bytes(150))
     _, second, _ = push(
@@ -78,10 +78,12 @@ def test_a_short_packet_is_reported_where_it_happened(
         make.normal(buffer + 100, 100, CH | ISP),
         make.normal(buffer + 200, 100, IOC | ISP),
     )
-    assert brief(events(guest, 1)) == [(second, spec.CC_SHORT_PACKET, 50)]
+    assert brief(events(usb_guest, 1)) == [(second, spec.CC_SHORT_PACKET, 50)]
 
 
-def test_event_data_counts_from_the_one_before(guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
+def test_event_data_counts_from_the_one_before(
+    usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
+) -> None:
     fake.answers(BULK_IN, bytes(250))
     _, _, third, _ = push(
         device.pipe(BULK_IN),
@@ -90,7 +92,7 @@ def test_event_data_counts_from_the_one_before(guest: Guest, fake: FakeDevice, d
         make.normal(buffer + 100, 200, CH | ISP),
         make.event_data(0x2222),
     )
-    found = events(guest, 3)
+    found = events(usb_guest, 3)
     assert brief(found) == [
         (0x1111, spec.CC_SUCCESS, 100),
         (third, spec.CC_SHORT_PACKET, 50),
@@ -99,21 +101,21 @@ def test_event_data_counts_from_the_one_before(guest: Guest, fake: FakeDevice, d
     assert [event.is_event_data for event in found] == [True, False, True]
 
 
-def test_a_chain_that_does_not_end_waits(guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
+def test_a_chain_that_does_not_end_waits(usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
     fake.answers(BULK_IN, bytes(200))
     pipe = device.pipe(BULK_IN)
     push(pipe, make.normal(buffer, 100, CH))
-    guest.driver.no_event()
+    usb_guest.driver.no_event()
     (last,) = push(pipe, make.normal(buffer, 100, IOC))
-    assert brief(events(guest, 1)) == [(last, spec.CC_SUCCESS, 0)]
+    assert brief(events(usb_guest, 1)) == [(last, spec.CC_SUCCESS, 0)]
 
 
-def test_no_ops(guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
+def test_no_ops(usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
     fake.answers(BULK_IN, bytes(50))
     first, second, _, last = push(
         device.pipe(BULK_IN), make.no_op(IOC), make.normal(buffer, 50, IOC), make.no_op(), make.no_op(IOC)
     )
-    assert [pointer for pointer, _, _ in brief(events(guest, 3))] == [first, second, last]
+    assert [pointer for pointer, _, _ in brief(events(usb_guest, 3))] == [first, second, last]
 
 
 @pytest.mark.parametrize(
@@ -127,11 +129,11 @@ def test_no_ops(guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) 
     ids=str,
 )
 def test_a_trb_that_does_not_belong_there_stops_the_endpoint(
-    guest: Guest, fake: FakeDevice, device: UsbDevice, bad: Trb
+    usb_guest: Guest, fake: FakeDevice, device: UsbDevice, bad: Trb
 ) -> None:
     pipe = device.pipe(BULK_IN)
     (address,) = push(pipe, bad)
-    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, not_moved(bad))]
+    assert brief(events(usb_guest, 1)) == [(address, spec.CC_TRB_ERROR, not_moved(bad))]
     assert pipe.state == spec.EP_ERROR
     pipe.set_dequeue(pipe.ring.position)
     assert pipe.state == spec.EP_STOPPED
@@ -139,14 +141,14 @@ def test_a_trb_that_does_not_belong_there_stops_the_endpoint(
     assert device.bulk_in(BULK_IN, 64) == b"fine again"
 
 
-def test_a_link_to_itself_stops_the_endpoint_only(guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
+def test_a_link_to_itself_stops_the_endpoint_only(usb_guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
     pipe = device.pipe(BULK_IN)
     (address,) = push(pipe, make.link(pipe.ring.enqueue))
-    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, 0)]
+    assert brief(events(usb_guest, 1)) == [(address, spec.CC_TRB_ERROR, 0)]
     device.bulk_out(BULK_OUT, b"the other endpoint works")
 
 
-def test_a_ring_without_end_does_not_stop_the_others(guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
+def test_a_ring_without_end_does_not_stop_the_others(usb_guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
     pipe = device.pipe(BULK_IN)
     ring = device.driver.ram.allocate(4096, align=4096)
     for number in range(200):
@@ -158,10 +160,10 @@ def test_a_ring_without_end_does_not_stop_the_others(guest: Guest, fake: FakeDev
     assert pipe.stop()
 
 
-def test_a_link_with_ioc_has_an_event(guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
+def test_a_link_with_ioc_has_an_event(usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int) -> None:
     pipe = device.pipe(BULK_IN)
     (address,) = push(pipe, make.link(buffer, IOC))
-    assert brief(events(guest, 1)) == [(address, spec.CC_SUCCESS, 0)]
+    assert brief(events(usb_guest, 1)) == [(address, spec.CC_SUCCESS, 0)]
 
 
 @pytest.mark.parametrize(
@@ -175,60 +177,60 @@ def test_a_link_with_ioc_has_an_event(guest: Guest, fake: FakeDevice, device: Us
     ],
     ids=["status first", "setup of 7 bytes", "setup without IDT", "two setups", "data against the direction"],
 )
-def test_stages_that_make_no_control_transfer(guest: Guest, device: UsbDevice, trbs: list[Trb]) -> None:
+def test_stages_that_make_no_control_transfer(usb_guest: Guest, device: UsbDevice, trbs: list[Trb]) -> None:
     pipe = device.control
     addresses = push(pipe, *trbs)
-    assert brief(events(guest, 1)) == [(addresses[-1], spec.CC_TRB_ERROR, not_moved(trbs[-1]))]
+    assert brief(events(usb_guest, 1)) == [(addresses[-1], spec.CC_TRB_ERROR, not_moved(trbs[-1]))]
     pipe.set_dequeue(pipe.ring.position)
     assert len(device.get_descriptor(1, 0, 18)) == 18
 
 
-def test_a_control_transfer_may_be_written_stage_by_stage(guest: Guest, device: UsbDevice, buffer: int) -> None:
+def test_a_control_transfer_may_be_written_stage_by_stage(usb_guest: Guest, device: UsbDevice, buffer: int) -> None:
     pipe = device.control
     (setup,) = push(pipe, make.setup_stage(GET_DEVICE, IOC))
     (data,) = push(pipe, make.data_stage(buffer, 64, is_in=True, flags=IOC | ISP))
     (status,) = push(pipe, make.status_stage(is_in=False))
-    assert brief(events(guest, 3)) == [
+    assert brief(events(usb_guest, 3)) == [
         (setup, spec.CC_SUCCESS, 0),
         (data, spec.CC_SHORT_PACKET, 56),
         (status, spec.CC_SUCCESS, 0),
     ]
 
 
-def test_a_stale_cycle_bit_hides_a_trb(guest: Guest, device: UsbDevice, buffer: int) -> None:
+def test_a_stale_cycle_bit_hides_a_trb(usb_guest: Guest, device: UsbDevice, buffer: int) -> None:
     pipe = device.pipe(BULK_IN)
     pipe.ring.push(make.normal(buffer, 10, IOC), cycle=pipe.ring.cycle ^ 1)
     pipe.doorbell()
-    guest.driver.no_event()
+    usb_guest.driver.no_event()
 
 
 def test_events_that_nobody_waits_for_are_reported(
-    guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
+    usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
 ) -> None:
     fake.answers(BULK_IN, b"x")
     push(device.pipe(BULK_IN), make.normal(buffer, 10, IOC))
     with pytest.raises(ProtocolError, match=r"in no TD of the endpoint: completion code 13 .Short Packet"):
-        guest.driver.handle_events()
+        usb_guest.driver.handle_events()
 
 
-def test_doorbells_of_what_is_not_there(guest: Guest, device: UsbDevice) -> None:
+def test_doorbells_of_what_is_not_there(usb_guest: Guest, device: UsbDevice) -> None:
     for slot_id in (0, 1, 2, 64):
         for target in (2, 5, 31, 32, 255):
-            guest.driver.ring_doorbell(slot_id, target)
-    guest.driver.no_event()
+            usb_guest.driver.ring_doorbell(slot_id, target)
+    usb_guest.driver.no_event()
     assert device.get_string(2) == "Fake device"
 
 
-def test_without_bus_mastering_the_controller_stops(guest: Guest, device: UsbDevice) -> None:
-    guest.bus.controller.bus_master = False
+def test_without_bus_mastering_the_controller_stops(usb_guest: Guest, device: UsbDevice) -> None:
+    usb_guest.bus.controller.bus_master = False
     td = device.submit_in(BULK_IN, 64)
-    start = guest.bus.clock()
+    start = usb_guest.bus.clock()
     with pytest.raises(DriverError, match=r"a transfer is not done, the controller has stopped; USBSTS .*HSE"):
         td.wait(5)
-    assert guest.bus.clock() - start < 1
-    guest.bus.controller.bus_master = True
-    guest.driver.start()
-    assert guest.driver.enumerate().get_string(2) == "Fake device"
+    assert usb_guest.bus.clock() - start < 1
+    usb_guest.bus.controller.bus_master = True
+    usb_guest.driver.start()
+    assert usb_guest.driver.enumerate().get_string(2) == "Fake device"
 
 
 @pytest.mark.parametrize("segments", [(16,), (16, 16)])
@@ -249,9 +251,9 @@ def test_a_full_event_ring_loses_nothing(segments: tuple[int, ...], fake: FakeDe
 
 @pytest.mark.parametrize("switch", ["INTE", "IE"])
 def test_interrupts_that_are_off_come_when_they_are_on(
-    guest: Guest, fake: FakeDevice, device: UsbDevice, switch: str
+    usb_guest: Guest, fake: FakeDevice, device: UsbDevice, switch: str
 ) -> None:
-    driver, bus = guest.driver, guest.bus
+    driver, bus = usb_guest.driver, usb_guest.bus
     iman = driver.interrupter_offset(0) + spec.IMAN
     if switch == "INTE":
         driver.write_operational(spec.USBCMD, spec.USBCMD_RS)
@@ -269,32 +271,32 @@ def test_interrupts_that_are_off_come_when_they_are_on(
     assert td.result() == b"x"
 
 
-def test_one_interrupt_until_the_handler_is_done(guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
-    before = guest.bus.signals[0]
+def test_one_interrupt_until_the_handler_is_done(usb_guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
+    before = usb_guest.bus.signals[0]
     tds = [device.submit_in(BULK_IN, 10) for _ in range(5)]
     fake.answers(BULK_IN, *[b"x"] * 5)
-    guest.bus.run()
-    assert guest.bus.signals[0] == before + 1
-    guest.driver.handle_events()
+    usb_guest.bus.run()
+    assert usb_guest.bus.signals[0] == before + 1
+    usb_guest.driver.handle_events()
     assert all(td.done for td in tds)
-    assert guest.bus.signals[0] == before + 1
+    assert usb_guest.bus.signals[0] == before + 1
 
 
 def test_a_bad_trb_behind_good_ones_is_reported_after_them(
-    guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
+    usb_guest: Guest, fake: FakeDevice, device: UsbDevice, buffer: int
 ) -> None:
     pipe = device.pipe(BULK_IN)
     good, bad = push(pipe, make.normal(buffer, 64, IOC), make.trb(60))
-    guest.driver.no_event()
+    usb_guest.driver.no_event()
     fake.answers(BULK_IN, b"good")
-    assert brief(events(guest, 2)) == [(good, spec.CC_SHORT_PACKET, 60), (bad, spec.CC_TRB_ERROR, 0)]
+    assert brief(events(usb_guest, 2)) == [(good, spec.CC_SHORT_PACKET, 60), (bad, spec.CC_TRB_ERROR, 0)]
     assert pipe.state == spec.EP_ERROR
     assert device.context.dequeue(pipe.dci)[0] == bad
 
 
-def test_a_buffer_that_is_not_memory(guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
+def test_a_buffer_that_is_not_memory(usb_guest: Guest, fake: FakeDevice, device: UsbDevice) -> None:
     pipe = device.pipe(BULK_IN)
     (address,) = push(pipe, make.normal(0xDEAD_0000_0000, 100, IOC))
-    assert brief(events(guest, 1)) == [(address, spec.CC_TRB_ERROR, 100)]
+    assert brief(events(usb_guest, 1)) == [(address, spec.CC_TRB_ERROR, 100)]
     assert fake.in_flight == 0
     device.bulk_out(BULK_OUT, b"the other endpoint works")

@@ -92,8 +92,8 @@ def disk() -> Disk:
 
 
 @pytest.fixture(params=[True, False], ids=["pipelined", "one by one"])
-def storage(guest: Guest, disk: Disk, request: pytest.FixtureRequest) -> MassStorage:
-    return MassStorage(guest.plug(disk), pipelined=request.param)
+def storage(usb_guest: Guest, disk: Disk, request: pytest.FixtureRequest) -> MassStorage:
+    return MassStorage(usb_guest.plug(disk), pipelined=request.param)
 
 
 def test_capacity(storage: MassStorage, disk: Disk) -> None:
@@ -195,6 +195,6 @@ def test_many_commands_leave_nothing_behind(storage: MassStorage, disk: Disk) ->
     storage.close()
 
 
-def test_a_device_without_the_interface(guest: Guest) -> None:
+def test_a_device_without_the_interface(usb_guest: Guest) -> None:
     with pytest.raises(DriverError, match="no bulk-only mass storage interface"):
-        MassStorage(guest.plug(FakeDevice()))
+        MassStorage(usb_guest.plug(FakeDevice()))

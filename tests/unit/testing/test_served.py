@@ -163,8 +163,8 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-def test_a_flash_drive_behind_the_daemon(serve: Callable[..., SocketBus], image: Path, pipelined: bool) -> None:
-    bus = serve("--device", f"virtual:flash?image={image}")
+def test_a_flash_drive_behind_the_daemon(usb_serve: Callable[..., SocketBus], image: Path, pipelined: bool) -> None:
+    bus = usb_serve("--device", f"virtual:flash?image={image}")
     device = GuestDriver(bus, ring_trbs=128).start().enumerate()
     disk = MassStorage(device, pipelined=pipelined)
     assert disk.read_capacity() == (2048, 512)
@@ -175,13 +175,13 @@ def test_a_flash_drive_behind_the_daemon(serve: Callable[..., SocketBus], image:
     assert image.read_bytes() == content[: 7 * 512] + b"usbvfiod" * 64 * 9 + content[16 * 512 :]
 
 
-def test_a_daemon_that_cannot_serve_says_why(serve: Callable[..., SocketBus]) -> None:
+def test_a_daemon_that_cannot_serve_says_why(usb_serve: Callable[..., SocketBus]) -> None:
     with pytest.raises(UsbvfiodError, match=r"does not serve: .*no-such-backend"):
-        serve("--device", "no-such-backend:x")
+        usb_serve("--device", "no-such-backend:x")
 
 
-def test_a_vmm_that_is_started_anew(serve: Callable[..., SocketBus], image: Path) -> None:
-    bus = serve("--device", f"virtual:flash?image={image}")
+def test_a_vmm_that_is_started_anew(usb_serve: Callable[..., SocketBus], image: Path) -> None:
+    bus = usb_serve("--device", f"virtual:flash?image={image}")
     path = bus.client.socket.getpeername()
     first = MassStorage(GuestDriver(bus).start().enumerate())
     first.write(0, b"A" * 512)

@@ -32,8 +32,8 @@ def fake() -> FakeDevice:
 
 
 @pytest.fixture
-def device(guest: Guest, fake: FakeDevice) -> UsbDevice:
-    return guest.plug(fake)
+def device(usb_guest: Guest, fake: FakeDevice) -> UsbDevice:
+    return usb_guest.plug(fake)
 
 
 WAYS: list[TdOptions] = [
@@ -144,12 +144,12 @@ def test_tds_without_an_event_are_done_with_the_one_behind_them(device: UsbDevic
     assert all(td.data == DATA[:64] for td in tds)
 
 
-def test_an_event_without_interrupt(guest: Guest, device: UsbDevice, fake: FakeDevice) -> None:
-    before = guest.bus.signals[0]
+def test_an_event_without_interrupt(usb_guest: Guest, device: UsbDevice, fake: FakeDevice) -> None:
+    before = usb_guest.bus.signals[0]
     td = device.submit_in(BULK_IN, 64, bei=True, isp=False)
     fake.answers(BULK_IN, DATA[:64])
     assert td.result() == DATA[:64]
-    assert guest.bus.signals[0] == before
+    assert usb_guest.bus.signals[0] == before
 
 
 def test_the_interrupter_is_the_trbs(fake: FakeDevice) -> None:
@@ -233,12 +233,12 @@ def test_an_error_halts_and_is_recovered_from(
     assert [td.result() for td in behind] == [b"a", b"b", b"c"]
 
 
-def test_a_halted_endpoint_ignores_its_doorbell(guest: Guest, device: UsbDevice, fake: FakeDevice) -> None:
+def test_a_halted_endpoint_ignores_its_doorbell(usb_guest: Guest, device: UsbDevice, fake: FakeDevice) -> None:
     td = device.submit_in(BULK_IN, 64)
     fake.answers(BULK_IN, TransferStatus.STALL)
     td.wait()
     later = device.submit_in(BULK_IN, 64)
-    guest.driver.no_event()
+    usb_guest.driver.no_event()
     assert not later.done
     assert fake.in_flight == 0
 

@@ -23,13 +23,13 @@ Plug = Callable[..., UsbDevice]
 
 
 @pytest.fixture
-def plug_virtual(guest: Guest) -> Plug:
+def plug_virtual(usb_guest: Guest) -> Plug:
     """Plugs in a virtual device that has faults, by its options."""
 
     def plug(address: str, fault: str, **options: str) -> UsbDevice:
-        device = VirtualBackend().open(address, {**options, "fault": fault}, guest.bus.loop)
+        device = VirtualBackend().open(address, {**options, "fault": fault}, usb_guest.bus.loop)
         assert isinstance(device, FaultyDevice)
-        return guest.plug(device)
+        return usb_guest.plug(device)
 
     return plug
 
@@ -129,9 +129,9 @@ def test_a_dropped_transfer_times_out_and_is_cancelled(plug_virtual: Plug) -> No
     assert device.bulk_in(BULK_IN, 4096) == PATTERN
 
 
-def test_a_delayed_transfer(plug_virtual: Plug, guest: Guest) -> None:
+def test_a_delayed_transfer(plug_virtual: Plug, usb_guest: Guest) -> None:
     device = loopback(plug_virtual, "delay=250@out#2")
-    clock = guest.bus.clock
+    clock = usb_guest.bus.clock
     times = []
     for _ in range(3):
         start = clock()
