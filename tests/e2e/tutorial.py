@@ -10,7 +10,7 @@ from tests.e2e.venv import ROOT
 PAGE = ROOT / "docs/tutorial.md"
 
 _STEP = re.compile(
-    r"(?:`(?P<file>[\w/.-]+)` by this:\n\n)?^```(?P<language>sh|py|toml)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?:`(?P<file>[\w/.-]+)` with\s+this:\n\n)?^```(?P<language>sh|py|toml)\n(?P<text>.*?)^```$", re.M | re.S
 )
 
 
