@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +63,14 @@ class Passed:
         """What the server says of the device's attachment, the only one."""
         [attachment] = self.ask("list")["attachments"]
         return dict(attachment)
+
+    @contextmanager
+    def watch(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """The attachment, each time that its state changes from now on, as `usbvfiod watch` shows it."""
+        with ControlConnection(self._control, PATIENCE) as control:
+            events = control.events()
+            next(events)
+            yield (dict(event["attachment"]) for event in events if event["event"] == "attachment")
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -1,7 +1,8 @@
 """What takes a device back on the host, each as a program or an administrator does it; the device's node stays.
 
 `take` does it; `reason` is what the server says of it, or how that begins; `give`, where there is one, has to be done
-before anybody may have the device again.
+before anybody may have the device again. `left` says in which state that leaves it to whoever takes it next: with the
+host's drivers, with none for the first interface, or unconfigured.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tests.lab.usb_device import HostUsbDevice
 
@@ -67,17 +69,28 @@ class Event:
     take: Callable[[HostUsbDevice], None]
     reason: str
     give: Callable[[HostUsbDevice], None] | None = None
+    left: Literal["bound", "unbound", "unconfigured"] = "bound"
+
+    def given_back(self, drivers: dict[int, str]) -> dict[int, str]:
+        """The drivers that the device has when it was taken after this, and is given back: `drivers` are those that
+        the host binds."""
+        if self.left == "unconfigured":
+            return {}
+        return drivers if self.left == "bound" else {**drivers, min(drivers): ""}
 
 
 TAKEN = "the host has taken interface 0 back"
 EVENTS = {
     "reset": Event(_reset, TAKEN),
     "configured again": Event(_configure_again, "the host has "),  # "unconfigured it", if that is seen in the middle
-    "unconfigured": Event(lambda device: configure(device, 0), "the host has unconfigured it"),
+    "unconfigured": Event(lambda device: configure(device, 0), "the host has unconfigured it", left="unconfigured"),
     "bound by hand": Event(_bind_by_hand, TAKEN),
-    "unbound by hand": Event(_unbind, TAKEN),
+    "unbound by hand": Event(_unbind, TAKEN, left="unbound"),
     "not authorized": Event(_write("authorized", "0"), "the host does not authorize it", _write("authorized", "1")),
     "interface not authorized": Event(
-        _of_first_interface("0"), "the host does not authorize interface 0", _of_first_interface("1")
+        _of_first_interface("0"),
+        "the host does not authorize interface 0",
+        _of_first_interface("1"),  # Linux looks for no driver then
+        left="unbound",
     ),
 }

@@ -110,4 +110,4 @@ def test_a_device_that_a_driver_of_the_host_gets(backend: str, tmp_path: Path, n
             guest = given.device
             for _ in range(3):
                 guest = lose(given, guest, device, EVENTS[name])
-        assert device.drivers == {0: "usbtest"}
+        assert device.drivers == EVENTS[name].given_back({0: "usbtest"})

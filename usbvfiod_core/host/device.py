@@ -24,7 +24,7 @@ from .configurations import configurations
 from .contract import HostContract
 from .descriptor_filter import without_remote_wakeup, without_streams
 from .left_out import LeftOut
-from .operations import ClaimLost, OperationFailed, Operations
+from .operations import ClaimLost, OperationFailed, Operations, Then
 from .options import HostOptions, ResetPolicy
 from .ownership import Ownership
 
@@ -114,12 +114,6 @@ class HostDevice(HostContract):
         """Why what is claimed is not ours any more, once that is known: what the host shows, or `otherwise`."""
         return self._loss() or otherwise
 
-    def check_claims(self) -> None:
-        """In a thread, before something is done to the whole device. Raises ClaimLost if it is not all ours."""
-        reason = self._loss()
-        if reason is not None:
-            raise ClaimLost(reason)
-
     def host_drivers(self) -> set[str]:
         """The drivers that the device's interfaces have now, usbfs among them; in any thread."""
         return set() if self._ownership is None else self._ownership.drivers()
@@ -167,10 +161,9 @@ class HostDevice(HostContract):
         """Whether the device is not to be touched any more, but to release what is claimed."""
         return self._gone
 
-    def run_operation(
-        self, call: Callable[[], None], then: Callable[[OperationFailed | None], object] | None = None
-    ) -> None:
-        """Run `call` in a thread while everything else waits; `then` gets None or the failure, on the loop's thread."""
+    def run_operation(self, call: Callable[[], None], then: Then | None = None, *, claims: bool = False) -> None:
+        """Run `call` in a thread while everything else waits, unless the device is lost; `then` gets None or the
+        failure, on the loop's thread. `claims`: it lets go of what is claimed, and claims it again."""
 
         if self._closed:
             if then is not None:
@@ -180,7 +173,14 @@ class HostDevice(HostContract):
         def unless_gone() -> None:
             if self._gone:
                 raise OperationFailed(TransferStatus.DISCONNECTED)
-            call()
+            reason = self._loss()
+            if reason is not None:
+                raise ClaimLost(reason)
+            try:
+                call()
+            finally:
+                if claims and self._ownership is not None:
+                    self._ownership.remember()
 
         def over(failure: OperationFailed | None) -> None:
             if isinstance(failure, ClaimLost):
@@ -214,6 +214,7 @@ class HostDevice(HostContract):
         if self._gone:
             self._loop.call_soon(events.disconnected)
         elif self._ownership is not None and self._ownership.can_tell:
+            self._ownership.remember()
             self._end_watch = hotplug.watch_device(self._loop, self._ownership.port_path, self.suspect)
             self.suspect()  # what has happened since it was opened
 
@@ -249,9 +250,9 @@ class HostDevice(HostContract):
         if self._gone or self._closed or not (self._touched or self.options.reset is ResetPolicy.ALWAYS):
             forget(None)
         elif not self._soft_reset:
-            self.run_operation(lambda: self._reset_by(self.reset_port), forget)
+            self.run_operation(lambda: self._reset_by(self.reset_port), forget, claims=True)
         elif self._host_configuration is not None:
-            self.run_operation(lambda: self._reset_by(self.reset_configuration), forget)
+            self.run_operation(lambda: self._reset_by(self.reset_configuration), forget, claims=True)
         else:
             forget(None)
 
@@ -300,7 +301,7 @@ class HostDevice(HostContract):
         """Whether the device has a configuration of this value."""
         return value in self._configurations
 
-    def select_configuration(self, value: int, then: Callable[[OperationFailed | None], object]) -> None:
+    def select_configuration(self, value: int, then: Then) -> None:
         """SET_CONFIGURATION (USB 2.0 9.4.7): only as much as is needed to get there."""
 
         def over(failure: OperationFailed | None) -> None:
@@ -316,13 +317,13 @@ class HostDevice(HostContract):
             over(OperationFailed(TransferStatus.STALL, f"there is no configuration {value}"))
         elif value != self._host_configuration:
             self._touched = True
-            self.run_operation(lambda: self.set_configuration(value), over)
+            self.run_operation(lambda: self.set_configuration(value), over, claims=True)
         elif self.moved:
-            self.run_operation(self.reset_configuration, over)
+            self.run_operation(self.reset_configuration, over, claims=True)
         else:
             over(None)
 
-    def select_setting(self, interface: int, alternate: int, then: Callable[[OperationFailed | None], object]) -> None:
+    def select_setting(self, interface: int, alternate: int, then: Then) -> None:
         """SET_INTERFACE (USB 2.0 9.4.10)."""
         configuration = None if self.configuration is None else self.active_configuration()
         settings = () if configuration is None else configuration.interfaces

@@ -32,11 +32,20 @@ class Ownership:
         self.port_path = device.name
         self._device = device
         self._fd = fd
+        self._claims: dict[str, int] = {}
+        """The inodes of the driver links of what was claimed, by interface; each binding makes a new one."""
 
     @property
     def can_tell(self) -> bool:
         """Whether the host shows it at all."""
         return self._device.directory is not None
+
+    def remember(self) -> None:
+        """What is claimed now is ours: whatever is claimed later is another claim, though it may be ours as well, as
+        Linux claims what is used and nobody has. In any thread, before anything of the guest's is done."""
+        directory = self._device.directory
+        found = () if directory is None else directory.glob(f"{directory.name}:*")
+        self._claims = {each.name: _claim(each) for each in found if _driver(each) == USBFS}
 
     def loss(self, configuration: int | None, interfaces: Iterable[int]) -> str | None:
         """Why one of `interfaces` of this configuration is not ours any more, for people; None if all are.
@@ -50,7 +59,10 @@ class Ownership:
             interface = directory / f"{directory.name}:{configuration}.{number}"
             driver = _driver(interface)
             if driver == USBFS:
-                continue
+                claim = _claim(interface)
+                if self._claims.get(interface.name, claim) == claim:
+                    continue
+                driver = ""
             if self._pulled_out():
                 return None
             return _reason(directory, interface, number, driver)
@@ -82,6 +94,13 @@ def _driver(interface: Path) -> str:
         return Path(os.readlink(interface / "driver")).name
     except OSError:
         return ""
+
+
+def _claim(interface: Path) -> int:
+    try:
+        return os.lstat(interface / "driver").st_ino
+    except OSError:
+        return 0
 
 
 def _reason(directory: Path, interface: Path, number: int, driver: str) -> str:

@@ -167,7 +167,6 @@ class LibusbDevice(HostDevice):
 
     def set_configuration(self, value: int) -> None:
         self._take_back()
-        self.check_claims()
         failure = None
         try:
             self._interfaces.drop()
@@ -205,7 +204,6 @@ class LibusbDevice(HostDevice):
 
     def reset_port(self) -> None:
         self._take_back()
-        self.check_claims()
         numbers = list(self._present())
         if not numbers and self.host_drivers():
             return  # the host has configured it, and uses it until the guest configures it

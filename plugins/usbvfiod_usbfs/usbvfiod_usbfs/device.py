@@ -123,7 +123,7 @@ class UsbfsDevice(HostDevice):
 
     def set_configuration(self, value: int) -> None:
         self._free_all_streams()
-        before = self._free()
+        before = self.handle.free()
         self._configure(value, before)
         self._alternates.clear()
         self.handle.left_out.clear()
@@ -135,7 +135,7 @@ class UsbfsDevice(HostDevice):
         if configuration is None:
             return
         self._free_all_streams()
-        interfaces = self._free()
+        interfaces = self.handle.free()
         self._alternates.clear()
         self._configure(configuration.value, interfaces)
         self.handle.take_again(interfaces)
@@ -151,7 +151,7 @@ class UsbfsDevice(HostDevice):
 
     def reset_port(self) -> None:
         self._free_all_streams()
-        interfaces = self._free()
+        interfaces = self.handle.free()
         self._alternates.clear()
         if not interfaces and self.host_drivers():
             return  # the host has configured it, and uses it until the guest configures it
@@ -179,11 +179,6 @@ class UsbfsDevice(HostDevice):
             self.taken.end()
 
     # -- own -----------------------------------------------------------------------------------------------------------
-
-    def _free(self) -> list[int]:
-        """Release everything, before something is done to the whole device. Raises ClaimLost."""
-        self.check_claims()
-        return self.handle.free()
 
     def _configure(self, value: int, before: list[int]) -> None:
         """Set a configuration with nothing claimed, by force if the host's drivers have the device; on failure `before`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,10 +48,13 @@ class Host:
 
     def bind(self, configuration: int, number: int, driver: str) -> None:
         link = self.directory / f"1-1:{configuration}.{number}" / "driver"
-        link.unlink(missing_ok=True)
         if driver:
             (self.root / driver).mkdir(exist_ok=True)
-            link.symlink_to(self.root / driver)
+            new = link.with_name("new")
+            new.symlink_to(self.root / driver)  # beside the old one, so that it is another inode, as in sysfs
+            new.replace(link)
+        else:
+            link.unlink(missing_ok=True)
 
     def remove(self, configuration: int) -> None:
         for interface in self.directory.glob(f"1-1:{configuration}.*"):
@@ -93,6 +96,11 @@ def not_authorized(host: Host) -> None:
     (host.directory / "authorized").write_text("0\n")
 
 
+def claimed_anew(host: Host) -> None:
+    """As Linux does, for us or for another program, once the host has let it go."""
+    host.bind(1, 1, "usbfs")
+
+
 def interface_not_authorized(host: Host) -> None:
     host.bind(1, 1, "")
     (host.directory / "1-1:1.1" / "authorized").write_text("0\n")
@@ -103,6 +111,7 @@ LOSSES = {
     unbound: "the host has taken interface 0 back",
     unconfigured: "the host has unconfigured it",
     configured_otherwise: "the host has set configuration 12",
+    claimed_anew: "the host has taken interface 1 back",
     not_authorized: "the host does not authorize it any more",
     interface_not_authorized: "the host does not authorize interface 1 any more",
 }
@@ -119,6 +128,7 @@ def test_what_is_ours_is_ours(host: Host) -> None:
 
 @TAKE
 def test_each_loss_is_told_with_its_reason(host: Host, take: object) -> None:
+    host.ownership.remember()
     take(host)  # type: ignore[operator]
     assert host.ownership.loss(1, [0, 1]) == LOSSES[take]  # type: ignore[index]
 
@@ -204,6 +214,27 @@ def test_claims_that_an_operation_has_open_are_not_lost(bench: OwnedBench) -> No
     assert bench.events.disconnections == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "ask", "is_lost"),
+    [
+        ("reset_configuration", lambda bench: bench.control(SetupPacket(0, usb.SET_CONFIGURATION, 1, 0, 0)), False),
+        ("reset_port", lambda bench: bench.reset(), False),
+        ("clear_halt", lambda bench: bench.control(CLEAR_HALT), True),
+        ("set_interface", lambda bench: bench.control(SetupPacket(1, usb.SET_INTERFACE, 1, 0, 0)), True),
+    ],
+)
+def test_only_what_claims_anew_may_find_other_claims(
+    bench: OwnedBench, name: str, ask: Callable[[OwnedBench], object], is_lost: bool
+) -> None:
+    bench.control(SetupPacket(0, usb.SET_CONFIGURATION, 1, 0, 0))
+    bench.submit(OUT, TransferType.BULK, b"data")
+    setattr(bench.scripted, name, lambda *arguments: claimed_anew(bench.host))
+    ask(bench)
+    bench.scripted.suspect()
+    bench.loop.run_ready()
+    assert bench.events.disconnections == is_lost
+
+
 def test_what_happens_during_an_operation_is_seen_before_anything_else_is_done(bench: OwnedBench) -> None:
     def clear_halt(endpoint: int) -> None:
         given_to_a_driver(bench.host)
@@ -252,8 +283,6 @@ def test_a_device_that_leaves_the_host_has_no_reason(bench: OwnedBench) -> None:
 def test_a_reset_of_the_guest_looks_before_it_acts(host: Host, policy: ResetPolicy) -> None:
     bench = OwnedBench(host, HostOptions(policy))
     given_to_a_driver(host)
-    for name in ("reset_port", "reset_configuration"):
-        setattr(bench.scripted, name, bench.scripted.check_claims)
     bench.control(SetupPacket(0, usb.SET_CONFIGURATION, 1, 0, 0))
     bench.submit(OUT, TransferType.BULK, b"data")
     bench.reset()
