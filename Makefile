@@ -5,13 +5,16 @@ SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python
 RUNNABLE := $(VENV)/usbvfiod.run
+PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 STAMP := $(VENV)/usbvfiod.stamp
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
-.PHONY: help demo test test-long vm bench docs recording lint clean
+.PHONY: help demo install uninstall deb test test-long vm bench docs recording lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
+	@echo "make install    install usbvfiod and its plugins into PREFIX, $(PREFIX)"
+	@echo "make deb        Debian packages of them, in dist"
 	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
 	@echo "make test-long  the long loops as well"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
@@ -28,6 +31,24 @@ $(STAMP): $(SOURCES)
 
 demo: $(RUNNABLE)
 	$(VENV)/bin/usbvfiod demo
+
+install:
+	@.ci/environment $(PREFIX)/lib/usbvfiod install
+	install -d $(PREFIX)/bin
+	ln -sf ../lib/usbvfiod/bin/usbvfiod $(PREFIX)/bin/usbvfiod
+	contrib/install-files $(PREFIX)/bin/usbvfiod / $(PREFIX)
+	@echo "installed: $(PREFIX)/bin/usbvfiod"
+
+uninstall:
+	contrib/install-files remove / $(PREFIX)
+	rm -rf $(PREFIX)/bin/usbvfiod $(PREFIX)/lib/usbvfiod
+
+deb:
+	rm -rf build/deb
+	mkdir -p build/deb/usbvfiod dist
+	tar -c --exclude-vcs --exclude=./.venv --exclude=./build --exclude=./dist . | tar -x -C build/deb/usbvfiod
+	cd build/deb/usbvfiod && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign
+	mv build/deb/*.deb dist/
 
 test: $(STAMP)
 	$(RUN) -m pytest -n auto --maxprocesses 4 -rs -m "not long"

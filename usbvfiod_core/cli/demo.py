@@ -1,7 +1,8 @@
 """`usbvfiod demo`: everything at work, with no VM, no hardware and no privileges.
 
 A server process serves a virtual flash drive, and this process plays the virtual machine: it connects to the socket,
-shares memory, and drives the controller with the test kit's xHCI driver. Whatever is not as it should be is an error.
+shares memory, and drives the controller with the test kit's xHCI driver. A keyboard is attached, used and detached by the
+commands that a user would type. Whatever is not as it should be is an error.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +32,8 @@ MEBIBYTE = 1 << 20
 COMMAND_BYTES = MEBIBYTE
 SMALL_BYTES = 4096
 SMALL_SECONDS = 0.5
+TEXT = "Hello, guest!"
+KEYBOARD_ENDPOINT = 0x81
 
 
 class DemoError(UsbvfiodError):
@@ -48,7 +54,8 @@ def demo(mebibytes: int) -> None:
     """Serve a virtual flash drive and drive it, without a VM.
 
     A server process serves the drive; this process connects as a VMM does and uses the drive as a guest's xHCI driver
-    does. Shows what the guest sees, what is written and read back, and the speed.
+    does. Shows what the guest sees, what is written and read back, the speed, and a keyboard that is attached, used
+    and detached while the server runs.
     """
     from ..testing.driver import GuestDriver
     from ..testing.mass_storage import MassStorage
@@ -56,15 +63,15 @@ def demo(mebibytes: int) -> None:
 
     with tempfile.TemporaryDirectory(prefix="usbvfiod-demo-") as name:
         directory = Path(name)
-        image, path = directory / "drive.img", directory / "usb.sock"
+        image, path, control = directory / "drive.img", directory / "usb.sock", directory / "control.sock"
         with image.open("wb") as file:
             file.truncate(mebibytes * MEBIBYTE)
         device = f"virtual:flash?image={image}"
 
         _title("The server")
-        _say(f"$ usbvfiod --socket-path {path} --device '{device}'")
+        _say(f"$ usbvfiod --socket-path {path} --control-path {control} --device '{device}'")
         started = time.perf_counter()
-        server = ServerProcess(path, ("--device", device))
+        server = ServerProcess(path, ("--control-path", str(control), "--device", device))
         try:
             _say(f"process {server.process.pid} serves after {(time.perf_counter() - started) * 1000:.0f} ms")
             bus = server.connect()
@@ -78,6 +85,9 @@ def demo(mebibytes: int) -> None:
                     _show_disk(disk)
                     _title("Data")
                     _move_data(disk, image, max(mebibytes // 4, 1) * MEBIBYTE)
+                    _title("A keyboard, plugged in while the guest runs")
+                    _say(f"$ export USBVFIOD_CONTROL={control}")
+                    _plug_keyboard(driver, control)
             finally:
                 bus.close()
         finally:
@@ -86,6 +96,8 @@ def demo(mebibytes: int) -> None:
         if code != 0 or path.exists():
             raise DemoError(f"the server ended with exit code {code}: {server.output.strip()}")
         _say("the server ended on SIGTERM with exit code 0 and removed its socket")
+    _title("Devices, and what happens to their transfers, come from plugins")
+    _run("plugins")
     _show_commands()
 
 
@@ -170,6 +182,39 @@ def _move_data(disk: MassStorage, image: Path, length: int) -> None:
     _say("(the guest's driver is in Python here)")
 
 
+def _plug_keyboard(driver: GuestDriver, control: Path) -> None:
+    from ..virtual.usages import CHARACTERS, MODIFIERS
+
+    _run("attach", "virtual:keyboard?name=keys", control=control)
+    usb = driver.enumerate()
+    _show_device(usb)
+    _run("send", "keys", "type", TEXT, control=control)
+    characters = {usage: character for character, usage in CHARACTERS.items()}
+    typed = ""
+    for _ in range(2 * len(TEXT)):  # a key goes down, and up
+        modifiers, _reserved, usage, *_more = usb.interrupt_in(KEYBOARD_ENDPOINT, 8)
+        if usage:
+            typed += characters[usage, bool(modifiers & MODIFIERS["shift"])]
+    if typed != TEXT:
+        raise DemoError(f"the guest has read {typed!r} instead of {TEXT!r}")
+    _say(f"the guest reads: {typed}")
+    _run("detach", "keys", control=control)
+    driver.poll_until(lambda: not usb.port.connected, "the keyboard is still there")
+    _say(f"port {usb.port.port_id} is empty again; the drive has not noticed")
+
+
+def _run(*arguments: str, control: Path | None = None) -> None:
+    """Run a command of usbvfiod as a user would, showing what is typed and what it says."""
+    _say(f"$ {shlex.join(['usbvfiod', *arguments])}")
+    command = [sys.executable, "-m", "usbvfiod_core", *arguments]
+    environment = {**os.environ, **({"USBVFIOD_CONTROL": str(control)} if control is not None else {})}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        raise DemoError(f"{shlex.join(command)}: {(result.stdout + result.stderr).strip()}")
+    for line in result.stdout.splitlines():
+        _say(line)
+
+
 def _rate(length: int, work: Callable[[], None]) -> str:
     start = time.perf_counter()
     work()
@@ -177,18 +222,33 @@ def _rate(length: int, work: Callable[[], None]) -> str:
 
 
 def _show_commands() -> None:
-    program = os.path.basename(sys.argv[0]) if sys.argv[0].endswith("usbvfiod") else "usbvfiod"
+    program = _program()
     _title("The same with a real VM")
-    _say("truncate -s 1G drive.img")
-    _say(f"{program} --socket-path /tmp/usb.sock --device 'virtual:flash?image=drive.img'")
-    click.echo()
-    _say("QEMU, 10.1 or newer (add your own disk or kernel):")
-    _say("qemu-system-x86_64 -M q35,memory-backend=mem -m 2G \\")
-    _say("  -object memory-backend-memfd,id=mem,size=2G,share=on \\")
-    _say('  -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/tmp/usb.sock"}}\'')
-    click.echo()
-    _say("Cloud Hypervisor (add your own disk or kernel):")
-    _say("cloud-hypervisor --memory size=2G,shared=on --user-device socket=/tmp/usb.sock")
+    _say("In one terminal:")
+    _say("$ truncate -s 1G drive.img")
+    _say(f"$ {program} --socket-path /tmp/usb.sock --control-path /tmp/control.sock \\")
+    _say("    --device 'virtual:flash?image=drive.img'")
+    _say("In another, with QEMU 10.1 or newer (add a disk of your own to boot from):")
+    _say("$ qemu-system-x86_64 -M q35,accel=kvm:tcg,memory-backend=mem -m 2G \\")
+    _say("    -object memory-backend-memfd,id=mem,size=2G,share=on \\")
+    _say('    -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/tmp/usb.sock"}}\'')
+    _say("In a third, while it runs:")
+    _say("$ export USBVFIOD_CONTROL=/tmp/control.sock")
+    _say(f"$ {program} attach 'virtual:keyboard?name=keys'")
+    _say(f"$ {program} list")
+    _title("Where to read on, in the source tree")
+    _say("README.md          other VMMs, devices of this host, installing it for good")
+    _say("docs/tutorial.md   a plugin of your own, tested without a VM")
+    _say(f"{program} --help, {program} doctor")
+
+
+def _program() -> str:
+    """What a user types for this program in the directory where the demonstration ran."""
+    found, called = shutil.which("usbvfiod"), Path(sys.argv[0])
+    if called.name != "usbvfiod" or (found is not None and Path(found).samefile(called)):
+        return "usbvfiod"
+    called = called.resolve()
+    return shlex.quote(str(called.relative_to(Path.cwd()) if called.is_relative_to(Path.cwd()) else called))
 
 
 def _title(text: str) -> None:

@@ -319,7 +319,7 @@ class Registry:
                     raise PluginError(f"{name} is not marked with @usbvfiod_core.hookimpl")
                 continue
             hook = options["specname"] or name
-            if options["wrapper"] or options["hookwrapper"]:
+            if options.get("wrapper") or options["hookwrapper"]:  # pluggy 1.0 has only the latter
                 raise PluginError(f"{hook} is a hook wrapper, which usbvfiod does not call")
             if hook not in known and not options["optionalhook"]:
                 near = get_close_matches(hook, known, 1)
