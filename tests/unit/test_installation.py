@@ -55,7 +55,7 @@ def test_from_a_source_tree(found_at, sources: Path) -> None:  # type: ignore[no
     assert shlex.split(installation().plugin("mass-storage-quirks")) == [*pip, there]
     found_at({"url": url, "dir_info": {"editable": True}})
     assert shlex.split(installation().plugin("mass-storage-quirks")) == [*pip, "--editable", there]
-    assert shlex.split(installation().library("libusb1", debian="python3-libusb1")) == [*pip, "libusb1"]
+    assert shlex.split(installation().library("libusb1", debian="python3-usb1")) == [*pip, "libusb1"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_in_the_environment_of_pipx(  # type: ignore[no-untyped-def]
     found_at({"url": sources.as_uri(), "dir_info": {}})
     inject = ["pipx", "inject", "usbvfiod"]
     assert shlex.split(installation().plugin("usbfs")) == [*inject, str(sources / "plugins/usbvfiod_usbfs")]
-    assert shlex.split(installation().library("libusb1", debian="python3-libusb1")) == [*inject, "libusb1"]
+    assert shlex.split(installation().library("libusb1", debian="python3-usb1")) == [*inject, "libusb1"]
     assert str(sources) in shlex.split(installation().development())
 
 

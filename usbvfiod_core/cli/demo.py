@@ -1,8 +1,8 @@
 """`usbvfiod demo`: everything at work, with no VM, no hardware and no privileges.
 
 A server process serves a virtual flash drive, and this process plays the virtual machine: it connects to the socket,
-shares memory, and drives the controller with the test kit's xHCI driver. A keyboard is attached, used and detached by the
-commands that a user would type. Whatever is not as it should be is an error.
+shares memory, and drives the controller with the test kit's xHCI driver. A keyboard is attached, used and detached by
+the commands that a user would type. Whatever is not as it should be is an error.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def load() -> Libusb:
         module = importlib.import_module("usb1")
     except (ImportError, OSError) as error:
         raise DeviceError(
-            f"python-libusb1 cannot be used: {error}; `{_how('libusb1', 'python3-libusb1')}` brings it"
+            f"python-libusb1 cannot be used: {error}; `{_how('libusb1', 'python3-usb1')}` brings it"
         ) from error
     path = _packaged_library()
     if path is not None:
