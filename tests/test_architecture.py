@@ -53,14 +53,16 @@ LAYERS = {
     "xhci.coverage": 6,
     "xhci.coverage_registers": 6,
     "vfio_user.transport": 6,
+    "serving": 7,
     "hooks": 6,
     "": 7,  # usbvfiod_core itself: the plugin API, re-exported
     "virtual": 8,  # as far from the core as anybody's plugin
     "daemon": 8,
-    "testing": 9,
-    "cli": 10,
+    "embedding": 9,
+    "testing": 10,
+    "cli": 11,
     "version": 8,
-    "__main__": 11,
+    "__main__": 12,
 }
 """Layer of a module or package, the longest name counts. A file imports lower layers, or files of its own package that
 are not in a higher one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -20,33 +21,17 @@ SWITCH_INTERVAL = 0.0002
 Listing and opening devices is mostly that, and Python's own 5 ms are many transfers."""
 
 
-class ServerLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop that is also a `usb.device.Loop`."""
+class BlockingCalls(ABC):
+    """`Loop.run_blocking` by threads, for a loop that has `call_soon_threadsafe`."""
 
-    def __init__(self, spin: float = SPIN) -> None:
-        self.selector = SpinningSelector(spin)
-        super().__init__(self.selector)
+    def __init__(self) -> None:
         self._threads = _Threads()
-        self._in_event = False
-        self._afterwards: list[Callable[[], object]] = []
         self.blocking = 0
         """Calls that `run_blocking` has not given back yet."""
 
-    def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
-        """As asyncio's, and what `callback` leaves to `call_afterwards` is done in the same turn of the loop."""
-        super().add_reader(fd, self._handle_event, callback, *args)
-
-    def add_writer(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
-        """As `add_reader`."""
-        super().add_writer(fd, self._handle_event, callback, *args)
-
-    def call_afterwards(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when the file descriptor that is being seen to has been seen to, and otherwise soon. A turn
-        of the loop costs several microseconds and a system call, as much as a transfer's way through a backend."""
-        if self._in_event:
-            self._afterwards.append(callback)
-        else:
-            self.call_soon(callback)
+    @abstractmethod
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
+        """Call `callback` soon, on the loop's thread; from any thread. Raises RuntimeError if the loop is closed."""
 
     def run_blocking(self, call: Callable[[], T], then: Callable[[T | BaseException], object]) -> None:
         """Run `call` in a thread; give its result, or the exception it raised, to `then` on the loop's thread.
@@ -72,6 +57,49 @@ class ServerLoop(asyncio.SelectorEventLoop):
 
         self.blocking += 1
         self._threads.run(job)
+
+
+class EmbeddingLoop(BlockingCalls):
+    """Somebody else's running asyncio event loop, as a loop for devices and controllers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.time = loop.time
+        self.call_soon = self.call_afterwards = loop.call_soon
+        self.call_later = loop.call_later
+        self.add_reader, self.remove_reader = loop.add_reader, loop.remove_reader
+        self.add_writer, self.remove_writer = loop.add_writer, loop.remove_writer
+        self._loop = loop
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
+        return self._loop.call_soon_threadsafe(callback, *args)
+
+
+class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
+    """An asyncio event loop that is also a `usb.device.Loop`."""
+
+    def __init__(self, spin: float = SPIN) -> None:
+        self.selector = SpinningSelector(spin)
+        super().__init__(self.selector)
+        BlockingCalls.__init__(self)
+        self._in_event = False
+        self._afterwards: list[Callable[[], object]] = []
+
+    def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
+        """As asyncio's, and what `callback` leaves to `call_afterwards` is done in the same turn of the loop."""
+        super().add_reader(fd, self._handle_event, callback, *args)
+
+    def add_writer(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
+        """As `add_reader`."""
+        super().add_writer(fd, self._handle_event, callback, *args)
+
+    def call_afterwards(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the file descriptor that is being seen to has been seen to, and otherwise soon. A turn
+        of the loop costs several microseconds and a system call, as much as a transfer's way through a backend."""
+        if self._in_event:
+            self._afterwards.append(callback)
+        else:
+            self.call_soon(callback)
 
     def _handle_event(self, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         self._in_event = True

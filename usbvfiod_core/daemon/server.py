@@ -16,13 +16,9 @@ from typing import Any
 
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
-from ..memory import GuestMemory
-from ..pci.function import PciFunction
-from ..pci.interrupts import Interrupts
+from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
-from ..vfio_user import transport
-from ..xhci.controller import Controller
 from .attachments import Attachments
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
@@ -39,7 +35,6 @@ from .report import device_entry
 
 log = logging.getLogger(__name__)
 
-VECTORS = 8
 CLOSE_TIMEOUT = 3.0
 """Seconds that devices have to end what they do before the process ends without them."""
 FINISH_INTERVAL = 0.005
@@ -80,33 +75,21 @@ class Server:
         self._backends = backends
         self._reloading = False
         self._loop = loop
-        self._run_scheduled = False
         self._collecting = False
         self._stopping = False
         self._errors: list[UsbvfiodError] = []
-        self.memory = GuestMemory()
-        self.interrupts = Interrupts(VECTORS, config.server.interrupts)
         ports = GuestPorts(config.server.usb2_ports, config.server.usb3_ports)
-        self.controller = Controller(
-            self.memory,
-            self.interrupts.signal,
+        served = ControllerServer(
             loop,
-            usb2_ports=ports.usb2,
-            usb3_ports=ports.usb3,
-            interrupters=VECTORS,
-        )
-        self.controller.wakeup = self._run_soon
-        self.function = PciFunction(self.controller, self.interrupts)
-        self.transport = transport.Server(
-            loop,
-            self.function,
-            self.memory,
             path=None if config.socket_path is None else str(config.socket_path),
             fd=config.fd,
-            on_drained=self._run,
+            mechanisms=config.server.interrupts,
+            usb2_ports=ports.usb2,
+            usb3_ports=ports.usb3,
             on_ended=self._client_ended,
             on_closed=self.stop,
         )
+        self.memory, self.controller, self.transport = served.memory, served.controller, served.transport
         hub = self.controller.hub
         self.attachments = Attachments(loop, self.controller, registry, backends, ports)
         self.attachments.changed = self._attachment_changed
@@ -323,18 +306,6 @@ class Server:
         where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
         log.info("serving on %s", where)
         notify("READY=1")
-
-    def _run(self) -> None:
-        """Let the controller work; the socket and other devices get their turn between two calls."""
-        self._run_scheduled = False
-        if self.controller.run():
-            self._run_scheduled = True
-            self._loop.call_soon(self._run)
-
-    def _run_soon(self) -> None:
-        if not self._run_scheduled and not self.transport.draining:
-            self._run_scheduled = True
-            self._loop.call_afterwards(self._run)
 
     def _unplugged(self, port_id: int, device: Device) -> None:
         """Let go of what belonged to the device, for the same reason."""

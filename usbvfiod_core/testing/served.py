@@ -14,21 +14,16 @@ from threading import Thread
 from typing import TypeVar
 
 from ..daemon.loop import ServerLoop
+from ..embedding import UsbServer
 from ..errors import UsbvfiodError
-from ..memory import GuestMemory
-from ..pci.function import PciFunction
-from ..pci.interrupts import Interrupts, Mechanism
+from ..pci.interrupts import Mechanism
 from ..usb.device import Device
-from ..vfio_user.transport import Server
-from ..xhci.controller import Controller
 from .bus import SocketBus
 from .client import VfioUserClient
 from .limits import PATIENCE, wait_until
 from .memory import GuestRam
 
 T = TypeVar("T")
-
-VECTORS = 8
 
 
 class ServedController:
@@ -42,19 +37,8 @@ class ServedController:
         self.path = Path(path)
         self.timeout = timeout
         self.loop = ServerLoop()
-        self.memory = GuestMemory()
-        self.interrupts = Interrupts(VECTORS)
-        self.controller = Controller(self.memory, self.interrupts.signal, self.loop, interrupters=VECTORS)
-        self.controller.wakeup = self._run_soon
-        self.server = Server(
-            self.loop,
-            PciFunction(self.controller, self.interrupts),
-            self.memory,
-            on_drained=self._run,
-            path=str(self.path),
-        )
-        self._scheduled = False
-        self._plugged: set[int] = set()
+        self.server = UsbServer(self.loop, self.path)
+        self.controller = self.server.controller
         self._thread = Thread(target=self.loop.run_forever, name="usbvfiod-served", daemon=True)
         self._thread.start()
         self.call(self.server.start)
@@ -67,9 +51,7 @@ class ServedController:
 
     def plug(self, device: Device, port_id: int | None = None) -> int:
         """Plug a device into a root hub port; returns the port's number."""
-        taken = self.call(lambda: self.controller.plug(device, port_id))
-        self._plugged.add(taken)
-        return taken
+        return self.call(lambda: self.server.plug(device, port_id))
 
     def unplug(self, port_id: int) -> None:
         """Pull the device out."""
@@ -111,26 +93,10 @@ class ServedController:
         """Stop serving, unplug all devices and end the thread."""
         if not self._thread.is_alive():
             return
-        self.call(self._shut_down)
+        self.call(self.server.stop)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(self.timeout)
         self.loop.close()
-
-    def _shut_down(self) -> None:
-        self.server.close()
-        for port_id in self._plugged:
-            self.controller.unplug(port_id)
-
-    def _run(self) -> None:
-        self._scheduled = False
-        self.memory.check()
-        if self.controller.run():
-            self._run_soon()
-
-    def _run_soon(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._run)
 
 
 class ServerProcess:

@@ -1,0 +1,84 @@
+"""One controller behind one vfio-user socket: how the parts are put together, for every kind of server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from .memory import GuestMemory
+from .pci.function import PciFunction
+from .pci.interrupts import Interrupts, Mechanism
+from .usb.device import Loop
+from .vfio_user import transport
+from .xhci.controller import Controller
+
+VECTORS = 8
+
+
+class ServingLoop(Loop, Protocol):
+    """A loop that a controller is served on."""
+
+    def call_afterwards(self, callback: Callable[[], object]) -> object:
+        """Call `callback` when the file descriptor that is being seen to has been seen to, and otherwise soon."""
+        ...
+
+
+class ControllerServer:
+    """A controller, its guest's memory and interrupts, and the socket of its client.
+
+    path, fd        where clients come: a socket path, or the number of an inherited socket (exactly one of them)
+    mechanisms      how the function offers to interrupt
+    usb2_ports, usb3_ports      the ports of the root hub
+    on_ended        called after each client
+    on_closed       called when no client can come any more: `fd` was a connected socket, and has ended
+
+    `transport.start()` and `transport.close()` begin and end the serving. Everything is on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        loop: ServingLoop,
+        *,
+        path: str | None = None,
+        fd: int | None = None,
+        mechanisms: Iterable[Mechanism] = tuple(Mechanism),
+        usb2_ports: int = 8,
+        usb3_ports: int = 7,
+        on_ended: Callable[[], object] | None = None,
+        on_closed: Callable[[], object] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._scheduled = False
+        self.memory = GuestMemory()
+        interrupts = Interrupts(VECTORS, tuple(mechanisms))
+        self.controller = Controller(
+            self.memory,
+            interrupts.signal,
+            loop,
+            usb2_ports=usb2_ports,
+            usb3_ports=usb3_ports,
+            interrupters=VECTORS,
+        )
+        self.controller.wakeup = self._run_soon
+        self.transport = transport.Server(
+            loop,
+            PciFunction(self.controller, interrupts),
+            self.memory,
+            path=path,
+            fd=fd,
+            on_drained=self._run,
+            on_ended=on_ended,
+            on_closed=on_closed,
+        )
+
+    def _run(self) -> None:
+        """Let the controller work; the socket and other devices get their turn between two calls."""
+        self._scheduled = False
+        if self.controller.run():
+            self._scheduled = True
+            self._loop.call_soon(self._run)
+
+    def _run_soon(self) -> None:
+        if not self._scheduled and not self.transport.draining:
+            self._scheduled = True
+            self._loop.call_afterwards(self._run)
