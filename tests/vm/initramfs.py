@@ -53,8 +53,9 @@ MODULES = (
 # Modules of MODULES that newer kernels do without.
 OLD_MODULES = ("crc32c_generic",)
 
-# There for `modprobe` in a test: a host controller and the kernel's own gadget zero behind it, sound, and serial ports.
-LOADABLE_MODULES = ("dummy_hcd", "usb_f_ss_lb", "snd_usb_audio", "cdc_acm")
+# There for `modprobe` in a test: a host controller and the kernel's own gadget zero behind it, sound, serial ports and
+# network adapters.
+LOADABLE_MODULES = ("dummy_hcd", "usb_f_ss_lb", "snd_usb_audio", "cdc_acm", "cdc_ncm")
 
 # Beside busybox's applets. Perl is the way to an ioctl (usbtest, usbfs) and to exact timing.
 PROGRAMS = (

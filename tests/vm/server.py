@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.vm.guest import vfio_user_arguments
 from usbvfiod_core.cli.control import ControlConnection
@@ -37,14 +38,16 @@ class UsbvfiodServer:
         environment: Mapping[str, str] | None = None,
         *,
         timeout: float = PATIENCE,
+        prefix: Sequence[str] = (),
     ) -> None:
+        """`prefix` is a command that runs what stands behind it, such as `nsenter`."""
         # Not pytest's directory: the path of a Unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="usbvfiod-"))
         self.socket_path = self.directory / "usb.sock"
         self.control_path = self.directory / "control.sock"
         self.log_path = self.directory / "usbvfiod.log"
         notify_path = self.directory / "notify.sock"
-        self.command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.socket_path)]
+        self.command = [*prefix, sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.socket_path)]
         self.command += ["--control-path", str(self.control_path), *options]
         self.command += [word for device in devices for word in ("--device", device)]
         variables = {**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(notify_path)}
@@ -83,6 +86,11 @@ class UsbvfiodServer:
         """Say something to a device, as `usbvfiod send`; returns its answer."""
         with ControlConnection(self.control_path) as control:
             return str(control.request("send", attachment=device, words=list(words))["text"])
+
+    def request(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Ask for something on the control socket; returns the answer."""
+        with ControlConnection(self.control_path, PATIENCE) as control:
+            return control.request(name, **arguments)
 
     def status(self, field: str) -> int:
         """A number out of /proc/PID/status, such as RssAnon (in KiB) or voluntary_ctxt_switches."""

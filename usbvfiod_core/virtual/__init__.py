@@ -7,6 +7,7 @@
     virtual:loopback           a source and sink of data for tests (`loopback`)
     virtual:audio              a sound card on WAV files (`audio`)
     virtual:serial             a serial port on a pseudo-terminal, a socket or a file (`serial`)
+    virtual:network            a network adapter on a tap interface or a socket (`network`)
 
 With the option `fault` any of them goes wrong where a test wants it (`faults`).
 
@@ -23,7 +24,7 @@ from ..errors import ConfigError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from ..usb.speed import Speed
-from . import audio, flash, keyboard, loopback, pointer, serial
+from . import audio, flash, keyboard, loopback, network, pointer, serial
 from .faults import parse_faults
 from .faulty import FaultyDevice
 from .standard import StandardRequests
@@ -36,6 +37,7 @@ _KINDS: dict[str, Callable[[Mapping[str, str], Loop], Device]] = {
     "loopback": loopback.open_loopback,
     "audio": audio.open_audio,
     "serial": serial.open_serial,
+    "network": network.open_network,
 }
 
 
@@ -54,6 +56,7 @@ class VirtualBackend(Backend):
             self._info("loopback", loopback.Loopback, Speed.SUPER, ", source and sink of data for tests"),
             self._info("audio", audio.Audio, Speed.FULL, ", on WAV files: audio?playback=FILE&capture=FILE"),
             self._info("serial", serial.Serial, Speed.HIGH, ", on a pseudo-terminal: serial?link=PATH"),
+            self._info("network", network.Network, Speed.SUPER, ", on a tap interface or a socket: network?tap=NAME"),
         ]
 
     def _info(self, address: str, kind: type[StandardRequests], speed: Speed, more: str = "") -> DeviceInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.flash import Flash
 from usbvfiod_core.virtual.keyboard import Keyboard
 from usbvfiod_core.virtual.loopback import Loopback
+from usbvfiod_core.virtual.network import Network
 from usbvfiod_core.virtual.pointer import Mouse, Tablet
 from usbvfiod_core.virtual.serial import Serial
 
@@ -24,8 +26,10 @@ def test_it_registers_itself() -> None:
     assert [backend.name for backend in found] == ["virtual"]
 
 
-def test_it_opens_what_it_lists(image: Path) -> None:
+def test_it_opens_what_it_lists(image: Path, tmp_path: Path) -> None:
     backend, loop = VirtualBackend(), StepLoop()
+    cable = str(tmp_path / "cable")
+    needed = {"flash": {"image": str(image)}, "network": {"socket": cable}}
     kinds = {
         "flash": Flash,
         "keyboard": Keyboard,
@@ -34,14 +38,18 @@ def test_it_opens_what_it_lists(image: Path) -> None:
         "loopback": Loopback,
         "audio": Audio,
         "serial": Serial,
+        "network": Network,
     }
     assert [info.address for info in backend.list_devices()] == list(kinds)
-    for info in backend.list_devices():
-        device = backend.open(info.address, {"image": str(image)} if info.address == "flash" else {}, loop)
-        assert isinstance(device, kinds[info.address])
-        assert (device.vendor_id, device.product_id) == (info.vendor_id, info.product_id)
-        assert device.speed == info.speed
-        device.close()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(cable)
+        listening.listen()
+        for info in backend.list_devices():
+            device = backend.open(info.address, needed.get(info.address, {}), loop)
+            assert isinstance(device, kinds[info.address])
+            assert (device.vendor_id, device.product_id) == (info.vendor_id, info.product_id)
+            assert device.speed == info.speed
+            device.close()
     loop.run_ready()
     loop.close()
 
@@ -51,7 +59,7 @@ def test_other_addresses_are_refused(address: str) -> None:
     loop = StepLoop()
     with pytest.raises(
         ConfigError,
-        match=r"there is no virtual device '.*'; there are flash, keyboard, mouse, tablet, loopback, audio and serial",
+        match=r"no virtual device '.*'; there are flash, keyboard, mouse, tablet, loopback, audio, serial and network",
     ):
         VirtualBackend().open(address, {}, loop)
     loop.close()

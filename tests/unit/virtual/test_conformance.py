@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,10 +18,12 @@ from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.faults import parse_faults
 from usbvfiod_core.virtual.faulty import FaultyDevice
 from usbvfiod_core.virtual.flash import Flash, UasFlash
+from usbvfiod_core.virtual.frames import Stream
 from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.keyboard import Keyboard
 from usbvfiod_core.virtual.line import Terminal
 from usbvfiod_core.virtual.loopback import Loopback
+from usbvfiod_core.virtual.network import Network
 from usbvfiod_core.virtual.pointer import Mouse, Pointer, Tablet
 from usbvfiod_core.virtual.serial import Serial
 
@@ -131,6 +135,21 @@ class TestSerial(DeviceConformance):
 
     def make_device(self, loop: Loop) -> Device:
         return Serial(loop, Terminal(), speed=self.speed)
+
+
+@pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH, Speed.SUPER])
+class TestNetwork(DeviceConformance):
+    @pytest.fixture(autouse=True)
+    def _program(self, tmp_path: Path, speed: Speed) -> Iterator[None]:
+        """A program at the other end of the cable, which says nothing."""
+        self.speed, self.path = speed, str(tmp_path / "cable")
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self.path)
+            listening.listen()
+            yield
+
+    def make_device(self, loop: Loop) -> Device:
+        return Network(loop, Stream(self.path), bytes.fromhex("020000000001"), speed=self.speed)
 
 
 class TestBackend(BackendConformance):

@@ -1,0 +1,34 @@
+"""The address of a virtual network adapter (IEEE 802 8.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+def parse_mac(text: str) -> bytes:
+    """The six bytes of 02:00:00:12:34:56 or 02-00-00-12-34-56. Raises ConfigError, also for no address of a station."""
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(\1[0-9A-Fa-f]{2}){4}", text):
+        raise ConfigError(f"virtual:network: mac={text} is no address such as 02:00:00:12:34:56")
+    mac = bytes.fromhex(re.sub("[:-]", "", text))
+    if mac[0] & 1 or not any(mac):
+        raise ConfigError(f"virtual:network: mac={text} is no address of one station; its first byte has to be even")
+    return mac
+
+
+def stable_mac(text: str) -> bytes:
+    """An address for this text, always the same: of one station, locally administered."""
+    digest = hashlib.sha256(f"usbvfiod network {text}".encode()).digest()
+    return bytes(((digest[0] & 0xFC) | 0x02,)) + digest[1:6]
+
+
+def machine_mac(text: str) -> bytes:
+    """The same for this text on this host, so that two hosts with a tap0 do not get the same address."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        machine = ""
+    return stable_mac(f"{machine} {text}")

@@ -1,0 +1,362 @@
+"""`virtual:network`: a network adapter (CDC NCM 1.0) whose cable leads to a tap interface or to a program.
+
+The guest has it as usb0, enx..., or "UsbNcm Host Device". At the other end of its cable is one of
+
+    a tap interface       tap=NAME; it is made if there is none, which takes CAP_NET_ADMIN
+    a program             socket=PATH, of a program that listens there and speaks as passt does
+
+Options of the specification:
+
+    tap=NAME         see above
+    socket=PATH      see above
+    mac=ADDRESS      the guest's address; default one that stays the same for this serial number, or without one for
+                     this end of the cable on this host
+    mtu=NUMBER       the largest that the guest can set, and what a tap interface that is made gets; default 1500
+    speed=full|high|super  default super
+    serial=TEXT      default none
+
+The guest sees its carrier come and go with the interface (up or down) or the connection, and with what its user says:
+`link down` and `link up`. Frames that the guest does not fetch are kept, up to BACKLOG of them, the newest; `usbvfiod
+list` counts those that were lost on either way, and blocks of the guest's that are none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from struct import Struct, pack
+
+from ..errors import ConfigError
+from ..usb.descriptors import INTERFACE_ASSOCIATION, Configuration, Interface, bulk_endpoint, interrupt_endpoint
+from ..usb.device import DeviceEvents, Loop, Timer
+from ..usb.requests import SetupPacket
+from ..usb.speed import Speed
+from ..usb.transfer import TransferStatus
+from .device import VirtualDevice, Word
+from .endpoint import VirtualEndpoint
+from .frames import FrameEnd, Stream
+from .inbound import ALL, BLOCK_SIZE, FRAMES_A_TURN, MAX_FRAMES, TAG_SIZE, Inbound
+from .mac import machine_mac, parse_mac, stable_mac
+from .ncm import ALIGNMENT, FORMATS, MIN_BLOCK, MIN_FRAME, BlockError, BlockReader
+from .options import Options
+from .tap import Tap
+
+_log = logging.getLogger(__name__)
+
+PRODUCT_ID = 0x0009
+OPTIONS = ("tap", "socket", "mac", "mtu", "speed", "serial")
+
+MTU, MTU_MIN, MTU_MAX = 1500, 576, 8178
+"""The largest is what Linux's driver has room for."""
+_NOTE_EVERY = 1.0
+"""Seconds between two changes of the counters in the status line."""
+
+CONTROL, DATA = range(2)
+"""The interfaces."""
+NO_DATA, WITH_DATA = range(2)
+"""Alternate settings of the data interface (5.3)."""
+IN, OUT, NOTIFY = 0x81, 0x02, 0x83
+
+# Class, subclass, protocol of the interfaces (4.2 to 4.4), of a device with an interface association
+_COMMUNICATIONS, _NETWORK_CONTROL, _DATA_CLASS, _TRANSFER_BLOCKS = 0x02, 0x0D, 0x0A, 0x01
+_MISCELLANEOUS = (0xEF, 0x02, 0x01)
+# Functional descriptors (CDC 1.2 5.2.3, ECM 1.2 5.4, NCM 1.0 5.2.1)
+_CS_INTERFACE, _HEADER, _UNION, _ETHERNET, _NCM = 0x24, 0x00, 0x06, 0x0F, 0x1A
+_CAPABILITIES = 0x01 | 0x08 | 0x20
+"""bmNetworkCapabilities: packet filter, largest datagram, SET_NTB_INPUT_SIZE with 8 bytes."""
+
+# bRequest (6.2; ECM 1.2 6.2 for the first), and notifications (CDC 1.2 6.3)
+SET_ETHERNET_PACKET_FILTER = 0x43
+GET_NTB_PARAMETERS = 0x80
+GET_NTB_FORMAT, SET_NTB_FORMAT = 0x83, 0x84
+GET_NTB_INPUT_SIZE, SET_NTB_INPUT_SIZE = 0x85, 0x86
+GET_MAX_DATAGRAM_SIZE, SET_MAX_DATAGRAM_SIZE = 0x87, 0x88
+NETWORK_CONNECTION, CONNECTION_SPEED_CHANGE = 0x00, 0x2A
+
+_PARAMETERS = Struct("<HHIHHH2xIHHHH")
+_INPUT = Struct("<IHH")
+_BITS = {Speed.FULL: 12_000_000, Speed.HIGH: 480_000_000, Speed.SUPER: 4_000_000_000}
+"""A second; of the 5 Gbit/s of SuperSpeed one in five is coding, and the field has 32 bits."""
+_COMPLETED = TransferStatus.COMPLETED
+
+
+class Network(VirtualDevice):
+    """A network adapter on `end`, which it closes; the guest's address is `mac`.
+
+    `sent` counts the frames that the guest gave, `end.lost` those of them that the other end did not take, and
+    `malformed` the blocks that were not understood. `inbound` counts the other way.
+    """
+
+    product_id = PRODUCT_ID
+    product = "Network Adapter"
+    device_class = _MISCELLANEOUS
+
+    def __init__(
+        self,
+        loop: Loop,
+        end: FrameEnd,
+        mac: bytes,
+        *,
+        mtu: int = MTU,
+        speed: Speed = Speed.SUPER,
+        serial: str = "",
+    ) -> None:
+        self.serial = serial
+        self.mac = mac
+        self.max_frame = mtu + MIN_FRAME
+        """Of the largest frame that the guest may send and set (wMaxSegmentSize)."""
+        super().__init__(speed)
+        self.end = end
+        self.is_plugged = True
+        """Whether the cable is, as far as our user is concerned."""
+        self.sent = self.malformed = 0
+        self._loop = loop
+        self._told: bool | None = None
+        """The connection that the guest was told of, and None before that: its speed comes first."""
+        self._is_speed_told = False
+        self._is_arriving = False
+        """Whether the other end has something."""
+        self._noted = ""
+        self._counters = (0, 0, 0)
+        """Those that the status line has told."""
+        self._note_timer: Timer | None = None
+        packet_size = bulk_endpoint(OUT, speed).packet_size
+        self.inbound = Inbound(end, packet_size, self.max_frame)
+        self._outbound = BlockReader(packet_size, BLOCK_SIZE)
+
+    # -- descriptors (5) ---------------------------------------------------------------------------------------------
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        address = self.string(self.mac.hex().upper())
+        functional = (
+            bytes((5, _CS_INTERFACE, _HEADER, 0x10, 0x01))
+            + bytes((5, _CS_INTERFACE, _UNION, CONTROL, DATA))
+            + pack("<BBBBIHHB", 13, _CS_INTERFACE, _ETHERNET, address, 0, self.max_frame, 0, 0)
+            + pack("<BBBHB", 6, _CS_INTERFACE, _NCM, 0x0100, _CAPABILITIES)
+        )
+        # With an association Windows has a driver for it.
+        association = bytes((8, INTERFACE_ASSOCIATION, CONTROL, 2, _COMMUNICATIONS, _NETWORK_CONTROL, 0, 0))
+        notify = interrupt_endpoint(NOTIFY, speed, packet_size=16, period=32)
+        control = Interface(
+            CONTROL, _COMMUNICATIONS, _NETWORK_CONTROL, endpoints=(notify,), before=association, extra=functional
+        )
+        idle = Interface(DATA, _DATA_CLASS, 0, _TRANSFER_BLOCKS)
+        endpoints = (bulk_endpoint(IN, speed), bulk_endpoint(OUT, speed))
+        data = Interface(DATA, _DATA_CLASS, 0, _TRANSFER_BLOCKS, endpoints=endpoints, alternate=WITH_DATA)
+        return [Configuration((control, idle, data))]
+
+    # -- requests (6.2) ----------------------------------------------------------------------------------------------
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        if setup.index != CONTROL or self.configuration is None:
+            return None
+        if setup.request_type == 0xA1:
+            return self._get(setup.request)
+        if setup.request_type == 0x21 and self._set(setup, data):
+            return b""
+        return None
+
+    def _get(self, request: int) -> bytes | None:
+        if request == GET_NTB_PARAMETERS:
+            formats = sum(1 << number for number in FORMATS)
+            layout = (ALIGNMENT, 0, ALIGNMENT)
+            return _PARAMETERS.pack(_PARAMETERS.size, formats, BLOCK_SIZE, *layout, BLOCK_SIZE, *layout, MAX_FRAMES)
+        if request == GET_NTB_FORMAT:
+            return pack("<H", self.inbound.format.number)
+        if request == GET_NTB_INPUT_SIZE:
+            return _INPUT.pack(self.inbound.input_size, self.inbound.input_frames, 0)
+        if request == GET_MAX_DATAGRAM_SIZE:
+            return pack("<H", self.inbound.max_datagram)
+        return None
+
+    def _set(self, setup: SetupPacket, data: bytes) -> bool:
+        """Whether the request is one, with a value that is possible."""
+        request = setup.request
+        if request == SET_ETHERNET_PACKET_FILTER:
+            self.inbound.filter = setup.value & ALL
+            return True
+        if request == SET_NTB_FORMAT:
+            # What moves is in the format that was said before (6.2.5).
+            if setup.value not in FORMATS or self._has_data:
+                return False
+            self.inbound.format = FORMATS[setup.value]
+            return True
+        if request == SET_NTB_INPUT_SIZE and len(data) in (4, _INPUT.size):
+            size, frames, _ = _INPUT.unpack(data.ljust(_INPUT.size, b"\0"))
+            if not MIN_BLOCK <= size <= BLOCK_SIZE:
+                return False
+            self.inbound.input_size, self.inbound.input_frames = size, frames
+            return True
+        if request == SET_MAX_DATAGRAM_SIZE and len(data) == 2:
+            size = int.from_bytes(data, "little")
+            if not MIN_FRAME < size <= self.max_frame:
+                return False
+            self.inbound.max_datagram = size
+            return True
+        return False
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        self.end.start(self._loop, self._arrived, self._changed)
+        self._note()
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        if self._has_data and not any(endpoint.address == IN for endpoint in endpoints):
+            return
+        self._outbound.clear()
+        self._told, self._is_speed_told = None, False
+        if not self._has_data:
+            self.inbound.reset()
+            return
+        self.inbound.clear()
+        self.serve(self.endpoints[NOTIFY])
+
+    def closed(self) -> None:
+        if self._note_timer is not None:
+            self._note_timer.cancel()
+        self.end.close()
+        _log.info("%s: %s", self.name, self._status())
+
+    @property
+    def _has_data(self) -> bool:
+        return self.alternates.get(DATA) == WITH_DATA
+
+    def words(self) -> Mapping[str, Word]:
+        return {"link": Word("up|down", self._link, 1, 1)}
+
+    def _link(self, state: str) -> None:
+        if state not in ("up", "down"):
+            raise ConfigError(f"{self.name} understands: link up|down")
+        self.is_plugged = state == "up"
+        self._changed()
+
+    # -- connection and counters -------------------------------------------------------------------------------------
+
+    @property
+    def carrier(self) -> bool:
+        """Whether the guest is connected with anything."""
+        return self.is_plugged and self.end.connected
+
+    def _changed(self) -> None:
+        """The connection, or what the other end has room for."""
+        if self._closed:
+            return
+        if not self.carrier:
+            self.inbound.forget()
+        for endpoint in list(self.endpoints.values()):
+            self.serve(endpoint)
+        self._note()
+
+    def _status(self) -> str:
+        text = f"the other end is {self.end.label}"
+        if not self.is_plugged:
+            text += "; the link is down"
+        elif not self.end.connected:
+            text += "; nobody is there"
+        if self.inbound.lost:
+            text += f"; {self.inbound.lost} frames for the guest lost"
+        if self.end.lost:
+            text += f"; {self.end.lost} frames from the guest lost"
+        if self.malformed:
+            text += f"; {self.malformed} malformed blocks from the guest"
+        return text
+
+    def _note(self) -> None:
+        """Tell the status now; `_count` tells it soon."""
+        if self._note_timer is not None:
+            self._note_timer.cancel()
+            self._note_timer = None
+        self._counters = (self.inbound.lost, self.end.lost, self.malformed)
+        text = self._status()
+        if self.events is not None and text != self._noted:
+            self._noted = text
+            self.events.note(text)
+
+    def _count(self) -> None:
+        if self._note_timer is None and self._counters != (self.inbound.lost, self.end.lost, self.malformed):
+            self._note_timer = self._loop.call_later(_NOTE_EVERY, self._note)
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        if endpoint.address == IN:
+            if self._is_arriving or self.inbound.is_waiting:
+                self.inbound.give(endpoint)
+        elif endpoint.address == OUT:
+            self._send(endpoint)
+        else:
+            self._notify(endpoint)
+
+    def _notify(self, endpoint: VirtualEndpoint) -> None:
+        """The speed, then the connection, whenever it has changed (7.1)."""
+        while endpoint.queue and self._has_data:
+            if not self._is_speed_told:
+                bits = _BITS[self.speed]
+                message = pack("<BBHHHII", 0xA1, CONNECTION_SPEED_CHANGE, 0, CONTROL, 8, bits, bits)
+                self._is_speed_told = True
+            elif self._told != self.carrier:
+                self._told = self.carrier
+                message = pack("<BBHHH", 0xA1, NETWORK_CONNECTION, self.carrier, CONTROL, 0)
+            else:
+                return
+            transfer = endpoint.queue.popleft()
+            done = transfer.write(message)
+            transfer.complete(_COMPLETED if done == len(message) else TransferStatus.BABBLE, done)
+
+    # From the guest.
+
+    def _send(self, endpoint: VirtualEndpoint) -> None:
+        while endpoint.queue and self.end.has_room:
+            transfer = endpoint.queue.popleft()
+            try:
+                block = self._outbound.take(transfer.windows, transfer.length, self.inbound.format)
+                frames: list[memoryview] = []
+                if block is not None:
+                    longest = self.max_frame + TAG_SIZE
+                    frames = self.inbound.format.unpack(block, max_frame=longest, max_frames=MAX_FRAMES)
+            except BlockError as error:
+                if not self.malformed:
+                    _log.warning("%s: the guest sends what is not understood: %s; it is dropped", self.name, error)
+                self.malformed += 1
+            else:
+                if frames and self.is_plugged:
+                    self.end.send(frames)
+                    self.sent += len(frames)
+            transfer.complete(_COMPLETED, transfer.length)
+        self._count()
+
+    # To the guest.
+
+    def _arrived(self) -> None:
+        """The other end has something: it goes into the transfers that wait, and what these have no room for into the
+        backlog. Called again while there is more."""
+        self._is_arriving = True
+        for _ in range(FRAMES_A_TURN):
+            endpoint = self.endpoints.get(IN)
+            if endpoint is not None and endpoint.queue and self.carrier:
+                before = self.inbound.count
+                self.serve(endpoint)
+                if self.inbound.count == before:
+                    break
+            elif not self.inbound.keep(is_wanted=endpoint is not None and self.carrier):
+                break
+        self._is_arriving = False
+        self._count()
+
+
+def open_network(options: Mapping[str, str], loop: Loop) -> Network:
+    """Open `virtual:network` with the options above. Raises ConfigError and DeviceError."""
+    given = Options("network", options, OPTIONS)
+    speed, serial = given.speed(("full", "high", "super"), "super"), given.serial()
+    mtu = given.number("mtu", MTU_MIN, MTU_MAX, MTU)
+    tap, path = given.text("tap"), given.text("socket")
+    if bool(tap) == bool(path):
+        raise ConfigError("virtual:network needs one end of its cable: give either tap=NAME or socket=PATH")
+    if given.text("mac"):
+        mac = parse_mac(given.text("mac"))
+    else:
+        mac = stable_mac(serial) if serial else machine_mac(f"{tap} {path}")
+    end = Tap(tap, mtu) if tap else Stream(path)
+    return Network(loop, end, mac, mtu=mtu, speed=speed, serial=serial)
