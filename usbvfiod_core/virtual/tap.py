@@ -184,7 +184,7 @@ def _refusal(name: str, error: OSError) -> str:
 
 def _exists(name: str) -> bool:
     try:
-        socket.if_nametoindex(name)
+        _interface_ioctl(_SIOCGIFFLAGS, _FLAGS.pack(name.encode(), 0))
     except OSError:
         return False
     return True
@@ -196,5 +196,6 @@ def _set_mtu(name: str, mtu: int) -> None:
 
 def _interface_ioctl(request: int, argument: bytes) -> bytes:
     """An ioctl about an interface. Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+    # Any socket does, and services may have no others than these.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         return fcntl.ioctl(any_socket.fileno(), request, argument)
