@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from tests.unit.virtual.drive import Drive
+from tests.unit.virtual.network_rig import NetworkRig
 from tests.unit.virtual.uas_drive import UasDrive
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.usb.speed import Speed
 
 BLOCKS = 4096
@@ -70,3 +73,30 @@ def uas(make_uas: Callable[..., UasDrive]) -> UasDrive:
 def high(make_uas: Callable[..., UasDrive]) -> UasDrive:
     """At high speed: without streams."""
     return make_uas(speed=Speed.HIGH)
+
+
+@pytest.fixture
+def open_rig(tmp_path: Path) -> Iterator[Callable[..., NetworkRig]]:
+    """Makes network adapters with these options, all at the socket of one program."""
+    rigs: list[NetworkRig] = []
+    path = str(tmp_path / "cable")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.settimeout(PATIENCE)
+        listening.bind(path)
+        listening.listen()
+
+        def open(**options: str) -> NetworkRig:
+            rigs.append(NetworkRig(path, listening, options))
+            return rigs[-1]
+
+        yield open
+        for rig in rigs:
+            rig.close()
+
+
+@pytest.fixture
+def rig(open_rig: Callable[..., NetworkRig]) -> NetworkRig:
+    """A network adapter with data moving."""
+    rig = open_rig()
+    rig.start()
+    return rig

@@ -3,135 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.lab.guest_classes import NetworkAdapter
+from tests.unit.virtual.network_rig import EVERYBODY, HERE, SOME, THERE, NetworkRig, frame
 from usbvfiod_core.errors import ConfigError, DeviceError
-from usbvfiod_core.testing.bus import DirectBus
-from usbvfiod_core.testing.driver import DriverError, UsbDevice
-from usbvfiod_core.testing.guest import Guest
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import CONFIGURATION
 from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.inbound import ALL_MULTICAST, BACKLOG, BLOCK_SIZE, BROADCAST, DIRECTED, PROMISCUOUS
 from usbvfiod_core.virtual.mac import machine_mac, parse_mac, stable_mac
-from usbvfiod_core.virtual.ncm import NTB16, NTB32, BlockFormat
-from usbvfiod_core.virtual.network import IN, NOTIFY, OUT, Network
+from usbvfiod_core.virtual.ncm import NTB16, NTB32
+from usbvfiod_core.virtual.network import IN, NOTIFY, OUT
 
-HERE, THERE = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
-EVERYBODY, SOME = b"\xff" * 6, bytes.fromhex("01005e000001")
-
-
-def frame(payload: bytes = b"payload", to: bytes = HERE) -> bytes:
-    return to + THERE + b"\x08\x00" + payload
-
-
-class Rig:
-    """An adapter in a guest that has enumerated it, and a program at a socket."""
-
-    def __init__(self, path: str, listening: socket.socket, options: dict[str, str]) -> None:
-        self.loop = StepLoop(virtual_time=False)
-        bus = DirectBus(loop=self.loop)
-        self.notes: list[str] = []
-        bus.controller.hub.noted = lambda _, text: self.notes.append(text)
-        self.guest = Guest(bus)
-        self.listening = listening
-        device = VirtualBackend().open("network", {"socket": path, **options}, self.loop)
-        assert isinstance(device, Network)
-        self.device = device
-        self.usb: UsbDevice = self.guest.plug(device)
-        self.peer = self.accept()
-
-    def accept(self) -> socket.socket:
-        """The program's end of a connection."""
-        self.peer, _ = self.listening.accept()
-        self.peer.settimeout(PATIENCE)
-        return self.peer
-
-    def start(self) -> None:
-        """Let data move."""
-        self.usb.set_interface(1, 1)
-
-    def say(self, *frames: bytes) -> None:
-        """Send frames to the guest."""
-        self.peer.sendall(b"".join(struct.pack(">I", len(each)) + each for each in frames))
-
-    def hear(self) -> bytes:
-        """The next frame from the guest."""
-        (length,) = struct.unpack(">I", self._exactly(4))
-        return self._exactly(length)
-
-    def _exactly(self, size: int) -> bytes:
-        data = self.peer.recv(size, socket.MSG_WAITALL)
-        assert len(data) == size
-        return data
-
-    def send(self, *frames: bytes, format: BlockFormat = NTB16) -> None:
-        """Send a block from the guest."""
-        self.usb.bulk_out(OUT, format.pack(frames))
-
-    def receive(self, size: int = BLOCK_SIZE, format: BlockFormat = NTB16) -> list[bytes]:
-        """The frames of the next block in the guest."""
-        return self.unpack(self.usb.bulk_in(IN, size), format)
-
-    def unpack(self, block: bytes, format: BlockFormat = NTB16) -> list[bytes]:
-        return [bytes(each) for each in format.unpack(memoryview(block), max_frame=9000, max_frames=9000)]
-
-    def notification(self) -> tuple[int, int, bytes]:
-        """bNotification, wValue and data of the next notification."""
-        got = self.usb.interrupt_in(NOTIFY, 16)
-        kind, notification, value, index, length = struct.unpack_from("<BBHHH", got)
-        assert (kind, index) == (0xA1, 0)
-        assert len(got) == 8 + length
-        return notification, value, got[8:]
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        assert self.loop.run_until(condition, PATIENCE)
-
-    def set_filter(self, bits: int) -> None:
-        self.usb.control_out(0x21, 0x43, bits, 0)
-
-
-@pytest.fixture
-def listener(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
-    path = str(tmp_path / "cable")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.settimeout(PATIENCE)
-        listening.bind(path)
-        listening.listen()
-        yield path, listening
-
-
-OpenRig = Callable[..., Rig]
-
-
-@pytest.fixture
-def open_rig(listener: tuple[str, socket.socket]) -> Iterator[OpenRig]:
-    rigs: list[Rig] = []
-
-    def open(**options: str) -> Rig:
-        rigs.append(Rig(*listener, options))
-        return rigs[-1]
-
-    yield open
-    for rig in rigs:
-        rig.device.close()
-        rig.peer.close()
-        rig.guest.close()
-
-
-@pytest.fixture
-def rig(open_rig: OpenRig) -> Rig:
-    """With data moving."""
-    rig = open_rig()
-    rig.start()
-    return rig
+OpenRig = Callable[..., NetworkRig]
 
 
 # -- what it says of itself --------------------------------------------------------------------------------------------
@@ -192,7 +82,7 @@ def test_what_it_cannot_do_stalls(open_rig: OpenRig, request_: int, value: int, 
         open_rig().usb.control_out(0x21, request_, value, index, data)
 
 
-def test_the_format_stays_while_data_move(rig: Rig) -> None:
+def test_the_format_stays_while_data_move(rig: NetworkRig) -> None:
     with pytest.raises(DriverError, match="Stall"):
         rig.usb.control_out(0x21, 0x84, 1, 0)
 
@@ -221,14 +111,14 @@ def test_frames_of_32_bit_blocks(open_rig: OpenRig) -> None:
     assert rig.receive(format=NTB32) == [frame(b"back")]
 
 
-def test_what_comes_at_once_is_in_one_block(rig: Rig) -> None:
+def test_what_comes_at_once_is_in_one_block(rig: NetworkRig) -> None:
     frames = [frame(bytes([number]) * 1000) for number in range(40)]
     reading = rig.usb.submit_in(IN, BLOCK_SIZE)
     rig.say(*frames)
     assert rig.unpack(reading.result()) == frames
 
 
-def test_blocks_are_numbered(rig: Rig) -> None:
+def test_blocks_are_numbered(rig: NetworkRig) -> None:
     for number in range(3):
         rig.say(frame())
         assert struct.unpack_from("<H", rig.usb.bulk_in(IN, 4096), 6)[0] == number
@@ -246,7 +136,7 @@ def test_a_driver_sets_how_much_is_in_a_block(open_rig: OpenRig) -> None:
 
 
 @pytest.mark.parametrize("size", [512, 1024, 1536])
-def test_a_block_for_transfers_that_are_shorter(rig: Rig, size: int) -> None:
+def test_a_block_for_transfers_that_are_shorter(rig: NetworkRig, size: int) -> None:
     """It comes piece by piece, and its last one is short."""
     for length in range(440, 460):
         frames = [frame(os.urandom(length)) for _ in range(2)]
@@ -258,7 +148,7 @@ def test_a_block_for_transfers_that_are_shorter(rig: Rig, size: int) -> None:
         assert rig.unpack(block) == frames
 
 
-def test_a_block_from_transfers_that_are_shorter(rig: Rig) -> None:
+def test_a_block_from_transfers_that_are_shorter(rig: NetworkRig) -> None:
     frames = [frame(os.urandom(700)) for _ in range(3)]
     block = NTB16.pack(frames)
     for start in range(0, len(block), 1024):
@@ -277,7 +167,7 @@ def test_without_data_nothing_is_kept(open_rig: OpenRig) -> None:
     assert rig.device.inbound.lost == 0
 
 
-def test_a_guest_that_does_not_read_loses_the_oldest(rig: Rig) -> None:
+def test_a_guest_that_does_not_read_loses_the_oldest(rig: NetworkRig) -> None:
     frames = [frame(struct.pack("<H", number)) for number in range(BACKLOG + 44)]
     rig.say(*frames)
     rig.wait(lambda: "44 frames for the guest lost" in "".join(rig.notes[-1:]))
@@ -287,7 +177,7 @@ def test_a_guest_that_does_not_read_loses_the_oldest(rig: Rig) -> None:
     assert found == frames[44:]
 
 
-def test_a_program_that_does_not_read_holds_the_guest_for_a_while(rig: Rig) -> None:
+def test_a_program_that_does_not_read_holds_the_guest_for_a_while(rig: NetworkRig) -> None:
     frames = [frame(os.urandom(1400)) for _ in range(40)]
     sent = 0
     while rig.device.end.has_room:
@@ -307,7 +197,7 @@ def test_a_program_that_does_not_read_holds_the_guest_for_a_while(rig: Rig) -> N
     assert rig.hear() == frame(b"heard again")
 
 
-def test_a_program_that_reads_slowly_gets_everything(rig: Rig) -> None:
+def test_a_program_that_reads_slowly_gets_everything(rig: NetworkRig) -> None:
     frames = [frame(struct.pack("<H", number) + bytes(1400)) for number in range(1200)]
     tds = [rig.usb.submit_out(OUT, NTB16.pack(frames[start : start + 40])) for start in range(0, len(frames), 40)]
     rig.loop.run_ready()
@@ -334,7 +224,7 @@ def test_a_program_that_reads_slowly_gets_everything(rig: Rig) -> None:
         (PROMISCUOUS, "one other some all"),
     ],
 )
-def test_the_packet_filter(rig: Rig, bits: int, expected: str) -> None:
+def test_the_packet_filter(rig: NetworkRig, bits: int, expected: str) -> None:
     """For one station, whichever it is, for some and for all."""
     rig.set_filter(bits)
     addresses = {"one": HERE, "other": THERE, "some": SOME, "all": EVERYBODY}
@@ -362,7 +252,7 @@ def test_frames_that_are_too_long_are_lost(open_rig: OpenRig) -> None:
     assert rig.device.inbound.lost == 6
 
 
-def test_a_driver_may_want_shorter_frames(rig: Rig) -> None:
+def test_a_driver_may_want_shorter_frames(rig: NetworkRig) -> None:
     rig.usb.control_out(0x21, 0x88, 0, 0, struct.pack("<H", 100))
     rig.say(frame(bytes(87)), frame(bytes(86)))
     assert rig.receive() == [frame(bytes(86))]
@@ -377,7 +267,7 @@ def test_long_frames_in_small_blocks_are_lost(open_rig: OpenRig) -> None:
     assert rig.device.inbound.lost == 1
 
 
-def test_what_is_no_block_is_dropped_and_counted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_block_is_dropped_and_counted(rig: NetworkRig, caplog: pytest.LogCaptureFixture) -> None:
     good = NTB16.pack([frame(b"good")])
     for bad in (b"nonsense", good[:-1], b"NCM1" + good[4:], NTB16.pack([frame(bytes(2000))]), bytes(3000)):
         rig.usb.bulk_out(OUT, bad)
@@ -401,7 +291,7 @@ def test_the_guest_is_told_of_speed_and_connection(open_rig: OpenRig, speed: str
     assert rig.notification() == (0x00, 1, b"")
 
 
-def test_the_carrier_follows_the_connection(rig: Rig) -> None:
+def test_the_carrier_follows_the_connection(rig: NetworkRig) -> None:
     assert rig.notification()[0] == 0x2A
     assert rig.notification() == (0x00, 1, b"")
     rig.say(frame(b"old"))
@@ -419,14 +309,14 @@ def test_the_carrier_follows_the_connection(rig: Rig) -> None:
         assert rig.receive() == [frame(b"new")]
 
 
-def test_a_program_that_makes_no_sense_is_left(rig: Rig) -> None:
+def test_a_program_that_makes_no_sense_is_left(rig: NetworkRig) -> None:
     assert [rig.notification()[0] for _ in range(2)] == [0x2A, 0x00]
     rig.peer.sendall(b"HTTP/1.1 400 Bad Request\r\n")
     assert rig.notification() == (0x00, 0, b"")
     assert rig.peer.recv(1) == b""
 
 
-def test_a_frame_that_is_cut_off_by_the_end_is_none(rig: Rig) -> None:
+def test_a_frame_that_is_cut_off_by_the_end_is_none(rig: NetworkRig) -> None:
     rig.peer.sendall(struct.pack(">I", 100) + bytes(50))
     rig.loop.run_ready()
     rig.peer.close()
@@ -437,7 +327,7 @@ def test_a_frame_that_is_cut_off_by_the_end_is_none(rig: Rig) -> None:
         assert rig.receive() == [frame(b"whole")]
 
 
-def test_the_user_pulls_the_cable(rig: Rig) -> None:
+def test_the_user_pulls_the_cable(rig: NetworkRig) -> None:
     assert [rig.notification()[0] for _ in range(2)] == [0x2A, 0x00]
     rig.device.command(["link", "down"])
     assert rig.notification() == (0x00, 0, b"")

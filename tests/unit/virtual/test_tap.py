@@ -22,7 +22,7 @@ CLONE_NEWNET = 0x4000_0000
 # linux/sockios.h, linux/if.h, linux/if_tun.h, linux/rtnetlink.h
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCGIFMTU = 0x8913, 0x8914, 0x8921
 IFF_UP = 1
-TUNSETPERSIST = 0x4004_54CB
+TUNSETIFF, TUNSETPERSIST = 0x4004_54CA, 0x4004_54CB
 RTM_DELLINK, NLM_F_REQUEST = 17, 1
 EXPERIMENTAL = b"\x88\xb5"
 """An EtherType that nobody else uses (IEEE 802 9.2.4)."""
@@ -199,12 +199,16 @@ def test_errors(make_cable: MakeCable) -> None:
     ("name", "message"),
     [
         ("lo", "tap=lo: this user may not use it; make it for this user with: ip tuntap add lo mode tap user NAME"),
-        ("usbvfiod-none", "tap=usbvfiod-none: there is none, and making one takes the capability CAP_NET_ADMIN"),
+        ("usbvfiod-no", "tap=usbvfiod-no: there is none, and making one takes the capability CAP_NET_ADMIN"),
     ],
 )
 def test_who_may_not(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
-    def refuse(*arguments: object) -> bytes:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    given = fcntl.ioctl
+
+    def refuse(fd: int, request: int, argument: bytes) -> bytes:
+        if request == TUNSETIFF:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return given(fd, request, argument)
 
     monkeypatch.setattr(tap_module, "_DEVICE", "/dev/null")
     monkeypatch.setattr(fcntl, "ioctl", refuse)
