@@ -61,6 +61,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.timeout(scaled(seconds)), append=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def control_sockets_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers of tests have their control sockets in a directory of their own, and commands look there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USBVFIOD_CONTROL", str(tmp_path_factory.mktemp("control")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A command that is run in the test's own process sets up logging; the next test finds it as this one did."""

@@ -8,8 +8,10 @@ import re
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +42,7 @@ def ask(run: Run, control: Path) -> Ask:
     """Run a command against the server, with --json; its output, or the exit code and message of a failure."""
 
     def ask(command: str, *arguments: str) -> Any:
-        result = run(command, "--control", control, "--json", *arguments)
+        result = run(command, "--control-path", control, "--json", *arguments)
         if result.returncode:
             return result.returncode, result.stderr
         return json.loads(result.stdout)
@@ -69,7 +71,7 @@ def test_an_ejected_drive_is_told_of(serve: Serve, run: Run, ask: Ask, control: 
         disk.command(bytes((0x1B, 0, 0, 0, 2, 0)))
         [attachment] = ask("list")["attachments"]
         assert (attachment["state"], attachment["reason"], attachment["note"]) == ("plugged", "", EJECTED)
-        assert EJECTED in run("list", "--control", control).stdout
+        assert EJECTED in run("list", "--control-path", control).stdout
         assert EJECTED in server.log
     with guest_of(server) as driver:
         MassStorage(driver.enumerate()).test_unit_ready()
@@ -93,12 +95,12 @@ def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
     who = f"{drive} ({device})"
     with guest_of(server) as driver:
         usb = driver.enumerate()
-        assert run("log-level", "debug", "--control", control).returncode == 0
+        assert run("log-level", "debug", "--control-path", control).returncode == 0
         MassStorage(usb).read(0, 1)
         usb.port.reset()
-        assert run("log-level", "trace", "--control", control).returncode == 0
+        assert run("log-level", "trace", "--control-path", control).returncode == 0
         usb.reset()
-        assert run("log-level", "info", "--control", control).returncode == 0
+        assert run("log-level", "info", "--control-path", control).returncode == 0
         usb.get_descriptor(1, 0, 18)
         ask("move", "1", "5")
         ask("detach", "1")
@@ -135,17 +137,17 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
     assert (attached["state"], attached["port"], attached["product"]) == ("plugged", 2, "usbvfiod Gadget Zero")
     assert ask("move", "3", "7")["attachment"]["port"] == 7
     assert ask("detach", "keys")["attachment"]["state"] == "held"
-    table = run("list", "--control", control).stdout
+    table = run("list", "--control-path", control).stdout
     assert [line.split()[:4] for line in table.splitlines()[1:]] == [
         ["1", "keys", "held", "(1)"],
         ["2", "waiting", "virtual:0403:6001", "it"],
         ["3", "plugged", "7", "0525:a4a0"],
     ]
-    assert run("attach", "keys", "--control", control).stdout == "keys: usbvfiod Keyboard is plugged into port 1\n"
+    assert run("attach", "keys", "--control-path", control).stdout == "keys: usbvfiod Keyboard is plugged into port 1\n"
     assert ask("detach", "0525:a4a0")["attachment"]["state"] == "gone"
     status = ask("status")
     assert (status["server"]["pid"], status["server"]["serving"], status["client"]) == (server.process.pid, True, None)
-    assert run("log-level", "debug", "--control", control).returncode == 0
+    assert run("log-level", "debug", "--control-path", control).returncode == 0
     for arguments, code, message in (
         (("detach", "nothing"), NOT_ATTACHED, "there is no attachment nothing; `usbvfiod list` shows"),
         (("attach", "keys"), 4, "it is plugged already"),
@@ -158,20 +160,83 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
         assert message in ask(*arguments)[1]
     assert server.terminate() == 0
     assert not control.exists()
-    result = run("list", "--control", control)
+    result = run("list", "--control-path", control)
     assert result.returncode == UNREACHABLE
     assert "no server answers" in result.stderr
 
 
-def test_where_the_socket_is(run: Run, control: Path, serve: Serve) -> None:
+def test_commands_find_the_servers_of_a_user(run: Run, control: Path, serve: Serve, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir(0o700)
+    environment = {**os.environ, "USBVFIOD_CONTROL": str(place)}
+
+    def show(*arguments: str | Path) -> tuple[int, str]:
+        result = run("list", *arguments, environment=environment)
+        return result.returncode, result.stdout or result.stderr
+
+    code, text = show()
+    assert (code, f"no server of this user is found in {place}" in text) == (UNREACHABLE, True)
+    web = serve("--device", "virtual:keyboard", environment=environment, socket_path=tmp_path / "web.sock")
+    assert stat.S_IMODE((place / "web.sock").stat().st_mode) == 0o600
+    assert "virtual:keyboard" in show()[1]
+    steered = ("--device", "virtual:mouse", "--control-path", control)
+    db = serve(*steered, environment=environment, socket_path=tmp_path / "db.sock")
+    assert show() == (2, "usbvfiod: error: 2 servers run, choose one with --vm NAME: db, web\n")
+    assert "virtual:mouse" in show("--vm", "db")[1]
+    assert "virtual:mouse" in show("--control-path", control)[1]
+    assert "virtual:keyboard" in show("--vm", "web")[1]
+    assert show("--vm", "no-such-vm") == (
+        UNREACHABLE,
+        "usbvfiod: error: no server 'no-such-vm' runs; there are: db, web\n",
+    )
+    assert show("--vm", "../x")[0] == 2
+    (tmp_path / "other").mkdir()
+    again = serve("--device", "virtual:tablet", environment=environment, socket_path=tmp_path / "other" / "web.sock")
+    assert "virtual:tablet" in show("--vm", f"web-{again.process.pid}")[1], "the name is taken"
+    for server in (web, again):
+        server.process.kill()
+        server.process.wait()
+    assert "virtual:mouse" in show()[1], "who was killed does not count"
+    assert db.terminate() == 0
+    assert show()[0] == UNREACHABLE
+    quiet = serve("--no-control", environment=environment, socket_path=tmp_path / "quiet.sock")
+    assert show()[0] == UNREACHABLE
+    assert quiet.terminate() == 0
+    place.chmod(0o777)
+    public = serve("--device", "virtual:mouse", environment=environment, socket_path=tmp_path / "public.sock")
+    assert "somebody else may write there" in public.log
+    assert (list(place.glob("public*")), public.errors, public.terminate()) == ([], [], 0)
+    environment["USBVFIOD_CONTROL"] = str(control)
+    assert "no server answers" in show()[1]
     serve("--control-path", control)
-    environment = {**os.environ, "USBVFIOD_CONTROL": str(control)}
-    result = run("list", environment=environment)
-    assert (result.returncode, result.stderr) == (0, "no attachments\n")
-    without = {key: value for key, value in os.environ.items() if key != "USBVFIOD_CONTROL"}
-    assert "give --control PATH or --vm NAME" in run("list", environment=without).stderr
-    assert "/run/usbvfiod/no-such-vm/control.sock" in run("list", "--vm", "no-such-vm").stderr
-    assert run("list", "--vm", "../x").returncode == 2
+    assert show() == (0, "no attachments\n")
+
+
+AS_NOBODY = """
+import os, sys, pathlib
+from usbvfiod_core.cli.control import ControlConnection, ServerUnreachable
+os.setuid(65534)
+try:
+    ControlConnection(pathlib.Path(sys.argv[1]))
+except ServerUnreachable as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_somebody_else_is_told_who_may(serve: Serve) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        control = directory / "control.sock"
+        serve("--control-path", control, "--device", "virtual:mouse")
+
+        def error() -> str:
+            return subprocess.check_output([sys.executable, "-c", AS_NOBODY, str(control)], text=True)
+
+        assert "only root, and the user who runs the server, root, may use it" in error()
+        control.chmod(0o666)
+        assert "only root and user 0 may steer this server, and you are user 65534" in error()
 
 
 @pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH\n", b'{"control": 99}\n', b"[1]\n"])
@@ -180,7 +245,7 @@ def test_somebody_else_at_the_socket(run: Run, control: Path, says: bytes) -> No
         listener.bind(str(control))
         listener.listen()
         command = subprocess.Popen(
-            [*COMMAND, "list", "--control", str(control), "--timeout", "30" if says else "0.5"],
+            [*COMMAND, "list", "--control-path", str(control), "--timeout", "30" if says else "0.5"],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -200,7 +265,7 @@ def heed_interrupts() -> None:
 
 def test_watch(serve: Serve, control: Path, ask: Ask) -> None:
     server = serve("--control-path", control, "--device", "virtual:keyboard?name=keys")
-    command = [*COMMAND, "watch", "--control", str(control)]
+    command = [*COMMAND, "watch", "--control-path", str(control)]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as watch:
         assert watch.stdout is not None
         first = json.loads(watch.stdout.readline())
@@ -219,7 +284,7 @@ def test_watch(serve: Serve, control: Path, ask: Ask) -> None:
 
 def test_status_refreshes_in_place(serve: Serve, control: Path) -> None:
     serve("--control-path", control, "--device", "virtual:keyboard")
-    command = [*COMMAND, "status", "--watch", "--interval", "0.1", "--control", str(control)]
+    command = [*COMMAND, "status", "--watch", "--interval", "0.1", "--control-path", str(control)]
     terminal, its = os.openpty()
     with subprocess.Popen(command, stdout=its, preexec_fn=heed_interrupts) as status:
         os.close(its)

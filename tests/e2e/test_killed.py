@@ -78,7 +78,7 @@ def survive(serve: Serve, run: Run, image: Path, tmp_path: Path, rounds: int) ->
         server.wait_for(lambda number=number: server.log.count("has disconnected") == 2 * number + 3)  # type: ignore[misc]
     assert server.open_files() == files
     after = server.status("VmRSS")
-    attachments = json.loads(run("list", "--control", control, "--json").stdout)["attachments"]
+    attachments = json.loads(run("list", "--control-path", control, "--json").stdout)["attachments"]
     assert [(each["state"], each["port"], each["plugs"]) for each in attachments] == [
         ("plugged", 9, 1),
         ("plugged", 1, 1),

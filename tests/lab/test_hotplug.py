@@ -134,7 +134,7 @@ def test_a_server_without_rights_is_passed_a_device(backend: str, stack: ExitSta
     bus = stack.enter_context(closing(server.connect()))
     driver = GuestDriver(bus).start()
     command = [sys.executable, "-m", "usbvfiod_core", "attach", "--timeout", "60"]
-    command += ["--control", str(server.control_path)]
+    command += ["--control-path", str(server.control_path)]
     spec = f"{backend}:0525:a4a0?name=zero"
     refused = subprocess.run([*command, spec], capture_output=True, text=True, timeout=scaled(90))
     assert refused.returncode == 4

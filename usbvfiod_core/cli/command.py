@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..daemon import places
 from ..daemon.activation import take_sockets
 from ..daemon.config import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, CommandLine, ServerSettings, host_backend
 from ..daemon.config_file import load, merged, read
@@ -23,7 +24,7 @@ from . import completion, config, demo, devices, doctor, look, man, plugins, ste
 
 logger = logging.getLogger(__name__)
 
-_OF_A_SERVER = ("socket_path", "fd", "control_path", "hotplug_socket_path", "hotplug_fd", "backend")
+_OF_A_SERVER = ("socket_path", "fd", "control_path", "no_control", "hotplug_socket_path", "hotplug_fd", "backend")
 
 EPILOG = (
     "Exit codes: 0 ended as asked, 1 failure, 2 wrong command line or configuration, 3 the socket cannot be used, "
@@ -98,8 +99,10 @@ def _options() -> list[click.Parameter]:
             ["--control-path"],
             metavar="PATH",
             type=click.Path(path_type=Path),
-            help="Listen on this Unix socket for the commands that see and steer a running server.",
+            help="Listen on this Unix socket for the commands that see and steer a running server, rather than where "
+            "they look for one.",
         ),
+        click.Option(["--no-control"], is_flag=True, help="Have no such socket."),
         click.Option(
             ["--hotplug-socket-path"],
             metavar="PATH",
@@ -235,7 +238,8 @@ def _serve(
 
     from ..daemon.server import serve
 
-    serve(configuration, registry, backends, control_fd=sockets.control)
+    place = None if server.no_control else places.directory(os.environ)
+    serve(configuration, registry, backends, control_fd=sockets.control, place=place)
 
 
 def _is_given(context: click.Context, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,10 @@ from typing import Any, TypeVar
 
 import click
 
+from ..daemon import places
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 
 PROTOCOL = 1
-RUNTIME_DIRECTORY = Path("/run/usbvfiod")
-"""Where the systemd unit puts the sockets, in a directory for each VM."""
 TIMEOUT = 10.0
 _READ = 64 << 10
 
@@ -64,15 +64,14 @@ class ControlConnection:
             self.greeting = self._line(time.monotonic() + timeout)
         except (OSError, ValueError) as error:
             self._socket.close()
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ServerUnreachable(
-                f"no server answers at {path}: {reason}; is it started with --control-path?"
-            ) from None
+            raise ServerUnreachable(_unreachable(path, error)) from None
         except UsbvfiodError:
             self._socket.close()
             raise
         if self.greeting.get("control") != PROTOCOL:
             self._socket.close()
+            if self.greeting.get("ok") is False:
+                raise ServerUnreachable(f"the server at {path}: {self.greeting['error']['message']}")
             raise ServerUnreachable(f"what answers at {path} does not speak version {PROTOCOL} of usbvfiod's control")
 
     def __enter__(self) -> ControlConnection:
@@ -136,30 +135,24 @@ class ControlConnection:
 
 
 def control_options(command: Command) -> Command:
-    """Give a command `--control`, `--vm` and `--timeout`; it gets `connect`, which makes the connection."""
+    """Give a command `--control-path`, `--vm` and `--timeout`; it gets `connect`, which makes the connection."""
 
-    @optional_control
-    @wraps(command)
-    def with_control(*arguments: Any, connect: Connect | None, **rest: Any) -> Any:
-        if connect is None:
-            raise click.UsageError("give --control PATH or --vm NAME, or set USBVFIOD_CONTROL")
-        return command(*arguments, connect=connect, **rest)
-
-    return with_control  # type: ignore[return-value]
+    return _with_control(command, required=True)
 
 
 def optional_control(command: Command) -> Command:
     """The same for a command that can do without a server: then `connect` is None."""
+    return _with_control(command, required=False)
 
+
+def _with_control(command: Command, *, required: bool) -> Command:
     @click.option(
-        "--control",
-        "control",
+        "--control-path",
         metavar="PATH",
-        envvar="USBVFIOD_CONTROL",
         type=click.Path(path_type=Path),
-        help="The server's control socket; also $USBVFIOD_CONTROL.",
+        help=f"The server's control socket, if it is not found by itself; also ${places.VARIABLE}.",
     )
-    @click.option("--vm", metavar="NAME", help=f"The control socket {RUNTIME_DIRECTORY}/NAME/control.sock.")
+    @click.option("--vm", metavar="NAME", help="The server of this name, where several run.")
     @click.option(
         "--timeout",
         metavar="SECONDS",
@@ -169,12 +162,60 @@ def optional_control(command: Command) -> Command:
         help="Wait this long for an answer.",
     )
     @wraps(command)
-    def with_options(*arguments: Any, control: Path | None, vm: str | None, timeout: float, **rest: Any) -> Any:
-        if vm is not None:
-            if "/" in vm or vm in ("", ".", ".."):
-                raise click.UsageError(f"{vm!r} is no name of a VM")
-            control = RUNTIME_DIRECTORY / vm / "control.sock"
-        path = control
+    def with_options(*arguments: Any, control_path: Path | None, vm: str | None, timeout: float, **rest: Any) -> Any:
+        path = find_server(control_path, vm, required=required)
         return command(*arguments, connect=None if path is None else lambda: ControlConnection(path, timeout), **rest)
 
     return with_options  # type: ignore[return-value]
+
+
+def find_server(control_path: Path | None, vm: str | None, *, required: bool) -> Path | None:
+    """The control socket of the server that is meant. None if there is none or several, and it is not required.
+
+    Raises ConfigError if there are several, and ServerUnreachable.
+    """
+    if control_path is not None:
+        return control_path
+    named = os.environ.get(places.VARIABLE, "")
+    if vm is None and named and not os.path.isdir(named):
+        return Path(named)
+    found = places.servers(places.directory(os.environ))
+    if vm is None:
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if required and found:
+            raise ConfigError(f"{len(found)} servers run, choose one with --vm NAME: {', '.join(found)}")
+        if required:
+            raise ServerUnreachable(_none_found())
+        return None
+    if "/" in vm or vm in ("", ".", ".."):
+        raise ConfigError(f"{vm!r} is not the name of a server")
+    unit = places.SYSTEM / vm / "control.sock"
+    if vm not in found and not unit.exists():
+        raise ServerUnreachable(f"no server {vm!r} runs; there are: {', '.join(found) or 'none'}")
+    return found.get(vm, unit)
+
+
+def _none_found() -> str:
+    place = places.directory(os.environ)
+    where = f"in {place}" if place is not None else "without $XDG_RUNTIME_DIR"
+    return f"no server of this user is found {where}; if one runs, give --control-path PATH or set {places.VARIABLE}"
+
+
+def _unreachable(path: Path, error: OSError | ValueError) -> str:
+    """Why there is no connection, and what to do."""
+    if isinstance(error, PermissionError):
+        return f"permission denied for {path}: only root, and the user who runs the server, {_owner(path)}, may use it"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"no server answers at {path}: {reason}; has it ended, or another --control-path?"
+
+
+def _owner(path: Path) -> str:
+    try:
+        uid = path.stat().st_uid
+    except OSError:  # in a directory that is not for us
+        return "whoever that is"
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

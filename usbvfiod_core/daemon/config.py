@@ -96,6 +96,8 @@ class ServerSettings:
     socket_path: Path | None = None
     fd: int | None = None
     control_path: Path | None = None
+    no_control: bool = False
+    """No control socket, not even in the place where commands look for one."""
     hotplug_socket_path: Path | None = None
     hotplug_fd: int | None = None
     backend: str | None = None
@@ -125,6 +127,8 @@ class ServerSettings:
                 raise ConfigError(f"{name} is the number of a file descriptor, not {fd}")
         if self.hotplug_socket_path is not None and self.hotplug_fd is not None:
             raise ConfigError("hotplug-socket-path and hotplug-fd exclude each other")
+        if self.control_path is not None and self.no_control:
+            raise ConfigError("control-path and no-control exclude each other")
         if self.quiet and self.verbose:
             raise ConfigError("quiet and verbose exclude each other")
         if not self.interrupts:

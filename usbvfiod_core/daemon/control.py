@@ -6,12 +6,14 @@ requests for a millisecond at most, all of it together takes a twentieth of the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError
@@ -52,6 +54,12 @@ class ControlSocket:
         self._pause: Timer | None = None
         self._scheduled = False
         self._accepting: Timer | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """Where it listens; None before that, and for a socket without a path."""
+        address = "" if self._listener is None else self._listener.getsockname()
+        return Path(address) if isinstance(address, str) and address else None
 
     @property
     def clients(self) -> int:
@@ -129,6 +137,9 @@ class ControlSocket:
     def _welcome(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         if not may_steer(sock, "control socket"):
+            refusal = {"ok": False, "error": {"kind": "failure", "message": who_may(sock)}}
+            with contextlib.suppress(OSError):
+                sock.send(json.dumps(refusal).encode() + b"\n")
             sock.close()
             return
         client = ControlClient(sock, self._loop, self._handle, self._client_changed)
@@ -205,6 +216,11 @@ class ControlSocket:
             self._listen()
             self._acceptable()
         self._go_on()
+
+
+def who_may(sock: socket.socket) -> str:
+    """What to tell a client that is turned away."""
+    return f"only root and user {os.geteuid()} may steer this server, and you are user {peer(sock)[1]}"
 
 
 def may_steer(sock: socket.socket, place: str) -> bool:

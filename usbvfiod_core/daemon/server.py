@@ -19,6 +19,7 @@ from ..hooks.registry import Registry
 from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
+from . import places
 from .attachments import Attachments
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
@@ -43,17 +44,23 @@ COLLECT_AFTER = 1.0
 
 
 def serve(
-    config: Config, registry: Registry, backends: Mapping[str, Backend], *, control_fd: int | None = None
+    config: Config,
+    registry: Registry,
+    backends: Mapping[str, Backend],
+    *,
+    control_fd: int | None = None,
+    place: Path | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT, or the end of an inherited connection. Raises UsbvfiodError at start only.
 
-    `control_fd` is an inherited socket for control.
+    `control_fd` is an inherited socket for control. `place` is the directory in which commands look for control sockets
+    (see `places`): this server's is there, if that can be.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     loop = ServerLoop(config.spin)
     try:
         with never_waiting():
-            Server(config, registry, backends, loop, control_fd=control_fd).run()
+            Server(config, registry, backends, loop, control_fd=control_fd, place=place).run()
     finally:
         loop.close()
 
@@ -69,9 +76,14 @@ class Server:
         loop: ServerLoop,
         *,
         control_fd: int | None = None,
+        place: Path | None = None,
     ) -> None:
         self._config = config
         self._control_fd = control_fd
+        self._place = place
+        self._link: Path | None = None
+        self._name = ""
+        """What commands find this server by."""
         self._backends = backends
         self._reloading = False
         self._loop = loop
@@ -141,6 +153,8 @@ class Server:
         for sock in (self.control, self.hotplug):
             if sock is not None:
                 sock.close()
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
 
@@ -154,6 +168,7 @@ class Server:
                 self._errors.append(SocketError(f"{name}: {error}"))
                 self.stop()
                 return
+        self._be_found()
         for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
             log.warning("%s", caution)
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
@@ -172,6 +187,33 @@ class Server:
         if place:
             self.hotplug = HotplugSocket(self._loop, self.attachments, self._backends, self._host, **place)
             yield "hotplug", self.hotplug
+
+    def _be_found(self) -> None:
+        """Have a control socket where commands look for it, or a link to the one that there is. A server that cannot
+        serves all the same."""
+        if self._place is None:
+            return
+        try:
+            places.prepare(self._place)
+            if self.control is None:
+                self._name = self._listen_in(self._place)
+            elif self.control.path is not None:
+                self._link = places.link(self._place, self._config.socket_path, self.control.path)
+        except ConfigError as error:
+            log.info("commands such as `usbvfiod list` do not find this server: %s", error)
+
+    def _listen_in(self, place: Path) -> str:
+        """Make the control socket in the directory, under a name that is free; the name. Raises ConfigError."""
+        for name in places.names(self._config.socket_path):
+            control = ControlSocket(self._loop, self.requests.handle, path=str(place / f"{name}.sock"))
+            try:
+                control.start()
+            except ConfigError as error:
+                reason = error
+                continue
+            self.control = control
+            return name
+        raise reason
 
     def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:
         self._starting -= 1
@@ -303,6 +345,8 @@ class Server:
         # What is alive now stays so; the collector need not look at it while a guest waits.
         gc.collect()
         gc.freeze()
+        if self._name:
+            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._name)
         where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
         log.info("serving on %s", where)
         notify("READY=1")

@@ -82,16 +82,14 @@ def inherited(fd: int) -> tuple[socket.socket, bool]:
     return sock, listens
 
 
-def in_use(path: str) -> bool:
-    """Whether a process has a stream socket at this path, as far as we may know. It is not connected to."""
-    return _probe(path) == EPROTOTYPE
-
-
-def _probe(path: str) -> int:
+def probe(path: str) -> int:
     """The error code of connecting a datagram socket to `path`. EPROTOTYPE says that somebody has a stream socket
     there, and who listens at it does not see a client come and go; ECONNREFUSED says that the socket is stale."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
-        return probe.connect_ex(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
+        try:
+            return sock.connect_ex(path)
+        except OSError:  # a path that no socket can have
+            return ENOENT
 
 
 def _remove_stale(path: str) -> None:
@@ -102,7 +100,7 @@ def _remove_stale(path: str) -> None:
         return
     except OSError as error:
         raise ConfigError(f"socket path {path}: {error.strerror}") from None
-    code = _probe(path)
+    code = probe(path)
     if code == ECONNREFUSED:
         try:
             os.unlink(path)

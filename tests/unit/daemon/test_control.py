@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.daemon.control_rig import SCHEMA, ControlRig, control_rig
+from tests.unit.daemon.control_rig import SCHEMA, ControlRig, check, control_rig
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon import control
 from usbvfiod_core.daemon.control import MAX_CLIENTS, ControlSocket
@@ -275,6 +275,9 @@ def test_other_users_are_turned_away(rig: ControlRig, monkeypatch: pytest.Monkey
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(str(rig.path))
         rig.loop.run_ready()
+        refusal = json.loads(stranger.recv(1000))
+        check("failure", refusal)
+        assert refusal["error"]["message"].startswith("only root and user 4711 may steer this server, and you are user")
         assert stranger.recv(100) == b""
     assert rig.control.clients == 0
 
