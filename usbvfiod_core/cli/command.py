@@ -65,14 +65,16 @@ def selection(arguments: Sequence[str]) -> PluginSelection:
         "usbvfiod", list(arguments), resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
     )
     path: Path | None = context.params.get("file")
-    chosen = _selection(context.params.get("plugin") or (), context.params.get("no_plugin") or ())
+    params = context.params
+    chosen = _selection(params.get("plugin") or (), params.get("no_plugin") or (), bool(params.get("plugin_files")))
     if path is not None:
         chosen = read(path).plugins.overridden_by(chosen)
     return chosen
 
 
-def _selection(plugin: Sequence[str], no_plugin: Sequence[str]) -> PluginSelection:
-    return PluginSelection(disable=tuple(name for name in no_plugin if name not in plugin), require=tuple(plugin))
+def _selection(plugin: Sequence[str], no_plugin: Sequence[str], files: bool) -> PluginSelection:
+    disable = tuple(name for name in no_plugin if name not in plugin)
+    return PluginSelection(disable=disable, require=tuple(plugin), files=files)
 
 
 def _options() -> list[click.Parameter]:
@@ -141,11 +143,12 @@ def _options() -> list[click.Parameter]:
         ),
         click.Option(
             ["--plugin"],
-            metavar="NAME",
+            metavar="NAME|FILE.py",
             multiple=True,
-            help="Use this plugin, and fail if it cannot be used; may be repeated.",
+            help="Use this plugin, or the plugin in this file, and fail if it cannot be used; may be repeated.",
         ),
         click.Option(["--no-plugin"], metavar="NAME", multiple=True, help="Do not load this plugin; may be repeated."),
+        click.Option(["--plugin-files"], is_flag=True, help="Let root load plugins from files."),
         click.Option(["--strict-plugins"], is_flag=True, help="Fail if an installed plugin cannot be used."),
         click.Option(
             ["--spin"],
@@ -209,7 +212,7 @@ def _serve(
     if given.get("quiet") and given.get("verbose"):
         raise click.UsageError("-q and -v exclude each other")
     registry: Registry = context.obj
-    command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin))
+    command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin, bool(given.get("plugin_files"))))
     server = merged(command_line, read(file) if file is not None else None)
     command = context.invoked_subcommand
     modules = [plugin.module for plugin in registry.plugins]

@@ -105,6 +105,8 @@ class ServerSettings:
     quiet: bool = False
     log_format: Literal["text", "json"] = "text"
     strict_plugins: bool = False
+    plugin_files: bool = False
+    """Root may load plugins from files."""
     spin: int = round(SPIN * 1e6)
     usb2_ports: int = USB2_PORTS
     usb3_ports: int = USB3_PORTS

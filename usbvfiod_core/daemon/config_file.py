@@ -30,6 +30,7 @@ from typing import Any
 
 from ..errors import ConfigError, unknown
 from ..hooks.options import Declared, Schema, SettingError, plugin_options, schema_of
+from ..hooks.plugin_file import is_file
 from ..hooks.settings import PluginSelection
 from .config import (
     CORE_OPTIONS,
@@ -99,7 +100,7 @@ def read(path: Path) -> ConfigFile:
         if key not in _TABLES:
             errors.append(file.error((key,), unknown("table", key, _TABLES)))
     server = _checked(errors, lambda: _server(file), {})
-    selection = _checked(errors, lambda: _selection(file), PluginSelection())
+    selection = _checked(errors, lambda: _selection(file, server), PluginSelection())
     if errors:
         raise ConfigErrors(errors)
     return ConfigFile(path, document, file.lines, server, selection)
@@ -190,18 +191,22 @@ def _server(file: ConfigFile) -> dict[str, object]:
     return {name: getattr(made, name) for name in names}
 
 
-def _selection(file: ConfigFile) -> PluginSelection:
+def _selection(file: ConfigFile, server: Mapping[str, object]) -> PluginSelection:
     table = _table(file, ("plugins",), file.document.get("plugins", {}))
     lists: dict[str, tuple[str, ...]] = {}
     for key in LISTS:
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise file.error(("plugins", key), "is a list of plugins' names")
+        for each in value:
+            if is_file(each) and (key != "require" or not Path(each).is_absolute()):
+                raise file.error(("plugins", key), f"{each}: a plugin's file belongs in require, by its absolute path")
         lists[key] = tuple(value)
     for name in lists["require"]:
         if name in lists["disable"]:
             raise file.error(("plugins", "disable"), f"plugin {name} is required and disabled")
-    return PluginSelection(lists["enable"] if "enable" in table else None, lists["disable"], lists["require"])
+    enable = lists["enable"] if "enable" in table else None
+    return PluginSelection(enable, lists["disable"], lists["require"], files=bool(server.get("plugin_files")))
 
 
 def _device_tables(file: ConfigFile, errors: list[ConfigError]) -> list[Any]:

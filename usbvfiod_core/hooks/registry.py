@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from . import specs
 from .interception import intercept
 from .interceptor import Interceptor
 from .options import Declared, Schema
+from .plugin_file import is_file, load_file, name_of
 from .requirement import satisfies
 from .settings import PluginSelection, Settings
 
@@ -103,10 +105,12 @@ class Registry:
         found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name, reverse=True)
         loaded = [self._load(entry, selection.wants(entry.name)) for entry in found]
         self.plugins.extend(reversed(loaded))
-        self._required = selection.require
+        self._required = tuple(name_of(each) if is_file(each) else each for each in selection.require)
         installed = [plugin.name for plugin in self.plugins]
         for name in dict.fromkeys((*selection.require, *(selection.enable or ()))):
-            if name not in installed:
+            if is_file(name):  # from `require` only
+                self.plugins.append(self._load_file(name, as_root=selection.files))
+            elif name not in installed:
                 near = get_close_matches(name, installed, 1)
                 remedy = f"; `{installation().plugin(name)}` brings it" if name in OUR_PLUGINS else ""
                 error = "is not installed" + (remedy or (f"; {near[0]} is meant?" if near else ""))
@@ -277,20 +281,31 @@ class Registry:
         plugin = Plugin(entry.name, module=entry.value)
         if entry.dist is not None:
             plugin.distribution, plugin.version = entry.dist.name, entry.dist.version
-        if not wanted:
+        if wanted:
+            self._import(plugin, entry.load)
+        else:
             plugin.enabled = False
-            return plugin
+        return plugin
+
+    def _load_file(self, path: str, *, as_root: bool) -> Plugin:
+        plugin = Plugin(name_of(path), origin=path)
+        self._import(plugin, partial(load_file, path, as_root=as_root))
+        return plugin
+
+    def _import(self, plugin: Plugin, load: Callable[[], Any]) -> None:
         started = time.perf_counter()
         try:
-            module = entry.load()
+            module = load()
+        except PluginError as error:
+            plugin.error = f"{plugin.origin}: {error}" if plugin.origin else _one_line(error)
         except (Exception, SystemExit) as error:
-            log.debug("plugin %s", entry.name, exc_info=True)
+            log.debug("plugin %s", plugin.name, exc_info=True)
             plugin.error = f"cannot be imported: {_one_line(error)}"
         else:
+            plugin.module = plugin.module or module.__name__
             plugin.origin = getattr(module, "__file__", "") or ""
             self._admit_plugin(plugin, module)
         plugin.seconds = time.perf_counter() - started
-        return plugin
 
     def _admit_plugin(self, plugin: Plugin, module: object) -> None:
         """Register `module` with pluggy, or say in `plugin.error` why not."""

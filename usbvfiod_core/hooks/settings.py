@@ -20,12 +20,14 @@ class PluginSelection:
 
     enable    only these, and those that are required; None for all
     disable   not these
-    require   these, and nothing starts without them; wins over the others
+    require   these, and nothing starts without them; wins over the others. Names, or paths of plugins of a single file
+    files     root may load plugins from files
     """
 
     enable: tuple[str, ...] | None = None
     disable: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
+    files: bool = False
 
     def wants(self, plugin: str) -> bool:
         """Whether a plugin is to be loaded."""
@@ -39,4 +41,5 @@ class PluginSelection:
             other.enable if other.enable is not None else self.enable,
             (*(name for name in self.disable if name not in other.require), *other.disable),
             (*(name for name in self.require if name not in other.disable), *other.require),
+            self.files or other.files,
         )
