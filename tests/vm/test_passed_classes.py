@@ -112,8 +112,7 @@ def test_a_device_that_becomes_another(beside_lab: BesideLab, backend: str, prog
         beside_lab.guest.python("changing", program)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("backend", ["usbfs", "libusb"])
+@EITHER
 def test_a_midi_port(beside_lab: BesideLab, backend: str) -> None:
     with given(beside_lab, "midi", backend):
         beside_lab.guest.wait_until("ls /dev/snd/midiC*D0")
