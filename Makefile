@@ -51,6 +51,7 @@ deb:
 	mv build/deb/*.deb dist/
 
 test: $(STAMP)
+	@echo "test: everything but long loops; in a few minutes, in up to 4 processes. Tests with a VM need: make vm"
 	$(RUN) -m pytest -n auto --maxprocesses 4 -rs -m "not long"
 
 test-long: $(STAMP)

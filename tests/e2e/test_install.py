@@ -1,5 +1,7 @@
-"""README's ways of installing, as far as they go without a network; the others are in test_packages.py. What lies beside
-the program, and what it advises, fits the way."""
+"""README's ways of installing, as far as they go without a network; the others are in test_packages.py.
+
+What lies beside the program, and what it advises, fits the way.
+"""
 
 from __future__ import annotations
 

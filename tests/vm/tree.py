@@ -284,7 +284,7 @@ def _configure(tree: Path) -> None:
     uri = next(field for field in fields[1:] if "://" in field)
     (tree / "etc/apt/sources.list.d/backports.list").write_text(f"deb {uri} {BACKPORTS} main\n")
     shutil.copyfile("/etc/resolv.conf", tree / "etc/resolv.conf")
-    (tree / "etc/apt/apt.conf.d/90usbvfiod").write_text(_apt_configuration(tree))
+    (tree / "etc/apt/apt.conf.d/90usbvfiod").write_text(apt_configuration(tree))
     excludes = "".join(f"path-exclude={pattern}\n" for pattern in DPKG_EXCLUDES)
     (tree / "etc/dpkg/dpkg.cfg.d/usbvfiod").write_text(excludes)
     policy = tree / "usr/sbin/policy-rc.d"  # asked before a package starts a service: 101 means never
@@ -292,7 +292,7 @@ def _configure(tree: Path) -> None:
     policy.chmod(0o755)
 
 
-def _apt_configuration(tree: Path) -> str:
+def apt_configuration(tree: Path) -> str:
     """The system's proxy and certificate settings for apt in the tree; named files are copied to the same paths."""
     lines = ['Acquire::Languages "none";', 'Acquire::Retries "3";']
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout if _has("apt-config") else ""
