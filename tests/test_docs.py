@@ -199,6 +199,16 @@ def test_the_recording_shows_the_commands_of_its_script() -> None:
     assert shown == [step.command for step in recording.STEPS]
 
 
+@pytest.mark.parametrize(
+    "path", DOCUMENTS + sorted(ROOT.glob("plugins/**/*.md")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_nobody_is_told_to_install_our_names(path: Path) -> None:
+    """usbvfiod is on no package index: whoever took the name there would be installed. Paths and files are meant."""
+    for line in path.read_text().splitlines():
+        for _, words in re.findall(r"\b(pip|pipx|apt|apt-get) (?:install|inject usbvfiod) ([^`#&]*)", line):
+            assert not [word for word in words.split() if re.match(r"['\"]?usbvfiod(?!_)", word)], line
+
+
 # -- links ----------------------------------------------------------------------------------------------------------
 
 

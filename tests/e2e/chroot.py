@@ -56,7 +56,10 @@ class Chroot:
                 self._call("umount", "-l", str(self.tree / name))
 
     def run(self, command: str, user: str = USER) -> str:
-        """Run a line in a login shell of the user, in the source tree if that is there. It must not fail; what it prints."""
+        """Run a line in a login shell of the user, in the source tree if there is one, and return what it prints.
+
+        It must not fail.
+        """
         names = [name for name in os.environ if name.startswith("PIP_") and name != "PIP_FIND_LINKS"]
         for name in names:
             self._give(os.environ[name])
