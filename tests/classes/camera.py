@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import pack, unpack_from
 
-from usbvfiod_core.usb.descriptors import INTERFACE_ASSOCIATION, Configuration, Endpoint, Interface
+from usbvfiod_core.usb.class_descriptors import ASSOCIATION_DEVICE_CLASS, class_specific, interface_association
+from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
 from usbvfiod_core.usb.device import DeviceEvents, Loop
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
@@ -70,15 +71,11 @@ def picture(number: int, size: int) -> bytes:
     return (_COUNT * (size // 256 + 2))[start : start + size]
 
 
-def _class_specific(body: bytes) -> bytes:
-    return bytes((2 + len(body), 0x24)) + body
-
-
 class Camera(VirtualDevice):
     """Sends pictures one behind the other while a setting with an endpoint is chosen."""
 
     product_id = 0x00CA
-    device_class = (0xEF, 0x02, 0x01)
+    device_class = ASSOCIATION_DEVICE_CLASS
     product = "Camera"
 
     def __init__(self, loop: Loop) -> None:
@@ -91,12 +88,12 @@ class Camera(VirtualDevice):
 
     def describe(self, speed: Speed) -> list[Configuration]:
         units = (
-            _class_specific(pack("<BBHBBHHHB3s", 0x02, CAMERA, 0x0201, 0, 0, 0, 0, 0, 3, bytes(3)))
-            + _class_specific(pack("<BBBHBHB", 0x05, PROCESSING, CAMERA, 0, 2, 1, 0))
-            + _class_specific(pack("<BBHBBB", 0x03, OUTPUT, 0x0101, 0, PROCESSING, 0))
+            class_specific(pack("<BBHBBHHHB3s", 0x02, CAMERA, 0x0201, 0, 0, 0, 0, 0, 3, bytes(3)))
+            + class_specific(pack("<BBBHBHB", 0x05, PROCESSING, CAMERA, 0, 2, 1, 0))
+            + class_specific(pack("<BBHBBB", 0x03, OUTPUT, 0x0101, 0, PROCESSING, 0))
         )
-        header = _class_specific(pack("<BHHIBB", 0x01, 0x0100, 13 + len(units), 48_000_000, 1, 1))
-        association = bytes((8, INTERFACE_ASSOCIATION, 0, 2, _VIDEO, 0x03, 0, self.string(self.product)))
+        header = class_specific(pack("<BHHIBB", 0x01, 0x0100, 13 + len(units), 48_000_000, 1, 1))
+        association = interface_association(0, 2, _VIDEO, 0x03, name=self.string(self.product))
         interfaces = [
             Interface(0, _VIDEO, _CONTROL, before=association, name=self.string(self.product), extra=header + units),
             Interface(1, _VIDEO, _STREAMING, extra=self._formats()),
@@ -108,14 +105,14 @@ class Camera(VirtualDevice):
 
     def _formats(self) -> bytes:
         """One format, uncompressed, with a frame descriptor for each size (Uncompressed 1.0 3.1)."""
-        body = _class_specific(pack("<BBB16sBBBBBB", 0x04, 1, len(PICTURES), _YUY2, 16, 1, 0, 0, 0, 0))
+        body = class_specific(pack("<BBB16sBBBBBB", 0x04, 1, len(PICTURES), _YUY2, 16, 1, 0, 0, 0, 0))
         for index, each in enumerate(PICTURES, start=1):
             bits = each.size * 8 * 10_000_000 // FRAME_INTERVAL
             sizes = pack("<BBBHHIII", 0x05, index, 0, each.width, each.height, bits, bits, each.size)
-            body += _class_specific(sizes + pack("<IBI", FRAME_INTERVAL, 1, FRAME_INTERVAL))
-        body += _class_specific(bytes((0x0D, 1, 1, 4)))
+            body += class_specific(sizes + pack("<IBI", FRAME_INTERVAL, 1, FRAME_INTERVAL))
+        body += class_specific(bytes((0x0D, 1, 1, 4)))
         head = pack("<BBHBBBBBBBB", 0x01, 1, 14 + len(body), STREAM, 0, OUTPUT, 0, 0, 0, 1, 0)
-        return _class_specific(head) + body
+        return class_specific(head) + body
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

@@ -21,9 +21,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from struct import pack
 
 from ..errors import ConfigError
+from ..usb.class_descriptors import (
+    LEFT_FRONT,
+    RIGHT_FRONT,
+    audio_endpoint,
+    audio_format_type_i,
+    audio_header,
+    audio_input_terminal,
+    audio_output_terminal,
+    audio_stream,
+)
 from ..usb.descriptors import Configuration, Endpoint, Interface
 from ..usb.device import DeviceEvents, Loop
 from ..usb.requests import SetupPacket
@@ -60,18 +69,11 @@ PLAYBACK_STREAM, PLAYBACK_FEATURES, LOUDSPEAKER, MICROPHONE, CAPTURE_FEATURES, C
 
 # Audio 1.0 appendix A
 _AUDIO, _AUDIO_CONTROL, _AUDIO_STREAMING = 0x01, 0x01, 0x02
-_CS_INTERFACE, _CS_ENDPOINT = 0x24, 0x25
-_HEADER, _INPUT_TERMINAL, _OUTPUT_TERMINAL, _FEATURE_UNIT = 0x01, 0x02, 0x03, 0x06
-_AS_GENERAL, _FORMAT_TYPE, _FORMAT_TYPE_I, _EP_GENERAL, _PCM = 0x01, 0x02, 0x01, 0x01, 0x0001
-# Terminal types (Terminal Types 1.0 2.1 to 2.3), channels left and right (Audio 1.0 3.7.2.3)
+# Terminal types (Terminal Types 1.0 2.1 to 2.3)
 _USB_STREAMING, _MICROPHONE, _SPEAKER = 0x0101, 0x0201, 0x0301
-_LEFT_RIGHT = 0x0003
+_LAYOUT = LEFT_FRONT | RIGHT_FRONT
 # bmAttributes of an isochronous endpoint: bits 3:2 are the synchronization type (USB 2.0 9.6.6)
 _ADAPTIVE, _SYNCHRONOUS = TransferType.ISOCHRONOUS | 2 << 2, TransferType.ISOCHRONOUS | 3 << 2
-
-
-def _descriptor(kind: int, subtype: int, body: bytes) -> bytes:
-    return bytes((3 + len(body), kind, subtype)) + body
 
 
 class Audio(VirtualDevice):
@@ -119,16 +121,14 @@ class Audio(VirtualDevice):
 
     def describe(self, speed: Speed) -> list[Configuration]:
         interval = 4 if speed == Speed.HIGH else 1  # a millisecond
-        playback = Endpoint(OUT, _ADAPTIVE, PLAYBACK_PACKET_MAX, interval, tail=bytes(2), extra=_STREAMING_ENDPOINT)
-        capture = Endpoint(IN, _SYNCHRONOUS, PACKET, interval, tail=bytes(2), extra=_STREAMING_ENDPOINT)
+        playback = Endpoint(OUT, _ADAPTIVE, PLAYBACK_PACKET_MAX, interval, tail=bytes(2), extra=audio_endpoint())
+        capture = Endpoint(IN, _SYNCHRONOUS, PACKET, interval, tail=bytes(2), extra=audio_endpoint())
         streams = [(PLAYBACK, PLAYBACK_STREAM, playback), (CAPTURE, CAPTURE_STREAM, capture)]
         interfaces = [Interface(CONTROL, _AUDIO, _AUDIO_CONTROL, extra=self._topology())]
         for number, terminal, endpoint in streams:
             # Without an endpoint, it takes no bandwidth while nothing is played.
             interfaces.append(Interface(number, _AUDIO, _AUDIO_STREAMING))
-            extra = _descriptor(_CS_INTERFACE, _AS_GENERAL, pack("<BBH", terminal, 1, _PCM)) + _descriptor(
-                _CS_INTERFACE, _FORMAT_TYPE, pack("<BBBBB", _FORMAT_TYPE_I, CHANNELS, 2, 16, 1) + pack("<I", RATE)[:3]
-            )
+            extra = audio_stream(terminal) + audio_format_type_i([RATE], channels=CHANNELS, sample_size=2, bits=16)
             interfaces.append(
                 Interface(number, _AUDIO, _AUDIO_STREAMING, endpoints=(endpoint,), alternate=1, extra=extra)
             )
@@ -137,15 +137,14 @@ class Audio(VirtualDevice):
     def _topology(self) -> bytes:
         """Stream, features, loudspeaker; microphone, features, stream (Audio 1.0 4.3.2)."""
         entities = (
-            _input_terminal(PLAYBACK_STREAM, _USB_STREAMING)
+            audio_input_terminal(PLAYBACK_STREAM, _USB_STREAMING, channels=CHANNELS, layout=_LAYOUT)
             + self.features[PLAYBACK_FEATURES].descriptor(PLAYBACK_FEATURES, PLAYBACK_STREAM)
-            + _output_terminal(LOUDSPEAKER, _SPEAKER, PLAYBACK_FEATURES)
-            + _input_terminal(MICROPHONE, _MICROPHONE)
+            + audio_output_terminal(LOUDSPEAKER, _SPEAKER, PLAYBACK_FEATURES)
+            + audio_input_terminal(MICROPHONE, _MICROPHONE, channels=CHANNELS, layout=_LAYOUT)
             + self.features[CAPTURE_FEATURES].descriptor(CAPTURE_FEATURES, MICROPHONE)
-            + _output_terminal(CAPTURE_STREAM, _USB_STREAMING, CAPTURE_FEATURES)
+            + audio_output_terminal(CAPTURE_STREAM, _USB_STREAMING, CAPTURE_FEATURES)
         )
-        size = 10 + len(entities)
-        return _descriptor(_CS_INTERFACE, _HEADER, pack("<HHBBB", 0x0100, size, 2, PLAYBACK, CAPTURE)) + entities
+        return audio_header(entities, (PLAYBACK, CAPTURE))
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -209,20 +208,6 @@ class Audio(VirtualDevice):
             self.missed,
             self.lost,
         )
-
-
-# No sampling frequency to set, no lock delay (Audio 1.0 4.6.1.2).
-_STREAMING_ENDPOINT = _descriptor(_CS_ENDPOINT, _EP_GENERAL, bytes(4))
-
-
-def _input_terminal(entity: int, kind: int) -> bytes:
-    """Audio 1.0 4.3.2.1."""
-    return _descriptor(_CS_INTERFACE, _INPUT_TERMINAL, pack("<BHBBHBB", entity, kind, 0, CHANNELS, _LEFT_RIGHT, 0, 0))
-
-
-def _output_terminal(entity: int, kind: int, source: int) -> bytes:
-    """Audio 1.0 4.3.2.2."""
-    return _descriptor(_CS_INTERFACE, _OUTPUT_TERMINAL, pack("<BHBBB", entity, kind, 0, source, 0))
 
 
 def open_audio(options: Mapping[str, str], loop: Loop) -> Audio:

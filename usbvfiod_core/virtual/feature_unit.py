@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..usb.class_descriptors import audio_feature_unit
 from ..usb.requests import SetupPacket
 
 SET_CUR, GET_CUR, GET_MIN, GET_MAX, GET_RES = 0x01, 0x81, 0x82, 0x83, 0x84
@@ -18,7 +19,6 @@ SILENCE = -0x8000
 """Minus infinity dB."""
 
 _TO_INTERFACE, _FROM_INTERFACE = 0x21, 0xA1
-_CS_INTERFACE, _FEATURE_UNIT = 0x24, 0x06
 
 
 class FeatureUnit:
@@ -36,9 +36,7 @@ class FeatureUnit:
 
     def descriptor(self, entity: int, source: int) -> bytes:
         """Its descriptor, as entity number `entity` behind the entity `source`."""
-        controls = bytes((1 << MUTE - 1, *(1 << VOLUME - 1 for _ in self.volume)))
-        body = bytes((entity, source, 1)) + controls + b"\0"
-        return bytes((3 + len(body), _CS_INTERFACE, _FEATURE_UNIT)) + body
+        return audio_feature_unit(entity, source, [1 << MUTE - 1, *(1 << VOLUME - 1 for _ in self.volume)])
 
     def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
         """Answer a request to the unit, as `VirtualDevice.control_request`."""

@@ -27,7 +27,15 @@ from collections.abc import Mapping, Sequence
 from struct import Struct, pack
 
 from ..errors import ConfigError
-from ..usb.descriptors import INTERFACE_ASSOCIATION, Configuration, Interface, bulk_endpoint, interrupt_endpoint
+from ..usb.class_descriptors import (
+    ASSOCIATION_DEVICE_CLASS,
+    cdc_ethernet,
+    cdc_header,
+    cdc_ncm,
+    cdc_union,
+    interface_association,
+)
+from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import DeviceEvents, Loop, Timer
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
@@ -59,9 +67,6 @@ IN, OUT, NOTIFY = 0x81, 0x02, 0x83
 
 # Class, subclass, protocol of the interfaces (4.2 to 4.4), of a device with an interface association
 _COMMUNICATIONS, _NETWORK_CONTROL, _DATA_CLASS, _TRANSFER_BLOCKS = 0x02, 0x0D, 0x0A, 0x01
-_MISCELLANEOUS = (0xEF, 0x02, 0x01)
-# Functional descriptors (CDC 1.2 5.2.3, ECM 1.2 5.4, NCM 1.0 5.2.1)
-_CS_INTERFACE, _HEADER, _UNION, _ETHERNET, _NCM = 0x24, 0x00, 0x06, 0x0F, 0x1A
 _CAPABILITIES = 0x01 | 0x08 | 0x20
 """bmNetworkCapabilities: packet filter, largest datagram, SET_NTB_INPUT_SIZE with 8 bytes."""
 
@@ -89,7 +94,7 @@ class Network(VirtualDevice):
 
     product_id = PRODUCT_ID
     product = "Network Adapter"
-    device_class = _MISCELLANEOUS
+    device_class = ASSOCIATION_DEVICE_CLASS
 
     def __init__(
         self,
@@ -129,13 +134,13 @@ class Network(VirtualDevice):
     def describe(self, speed: Speed) -> list[Configuration]:
         address = self.string(self.mac.hex().upper())
         functional = (
-            bytes((5, _CS_INTERFACE, _HEADER, 0x10, 0x01))
-            + bytes((5, _CS_INTERFACE, _UNION, CONTROL, DATA))
-            + pack("<BBBBIHHB", 13, _CS_INTERFACE, _ETHERNET, address, 0, self.max_frame, 0, 0)
-            + pack("<BBBHB", 6, _CS_INTERFACE, _NCM, 0x0100, _CAPABILITIES)
+            cdc_header()
+            + cdc_union(CONTROL, DATA)
+            + cdc_ethernet(address, max_segment=self.max_frame)
+            + cdc_ncm(_CAPABILITIES)
         )
         # With an association Windows has a driver for it.
-        association = bytes((8, INTERFACE_ASSOCIATION, CONTROL, 2, _COMMUNICATIONS, _NETWORK_CONTROL, 0, 0))
+        association = interface_association(CONTROL, 2, _COMMUNICATIONS, _NETWORK_CONTROL)
         notify = interrupt_endpoint(NOTIFY, speed, packet_size=16, period=32)
         control = Interface(
             CONTROL, _COMMUNICATIONS, _NETWORK_CONTROL, endpoints=(notify,), before=association, extra=functional

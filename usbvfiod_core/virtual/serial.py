@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from struct import pack, unpack
 
 from ..errors import ConfigError
+from ..usb.class_descriptors import cdc_acm, cdc_call_management, cdc_header, cdc_union
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import DeviceEvents, Loop
 from ..usb.requests import SetupPacket
@@ -44,8 +45,6 @@ IN, OUT, NOTIFY = 0x81, 0x02, 0x83
 
 # bInterfaceClass, subclass, protocol (CDC 1.2 4.2 to 4.7)
 _COMMUNICATIONS, _ABSTRACT_CONTROL, _AT_COMMANDS, _DATA_CLASS = 0x02, 0x02, 0x01, 0x0A
-# Functional descriptors (CDC 1.2 5.2.3, PSTN 1.2 5.3)
-_CS_INTERFACE, _HEADER, _CALL_MANAGEMENT, _ACM, _UNION = 0x24, 0x00, 0x01, 0x02, 0x06
 _LINE_REQUESTS, _SENDS_BREAK = 0x02, 0x04
 """bmCapabilities: the four requests below but the break, and the break (PSTN 1.2 table 4)."""
 
@@ -81,10 +80,10 @@ class Serial(VirtualDevice):
 
     def describe(self, speed: Speed) -> list[Configuration]:
         functional = (
-            bytes((5, _CS_INTERFACE, _HEADER, 0x20, 0x01))
-            + bytes((5, _CS_INTERFACE, _CALL_MANAGEMENT, 0, DATA))
-            + bytes((4, _CS_INTERFACE, _ACM, _LINE_REQUESTS | _SENDS_BREAK))
-            + bytes((5, _CS_INTERFACE, _UNION, CONTROL, DATA))
+            cdc_header(0x0120)
+            + cdc_call_management(DATA)
+            + cdc_acm(_LINE_REQUESTS | _SENDS_BREAK)
+            + cdc_union(CONTROL, DATA)
         )
         notify = interrupt_endpoint(NOTIFY, speed, packet_size=16, period=16)
         control = Interface(
