@@ -1,6 +1,6 @@
 """The test kit: devices, backends and plugins are tested against the real controller, without hardware or a VM.
 
-fixtures        pytest fixtures `guest`, `served_guest`, `plug`, `serve`; installed with the package
+fixtures        pytest fixtures `usb_guest`, `usb_served_guest`, `usb_plug`, `usb_serve`; installed with the package
 guest           `Guest` and `ServedGuest`: a bus, a driver and devices, in one object
 driver          `GuestDriver`: a guest-side xHCI driver in Python
 bus             `DirectBus` (in process, virtual time) and `SocketBus` (over vfio-user)
