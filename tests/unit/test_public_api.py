@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_public_api_is_the_one_that_was_recorded() -> None:
-    """What is gone or has changed breaks plugins and needs a new PLUGIN_API; what is added only needs to be recorded."""
+    """What is gone or has changed breaks plugins and needs a new PLUGIN_API; what is added is only recorded."""
     changes = list(difflib.unified_diff(RECORD.read_text().splitlines(), surface().splitlines(), lineterm="", n=0))
     assert not changes, "\n".join(
         [
-            "the plugin API has changed; if it is meant to, run `python -m tests.public_api`, see docs/plugins.md",
+            "the plugin API has changed; if that is meant, run `python -m tests.public_api` (docs/plugins.md)",
             *changes,
         ]
     )
