@@ -9,12 +9,13 @@ PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 STAMP := $(VENV)/usbvfiod.stamp
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
-.PHONY: help demo install uninstall deb test test-long vm bench docs recording lint clean
+.PHONY: help demo install uninstall deb release test test-long vm bench docs recording lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
 	@echo "make install    install usbvfiod and its plugins into PREFIX, $(PREFIX)"
 	@echo "make deb        Debian packages of them, in dist"
+	@echo "make release    wheels, source distributions, checksums and a bill of materials, in dist"
 	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
 	@echo "make test-long  the long loops as well"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
@@ -49,6 +50,10 @@ deb:
 	tar -c --exclude-vcs --exclude=./.venv --exclude=./build --exclude=./dist . | tar -x -C build/deb/usbvfiod
 	cd build/deb/usbvfiod && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign
 	mv build/deb/*.deb dist/
+
+release: $(STAMP)
+	$(RUN) -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[release]'
+	contrib/release $(RUN)
 
 test: $(STAMP)
 	@echo "test: everything but long loops; in a few minutes, in up to 4 processes. Tests with a VM need: make vm"

@@ -35,6 +35,14 @@ class Chroot:
         policy.chmod(0o755)
 
     def __enter__(self) -> Chroot:
+        try:
+            self._set_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _set_up(self) -> None:
         # debootstrap leaves its mounts where it could make any.
         if not (self.tree / "proc/self").exists():
             self._call("mount", "-t", "proc", "proc", str(self.tree / "proc"))
@@ -48,7 +56,6 @@ class Chroot:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, target)
         self.run(f"chown -R {USER}: {HOME}", "root")
-        return self
 
     def __exit__(self, *exception: object) -> None:
         for name in ("dev/pts", "dev", "sys", "proc"):
@@ -78,7 +85,7 @@ class Chroot:
     def _give(self, value: str) -> None:
         """A file that a setting of pip names is needed inside too."""
         source = Path(value)
-        if source.is_absolute() and source.is_file() and not self.path(value).exists():
+        if source.is_absolute() and source.is_file():
             self.path(value).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, self.path(value))
 
