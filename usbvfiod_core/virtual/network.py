@@ -260,12 +260,13 @@ class Network(VirtualDevice):
             text += "; the link is down"
         elif not self.end.connected:
             text += "; nobody is there"
-        if self.inbound.lost:
-            text += f"; {self.inbound.lost} frames for the guest lost"
-        if self.end.lost:
-            text += f"; {self.end.lost} frames from the guest lost"
-        if self.malformed:
-            text += f"; {self.malformed} malformed blocks from the guest"
+        for count, what, where in (
+            (self.inbound.lost, "frame", "for the guest lost"),
+            (self.end.lost, "frame", "from the guest lost"),
+            (self.malformed, "malformed block", "from the guest"),
+        ):
+            if count:
+                text += f"; {count} {what}{'s' if count > 1 else ''} {where}"
         return text
 
     def _note(self) -> None:

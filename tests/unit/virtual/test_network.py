@@ -302,7 +302,7 @@ def test_the_carrier_follows_the_connection(rig: NetworkRig) -> None:
     rig.send(frame(b"to nobody"))
     assert rig.notification() == (0x00, 1, b"")
     with rig.accept():
-        assert rig.notes[-1].endswith("cable; 1 frames from the guest lost")
+        assert rig.notes[-1].endswith("cable; 1 frame from the guest lost")
         rig.send(frame(b"hello"))
         assert rig.hear() == frame(b"hello")
         rig.say(frame(b"new"))
