@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 _RETRY = 1.0
 """Seconds between two attempts to connect."""
 _PATIENCE = 1.0
-"""Seconds for which a program that does not read may hold up the guest; then what the guest sends is lost."""
+"""Seconds for which a program that does not read may hold up the guest, and the guest a program; then what is sent is
+lost."""
 _LENGTH = Struct(">I")
 _LONGEST = 4096 + 65536
 """Bytes of the longest frame that a program may send; QEMU has the same limit."""
@@ -49,6 +50,15 @@ class FrameEnd(ABC):
     def receive(self, room: memoryview) -> int:
         """Put the next frame into `room`; its length, 0 for none now. A frame that is longer is cut off to what there
         is room for, or skipped."""
+
+    def wait(self) -> bool:
+        """There is no room for more from here: whether it can stay where it is. Then `arrived` is not called before
+        `go_on`, or before it has waited too long: after that, the answer is no."""
+        return False
+
+    def go_on(self) -> None:
+        """There is room again."""
+        return
 
     @abstractmethod
     def send(self, frames: Sequence[memoryview]) -> None:
@@ -81,6 +91,10 @@ class Stream(FrameEnd):
         """What of the buffer has been received and not been given away."""
         self._is_called = False
         """Whether it is going to be looked at."""
+        self._waiting: Timer | None = None
+        """How long nothing is received because there is no room."""
+        self._is_overdue = False
+        """There was none for too long."""
         self._unsent: list[memoryview] = []
         """The rest of what `send` could not send."""
         try:
@@ -105,13 +119,17 @@ class Stream(FrameEnd):
     def _readable(self) -> None:
         self._arrived()
         # What has been read from the socket does not make it readable any more.
-        if self._has_frame and not self._is_called and self._loop is not None:
+        if self._has_frame and self._waiting is None:
+            self._call()
+
+    def _call(self) -> None:
+        if not self._is_called and self._loop is not None:
             self._is_called = True
             self._loop.call_soon(self._called)
 
     def _called(self) -> None:
         self._is_called = False
-        if self._has_frame:
+        if self._has_frame and self._waiting is None:
             self._readable()
 
     @property
@@ -135,6 +153,28 @@ class Stream(FrameEnd):
             elif not self._read(self._socket):
                 return 0
         return 0
+
+    def wait(self) -> bool:
+        if self._waiting is None and not self._is_overdue and self._loop is not None and self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._waiting = self._loop.call_later(_PATIENCE, self._waited)
+        return self._waiting is not None
+
+    def _waited(self) -> None:
+        self._is_overdue = True
+        self._receive_again()
+
+    def go_on(self) -> None:
+        self._is_overdue = False
+        self._receive_again()
+
+    def _receive_again(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+            if self._loop is not None and self._socket is not None:
+                self._loop.add_reader(self._socket.fileno(), self._readable)
+                self._call()
 
     def _read(self, connection: socket.socket) -> bool:
         have = self._end - self._start
@@ -238,6 +278,9 @@ class Stream(FrameEnd):
 
     def _disconnect(self) -> None:
         self._release()
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
         if self._socket is not None:
             if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())

@@ -70,6 +70,11 @@ class Inbound:
         return bool(self._backlog or self._rest)
 
     @property
+    def is_full(self) -> bool:
+        """Whether the next frame that is kept costs another one."""
+        return len(self._backlog) == BACKLOG
+
+    @property
     def longest(self) -> int:
         """Bytes of the longest frame for the guest, without tag: as large as the guest's blocks allow."""
         return min(self.max_datagram, self.input_size - _OVERHEAD - TAG_SIZE - 1)
@@ -78,7 +83,7 @@ class Inbound:
         """Receive a frame and keep it, or forget it; whether there was one. The oldest makes room for it."""
         length = self._end.receive(self._scratch)
         if length and is_wanted and self._is_wanted(self._scratch[:length]):
-            if len(self._backlog) == BACKLOG:
+            if self.is_full:
                 self._backlog.popleft()
                 self.lost += 1
             self._backlog.append(bytes(self._scratch[:length]))

@@ -16,8 +16,9 @@ Options of the specification:
     serial=TEXT      default none
 
 The guest sees its carrier come and go with the interface (up or down) or the connection, and with what its user says:
-`link down` and `link up`. Frames that the guest does not fetch are kept, up to BACKLOG of them, the newest; `usbvfiod
-list` counts those that were lost on either way, and blocks of the guest's that are none.
+`link down` and `link up`. Frames that the guest does not fetch are kept, up to BACKLOG of them. If there are more, a
+program has to wait for a second; after that, and at a tap at once, the oldest are lost. `usbvfiod list` counts what was
+lost on either way, and blocks of the guest's that are none.
 """
 
 from __future__ import annotations
@@ -289,7 +290,10 @@ class Network(VirtualDevice):
     def process(self, endpoint: VirtualEndpoint) -> None:
         if endpoint.address == IN:
             if self._is_arriving or self.inbound.is_waiting:
+                before = self.inbound.count
                 self.inbound.give(endpoint)
+                if self.inbound.count != before:
+                    self.end.go_on()
         elif endpoint.address == OUT:
             self._send(endpoint)
         else:
@@ -346,7 +350,11 @@ class Network(VirtualDevice):
                 self.serve(endpoint)
                 if self.inbound.count == before:
                     break
-            elif not self.inbound.keep(is_wanted=endpoint is not None and self.carrier):
+                continue
+            is_wanted = endpoint is not None and self.carrier
+            if is_wanted and self.inbound.is_full and self.end.wait():
+                break
+            if not self.inbound.keep(is_wanted=is_wanted):
                 break
         self._is_arriving = False
         self._count()

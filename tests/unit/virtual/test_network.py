@@ -177,6 +177,22 @@ def test_a_guest_that_does_not_read_loses_the_oldest(rig: NetworkRig) -> None:
     assert found == frames[44:]
 
 
+def test_a_guest_that_reads_slowly_gets_everything(rig: NetworkRig) -> None:
+    frames = [frame(struct.pack("<H", number) + bytes(200)) for number in range(20 * BACKLOG)]
+    rig.peer.setblocking(False)
+    unsent = memoryview(b"".join(struct.pack(">I", len(each)) + each for each in frames))
+    found: list[bytes] = []
+    while len(found) < len(frames):
+        try:
+            unsent = unsent[rig.peer.send(unsent) :] if unsent else unsent
+        except BlockingIOError:
+            pass
+        rig.loop.run_ready()
+        found += rig.receive(16384)
+    assert found == frames
+    assert rig.device.inbound.lost == 0
+
+
 def test_a_program_that_does_not_read_holds_the_guest_for_a_while(rig: NetworkRig) -> None:
     frames = [frame(os.urandom(1400)) for _ in range(40)]
     sent = 0
