@@ -74,9 +74,10 @@ class HostDevice(HostContract):
             self._configurations.setdefault(raw[5], Configuration.unpack(raw))
         self._host_configuration = configuration if configuration in self._configurations else None
         self._shown = [self._filtered(raw) for raw in raws]
-        self._control_packet_size = speed.control_max_packet_size
+        self.control_packet_size = speed.control_max_packet_size
+        """Bytes of a packet of endpoint 0."""
         if not speed.is_usb3 and descriptors[7:8] in (b"\x08", b"\x10", b"\x20", b"\x40"):
-            self._control_packet_size = descriptors[7]
+            self.control_packet_size = descriptors[7]
         self._touched = False
         self._soft_reset = options.reset is ResetPolicy.NEVER or (reset_quirk and options.reset is ResetPolicy.AUTO)
         self._left_out = LeftOut(name)
@@ -280,14 +281,14 @@ class HostDevice(HostContract):
 
     def forward(self, transfer: Transfer, *, touches: bool) -> None:
         """Send a control transfer on; `touches` if it may change the device, so that a reset has to be a real one."""
+        if touches:
+            self._look()  # of requests to the device Linux does not ask who has its interfaces
+            if self._gone:
+                transfer.complete(TransferStatus.DISCONNECTED)
+                return
         self._touched |= touches
         data_stage.fit(transfer, self.control_packet_size)
         self.start(transfer)
-
-    @property
-    def control_packet_size(self) -> int:
-        """Bytes of a packet of endpoint 0."""
-        return self._control_packet_size
 
     def touched(self) -> None:
         """The device has shown that a reset has to be a real one."""

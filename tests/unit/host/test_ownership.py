@@ -191,6 +191,18 @@ def test_a_device_that_is_taken_back_is_gone_for_the_guest(bench: OwnedBench, ta
     bench.cancel(flying)
 
 
+@TAKE
+def test_a_request_that_may_change_the_device_is_not_sent_to_the_hosts(bench: OwnedBench, take: object) -> None:
+    """Though nothing has told us of the loss yet."""
+    vendors = SetupPacket(usb.TYPE_VENDOR, 1, 0, 0, 0)
+    assert bench.submit(0, TransferType.CONTROL, b"", setup=vendors).status is None
+    bench.scripted.asked()
+    take(bench.host)  # type: ignore[operator]
+    assert bench.submit(0, TransferType.CONTROL, b"", setup=vendors).status is TransferStatus.DISCONNECTED
+    assert bench.scripted.asked() == []
+    assert bench.events.disconnections == 1
+
+
 def test_suspicion_alone_is_no_loss(bench: OwnedBench) -> None:
     for _ in range(3):
         bench.scripted.suspect()
