@@ -8,9 +8,7 @@ work of one `run` is bounded in time, whatever the guest has put on its rings.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from time import monotonic_ns
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
@@ -28,11 +26,10 @@ from .root_hub import RootHub
 from .slot import when_all
 from .slot_table import SlotTable
 from .statistics import EndpointStatistics
+from .turns import Turns
 
 REGISTER_SPACE = reg.REGISTER_SPACE
 
-RUN_NS = 2_000_000
-"""Time after which `run` lets the loop look at its sockets again."""
 HALT_SECONDS = 0.016
 """Time from USBCMD.RS=0 to USBSTS.HCH=1 at most (5.4.1.1)."""
 
@@ -82,7 +79,7 @@ class Controller:
         self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.frame_number = self._mfindex.frame
         self.microframe = self._mfindex.read
-        self.table = SlotTable(registers, self)
+        self.table = SlotTable(registers, usb2_ports + usb3_ports, self)
         self._slots = self.table.slots
         self.hub = RootHub(registers, usb2_ports, usb3_ports, self)
         self.interrupters = Interrupters(
@@ -100,11 +97,12 @@ class Controller:
         self.enable_slot = self.table.enable
         self.release_slot = self.table.release
         self.slot = self.table.get
+        self.slot_of = self.table.slot_of
         self._remapping = Remapping(memory, loop, self.interrupters.primary.ring, self.work_due)
         registers.writers[_USBCMD] = self.write_usbcmd
         self.read = registers.read
         self._dwords = registers.dwords
-        self._ready: deque[TransferEngine] = deque()
+        self._turns = Turns(self.interrupters)
         self._in_run = False
         self._commands_due = False
         self._resetting: list[Callable[[], object]] = []
@@ -179,7 +177,7 @@ class Controller:
 
     def run(self) -> bool:
         """Do what is pending; True if more is left, and `run` should be called again soon."""
-        nothing = not (self._ready or self.interrupters.dirty or self.hub.dirty or self._commands_due)
+        nothing = not (self._turns or self.interrupters.dirty or self.hub.dirty or self._commands_due)
         if nothing and not (self._reset_due or self._halt_due):
             return False  # most register accesses are such
         self._in_run = True
@@ -198,12 +196,12 @@ class Controller:
         if self._halt_due:
             self._halt_due = False
             self._drain_for_halt()
-        ready, hub, interrupters = self._ready, self.hub, self.interrupters
-        if not self.bus_master and self.running and (ready or self._commands_due or hub.dirty or interrupters.dirty):
+        turns, hub, interrupters = self._turns, self.hub, self.interrupters
+        if not self.bus_master and self.running and (turns or self._commands_due or hub.dirty or interrupters.dirty):
             raise GuestMemoryError(0, 0, "the PCI command register forbids the controller to access memory")
         self.memory.check()
         if self._remapping.waits():
-            self._run_endpoints(draining=True)
+            turns.run(fetching=False)
             return False
         if interrupters.dirty:
             interrupters.flush()
@@ -214,31 +212,13 @@ class Controller:
             self._commands_due = False
             if self._commands.run():
                 self._commands_due = more = True
-        if ready:
-            self._run_endpoints()
+        if turns:
+            turns.run(fetching=self._fetching)
         if interrupters.dirty:
             interrupters.flush()
         if interrupters.blocked:
             return False
-        return more or self._commands_due or bool(hub.dirty) or (bool(ready) and self._fetching)
-
-    def _run_endpoints(self, *, draining: bool = False) -> None:
-        """Give each endpoint that is ready its turn. One whose transfers are awaited (with `draining`, only those) has
-        it whatever the state of the controller: a command, a reset or an unplugging goes on when they are back."""
-        ready, interrupters = self._ready, self.interrupters
-        deadline = monotonic_ns() + RUN_NS
-        fetching = self._fetching and not draining
-        for _ in range(len(ready) + 1):
-            if not ready:
-                break
-            endpoint = ready.popleft()
-            if (not fetching or interrupters.blocked or monotonic_ns() > deadline) and not endpoint.draining:
-                ready.append(endpoint)
-                continue
-            endpoint.queued = False
-            if endpoint.run(deadline) and not endpoint.queued:
-                endpoint.queued = True
-                ready.append(endpoint)
+        return more or self._commands_due or bool(hub.dirty) or (bool(turns) and self._fetching)
 
     # -- devices -------------------------------------------------------------------------------------------------
 
@@ -301,8 +281,7 @@ class Controller:
     # -- what the parts need -------------------------------------------------------------------------------------
 
     def ready(self, endpoint: TransferEngine) -> None:
-        endpoint.queued = True
-        self._ready.append(endpoint)
+        self._turns.add(endpoint)
         if not self._in_run:
             self.wakeup()
 

@@ -12,6 +12,7 @@ from ..errors import GuestMemoryError
 from ..usb.device import Device
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec, states
+from .allowance import Allowance
 from .engine import TransferEngine, Xhc
 from .journal import described
 from .ring import Trb
@@ -43,15 +44,16 @@ class Endpoint(TransferEngine):
         context: int,
         dequeue: int,
         device: Device | None,
+        allowance: Allowance,
     ) -> None:
-        super().__init__(xhc, slot_id, dci, type, device)
+        super().__init__(xhc, slot_id, dci, type, device, allowance)
         self.context = context
         self._rung = False
         self._rings: dict[int, TransferRing] = {}
         self._set_up_rings(dequeue)
 
     def _set_up_rings(self, dequeue: int) -> None:
-        self._rings[0] = TransferRing(self._xhc.memory, dequeue, self.context + _DEQUEUE)
+        self._rings[0] = TransferRing(self._xhc.memory, dequeue, self.context + _DEQUEUE, self.share)
 
     def rings(self) -> Iterable[TransferRing]:
         return self._rings.values()
@@ -69,9 +71,10 @@ class Endpoint(TransferEngine):
             self._rung = False
             if self.state == spec.EP_STOPPED:
                 self._enter(states.DOORBELL)
-                self.resume()
+                for ring in self.rings():
+                    self._answer_doorbell_of(ring)
             elif self.state == spec.EP_RUNNING:
-                self._look_at(self._rings[0])
+                self._answer_doorbell_of(self._rings[0])
 
     # -- errors ----------------------------------------------------------------------------------------------------
 

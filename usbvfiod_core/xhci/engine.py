@@ -22,10 +22,11 @@ from ..memory import GuestMemory
 from ..usb.device import Device, Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
+from .allowance import Allowance, Share
 from .complaints import TRB_ERROR, UNSHARED, Complaints
 from .interrupters import Interrupters
 from .journal import Journal
-from .ring import RingLoopError, Trb
+from .ring import Lap, RingLoopError, Trb
 from .statistics import EndpointCounters
 from .td import Td, TdFault, report, report_skipped
 from .transfer_ring import TransferRing
@@ -73,7 +74,9 @@ class Xhc(Protocol):
 class TransferEngine(ABC):
     """What all endpoints do while they are Running. `dci` is 1 to 31, `address` that of the endpoint's descriptor."""
 
-    def __init__(self, xhc: Xhc, slot_id: int, dci: int, type: TransferType, device: Device | None) -> None:
+    def __init__(
+        self, xhc: Xhc, slot_id: int, dci: int, type: TransferType, device: Device | None, allowance: Allowance
+    ) -> None:
         self.dci = dci
         self.type = type
         self.is_in = bool(dci & 1)
@@ -93,6 +96,7 @@ class TransferEngine(ABC):
         self._device = device
         self._route = device.route(self.address, type) if device is not None else _disconnected
         self._limit = IN_FLIGHT[type]
+        self.share = Share(allowance, self._fetch_what_waits)
         self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT
         self._due: list[TransferRing] = []
         self._outstanding = 0
@@ -131,7 +135,8 @@ class TransferEngine(ABC):
     def run(self, deadline: int) -> bool:
         """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
 
-        Fetches nothing more after `deadline` (time.monotonic_ns), so that the other endpoints have their turn.
+        Fetches nothing more after `deadline` (time.monotonic_ns), so that the other endpoints have their turn; its
+        rings take turns at being the first that fetches.
         """
         if self._drained:
             if self._outstanding == 0:
@@ -149,7 +154,24 @@ class TransferEngine(ABC):
             if more:
                 self._look_at(ring)
         self._running = False
+        if len(self._due) > 1:
+            self._due.append(self._due.pop(0))
         return bool(self._due)
+
+    def _answer_doorbell_of(self, ring: TransferRing) -> None:
+        """The driver has rung for this ring, and may have written to any place of it."""
+        ring.lap = None
+        self._look_at(ring)
+
+    def _fetch_what_waits(self) -> None:
+        """There is room again for TDs that had to wait."""
+        for ring in self.rings():
+            if ring.waiting:
+                ring.waiting = False
+                if self.state == spec.EP_RUNNING:
+                    self._look_at(ring)
+        if self._due and not self._running and not self.queued:
+            self._xhc.ready(self)
 
     def _look_at(self, ring: TransferRing) -> None:
         if not ring.due:
@@ -182,21 +204,24 @@ class TransferEngine(ABC):
                 if not self._retire(ring, inflight[0]):
                     return False
                 continue
-            if len(inflight) >= self._limit:
+            if len(inflight) >= self._limit or ring.waiting or (ring.lap is not None and ring.lap.closed):
                 return False
             now = monotonic_ns()
             if self._interrupters.blocked or now > deadline:
                 return True
             td = ring.next(self.type, is_in=self.is_in)
             if td is None:
-                if not inflight:
+                if not inflight and not ring.waiting:
                     self._starve(ring)
                 return False
             td.submitted = now
-            inflight.append(td)
             if td.windows is None:
                 td.ended = True
+                if ring.lap is None:
+                    ring.lap = Lap()
+                ring.lap.passes(td.trbs[0])
             else:
+                ring.lap = None
                 self._submit(ring, td, td.windows, device)
         return False
 
@@ -251,7 +276,7 @@ class TransferEngine(ABC):
         if td.failed:
             self.drain(lambda: self._halt(ring))
             return False
-        ring.inflight.popleft()
+        ring.pop()
         self._report(ring, td)
         return True
 
@@ -282,7 +307,7 @@ class TransferEngine(ABC):
         """Report the TDs at the head that were done before they could be cancelled."""
         inflight = ring.inflight
         while inflight and inflight[0].ended and (not inflight[0].failed or inflight[0].whole):
-            self._report(ring, inflight.popleft())
+            self._report(ring, ring.pop())
 
     def _starve(self, ring: TransferRing) -> None:
         """The ring is empty and nothing is in flight on it."""
@@ -369,6 +394,7 @@ class TransferEngine(ABC):
         def gone() -> None:
             for ring in self.rings():
                 ring.inflight.clear()
+            self.share.end()
             then()
 
         self.drain(gone)
@@ -389,7 +415,7 @@ class TransferEngine(ABC):
     def resume(self) -> None:
         """Fetch again what `rewind` has taken back."""
         for ring in self.rings():
-            self._look_at(ring)
+            self._answer_doorbell_of(ring)
         if not self.queued:
             self._xhc.ready(self)
 

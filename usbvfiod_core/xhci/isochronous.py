@@ -57,7 +57,7 @@ class IsochronousEndpoint(Endpoint):
 
     def _retire(self, ring: TransferRing, td: Td) -> bool:
         """Report a TD however it ended; nothing halts an isochronous endpoint (4.10.2)."""
-        ring.inflight.popleft()
+        ring.pop()
         transfer = td.transfer
         if transfer is None:
             self._report(ring, td)

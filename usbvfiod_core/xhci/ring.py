@@ -43,11 +43,35 @@ class Trb:
         return f"<{name} TRB at {self.address:#x}: {self.parameter:#x} {self.status:#x} {self.control:#x}>"
 
 
+class Lap:
+    """Finds out whether what is read off a ring goes round: whether a TRB comes that has come before (Brent's way of
+    finding a cycle: the TRB to meet again is the 1st, the 2nd, the 4th, the 8th ...)."""
+
+    __slots__ = ("_left", "_length", "_mark", "closed")
+
+    def __init__(self) -> None:
+        self._mark = -1
+        self._length = self._left = 1
+        self.closed = False
+
+    def passes(self, trb: Trb) -> None:
+        """The next one; `closed` says from now on whether it is an earlier one, with the same cycle bit."""
+        here = trb.address | trb.control & 1
+        if here == self._mark:
+            self.closed = True
+            return
+        self._left -= 1
+        if not self._left:
+            self._mark = here
+            self._length *= 2
+            self._left = self._length
+
+
 class ConsumerRing:
     """A position in a ring: `address` of the next TRB and the `cycle` bit that makes it ours (CCS).
 
     `read` walks the position over Link TRBs and past the TRB that it returns. To look ahead, save `address` and
-    `cycle` and put them back.
+    `cycle` and `put_back`.
     """
 
     __slots__ = ("_dwords", "_generation", "_memory", "_page", "_qwords", "address", "cycle", "link_ioc")
@@ -69,6 +93,11 @@ class ConsumerRing:
         self.link_ioc.clear()
         self._page = -1
         self._dwords = self._qwords = memoryview(b"")
+
+    def put_back(self, address: int, cycle: int, link_ioc: list[Trb]) -> None:
+        """Stand again where something was read that is to be read again later."""
+        self.address, self.cycle = address, cycle
+        self.link_ioc[:] = link_ioc
 
     def read(self) -> Trb | None:
         """The TRB at the position, which moves past it; None where the driver has not written one yet (4.9.2).

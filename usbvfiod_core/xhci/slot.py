@@ -15,6 +15,7 @@ from ..errors import UnsharedMemoryError
 from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import spec, states
+from .allowance import Allowance
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
 from .endpoint import Endpoint
 from .engine import Xhc
@@ -43,6 +44,10 @@ class SlotHost(Xhc, Protocol):
         """The device at a root hub port that is connected (and, if asked for, enabled)."""
         ...
 
+    def slot_of(self, device: Device) -> Slot | None:
+        """The slot that a device has been addressed through."""
+        ...
+
     def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters:
         """The counters of an endpoint of the device at a port."""
         ...
@@ -51,13 +56,15 @@ class SlotHost(Xhc, Protocol):
 class Slot:
     """Slot `slot_id` (1-based). `endpoints[dci]` for dci 1 to 31; `port_id` 0 until the device is addressed."""
 
-    def __init__(self, host: SlotHost, slot_id: int) -> None:
+    def __init__(self, host: SlotHost, slot_id: int, allowance: Allowance) -> None:
         self.slot_id = slot_id
         self.state = spec.SLOT_ENABLED
         self.port_id = 0
         self.endpoints: list[Endpoint | None] = [None] * 32
         self._host = host
-        self._device: Device | None = None
+        self._allowance = allowance
+        self.device: Device | None = None
+        """What was at the port when it was addressed."""
         self._interrupter = 0
         self._abandoned = False
 
@@ -95,10 +102,13 @@ class Slot:
         if device is None:
             finish(spec.CC_TRANSACTION_ERROR)
             return
+        if self._host.slot_of(device) not in (None, self):
+            finish(spec.CC_TRB_ERROR)  # as QEMU has it: a device has one slot (4.5.1)
+            return
 
         def apply() -> None:
             self.port_id = port_id
-            self._device = device
+            self.device = device
             self._interrupter = words[2] >> spec.SLOT_INTERRUPTER_SHIFT
             self._enable(1, endpoint, context, device)
             address = 0 if block_set_address else self.slot_id
@@ -129,7 +139,7 @@ class Slot:
             finish(spec.CC_PARAMETER_ERROR)
             return
         device = self._host.device_at(self.port_id, enabled=False)
-        if device is not self._device:
+        if device is not self.device:
             device = None  # another one was plugged in, and this slot is not for it
 
         def apply() -> None:
@@ -241,11 +251,11 @@ class Slot:
         endpoint: Endpoint
         if source.max_primary_streams:
             streams = 2 << source.max_primary_streams
-            endpoint = StreamEndpoint(host, self.slot_id, dci, at, source.dequeue, device, streams)
+            endpoint = StreamEndpoint(host, self.slot_id, dci, at, source.dequeue, device, self._allowance, streams)
         elif type is TransferType.ISOCHRONOUS:
-            endpoint = IsochronousEndpoint(host, self.slot_id, dci, type, at, source.dequeue, device)
+            endpoint = IsochronousEndpoint(host, self.slot_id, dci, type, at, source.dequeue, device, self._allowance)
         else:
-            endpoint = Endpoint(host, self.slot_id, dci, type, at, source.dequeue, device)
+            endpoint = Endpoint(host, self.slot_id, dci, type, at, source.dequeue, device, self._allowance)
         if device is not None:
             endpoint.counters = host.counters_at(self.port_id, endpoint.address, type)
         endpoint.interrupter = self._interrupter

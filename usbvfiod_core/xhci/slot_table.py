@@ -8,6 +8,7 @@ from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import registers as reg
 from . import spec
+from .allowance import Allowance
 from .contexts import DeviceContext
 from .endpoint import Endpoint
 from .engine import Xhc
@@ -26,13 +27,16 @@ class TableHost(Xhc, Protocol):
     def device_context(self, slot_id: int) -> DeviceContext | None: ...
     def has_port(self, port_id: int) -> bool: ...
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None: ...
+    def slot_of(self, device: Device) -> Slot | None: ...
     def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters: ...
 
 
 class SlotTable:
-    """`slots[slot_id]` for 1 to HCSPARAMS1.MaxSlots, None where the slot is disabled."""
+    """`slots[slot_id]` for 1 to HCSPARAMS1.MaxSlots, None where the slot is disabled. As many as `devices` are
+    addressed at a time."""
 
-    def __init__(self, registers: reg.RegisterFile, host: TableHost) -> None:
+    def __init__(self, registers: reg.RegisterFile, devices: int, host: TableHost) -> None:
+        self._devices = devices
         self.slots: list[Slot | None] = [None] * (registers.max_slots + 1)
         self._dwords = registers.dwords
         self._host = host
@@ -46,7 +50,7 @@ class SlotTable:
         enabled = min(self._dwords[_CONFIG] & spec.CONFIG_MAXSLOTSEN, len(self.slots) - 1)
         for slot_id in range(1, enabled + 1):
             if self.slots[slot_id] is None:
-                self.slots[slot_id] = Slot(self._host, slot_id)
+                self.slots[slot_id] = Slot(self._host, slot_id, Allowance(self._devices))
                 return slot_id
         return 0
 
@@ -67,6 +71,10 @@ class SlotTable:
             if slot is not None and port_id in (0, slot.port_id)
             for endpoint in slot.active()
         ]
+
+    def slot_of(self, device: Device) -> Slot | None:
+        """The slot that a device has been addressed through."""
+        return next((slot for slot in self.slots if slot is not None and slot.device is device), None)
 
     def check_shared(self) -> None:
         """Raises UnsharedMemoryError if the client does not share the memory of the array of contexts."""

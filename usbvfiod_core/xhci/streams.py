@@ -11,6 +11,7 @@ from ..errors import GuestMemoryError
 from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import spec, states
+from .allowance import Allowance
 from .endpoint import Endpoint
 from .engine import Xhc
 from .transfer_ring import TransferRing
@@ -22,13 +23,21 @@ class StreamEndpoint(Endpoint):
     """An endpoint whose context has MaxPStreams set: `streams` entries, of which 1 to `streams - 1` are streams."""
 
     def __init__(
-        self, xhc: Xhc, slot_id: int, dci: int, context: int, dequeue: int, device: Device | None, streams: int
+        self,
+        xhc: Xhc,
+        slot_id: int,
+        dci: int,
+        context: int,
+        dequeue: int,
+        device: Device | None,
+        allowance: Allowance,
+        streams: int,
     ) -> None:
         self._array = dequeue & spec.EP_DEQUEUE_MASK
         self._streams = streams
         self._rung_streams: dict[int, None] = {}
         self._invalid = False
-        super().__init__(xhc, slot_id, dci, TransferType.BULK, context, dequeue, device)
+        super().__init__(xhc, slot_id, dci, TransferType.BULK, context, dequeue, device, allowance)
 
     def _set_up_rings(self, dequeue: int) -> None:
         """Rings are made as their doorbells are rung."""
@@ -55,7 +64,7 @@ class StreamEndpoint(Endpoint):
             for stream_id in rung:
                 ring = self._ring(stream_id)
                 if ring is not None:
-                    self._look_at(ring)
+                    self._answer_doorbell_of(ring)
 
     def _forget_doorbells(self) -> None:
         super()._forget_doorbells()
@@ -92,7 +101,8 @@ class StreamEndpoint(Endpoint):
 
     def _new(self, stream_id: int, dequeue: int) -> TransferRing:
         address = self._array + stream_id * spec.STREAM_CONTEXT_SIZE
-        return TransferRing(self._xhc.memory, dequeue, address, stream_id=stream_id, context_type=_PRIMARY)
+        self.share.add_ring()
+        return TransferRing(self._xhc.memory, dequeue, address, self.share, stream_id=stream_id, context_type=_PRIMARY)
 
     def _error(self, code: int) -> None:
         """An event about a doorbell: there is no TRB to point to (4.12.2.1)."""

@@ -77,10 +77,13 @@ class Td:
         "submitted",
         "transfer",
         "trbs",
+        "units",
         "unreachable",
         "windows",
     )
 
+    units: int
+    """What it takes of the allowance; set by the ring."""
     submitted: int
     """When it was fetched (time.monotonic_ns); set by the engine."""
 
@@ -173,8 +176,7 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
                 td.links = ring.link_ioc.copy()
                 ring.link_ioc.clear()
         else:
-            ring.address, ring.cycle = address, cycle
-            ring.link_ioc[:] = links
+            ring.put_back(address, cycle, links)
     return td if complete else None
 
 

@@ -15,7 +15,8 @@ from itertools import islice
 from ..memory import GuestMemory
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec
-from .ring import ConsumerRing
+from .allowance import Share
+from .ring import ConsumerRing, Lap
 from .td import Td, collect
 
 
@@ -31,18 +32,29 @@ class TransferRing:
         "_context_type",
         "_memory",
         "_resume",
+        "_share",
         "ahead",
         "due",
         "fetch",
         "inflight",
+        "lap",
         "skipping",
         "stream_id",
+        "waiting",
     )
 
     def __init__(
-        self, memory: GuestMemory, dequeue: int, context: int, *, stream_id: int = 0, context_type: int = 0
+        self,
+        memory: GuestMemory,
+        dequeue: int,
+        context: int,
+        share: Share,
+        *,
+        stream_id: int = 0,
+        context_type: int = 0,
     ) -> None:
         self._memory = memory
+        self._share = share
         self._context = context
         self._context_type = context_type
         self.stream_id = stream_id
@@ -54,6 +66,11 @@ class TransferRing:
         """What transfers behind a failed one have read, for a retry of that one."""
         self.skipping = False
         """Whether it stands in a TD that a short packet has ended before the driver had written all of it."""
+        self.lap: Lap | None = None
+        """The TDs without a transfer that have come one after the other since the last doorbell. A driver rings one
+        behind whatever it has written, so a ring of which they go all the way round is not read on before that."""
+        self.waiting = False
+        """Whether its next TD does not fit into the allowance; until that is over, nothing is fetched."""
         self._resume: tuple[int, int, int, bool] | None = None
 
     @property
@@ -78,12 +95,20 @@ class TransferRing:
         self.ahead.clear()
 
     def next(self, type: TransferType, *, is_in: bool) -> Td | None:
-        """Fetch the next TD, or the next part of one, without what an earlier stop has already moved; raises as
-        `collect`. What follows a part waits until that has ended: it may be short, and then the rest is skipped."""
+        """Put the next TD, or the next part of one, in flight, without what an earlier stop has already moved; None if
+        there is none, or not yet room for it (`waiting`). Raises as `collect`.
+
+        What follows a part waits until that has ended: it may be short, and then the rest is skipped.
+        """
         if self.inflight and self.inflight[-1].partial:
             return None
         td = collect(self.fetch, self._memory, type, is_in=is_in)
         if td is None:
+            return None
+        td.units = self._share.take(len(td.trbs))
+        if not td.units:
+            self.waiting = True
+            self.fetch.put_back(td.trbs[0].address, td.cycle, td.links)
             return None
         if self._resume is not None:
             address, length, done, partial = self._resume
@@ -96,7 +121,20 @@ class TransferRing:
         if self.skipping:
             td.skipped, td.windows = True, None
             self.skipping = td.partial
+        self.inflight.append(td)
         return td
+
+    def pop(self) -> Td:
+        """The oldest TD in flight, which is not any more."""
+        td = self.inflight.popleft()
+        self._share.give_back(td.units)
+        return td
+
+    def clear(self) -> None:
+        """Nothing is in flight any more."""
+        units = sum(td.units for td in self.inflight)
+        self.inflight.clear()
+        self._share.give_back(units)
 
     def retired(self, td: Td) -> None:
         """A part of a TD has ended well."""
@@ -115,7 +153,7 @@ class TransferRing:
         done = head.actual
         keep_progress = keep_progress and 0 < done < head.length and head.setup is None
         self._resume = (head.trbs[0].address, head.length, done, head.partial) if keep_progress else None
-        self.inflight.clear()
+        self.clear()
 
     def keep_ahead(self) -> None:
         """The oldest TD is an IN transfer that has failed. A bus that has executed the next ones nevertheless has read

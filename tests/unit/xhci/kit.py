@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import Command, Event, GuestDriver, Pipe, Trb, UsbDevice
 from usbvfiod_core.testing.driver import trb as make
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
+from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.xhci import registers as reg
 from usbvfiod_core.xhci import spec
@@ -20,6 +22,20 @@ CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG
 MFINDEX = reg.RUNTIME_BASE + spec.MFINDEX
 
 CHAIN, IOC, ISP = spec.TRB_CH, spec.TRB_IOC, spec.TRB_ISP
+
+STREAMS = 16
+"""Streams of each bulk endpoint of `stream_device`."""
+
+
+def stream_device() -> FakeDevice:
+    """A SuperSpeed device with sixteen streams on both bulk endpoints."""
+    endpoints = []
+    for address in (BULK_IN, BULK_OUT):
+        endpoint = bulk_endpoint(address, Speed.SUPER)
+        assert endpoint.companion is not None
+        endpoints.append(replace(endpoint, companion=replace(endpoint.companion, attributes=4)))
+    interface = Interface(0, class_code=0xFF, endpoints=tuple(endpoints))
+    return FakeDevice(Speed.SUPER, configurations=[Configuration((interface,))], max_streams=STREAMS)
 
 
 class Rig:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.xhci.kit import Rig, make, spec
-from usbvfiod_core.testing.driver import UsbDevice, endpoint_dwords
+from usbvfiod_core.testing.driver import DriverError, UsbDevice, endpoint_dwords
+from usbvfiod_core.testing.fake_device import FakeDevice
+from usbvfiod_core.usb.speed import Speed
 
 DISABLED, ENABLED, DEFAULT, ADDRESSED, CONFIGURED = "Disabled", "Enabled", "Default", "Addressed", "Configured"
 STATES = [DISABLED, ENABLED, DEFAULT, ADDRESSED, CONFIGURED]
@@ -140,6 +142,29 @@ def test_a_slot_that_is_not_enabled(make_rig: Callable[..., Rig], type: int, slo
     rig = make_rig()
     assert rig.command(type, slot_id=slot_id, dci=1) == spec.CC_SLOT_NOT_ENABLED
     rig.works()
+
+
+# -- one device, one slot ----------------------------------------------------------------------------------------------
+
+
+def test_a_device_has_one_slot(rig: Rig) -> None:
+    second = UsbDevice(rig.driver, rig.port)
+    with pytest.raises(DriverError, match="TRB Error"):
+        second.address_device()
+    rig.works()
+    rig.usb.disable()
+    second.address_device()
+    second.disable()
+
+
+def test_the_slot_of_a_device_that_has_gone_is_not_in_the_way_of_the_next(rig: Rig) -> None:
+    """Windows and Linux disable it when they please."""
+    rig.bus.unplug(rig.port_id)
+    assert rig.bus.plug(FakeDevice(Speed.HIGH), rig.port_id) == rig.port_id
+    rig.port.reset()
+    second = UsbDevice(rig.driver, rig.port)
+    second.address_device()
+    assert second.slot_id != rig.slot_id
 
 
 # -- the size of contexts ----------------------------------------------------------------------------------------------

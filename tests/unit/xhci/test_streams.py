@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
-from tests.unit.xhci.kit import BULK_IN, BULK_OUT, FakeDevice, Rig, codes, make, of_type, spec
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, STREAMS, Rig, codes, make, of_type, spec, stream_device
 from usbvfiod_core.testing.driver import DriverError, Stream, StreamPipe, Td, endpoint_dwords
-from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
 
 CONTEXT_SIZES = (32, 64)
 
-STREAMS = 16
 OUTSIDE = 0x7FFF_0000_0000  # far from all guest memory
-
-
-def stream_device() -> FakeDevice:
-    """A SuperSpeed device with sixteen streams on both bulk endpoints."""
-    endpoints = []
-    for address in (BULK_IN, BULK_OUT):
-        endpoint = bulk_endpoint(address, Speed.SUPER)
-        assert endpoint.companion is not None
-        endpoints.append(replace(endpoint, companion=replace(endpoint.companion, attributes=4)))
-    interface = Interface(0, class_code=0xFF, endpoints=tuple(endpoints))
-    return FakeDevice(Speed.SUPER, configurations=[Configuration((interface,))], max_streams=STREAMS)
 
 
 @pytest.fixture

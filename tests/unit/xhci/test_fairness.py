@@ -1,0 +1,152 @@
+"""What a guest puts on one ring does not keep the others waiting, and a ring that only goes round ends by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, IOC, STREAMS, Rig, make, reg, spec, stream_device
+from usbvfiod_core.testing.driver import Pipe
+from usbvfiod_core.testing.fake_device import INTERRUPT_IN
+from usbvfiod_core.usb.transfer import Transfer
+from usbvfiod_core.xhci import engine, turns
+
+NO_OP = spec.TRB_NO_OP << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
+NORMAL = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
+LINK = spec.TRB_LINK << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
+
+
+class CountedClock:
+    """A clock in which each look takes a microsecond: time is counted work."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        self.now += 1000
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> CountedClock:
+    clock = CountedClock()
+    monkeypatch.setattr(turns, "monotonic_ns", clock)
+    monkeypatch.setattr(engine, "monotonic_ns", clock)
+    return clock
+
+
+def endless(rig: Rig, pipe: Pipe, *, control: int = NO_OP, trbs: int = 16, entry: int = 0) -> int:
+    """Point a stopped pipe at a ring of TDs of one TRB whose Link TRB does not toggle: it never ends. It is entered
+    behind `entry` more TRBs, to which it does not come back. Returns its address."""
+    base = rig.ram.allocate((entry + trbs + 1) * spec.TRB_SIZE, align=4096)
+    words = rig.ram.dwords(base, 4 * (entry + trbs + 1))
+    for index in range(entry + trbs):
+        words[4 * index + 3] = control
+    start = base + entry * spec.TRB_SIZE
+    words[-4:] = memoryview(b"".join(each.to_bytes(4, "little") for each in (start, 0, 0, LINK))).cast("I")
+    pipe.stop()
+    pipe.set_dequeue((base, 1))
+    return base
+
+
+def ring(rig: Rig, pipe: Pipe, stream_id: int = 0) -> None:
+    """Ring a doorbell, and do nothing about it yet."""
+    rig.controller.write(reg.DOORBELL_BASE + 4 * rig.slot_id, stream_id << 16 | pipe.dci, 4)
+
+
+@pytest.mark.parametrize("entry", [0, 5])
+def test_a_ring_that_only_goes_round_waits_for_a_doorbell(rig: Rig, entry: int) -> None:
+    endless(rig, rig.bulk_out, entry=entry)
+    rig.bulk_out.doorbell()
+    assert not rig.controller.run()  # nothing is left to do: a server sleeps now
+    assert rig.bulk_out.state == spec.EP_RUNNING
+
+
+def test_a_doorbell_lets_it_go_round_again(rig: Rig) -> None:
+    base = endless(rig, rig.bulk_out)
+    rig.bulk_out.doorbell()
+    rig.device.submitted.clear()
+    for index in range(16):  # all of them, as a driver cannot know where the controller stands
+        rig.ram.dwords(base + index * spec.TRB_SIZE, 4)[3] = NORMAL
+    rig.controller.run()
+    assert not rig.device.submitted
+    rig.bulk_out.doorbell()
+    assert rig.device.submitted
+
+
+def test_no_ops_of_a_driver_are_no_loop(rig: Rig) -> None:
+    """Linux turns cancelled TDs into No Ops, and it may do so for longer than its ring."""
+    for _ in range(3 * rig.bulk_out.ring.capacity):
+        rig.bulk_out.submit_trbs([make.no_op(IOC)]).wait()
+
+
+def test_an_endless_ring_keeps_no_other_endpoint_waiting(rig: Rig, clock: CountedClock) -> None:
+    rig.device.auto_out.add(BULK_OUT)
+    endless(rig, rig.bulk_out, control=NORMAL)
+    rig.bulk_in.submit(length=64, doorbell=False)
+    rig.device.submitted.clear()
+    ring(rig, rig.bulk_out)
+    ring(rig, rig.bulk_in)
+    assert rig.controller.run()
+    submitted = [transfer.endpoint for transfer in rig.device.submitted]
+    assert submitted.count(BULK_OUT) > 1
+    assert submitted.count(BULK_IN) == 1
+
+
+def test_what_becomes_ready_comes_before_what_has_had_its_share(rig: Rig, clock: CountedClock) -> None:
+    rig.device.auto_out.add(BULK_OUT)
+    endless(rig, rig.bulk_out, control=NORMAL)
+    ring(rig, rig.bulk_out)
+    assert rig.controller.run()
+    rig.bulk_in.submit(length=64, doorbell=False)
+    rig.device.submitted.clear()
+    ring(rig, rig.bulk_in)
+    assert rig.controller.run()
+    submitted = [transfer.endpoint for transfer in rig.device.submitted]
+    assert submitted[0] == BULK_IN
+    assert submitted.count(BULK_OUT) > 1  # and that one goes on
+
+
+def test_what_a_device_ends_while_it_takes_something_is_told_in_the_same_run(rig: Rig) -> None:
+    """It may be pulled out right after."""
+    reading = [rig.bulk_in.submit(length=64), rig.usb.pipe(INTERRUPT_IN).submit(length=8)]
+
+    def answer(transfer: Transfer) -> int:
+        for endpoint in (BULK_IN, INTERRUPT_IN):
+            rig.device.finish(rig.device.held[endpoint][0], b"last")
+        return transfer.length
+
+    rig.device.answers(BULK_OUT, answer)
+    rig.bulk_out.submit(b"go", doorbell=False)
+    ring(rig, rig.bulk_out)
+    assert not rig.controller.run()
+    rig.bus.unplug(rig.port_id)
+    rig.handle()
+    assert [td.result() for td in reading] == [b"last", b"last"]
+
+
+def test_a_run_ends_in_time(rig: Rig, clock: CountedClock) -> None:
+    rig.device.auto_out.add(BULK_OUT)
+    endless(rig, rig.bulk_out, control=NORMAL)
+    ring(rig, rig.bulk_out)
+    before = clock.now
+    assert rig.controller.run()
+    assert clock.now - before < 2 * turns.RUN_NS
+
+
+def test_streams_take_turns(make_rig: Callable[..., Rig], clock: CountedClock) -> None:
+    """A stream that never ends is one of those that are due, not the one before all others."""
+    rig = make_rig(device=stream_device())
+    rig.usb.alloc_streams(0, STREAMS)
+    rig.device.auto_out.add(BULK_OUT)
+    endless(rig, rig.usb.stream(BULK_OUT, 1), control=NORMAL)
+    rig.usb.stream(BULK_OUT, 2).submit(b"a turn", doorbell=False)
+    rig.device.submitted.clear()
+    ring(rig, rig.bulk_out, 1)
+    ring(rig, rig.bulk_out, 2)
+    assert rig.controller.run()
+    assert rig.controller.run()
+    submitted = [transfer.stream_id for transfer in rig.device.submitted]
+    assert submitted.count(1) > 1
+    assert submitted.count(2) == 1

@@ -1,0 +1,64 @@
+"""Whose turn it is: the endpoints that have something to do, and how a run's time is shared among them.
+
+An endpoint that has just become ready, by a doorbell or a completion, comes before those that had more on their rings
+than their share of the last run was enough for. So what a guest puts on one ring, however long, makes a transfer on
+another wait for the TD that is being fetched and no longer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic_ns
+
+from .engine import TransferEngine
+from .interrupters import Interrupters
+
+RUN_NS = 500_000
+"""Time after which the loop looks at its sockets again. A driver makes some ten accesses for a transfer, and each may
+have to wait for the turns of other endpoints."""
+
+MORE = 32
+"""Endpoints that become ready in a run and have their turn in it too: a device that ends transfers of several endpoints
+and is unplugged then has them all reported."""
+
+
+class Turns:
+    """The endpoints that are ready; true while there are any."""
+
+    def __init__(self, interrupters: Interrupters) -> None:
+        self._interrupters = interrupters
+        self._new: deque[TransferEngine] = deque()
+        self._unfinished: deque[TransferEngine] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._new or self._unfinished)
+
+    def add(self, endpoint: TransferEngine) -> None:
+        """An endpoint has something to do."""
+        endpoint.queued = True
+        self._new.append(endpoint)
+
+    def run(self, *, fetching: bool) -> None:
+        """Give each endpoint its turn while there is time, and one of the unfinished ones in any case.
+
+        Without `fetching` only those have one whose transfers are awaited: a command, a reset or an unplugging goes on
+        when they are back, whatever the state of the controller.
+        """
+        new, unfinished = self._new, self._unfinished
+        now = monotonic_ns()
+        deadline = now + RUN_NS
+        share = RUN_NS // max(len(new) + len(unfinished), 1)
+        for queue, most in ((new, len(new) + MORE), (unfinished, len(unfinished))):
+            for index in range(most):
+                if not queue:
+                    break
+                endpoint = queue.popleft()
+                late = now > deadline and not (queue is unfinished and index == 0)
+                if (not fetching or late or self._interrupters.blocked) and not endpoint.draining:
+                    queue.append(endpoint)
+                    continue
+                endpoint.queued = False
+                if endpoint.run(now + share) and not endpoint.queued:
+                    endpoint.queued = True
+                    unfinished.append(endpoint)
+                now = monotonic_ns()
