@@ -17,7 +17,6 @@ from . import registers as reg
 from . import spec
 from .command_ring import CommandRing
 from .complaints import FAILURE, Complaints
-from .engine import TransferEngine
 from .interrupters import Interrupters
 from .journal import CONTROLLER, Journal
 from .mfindex import MicroframeIndex
@@ -26,7 +25,7 @@ from .root_hub import RootHub
 from .slot import when_all
 from .slot_table import SlotTable
 from .statistics import EndpointStatistics
-from .turns import Turns
+from .turns import Runnable, Turns
 
 REGISTER_SPACE = reg.REGISTER_SPACE
 
@@ -280,7 +279,7 @@ class Controller:
 
     # -- what the parts need -------------------------------------------------------------------------------------
 
-    def ready(self, endpoint: TransferEngine) -> None:
+    def ready(self, endpoint: Runnable) -> None:
         self._turns.add(endpoint)
         if not self._in_run:
             self.wakeup()

@@ -13,11 +13,12 @@ from ..usb.device import Device
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec, states
 from .allowance import Allowance
-from .engine import TransferEngine, Xhc
+from .engine import TransferEngine
 from .journal import described
 from .ring import Trb
 from .td import Td, current, data_length
 from .transfer_ring import TransferRing
+from .xhc import Xhc
 
 HALTING_CODES: dict[TransferStatus | None, int] = {
     TransferStatus.STALL: spec.CC_STALL,

@@ -15,21 +15,18 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
-from typing import Protocol
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
-from ..memory import GuestMemory
-from ..usb.device import Device, Loop, Timer
+from ..usb.device import Device, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .allowance import Allowance, Share
-from .complaints import TRB_ERROR, UNSHARED, Complaints
-from .interrupters import Interrupters
-from .journal import Journal
+from .complaints import TRB_ERROR, UNSHARED
 from .ring import Lap, RingLoopError, Trb
 from .statistics import EndpointCounters
 from .td import Td, TdFault, report, report_skipped
 from .transfer_ring import TransferRing
+from .xhc import Xhc
 
 log = logging.getLogger(__name__)
 
@@ -44,33 +41,6 @@ declares the controller dead after 5 s."""
 _EVENT = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
 
-class Xhc(Protocol):
-    """What an endpoint needs of the controller."""
-
-    memory: GuestMemory
-    loop: Loop
-    interrupters: Interrupters
-    """Where events are published, and whether there is room for more."""
-
-    def ready(self, endpoint: TransferEngine) -> None:
-        """Call `endpoint.run` soon."""
-        ...
-
-    def host_system_error(self, error: GuestMemoryError) -> None:
-        """Guest memory that the controller itself needs is not there (4.24.1)."""
-        ...
-
-    complaints: Complaints
-    """Where it is said what is wrong with the guest."""
-
-    journal: Journal
-    """Where it is said what becomes of devices."""
-
-    def frame_number(self) -> int:
-        """The number of the frame now, 11 bits of MFINDEX (5.5.1)."""
-        ...
-
-
 class TransferEngine(ABC):
     """What all endpoints do while they are Running. `dci` is 1 to 31, `address` that of the endpoint's descriptor."""
 
@@ -83,7 +53,7 @@ class TransferEngine(ABC):
         self.address = dci >> 1 | (0x80 if self.is_in and dci > 1 else 0)
         self.state = spec.EP_RUNNING
         self.queued = False
-        """Whether it waits for its `run`; kept by the controller."""
+        """Whether it waits for its turn; kept by `Turns`."""
         self.counters = EndpointCounters(type)
         self.interrupter = 0
         """Interrupter Target of the slot context, for events that are about no TRB (6.2.2); kept by the slot."""

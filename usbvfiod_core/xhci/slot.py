@@ -18,10 +18,10 @@ from . import spec, states
 from .allowance import Allowance
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
 from .endpoint import Endpoint
-from .engine import Xhc
 from .isochronous import IsochronousEndpoint
 from .statistics import EndpointCounters
 from .streams import StreamEndpoint
+from .xhc import Xhc
 
 Finish = Callable[[int], None]
 

@@ -11,9 +11,9 @@ from . import spec
 from .allowance import Allowance
 from .contexts import DeviceContext
 from .endpoint import Endpoint
-from .engine import Xhc
 from .slot import Slot
 from .statistics import EndpointCounters
+from .xhc import Xhc
 
 _DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
 _CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2

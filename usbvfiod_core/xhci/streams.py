@@ -13,8 +13,8 @@ from ..usb.transfer import TransferType
 from . import spec, states
 from .allowance import Allowance
 from .endpoint import Endpoint
-from .engine import Xhc
 from .transfer_ring import TransferRing
+from .xhc import Xhc
 
 _PRIMARY = spec.SCT_PRIMARY_RING << spec.SCT_SHIFT
 

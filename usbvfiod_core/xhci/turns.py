@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic_ns
+from typing import Protocol
 
-from .engine import TransferEngine
 from .interrupters import Interrupters
 
 RUN_NS = 500_000
@@ -22,18 +22,34 @@ MORE = 32
 and is unplugged then has them all reported."""
 
 
+class Runnable(Protocol):
+    """An endpoint, for whoever gives it its turn."""
+
+    queued: bool
+    """Whether it waits for its turn; kept by `Turns`."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether somebody waits for its transfers to come back."""
+        ...
+
+    def run(self, deadline: int) -> bool:
+        """Work until `deadline` (time.monotonic_ns); returns whether there may be more to do at once."""
+        ...
+
+
 class Turns:
     """The endpoints that are ready; true while there are any."""
 
     def __init__(self, interrupters: Interrupters) -> None:
         self._interrupters = interrupters
-        self._new: deque[TransferEngine] = deque()
-        self._unfinished: deque[TransferEngine] = deque()
+        self._new: deque[Runnable] = deque()
+        self._unfinished: deque[Runnable] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._new or self._unfinished)
 
-    def add(self, endpoint: TransferEngine) -> None:
+    def add(self, endpoint: Runnable) -> None:
         """An endpoint has something to do."""
         endpoint.queued = True
         self._new.append(endpoint)

@@ -1,0 +1,40 @@
+"""What endpoints and slots need of the controller that they belong to."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..errors import GuestMemoryError
+from ..memory import GuestMemory
+from ..usb.device import Loop
+from .complaints import Complaints
+from .interrupters import Interrupters
+from .journal import Journal
+from .turns import Runnable
+
+
+class Xhc(Protocol):
+    """What an endpoint needs of the controller."""
+
+    memory: GuestMemory
+    loop: Loop
+    interrupters: Interrupters
+    """Where events are published, and whether there is room for more."""
+
+    def ready(self, endpoint: Runnable) -> None:
+        """Call `endpoint.run` soon."""
+        ...
+
+    def host_system_error(self, error: GuestMemoryError) -> None:
+        """Guest memory that the controller itself needs is not there (4.24.1)."""
+        ...
+
+    complaints: Complaints
+    """Where it is said what is wrong with the guest."""
+
+    journal: Journal
+    """Where it is said what becomes of devices."""
+
+    def frame_number(self) -> int:
+        """The number of the frame now, 11 bits of MFINDEX (5.5.1)."""
+        ...
