@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import click
 import pytest
+from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests import recording
 from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl
@@ -175,7 +176,7 @@ def test_configuration_is_toml(block: Block, tmp_path: Path) -> None:
     if "quickstart" in block.path.parts:
         path = tmp_path / "web.toml"
         path.write_text(block.text)
-        assert load(CommandLine(file=path), ["usbfs"], {}).devices
+        assert load(CommandLine(file=path), {"usbfs": UsbfsBackend()}, {}).devices
 
 
 @pytest.mark.parametrize("block", blocks("xml"), ids=str)

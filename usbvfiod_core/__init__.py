@@ -11,6 +11,7 @@ from .hooks.options import RegisterOptions
 from .hooks.registry import hookimpl
 from .hooks.specs import PLUGIN_API
 from .hooks.wrapper import WrappedDevice
+from .options import NoOptions, SettingError, option
 from .usb.backend import Backend, DeviceInfo
 from .usb.device import Device, DeviceEvents, Loop, Timer
 from .usb.requests import SetupPacket
@@ -30,8 +31,10 @@ __all__ = [
     "Interceptor",
     "IsochronousPacket",
     "Loop",
+    "NoOptions",
     "PluginError",
     "RegisterOptions",
+    "SettingError",
     "SetupPacket",
     "Speed",
     "Timer",
@@ -41,4 +44,5 @@ __all__ = [
     "UsbvfiodError",
     "WrappedDevice",
     "hookimpl",
+    "option",
 ]

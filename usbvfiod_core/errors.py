@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import TracebackType
 
 
 class UsbvfiodError(Exception):
@@ -17,6 +18,14 @@ class UsbvfiodError(Exception):
 
 class ConfigError(UsbvfiodError):
     """Something the user wrote (option, device specification, configuration file) is wrong."""
+
+
+class ConfigErrors(ConfigError):
+    """Several mistakes, told at once; `errors` has them one by one."""
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(str(error) for error in self.errors))
 
 
 class PluginError(UsbvfiodError):
@@ -71,3 +80,33 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, 1)
     there = ", ".join(known) or "none"
     return f"there is no {what} {name!r}" + (f"; {near[0]!r} is meant?" if near else f" (there are: {there})")
+
+
+def each_error(error: ConfigError) -> tuple[ConfigError, ...]:
+    """The mistakes that `error` tells."""
+    return error.errors if isinstance(error, ConfigErrors) else (error,)
+
+
+class Gathered:
+    """Mistakes that are gathered, so that all are told and not the first only.
+
+    `with gathered:` around each part of a check keeps a ConfigError of that part and goes on behind it.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[ConfigError] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if isinstance(error, ConfigError):
+            self.errors.extend(each_error(error))
+            return True
+        return False
+
+    def raise_all(self) -> None:
+        """Raise the one ConfigError, or ConfigErrors, if there has been any."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigErrors(self.errors)

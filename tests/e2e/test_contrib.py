@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from usbvfiod_usbfs.backend import UsbfsBackend
 
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CommandLine
@@ -65,7 +66,7 @@ def test_the_command_of_the_service_is_one() -> None:
 
 def test_the_example_configuration_is_one() -> None:
     path = CONTRIB / "systemd/example.toml"
-    config = load(CommandLine(file=path), ["usbfs"], {})
+    config = load(CommandLine(file=path), {"usbfs": UsbfsBackend()}, {})
     assert [device.name for device in config.devices] == ["zigbee", "board", "dongle"]
     assert len(config.devices) == len(tomllib.loads(path.read_text())["device"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core import Backend
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -24,7 +25,7 @@ def open_bench(name: str, device: HostUsbDevice | Path, **options: str) -> Devic
     loop = StepLoop(virtual_time=False)
     node = device if isinstance(device, Path) else device.node
     try:
-        opened = backend_of(name).open(str(node), options, loop)
+        opened = open_device(backend_of(name), str(node), options, loop)
     except BaseException:
         loop.close()
         raise

@@ -18,6 +18,7 @@ import pytest
 from usbvfiod_core import ConfigError, DeviceError, Speed, Transfer
 from usbvfiod_core import embedding as embedding_module
 from usbvfiod_core.embedding import UsbServer, serve
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
@@ -116,7 +117,7 @@ def test_a_device_of_a_backend_with_work_in_threads(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with serve(path) as server:
-            server.plug(VirtualBackend().open("flash", {"image": str(image)}, server.loop))
+            server.plug(open_device(VirtualBackend(), "flash", {"image": str(image)}, server.loop))
             configurations = await asyncio.to_thread(driving, path, lambda driver: driver.enumerate().configurations)
             assert configurations[0].interfaces[0].class_code == 8
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import click
 
 from ..daemon.config import SocketError
-from ..daemon.config_file import ConfigErrors
-from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from ..errors import ConfigError, ConfigErrors, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
+from .checks import Mistakes
 from .command import application, selection
 from .control import NotAttached, ServerTimeout, ServerUnreachable
 
@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group = application(registry)
         result = group.main(arguments, prog_name="usbvfiod", standalone_mode=False, color=color)
         sys.stdout.flush()
-    except ConfigErrors as errors:
-        return [_fail(str(error), USAGE) for error in errors.errors][-1]
+    except (ConfigErrors, Mistakes) as several:
+        for error in several.errors:
+            _fail(str(error), exit_code(error))
+        return exit_code(several.errors[0])
     except UsbvfiodError as error:
         return _fail(str(error), exit_code(error))
     except click.UsageError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,16 +12,15 @@ import click
 
 from ..daemon import places
 from ..daemon.activation import take_sockets
-from ..daemon.config import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, CommandLine, ServerSettings, host_backend
-from ..daemon.config_file import load, merged, read
+from ..daemon.config import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, CommandLine, ServerSettings
+from ..daemon.config_file import read
 from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
-from ..errors import ConfigError, PluginError
-from ..hooks.registry import SLOW_IMPORT, Registry
+from ..errors import ConfigError
+from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection
 from ..pci.interrupts import Mechanism
 from . import completion, config, demo, devices, doctor, look, man, plugins, steer, why
-
-logger = logging.getLogger(__name__)
+from .checks import Given, settings
 
 _OF_A_SERVER = ("socket_path", "fd", "control_path", "no_control", "hotplug_socket_path", "hotplug_fd", "backend")
 
@@ -213,23 +211,23 @@ def _serve(
         raise click.UsageError("-q and -v exclude each other")
     registry: Registry = context.obj
     command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin, bool(given.get("plugin_files"))))
-    server = merged(command_line, read(file) if file is not None else None)
     command = context.invoked_subcommand
+    read_file = read(file) if file is not None else None
+    server = settings(command_line, read_file)
     modules = [plugin.module for plugin in registry.plugins]
     log.set_up(-1 if server.quiet else server.verbose, server.log_format, modules)
-    declared = registry.declared()
-    _check_plugins(registry, server.strict_plugins, command)
+    known = Given(registry, command_line, read_file, registry.declared())
     if command == "config":
-        context.obj = (registry, command_line, declared)
+        context.obj = known
         return
     if command is not None:
+        known.check(command)
         meaningless = [name for name in _OF_A_SERVER if name in given] + ["device"] * bool(devices)
         if meaningless:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
             raise click.UsageError(f"{names}: options for serving have no meaning for {command}")
         return
-    backends = registry.backends()
-    configuration = load(command_line, backends, declared, host_backend(backends))
+    configuration, backends = known.complete()
     sockets = take_sockets(os.environ)
     if sockets.server is not None and configuration.socket_path is None and configuration.fd is None:
         configuration = replace(configuration, server=replace(configuration.server, fd=sockets.server))
@@ -247,20 +245,6 @@ def _serve(
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
-def _check_plugins(registry: Registry, strict: bool, command: str | None) -> None:
-    """Say which plugins are not used. Raises PluginError if nothing may start without one of them."""
-    if command == "plugins":
-        return  # which says it itself, and is for finding out
-    fatal = registry.failures if strict else registry.missing
-    if fatal:
-        raise PluginError("; ".join(f"plugin {plugin.name}: {plugin.error}" for plugin in fatal))
-    for plugin in registry.plugins:
-        if plugin.error:
-            logger.warning("plugin %s is not used: %s", plugin.name, plugin.error)
-        if plugin.seconds > SLOW_IMPORT:
-            logger.warning("plugin %s took %.1f s to load", plugin.name, plugin.seconds)
 
 
 def _interrupts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Mechanism, ...]:

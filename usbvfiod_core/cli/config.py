@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from ..daemon.config import CORE_OPTIONS, CommandLine, Config, DeviceSpec, ServerSettings, host_backend
-from ..daemon.config_file import LISTS, load
-from ..hooks.options import Declared, Schema
-from ..hooks.registry import Registry
+from ..daemon.config import CORE_OPTIONS, Config, DeviceSpec, ServerSettings
+from ..daemon.config_file import LISTS
+from ..hooks.options import Declared
+from ..options import Schema
+from .checks import Given
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -26,30 +27,23 @@ def config(context: click.Context) -> None:
 
 @config.command()
 @click.pass_obj
-def check(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> None:
+def check(given: Given) -> None:
     """Say what is wrong with the configuration, or that nothing is.
 
     Every error is named with file, line and key. Devices are not looked for.
     """
-    made = _load(given)
+    made, _ = given.complete()
     click.echo(f"ok: {_count(len(made.devices), 'device')}, {_count(len(made.plugins), 'configured plugin')}")
 
 
 @config.command()
 @click.pass_obj
-def show(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> None:
+def show(given: Given) -> None:
     """Print the configuration as a file that says the same, with the plugins' defaults."""
-    registry, _, declared = given
-    made = _load(given)
-    click.echo("\n".join(toml(made, declared)), nl=False)
-    for plugin in registry.failures:
+    made, _ = given.complete()
+    click.echo("\n".join(toml(made, given.declared)), nl=False)
+    for plugin in given.registry.failures:
         click.echo(f"# plugin {plugin.name} is not used: {plugin.error}")
-
-
-def _load(given: tuple[Registry, CommandLine, Mapping[str, Declared]]) -> Config:
-    registry, command_line, declared = given
-    backends = registry.backends()
-    return load(command_line, backends, declared, host_backend(backends))
 
 
 def toml(made: Config, declared: Mapping[str, Declared]) -> Iterator[str]:

@@ -55,9 +55,11 @@ _BACKEND = '''\
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
 
-from usbvfiod_core import Backend, ConfigError, Device, DeviceInfo, Loop, SetupPacket, Speed, hookimpl
+from usbvfiod_core import Backend, Device, DeviceInfo, Loop, SetupPacket, Speed, hookimpl, option
 from usbvfiod_core.usb.descriptors import Configuration, Interface
 from usbvfiod_core.virtual.device import VirtualDevice
 
@@ -88,24 +90,24 @@ class Counter(VirtualDevice):
         return self.count.to_bytes(4, "little")
 
 
+@dataclass(frozen=True)
+class CounterOptions:
+    """What may be said of a counter: `$name:counter?start=5`."""
+
+    start: int = option(0, "What it has counted before.", lowest=0, highest=1_000_000_000)
+
+
 class $cls(Backend):
-    """Opens counters: `$name:counter?start=5`."""
+    """Makes counters; `kinds` says what kinds of devices it has, and the options of each."""
 
     name = "$name"
+    kinds = MappingProxyType({"counter": CounterOptions})
 
     def list_devices(self) -> list[DeviceInfo]:
         return [DeviceInfo(self.name, "counter", Counter.vendor_id, Counter.product_id, "Example Counter")]
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        if address != "counter":
-            raise ConfigError(f"there is no {address!r}; there is counter")
-        for key in options:
-            if key != "start":
-                raise ConfigError(f"there is no option {key!r}; there is start")
-        start = options.get("start", "0")
-        if not (start.isascii() and start.isdigit()):
-            raise ConfigError(f"start is a number, not {start!r}")
-        return Counter(int(start))
+    def open(self, address: str, options: CounterOptions, loop: Loop) -> Device:
+        return Counter(options.start)
 
 
 @hookimpl
@@ -125,6 +127,7 @@ import pytest
 from $module import GET_COUNT, $cls, Counter
 
 from usbvfiod_core import Backend, ConfigError, Device, Loop
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance
 from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.loop import StepLoop
@@ -139,8 +142,8 @@ def test_a_guest_asks_it(usb_plug: Callable[[Device], UsbDevice]) -> None:
 
 @pytest.mark.parametrize("start", ["x", "-1", ""])
 def test_a_start_that_is_no_number(start: str) -> None:
-    with pytest.raises(ConfigError, match="start is a number"):
-        $cls().open("counter", {"start": start}, StepLoop())
+    with pytest.raises(ConfigError, match="start is a whole number"):
+        open_device($cls(), "counter", {"start": start}, StepLoop())
 
 
 class TestDevice(DeviceConformance):

@@ -8,7 +8,7 @@ import click
 
 from ..daemon.config import DeviceSpec, check_backend, host_backend, parse_device
 from ..daemon.matching import Kind, describe, find, kind_of, missing
-from ..errors import ConfigError, DeviceError
+from ..errors import ConfigError, ConfigErrors, DeviceError, each_error
 from ..hooks.registry import Registry
 from ..host.options import InUse
 from ..host.paths import NotUsb
@@ -51,7 +51,7 @@ def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -
             if step.fix:
                 click.echo(f"\nwhat would help ({step.who}):\n{step.fix}")
     if refused and refused[0].who == "specification":
-        raise ConfigError(refused[0].text)
+        raise ConfigErrors(ConfigError(step.text) for step in refused)
     if refused:
         raise DeviceError(f"device {spec} cannot be attached: {refused[0].text}")
 
@@ -62,7 +62,7 @@ def decide(registry: Registry, text: str) -> list[Step]:
     try:
         spec = parse_device(text, backends, None, registry.declared(), host_backend(backends))
     except ConfigError as error:
-        return [Step("specification", "no", str(error))]
+        return [Step("specification", "no", str(each)) for each in each_error(error)]
     steps = [Step("specification", "yes", f"{spec.address} of backend {check_backend(spec.backend, backends)}")]
     try:
         info = find(spec.address, backends[spec.backend].list_devices(), either_side=spec.follow_port)

@@ -8,20 +8,22 @@ backend gets the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
-from ..errors import ConfigError, UsbvfiodError, unknown
-from ..hooks.options import Declared, SettingError, plugin_options
+from ..errors import ConfigError, Gathered, UsbvfiodError, unknown
+from ..hooks.options import Declared, backend_options, plugin_options
 from ..hooks.settings import PluginSelection, Settings
 from ..installation import installation
+from ..options import SettingError
 from ..pci.interrupts import Mechanism
 from ..usb.backend import Backend
 from .address_forms import meant
+from .guest_ports import no_such_port
 from .matching import Kind, kind_of
 from .selector import SPIN
 
@@ -114,27 +116,37 @@ class ServerSettings:
     """How the controller can interrupt; the guest takes the first of MSI-X, MSI and the pin that it can."""
 
     def __post_init__(self) -> None:
-        for kind, count in (("usb2", self.usb2_ports), ("usb3", self.usb3_ports)):
-            if not 1 <= count < MAX_PORTS:
-                raise ConfigError(f"{kind}-ports is a number of ports from 1 to {MAX_PORTS - 1}, not {count}")
-        if self.usb2_ports + self.usb3_ports > MAX_PORTS:
-            raise ConfigError(
+        gathered = Gathered()
+        gathered.errors += (SettingError(key, message) for key, message in self._mistakes())
+        gathered.raise_all()
+
+    def _mistakes(self) -> Iterator[tuple[str, str]]:
+        """What is wrong, each with the key to look at."""
+        counts = {"usb2-ports": self.usb2_ports, "usb3-ports": self.usb3_ports}
+        wrong = {key for key, count in counts.items() if not 1 <= count < MAX_PORTS}
+        for key in wrong:
+            yield key, f"{key} is a number of ports from 1 to {MAX_PORTS - 1}, not {counts[key]}"
+        if not wrong and self.usb2_ports + self.usb3_ports > MAX_PORTS:
+            yield (
+                "usb3-ports",
                 f"usb2-ports {self.usb2_ports} and usb3-ports {self.usb3_ports} are more than the {MAX_PORTS} ports "
-                "that an xHCI controller has at most"
+                "that an xHCI controller has at most",
             )
         if not 0 <= self.spin <= MAX_SPIN:
-            raise ConfigError(f"spin is a number of microseconds from 0 to {MAX_SPIN}, not {self.spin}")
-        for name, fd in (("fd", self.fd), ("hotplug-fd", self.hotplug_fd)):
+            yield "spin", f"spin is a number of microseconds from 0 to {MAX_SPIN}, not {self.spin}"
+        for key, fd in (("fd", self.fd), ("hotplug-fd", self.hotplug_fd)):
             if fd is not None and fd < 0:
-                raise ConfigError(f"{name} is the number of a file descriptor, not {fd}")
+                yield key, f"{key} is the number of a file descriptor, not {fd}"
+        if self.verbose < 0:
+            yield "verbose", f"verbose is a number from 0 up, not {self.verbose}"
         if self.hotplug_socket_path is not None and self.hotplug_fd is not None:
-            raise ConfigError("hotplug-socket-path and hotplug-fd exclude each other")
+            yield "hotplug-fd", "hotplug-socket-path and hotplug-fd exclude each other"
         if self.control_path is not None and self.no_control:
-            raise ConfigError("control-path and no-control exclude each other")
+            yield "no-control", "control-path and no-control exclude each other"
         if self.quiet and self.verbose:
-            raise ConfigError("quiet and verbose exclude each other")
+            yield "quiet", "quiet and verbose exclude each other"
         if not self.interrupts:
-            raise ConfigError("interrupts names at least one of " + ", ".join(each.value for each in Mechanism))
+            yield "interrupts", "interrupts names at least one of " + ", ".join(each.value for each in Mechanism)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +174,9 @@ class Config:
     command_line: CommandLine = field(default_factory=CommandLine)
 
     def __post_init__(self) -> None:
-        taken: dict[int, str] = {}
-        names: dict[str, str] = {}
-        for device in self.devices:
-            if device.name and device.name in names:
-                raise ConfigError(f"{names[device.name]} and {device.text} have the same name")
-            names[device.name] = device.text
-            if device.port is None:
-                continue
-            if device.port in taken:
-                raise ConfigError(f"port {device.port} is asked for by both {taken[device.port]} and {device.text}")
-            taken[device.port] = device.text
+        gathered = Gathered()
+        gathered.errors += (error for _, error in clashes(self.server, self.devices))
+        gathered.raise_all()
 
     @property
     def socket_path(self) -> Path | None:
@@ -202,25 +206,51 @@ class Config:
             raise ConfigError("--socket-path and --fd exclude each other")
 
 
+def clashes(server: ServerSettings, devices: Sequence[DeviceSpec]) -> Iterator[tuple[int, SettingError]]:
+    """What is wrong with devices beside each other: the index of one, and the error, with its key."""
+    ports: dict[int, str] = {}
+    names: dict[str, str] = {}
+    last = server.usb2_ports + server.usb3_ports
+    for index, device in enumerate(devices):
+        if device.name and device.name in names:
+            yield index, SettingError("name", f"{names[device.name]} and {device.text} have the same name")
+        names[device.name] = device.text
+        if device.port is None:
+            continue
+        if device.port > last:
+            yield index, SettingError("port", f"device {device.text}: {no_such_port(device.port, last)}")
+        elif device.port in ports:
+            both = f"{ports[device.port]} and {device.text}"
+            yield index, SettingError("port", f"port {device.port} is asked for by both {both}")
+        ports[device.port] = device.text
+
+
 def parse_device(
     text: str,
-    backends: Iterable[str],
+    backends: Mapping[str, Backend],
     default_backend: str | None = None,
     declared: Mapping[str, Declared] | None = None,
     host: str | None = None,
 ) -> DeviceSpec:
-    """Parse one device specification. Raises ConfigError, naming what would be right.
+    """Parse and check one device specification. Raises ConfigError, or ConfigErrors of several mistakes, naming what
+    would be right.
 
     What stands before the first colon is a backend if there is one of that name; else the whole is an address of
     `default_backend`, as in `1d6b:0002`, or of `host` (see `host_backend`) if it is in a form that all devices of a
     host have. `declared` says what options plugins have.
     """
     backend, address, options = split_device(text, backends, default_backend, host)
-    try:
+    gathered = Gathered()
+    made, core = {}, {}
+    with gathered:
         made = plugin_options(take_plugin_options(options), declared or {}, toml=False)
-        return device_spec(text, backend, address, options, made)
-    except SettingError as error:
-        raise ConfigError(f"device {text!r}: {error}") from error
+    with gathered:
+        core = take_core_options(options)
+    with gathered:
+        backend_options(backends[backend], address, options, CORE_OPTIONS)
+    gathered.errors = [ConfigError(f"device {text!r}: {error}") for error in gathered.errors]
+    gathered.raise_all()
+    return DeviceSpec(text, backend, address, options, plugin_options=made, **core)
 
 
 def host_backend(backends: Mapping[str, Backend]) -> str | None:
@@ -253,6 +283,8 @@ def split_device(
         )
     else:
         backend, address = default_backend, place
+    if backend not in known:
+        raise ConfigError(f"device {text!r}: {no_backend(backend, known)}")
     if not address:
         raise ConfigError(f"device {text!r}: the address is missing; `usbvfiod devices` lists what there is")
     return backend, address, _parse_options(text, query) if question else {}
@@ -267,23 +299,16 @@ def take_plugin_options(options: dict[str, str]) -> dict[str, dict[str, str]]:
     return taken
 
 
-def device_spec(
-    text: str, backend: str, address: str, options: Mapping[str, str], plugin_options: Mapping[str, object]
-) -> DeviceSpec:
-    """Take the core's own out of `options`. Raises SettingError with the option's key."""
-    rest = dict(options)
-    core = {key: rest.pop(key, None) for key in CORE_OPTIONS}
-    return DeviceSpec(
-        text,
-        backend,
-        address,
-        port=_parse_port(core["port"]),
-        name=_parse_name(core["name"]),
-        mode=_parse_mode(core["mode"]),
-        follow_port=_parse_follow_port(core["follow-port"]),
-        options=rest,
-        plugin_options=plugin_options,
-    )
+def take_core_options(options: dict[str, str]) -> dict[str, Any]:
+    """Take the core's own out of `options`: fields of a `DeviceSpec`, by name. Raises SettingError with the option's
+    key, or ConfigErrors of several."""
+    made: dict[str, Any] = {}
+    gathered = Gathered()
+    for key, parse in _CORE.items():
+        with gathered:
+            made[key.replace("-", "_")] = parse(options.pop(key, None))
+    gathered.raise_all()
+    return made
 
 
 def check_backend(name: str, backends: Iterable[str]) -> str:
@@ -313,21 +338,24 @@ def no_backend(name: str, known: Iterable[str]) -> str:
 
 def _parse_options(text: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
+    gathered = Gathered()
     for part in query.split("&"):
-        key, equals, value = part.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"device {text!r}: {part!r} is no option; write ?name=value&name=value")
-        key = unquote(key)
-        if key in options:
-            raise ConfigError(f"device {text!r}: option {key!r} is given twice")
-        options[key] = unquote(value)
+        with gathered:
+            key, equals, value = part.partition("=")
+            if not key or not equals:
+                raise ConfigError(f"device {text!r}: {part!r} is no option; write ?name=value&name=value")
+            key = unquote(key)
+            if key in options:
+                raise ConfigError(f"device {text!r}: option {key!r} is given twice")
+            options[key] = unquote(value)
+    gathered.raise_all()
     return options
 
 
 def _parse_port(value: str | None) -> int | None:
     if value is None:
         return None
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MAX_PORTS:
+    if not re.fullmatch("[0-9]{1,3}", value) or not 1 <= int(value) <= MAX_PORTS:
         raise SettingError("port", f"port is a number from 1 up, not {value!r}")
     return int(value)
 
@@ -354,6 +382,14 @@ def _parse_follow_port(value: str | None) -> bool:
     if value not in (None, "true", "false"):
         raise SettingError("follow-port", f"follow-port is true or false, not {value!r}")
     return value == "true"
+
+
+_CORE: Mapping[str, Callable[[str | None], object]] = {
+    "port": _parse_port,
+    "name": _parse_name,
+    "mode": _parse_mode,
+    "follow-port": _parse_follow_port,
+}
 
 
 def _list(names: Iterable[str]) -> str:

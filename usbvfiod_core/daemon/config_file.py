@@ -15,307 +15,223 @@
     [plugins.NAME]
     key = "value"
 
-`read` looks at what can be checked without plugins, `load` at the rest, together with the command line, which wins.
+`read` looks at what can be checked without plugins, `load` at the rest, together with the command line, which wins. All
+mistakes are gathered: those that `read` finds are in `ConfigFile.errors`, and `load` raises them with its own.
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, unknown
-from ..hooks.options import Declared, Schema, SettingError, plugin_options, schema_of
+from ..errors import ConfigError, Gathered, each_error, unknown
+from ..hooks.options import Declared, schema_of
 from ..hooks.plugin_file import is_file
 from ..hooks.settings import PluginSelection
+from ..options import Schema
+from ..usb.backend import Backend
 from .config import (
-    CORE_OPTIONS,
+    MAX_PORTS,
     CommandLine,
     Config,
     DeviceSpec,
     ServerSettings,
     check_backend,
-    device_spec,
-    no_host_backend,
+    clashes,
+    no_backend,
     parse_device,
-    split_device,
-    take_plugin_options,
 )
-from .matching import Kind, kind_of
-from .toml_lines import Place, TomlLines
+from .device_table import DeviceTable, Known
+from .toml_file import FileError, TomlFile, read_toml
+from .toml_lines import Place
 
 _SERVER = Schema(ServerSettings)
 _TABLES = ("server", "device", "plugins")
-_DEVICE_KEYS = ("spec", "backend", "address", "options", "plugins", *CORE_OPTIONS)
 LISTS = ("enable", "disable", "require")
-_POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
-
-
-class ConfigErrors(ConfigError):
-    """Everything that is wrong in a file; `errors` has it one by one."""
-
-    def __init__(self, errors: Iterable[ConfigError]) -> None:
-        self.errors = tuple(errors)
-        super().__init__("; ".join(str(error) for error in self.errors))
+_EXCLUSIVE = (
+    ("socket_path", "fd"),
+    ("verbose", "quiet"),
+    ("hotplug_socket_path", "hotplug_fd"),
+    ("control_path", "no_control"),
+)
+_ANY_PORT = ServerSettings(usb2_ports=MAX_PORTS - 1, usb3_ports=1)
+"""What devices are compared with where it is not known how many ports there are to be."""
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file that has been read. `server` has the fields of `ServerSettings` that it gives, by name."""
+    """A file that has been read. `server` has the fields of `ServerSettings` that it gives, by name; `errors` is what
+    is wrong in it, as far as that can be told without plugins."""
 
-    path: Path
-    document: Mapping[str, Any]
-    lines: TomlLines
+    file: TomlFile
     server: Mapping[str, object]
     plugins: PluginSelection
-
-    def error(self, place: Place, message: str) -> ConfigError:
-        """An error about what is at `place`."""
-        key = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-        return ConfigError(f"{self.path}:{self.lines.line(place)}: {key}: {message}")
+    errors: tuple[ConfigError, ...]
 
 
 def read(path: Path) -> ConfigFile:
-    """Read a file. Raises ConfigError if it cannot be read or is no TOML, ConfigErrors for what is wrong in it."""
-    try:
-        text = path.read_bytes().decode()
-        document = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is no TOML: byte {error.start} is not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        match = _POSITION.search(str(error))
-        line = match[1] if match is not None and match[1] else str(text.count("\n") + 1)
-        raise ConfigError(f"{path}:{line}: is no TOML: {_POSITION.sub('', str(error))}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: is nested too deeply") from error
-    file = ConfigFile(path, document, TomlLines(text.replace("\r\n", "\n")), {}, PluginSelection())
-    errors: list[ConfigError] = []
-    for key in document:
+    """Read a file. Raises ConfigError if it cannot be read or is no TOML."""
+    file = read_toml(path)
+    gathered = Gathered()
+    for key in file.document:
         if key not in _TABLES:
-            errors.append(file.error((key,), unknown("table", key, _TABLES)))
-    server = _checked(errors, lambda: _server(file), {})
-    selection = _checked(errors, lambda: _selection(file, server), PluginSelection())
-    if errors:
-        raise ConfigErrors(errors)
-    return ConfigFile(path, document, file.lines, server, selection)
+            gathered.errors.append(file.error((key,), unknown("table", key, _TABLES)))
+    server = _server(file, gathered)
+    selection = _selection(file, gathered, as_root=bool(server.get("plugin_files")))
+    return ConfigFile(file, server, selection, tuple(gathered.errors))
 
 
 def load(
     command_line: CommandLine,
-    backends: Iterable[str],
+    backends: Mapping[str, Backend],
     declared: Mapping[str, Declared],
     host: str | None = None,
 ) -> Config:
-    """The configuration that the command line, and the file it names, make together. Raises ConfigError.
+    """The configuration that the command line, and the file it names, make together. Raises ConfigError, or
+    ConfigErrors of everything that is wrong, in the order of the file's lines.
 
-    `backends` are the names there are, `host` is that of the host's devices (see `host_backend`), `declared` says what
-    options plugins have. The devices of the command line come
-    after those of the file. Called again for a reload.
+    `host` is the backend of the host's devices (see `host_backend`), `declared` says what options plugins have. The
+    devices of the command line come after those of the file. Called again for a reload.
     """
-    known = sorted(backends)
-    file = read(command_line.file) if command_line.file is not None else None
-    selected = command_line.plugins if file is None else file.plugins.overridden_by(command_line.plugins)
-    errors: list[ConfigError] = []
-    server = merged(command_line, file)
-    if server.backend is not None:
-        backend = server.backend
-        _checked(errors, lambda: check_backend(backend, known), "")
+    read_file = read(command_line.file) if command_line.file is not None else None
+    gathered = Gathered()
+    server = _ANY_PORT
+    with gathered:
+        server = merged(command_line, read_file)
+    selected = command_line.plugins
     devices: list[DeviceSpec] = []
+    tables: list[DeviceTable | None] = []
     plugins: dict[str, object] = {}
-    if file is not None:
-        for number, table in enumerate(_device_tables(file, errors)):
-            device = _checked(errors, partial(_device, file, number, table, known, server, declared, host), None)
-            if device is not None:
-                devices.append(device)
-        plugins = _plugins(file, declared, errors)
+    gathered.errors += unknown_plugins(command_line.plugins, read_file, declared)
+    if "backend" in command_line.server:
+        with gathered:
+            check_backend(str(command_line.server["backend"]), backends)
+    known = Known(backends, server.backend, host, declared)
+    if read_file is not None:
+        file, selected = read_file.file, read_file.plugins.overridden_by(command_line.plugins)
+        gathered.errors += read_file.errors
+        if read_file.errors:
+            server = _ANY_PORT
+        if "backend" in read_file.server and read_file.server["backend"] not in backends:
+            message = no_backend(str(read_file.server["backend"]), backends)
+            gathered.errors.append(file.error(("server", "backend"), message))
+        for number, value in enumerate(_device_tables(file, gathered)):
+            with gathered:
+                table = DeviceTable(file, number, value, known)
+                devices.append(table.spec())
+                tables.append(table)
+        plugins = _plugins(file, declared, gathered)
     for text in command_line.devices:
-        device = _checked(errors, partial(parse_device, text, known, server.backend, declared, host), None)
-        if device is not None:
-            devices.append(device)
-    if len(errors) > 1:
-        raise ConfigErrors(errors)
-    if errors:
-        raise errors[0]
-    try:
-        return Config(server, tuple(devices), plugins, selected, command_line)
-    except ConfigError as error:
-        raise ConfigError(f"{file.path}: {error}" if file is not None else str(error)) from error
+        with gathered:
+            devices.append(parse_device(text, backends, known.default_backend, declared, host))
+            tables.append(None)
+    for index, error in clashes(server, devices):
+        said = tables[index]
+        gathered.errors.append(error if said is None else said.error(error.key, str(error)))
+    gathered.errors.sort(key=lambda error: error.line if isinstance(error, FileError) else sys.maxsize)
+    gathered.raise_all()
+    return Config(server, tuple(devices), plugins, selected, command_line)
 
 
 def merged(command_line: CommandLine, file: ConfigFile | None) -> ServerSettings:
-    """What both say about the server. Raises ConfigError."""
+    """What both say about the server. Raises ConfigError, or ConfigErrors of several mistakes."""
     given = dict(command_line.server)
     from_file = dict(file.server) if file is not None else {}
-    for one, other in (("socket_path", "fd"), ("verbose", "quiet"), ("hotplug_socket_path", "hotplug_fd")):
+    for one, other in _EXCLUSIVE:
         if one in given or other in given:
             from_file.pop(one, None)
             from_file.pop(other, None)
+    gathered = Gathered()
     if file is not None and "socket_path" in from_file and "fd" in from_file:
-        raise file.error(("server", "fd"), "socket-path and fd exclude each other")
-    return ServerSettings(**{**from_file, **given})  # type: ignore[arg-type]
+        gathered.errors.append(file.file.error(("server", "fd"), "socket-path and fd exclude each other"))
+    try:
+        made = ServerSettings(**{**from_file, **given})  # type: ignore[arg-type]
+    except ConfigError as error:
+        for each in each_error(error):
+            key = getattr(each, "key", "")
+            in_file = file is not None and key.replace("-", "_") in from_file
+            gathered.errors.append(file.file.error(("server", key), str(each)) if file and in_file else each)
+    gathered.raise_all()
+    return made
+
+
+def unknown_plugins(
+    selection: PluginSelection, file: ConfigFile | None, declared: Mapping[str, Declared]
+) -> Iterator[ConfigError]:
+    """What the command line, whose `selection` is, and the file say of plugins that are not there. Of those that are
+    required, which do not start then, the registry tells."""
+    installed = [name for name, its in declared.items() if its.installed]
+    for name in selection.disable:
+        if name not in installed and not is_file(name):
+            yield ConfigError(f"--no-plugin {name}: {unknown('plugin', name, installed)}")
+    if file is not None:
+        for key, names in (("enable", file.plugins.enable or ()), ("disable", file.plugins.disable)):
+            for number, name in enumerate(names):
+                if name not in installed and not is_file(name):
+                    yield file.file.error(("plugins", key, number), unknown("plugin", name, installed))
 
 
 # -- own ---------------------------------------------------------------------------------------------------------------
 
 
-def _checked(errors: list[ConfigError], call: Callable[[], Any], otherwise: Any) -> Any:
-    """What `call` returns; an error is noted, and `otherwise` returned."""
-    try:
-        return call()
-    except ConfigErrors as error:
-        errors.extend(error.errors)
-    except ConfigError as error:
-        errors.append(error)
-    return otherwise
+def _server(file: TomlFile, gathered: Gathered) -> dict[str, object]:
+    table: dict[str, Any] = {}
+    with gathered:
+        table = file.table(("server",), file.document.get("server", {}))
+    mistakes = Gathered()
+    right = _SERVER.right(table, mistakes)
+    gathered.errors += (file.error(("server", getattr(each, "key", "")), str(each)) for each in mistakes.errors)
+    return right
 
 
-def _table(file: ConfigFile, place: Place, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise file.error(place, "is a table")
-    return value
-
-
-def _server(file: ConfigFile) -> dict[str, object]:
-    table = _table(file, ("server",), file.document.get("server", {}))
-    try:
-        made = _SERVER.from_toml(table)
-    except SettingError as error:
-        raise file.error(("server", error.key) if error.key else ("server",), str(error)) from error
-    names = [_SERVER.fields[key.replace("_", "-")].name for key in table]
-    return {name: getattr(made, name) for name in names}
-
-
-def _selection(file: ConfigFile, server: Mapping[str, object]) -> PluginSelection:
-    table = _table(file, ("plugins",), file.document.get("plugins", {}))
+def _selection(file: TomlFile, gathered: Gathered, *, as_root: bool) -> PluginSelection:
+    table: dict[str, Any] = {}
+    with gathered:
+        table = file.table(("plugins",), file.document.get("plugins", {}))
     lists: dict[str, tuple[str, ...]] = {}
     for key in LISTS:
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise file.error(("plugins", key), "is a list of plugins' names")
-        for each in value:
+            gathered.errors.append(file.error(("plugins", key), "is a list of plugins' names"))
+            value = []
+        for number, each in enumerate(value):
             if is_file(each) and (key != "require" or not Path(each).is_absolute()):
-                raise file.error(("plugins", key), f"{each}: a plugin's file belongs in require, by its absolute path")
+                message = f"{each}: a plugin's file belongs in require, by its absolute path"
+                gathered.errors.append(file.error(("plugins", key, number), message))
         lists[key] = tuple(value)
-    for name in lists["require"]:
-        if name in lists["disable"]:
-            raise file.error(("plugins", "disable"), f"plugin {name} is required and disabled")
+    for number, name in enumerate(lists["disable"]):
+        if name in lists["require"]:
+            message = f"plugin {name} is required and disabled"
+            gathered.errors.append(file.error(("plugins", "disable", number), message))
     enable = lists["enable"] if "enable" in table else None
-    return PluginSelection(enable, lists["disable"], lists["require"], files=bool(server.get("plugin_files")))
+    return PluginSelection(enable, lists["disable"], lists["require"], files=as_root)
 
 
-def _device_tables(file: ConfigFile, errors: list[ConfigError]) -> list[Any]:
+def _device_tables(file: TomlFile, gathered: Gathered) -> list[Any]:
     tables = file.document.get("device", [])
     if not isinstance(tables, list):
-        errors.append(file.error(("device",), "is an array of tables; write [[device]]"))
+        gathered.errors.append(file.error(("device",), "is an array of tables; write [[device]]"))
         return []
     return tables
 
 
-def _device(
-    file: ConfigFile,
-    number: int,
-    value: Any,
-    backends: Iterable[str],
-    server: ServerSettings,
-    declared: Mapping[str, Declared],
-    host: str | None,
-) -> DeviceSpec:
-    place: Place = ("device", number)
-    table = _table(file, place, value)
-    for key in table:
-        if key not in _DEVICE_KEYS:
-            raise file.error((*place, key), unknown("key", key, _DEVICE_KEYS))
-    text, backend, address, options = _identity(file, place, table, backends, server, host)
-    for key, item in _table(file, (*place, "options"), table.get("options", {})).items():
-        if key in CORE_OPTIONS:
-            raise file.error((*place, "options", key), f"belongs into [[device]] itself, as {key} = ...")
-        _add(file, (*place, "options", key), options, key, item)
-    for key in CORE_OPTIONS:
-        if key in table:
-            _add(file, (*place, key), options, key, table[key])
-    tables = _table(file, (*place, "plugins"), table.get("plugins", {}))
-    for plugin, its in tables.items():
-        _table(file, (*place, "plugins", plugin), its)
-    in_spec = take_plugin_options(options)
-    for plugin in in_spec:
-        if plugin in tables:
-            raise file.error((*place, "plugins", plugin), "spec has options for it already")
-    try:
-        made = {
-            **plugin_options(in_spec, declared, toml=False),
-            **plugin_options(tables, declared, toml=True),
-        }
-        return device_spec(text, backend, address, options, made)
-    except SettingError as error:
-        if error.key in CORE_OPTIONS:
-            raise file.error((*place, error.key), str(error)) from error
-        plugin, _, key = error.key.rpartition(".") if "." in error.key else (error.key, "", "")
-        where: Place = ("spec",) if plugin in in_spec else ("plugins", plugin, *filter(None, [key]))
-        raise file.error((*place, *where), str(error)) from error
-
-
-def _identity(
-    file: ConfigFile,
-    place: Place,
-    table: Mapping[str, Any],
-    backends: Iterable[str],
-    server: ServerSettings,
-    host: str | None,
-) -> tuple[str, str, str, dict[str, str]]:
-    """The text for messages, backend, address and options that `spec`, or `backend` and `address`, say."""
-    for key in ("spec", "backend", "address"):
-        if not isinstance(table.get(key, ""), str):
-            raise file.error((*place, key), f"is a text, not {table[key]!r}")
-    try:
-        if "spec" in table:
-            for key in ("backend", "address"):
-                if key in table:
-                    raise file.error((*place, key), f"spec says the {key} already")
-            return (table["spec"], *split_device(table["spec"], backends, server.backend, host))
-        if not table.get("address"):
-            raise file.error(place, "says neither spec nor address")
-        backend = table.get("backend", server.backend or host)
-        if backend is None and kind_of(table["address"]) not in (Kind.OWN, Kind.NAME):
-            raise file.error(place, no_host_backend(table["address"], backends))
-        if backend is None:
-            raise file.error(place, f"says no backend (there are: {', '.join(backends) or 'none'})")
-        check_backend(backend, backends)
-    except ConfigError as error:
-        if str(error).startswith(f"{file.path}:"):
-            raise
-        raise file.error((*place, "spec" if "spec" in table else "backend"), str(error)) from error
-    return f"{backend}:{table['address']}", backend, table["address"], {}
-
-
-def _add(file: ConfigFile, place: Place, options: dict[str, str], key: str, value: Any) -> None:
-    """Add an option as it would be written in a specification."""
-    if key in options:
-        raise file.error(place, "is said by spec too")
-    if isinstance(value, bool):
-        options[key] = "true" if value else "false"
-    elif isinstance(value, str | int | float):
-        options[key] = str(value)
-    else:
-        raise file.error(place, f"is a text, a number, true or false, not {value!r}")
-
-
-def _plugins(file: ConfigFile, declared: Mapping[str, Declared], errors: list[ConfigError]) -> dict[str, object]:
+def _plugins(file: TomlFile, declared: Mapping[str, Declared], gathered: Gathered) -> dict[str, object]:
     made: dict[str, object] = {}
-    for plugin, table in file.document.get("plugins", {}).items():
+    tables = file.document.get("plugins", {})
+    for plugin, table in tables.items() if isinstance(tables, dict) else ():
         if plugin in LISTS or (plugin in declared and declared[plugin].unusable):
             continue  # whoever is not used is not configured either; the log says why
         place: Place = ("plugins", plugin)
-        try:
-            made[plugin] = schema_of(plugin, declared, "config").from_toml(_table(file, place, table))
-        except SettingError as error:
-            inside = (*place, error.key) if error.key and error.key != plugin else place
-            errors.append(file.error(inside, str(error)))
-        except ConfigError as error:
-            errors.append(error)
+        with gathered:
+            table = file.table(place, table)
+            try:
+                made[plugin] = schema_of(plugin, declared, "config").from_toml(table)
+            except ConfigError as error:
+                for each in each_error(error):
+                    key = getattr(each, "key", "")
+                    inside = (*place, key) if key and key != plugin else place
+                    gathered.errors.append(file.error(inside, str(each)))
     return made

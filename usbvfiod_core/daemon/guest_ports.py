@@ -47,9 +47,7 @@ class GuestPorts:
         """Whether `port_id`, which `owner` may have, is a USB 3 port. Raises ConfigError if it may not."""
         last = self._kinds[True].stop - 1
         if not 1 <= port_id <= last:
-            raise ConfigError(
-                f"port {port_id} does not exist; the ports are 1 to {last} (--usb2-ports and --usb3-ports set how many)"
-            )
+            raise ConfigError(no_such_port(port_id, last))
         taker = self._owners.get(port_id, owner)
         if taker != owner:
             raise ConfigError(f"port {port_id} is reserved for {taker}")
@@ -86,6 +84,11 @@ class GuestPorts:
         """`owner` needs no ports any more."""
         for port_id in self.owned(owner).values():
             del self._owners[port_id]
+
+
+def no_such_port(port_id: int, last: int) -> str:
+    """What to say of a port that a controller with `last` ports does not have."""
+    return f"port {port_id} does not exist; the ports are 1 to {last} (--usb2-ports and --usb3-ports set how many)"
 
 
 def cautions(usb2: int, usb3: int) -> list[str]:

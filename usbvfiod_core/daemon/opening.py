@@ -6,6 +6,7 @@ import logging
 import os
 
 from ..errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
@@ -36,10 +37,16 @@ def open_device(
         if fd is not None:
             os.close(fd)
         raise AttachmentRefused(refusal)
-    if fd is not None:
-        return backend.open_fd(fd, spec.options, loop)
     try:
-        return backend.open(info.address, spec.options, loop)
+        options = backend_options(backend, info.address, spec.options)
+    except BaseException:
+        if fd is not None:
+            os.close(fd)
+        raise
+    if fd is not None:
+        return backend.open_fd(fd, options, loop)
+    try:
+        return backend.open(info.address, options, loop)
     except DeviceWithheld:
         raise
     except DeviceError as error:

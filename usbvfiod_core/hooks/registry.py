@@ -23,12 +23,13 @@ import pluggy
 from ..errors import PluginError
 from ..installation import PLUGINS as OUR_PLUGINS
 from ..installation import installation
+from ..options import Schema
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from . import specs
 from .interception import intercept
 from .interceptor import Interceptor
-from .options import Declared, Schema
+from .options import Declared
 from .plugin_file import is_file, load_file, name_of
 from .requirement import satisfies
 from .settings import PluginSelection, Settings
@@ -71,6 +72,7 @@ class Plugin:
     seconds: float = 0.0
     error: str = ""
     enabled: bool = True
+    installed: bool = True
 
     @property
     def state(self) -> str:
@@ -114,7 +116,7 @@ class Registry:
                 near = get_close_matches(name, installed, 1)
                 remedy = f"; `{installation().plugin(name)}` brings it" if name in OUR_PLUGINS else ""
                 error = "is not installed" + (remedy or (f"; {near[0]} is meant?" if near else ""))
-                self.plugins.append(Plugin(name, error=error))
+                self.plugins.append(Plugin(name, error=error, installed=False))
 
     def register(self, module: object, name: str) -> Plugin:
         """Take `module` (anything with marked functions) as a plugin; its record tells whether that worked."""
@@ -149,7 +151,7 @@ class Registry:
         for plugin in self.plugins:
             reason = plugin.error or ("it is disabled" if not plugin.enabled else "")
             if reason or plugin.name not in self._declared:
-                self._declared[plugin.name] = Declared(unusable=reason)
+                self._declared[plugin.name] = Declared(unusable=reason, installed=plugin.installed)
         return self._declared
 
     def configure(self, config: Mapping[str, object]) -> None:
@@ -181,6 +183,8 @@ class Registry:
                     raise PluginError(f"a backend's name is of letters, digits and dashes, not {name!r}")
                 if name in backends:
                     raise PluginError(f"there already is a backend {name!r}")
+                for cls in (backend.options, *backend.kinds.values()):
+                    Schema(cls)
                 backends[name] = backend
 
             try:
@@ -363,7 +367,7 @@ def _declaration(call: Callable[..., Any]) -> Declared:
             if cls is not None:
                 if kind in schemas:
                     raise PluginError(f"options of the kind {kind!r} are registered twice")
-                schemas[kind] = Schema(cls)
+                schemas[kind] = Schema(cls, complete=True)
 
     call(register=register)
     return Declared(schemas.get("device"), schemas.get("config"))

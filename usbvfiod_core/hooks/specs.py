@@ -44,7 +44,7 @@ def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
 def usbvfiod_register_options(register: RegisterOptions) -> None:
     """Say which options this plugin has: `register(device=DeviceOptions, config=PluginConfig)`, either or both.
 
-    Each is a dataclass whose fields have defaults, of the types that `usbvfiod_core.hooks.options` lists. The first is
+    Each is a dataclass whose fields have defaults, of the types that `usbvfiod_core.options` lists. The first is
     what the user may set for each device (`PLUGIN.key=value` in a specification, `[device.plugins.PLUGIN]` in a file),
     and hooks get an instance as `options`; the second is what may be set once (`[plugins.PLUGIN]`), and hooks
     get it as `config`. A kind that is not registered is None there.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from ..errors import DeviceError
+from ..options import NoOptions
 from .device import Device, Loop
 from .speed import Speed
 
@@ -48,18 +51,24 @@ class Backend(ABC):
     of_host: bool = False
     """Whether its devices are the host's own. Where one such backend is installed, nodes, identities and port paths
     are its devices without the prefix."""
+    options: type[Any] = NoOptions
+    """The dataclass of its devices' options, which `usbvfiod_core.options` describes."""
+    kinds: Mapping[str, type[Any]] = MappingProxyType({})
+    """For a backend that makes devices, whose addresses are the kinds that it can make: the dataclass of each kind's
+    options, in the place of `options`. Any other address is refused before a device is opened."""
 
     @abstractmethod
     def list_devices(self) -> list[DeviceInfo]:
         """The devices there are now, usable or not. Raises DeviceError."""
 
     @abstractmethod
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+    def open(self, address: str, options: Any, loop: Loop) -> Device:
         """Open the device at `address`, ready for `Device.attach`.
 
-        `options` are the `key=value` pairs behind the `?` of a specification, without those the core knows (`port`).
-        Raises ConfigError for an address or option it does not know, naming those it does; DeviceError if the
-        device is missing or cannot be opened; DeviceWithheld if it is there and its owner does not give it now: the
+        `options` is an instance of the dataclass that `options` or `kinds` names, made of the `key=value` pairs behind
+        the `?` of a specification; whatever does not fit it was refused before, when the specification was read.
+        Raises ConfigError for an address that it does not know, naming those it does; DeviceError if the device is
+        missing or cannot be opened; DeviceWithheld if it is there and its owner does not give it now: the
         attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it.
         """
 
@@ -82,7 +91,7 @@ class Backend(ABC):
         """
         raise DeviceError(f"backend {self.name} takes no file descriptors")
 
-    def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
+    def open_fd(self, fd: int, options: Any, loop: Loop) -> Device:
         """Open the device behind `fd`, which needs no right to its node. Otherwise like `open`.
 
         The descriptor belongs to the backend from this call on: it closes it with the device, or before it raises.

@@ -17,34 +17,39 @@ It is registered by a hook like every other backend, and its devices are the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
 
 from .. import hookimpl
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from ..usb.speed import Speed
 from . import audio, flash, keyboard, loopback, network, pointer, serial
 from .faults import parse_faults
 from .faulty import FaultyDevice
+from .options import SlowOptions, VirtualOptions
 from .standard import StandardRequests
 
-_KINDS: dict[str, Callable[[Mapping[str, str], Loop], Device]] = {
-    "flash": flash.open_flash,
-    "keyboard": keyboard.open_keyboard,
-    "mouse": pointer.open_mouse,
-    "tablet": pointer.open_tablet,
-    "loopback": loopback.open_loopback,
-    "audio": audio.open_audio,
-    "serial": serial.open_serial,
-    "network": network.open_network,
+_KINDS: dict[str, tuple[type[Any], Callable[[Any, Loop], Device]]] = {
+    "flash": (flash.FlashOptions, flash.open_flash),
+    "keyboard": (SlowOptions, keyboard.open_keyboard),
+    "mouse": (SlowOptions, pointer.open_mouse),
+    "tablet": (SlowOptions, pointer.open_tablet),
+    "loopback": (loopback.LoopbackOptions, loopback.open_loopback),
+    "audio": (audio.AudioOptions, audio.open_audio),
+    "serial": (serial.SerialOptions, serial.open_serial),
+    "network": (network.NetworkOptions, network.open_network),
 }
+"""Of each kind its options, and what opens it."""
 
 
 class VirtualBackend(Backend):
     """Makes a new device whenever one is opened; the addresses are the kinds of devices."""
 
     name = "virtual"
+    kinds = MappingProxyType({address: options for address, (options, _) in _KINDS.items()})
 
     def list_devices(self) -> list[DeviceInfo]:
         """What can be made; the option a kind needs stands behind its name."""
@@ -63,19 +68,11 @@ class VirtualBackend(Backend):
         name = f"{kind.manufacturer} {kind.product}{more}"
         return DeviceInfo(self.name, address, kind.vendor_id, kind.product_id, name, speed=speed)
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        if "fault" not in options:
-            return self._open(address, options, loop)
-        own = dict(options)
-        faults = parse_faults(own.pop("fault"))
-        return FaultyDevice(self._open(address, own, loop), faults, loop)
-
-    def _open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        opened = _KINDS.get(address)
-        if opened is None:
-            *others, last = _KINDS
-            raise ConfigError(f"there is no virtual device {address!r}; there are {', '.join(others)} and {last}")
-        return opened(options, loop)
+    def open(self, address: str, options: VirtualOptions, loop: Loop) -> Device:
+        if address not in _KINDS:
+            raise ConfigError(unknown(f"{self.name} device", address, _KINDS))
+        device = _KINDS[address][1](options, loop)
+        return FaultyDevice(device, parse_faults(options.fault), loop) if options.fault else device
 
 
 @hookimpl

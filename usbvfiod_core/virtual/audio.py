@@ -5,13 +5,6 @@ which it came: volume and mute can be set and are remembered, but the recording 
 records is a file's contents, from its beginning each time recording starts (an alternate setting with an endpoint is
 chosen), then silence.
 
-Options of the specification:
-
-    playback=FILE    WAV file to write, emptied first; default none: what is played is counted only
-    capture=FILE     WAV file to read, stereo, 48 kHz, 16 bits; default none: silence
-    speed=full|high  default full
-    serial=TEXT      default none
-
 The loudspeaker's endpoint is adaptive and the microphone's synchronous: both go with the frames of the bus, so neither
 needs feedback (USB 2.0 5.12.4.1).
 """
@@ -20,9 +13,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import ConfigError
+from ..options import SettingError, option
 from ..usb.class_descriptors import (
     LEFT_FRONT,
     RIGHT_FRONT,
@@ -42,14 +38,13 @@ from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
 from .feature_unit import FeatureUnit
 from .isochronous import IsochronousSchedule, contents, fill, finish
-from .options import Options
+from .options import SPEEDS, SlowOptions
 from .wav import WavReader, WavWriter
 
 _log = logging.getLogger(__name__)
 
 PRODUCT_ID = 0x0004
 PRODUCT = "Audio"
-OPTIONS = ("playback", "capture", "speed", "serial")
 
 RATE = 48_000
 CHANNELS = 2
@@ -74,6 +69,20 @@ _USB_STREAMING, _MICROPHONE, _SPEAKER = 0x0101, 0x0201, 0x0301
 _LAYOUT = LEFT_FRONT | RIGHT_FRONT
 # bmAttributes of an isochronous endpoint: bits 3:2 are the synchronization type (USB 2.0 9.6.6)
 _ADAPTIVE, _SYNCHRONOUS = TransferType.ISOCHRONOUS | 2 << 2, TransferType.ISOCHRONOUS | 3 << 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioOptions(SlowOptions):
+    """The options of `virtual:audio`."""
+
+    playback: Path | None = option(None, "A WAV file that gets what is played; emptied first.")
+    """Without one, what is played is counted only."""
+    capture: Path | None = option(None, "A WAV file that is recorded: stereo, 48 kHz, 16 bits.")
+    """Without one, silence is."""
+
+    def __post_init__(self) -> None:
+        if self.playback and self.capture and os.path.realpath(self.playback) == os.path.realpath(self.capture):
+            raise SettingError("capture", f"virtual:audio cannot write and read the same file, {self.playback}")
 
 
 class Audio(VirtualDevice):
@@ -210,18 +219,13 @@ class Audio(VirtualDevice):
         )
 
 
-def open_audio(options: Mapping[str, str], loop: Loop) -> Audio:
-    """Open `virtual:audio` with the options above. Raises ConfigError."""
-    given = Options("audio", options, OPTIONS)
-    speed, serial = given.speed(("full", "high"), "full"), given.serial()
-    playback_path, capture_path = given.text("playback"), given.text("capture")
-    if playback_path and os.path.realpath(playback_path) == os.path.realpath(capture_path):
-        raise ConfigError(f"virtual:audio cannot write and read the same file, {playback_path}")
-    capture = WavReader(capture_path, rate=RATE, channels=CHANNELS) if capture_path else None
+def open_audio(options: AudioOptions, loop: Loop) -> Audio:
+    """Open `virtual:audio`. Raises ConfigError."""
+    capture = WavReader(str(options.capture), rate=RATE, channels=CHANNELS) if options.capture else None
     try:
-        playback = WavWriter(playback_path, rate=RATE, channels=CHANNELS) if playback_path else None
+        playback = WavWriter(str(options.playback), rate=RATE, channels=CHANNELS) if options.playback else None
     except ConfigError:
         if capture is not None:
             capture.close()
         raise
-    return Audio(loop, playback=playback, capture=capture, speed=speed, serial=serial)
+    return Audio(loop, playback=playback, capture=capture, speed=SPEEDS[options.speed], serial=options.serial)

@@ -1,28 +1,16 @@
-"""`virtual:flash`: a flash drive on an image file or block device.
-
-Options of the specification:
-
-    image=FILE               required; a file or block device with at least one block. Bytes behind the last whole block
-                             are not part of the drive and never touched
-    readonly=true|false      default false; true opens the image read-only and the drive is write-protected
-    speed=full|high|super    default super
-    serial=TEXT              the USB and SCSI serial number; default: made of the image's path, so it stays the same
-    blocksize=512|4096       default 512; the logical block size the guest sees
-    removable=true|false     default true: a removable medium, which can be ejected until the controller is reset;
-                             false looks like a fixed disk
-    stalls=true|false        default false; true halts an endpoint where a data phase ends early (see `bulk_only`)
-    transport=bot|uas        default bot, bulk-only; uas offers USB Attached SCSI beside it, as an alternate setting of
-                             the interface, with streams at SuperSpeed (see `uas`); not at full speed
-"""
+"""`virtual:flash`: a flash drive on an image file or block device; its options are `FlashOptions`."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from ..errors import ConfigError
+from ..options import SettingError, option
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint
 from ..usb.device import Loop
 from ..usb.moment import Moment
@@ -32,7 +20,7 @@ from .bulk_only import INTERFACE_CLASS, BulkOnly
 from .disk import Disk
 from .endpoint import VirtualEndpoint
 from .image import Image
-from .options import Options
+from .options import SPEEDS, VirtualOptions
 from .uas import Uas
 from .uas_interface import INTERFACE_CLASS as UAS_INTERFACE_CLASS
 from .uas_interface import STREAMS, pipes
@@ -42,9 +30,29 @@ PRODUCT_ID = 0x0001
 UAS_PRODUCT_ID = 0x0011
 PRODUCT = "Flash Drive"
 EJECTED = "the guest has ejected it; it is there again when the guest restarts, or after detach and attach"
-OPTIONS = ("image", "readonly", "speed", "serial", "blocksize", "removable", "stalls", "transport")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashOptions(VirtualOptions):
+    """The options of `virtual:flash`. Without `serial` the USB and SCSI serial number is made of the image's path, so
+    it stays the same."""
+
+    image: Path = option(help="A file or block device with at least one block.")
+    """Bytes behind the last whole block are not part of the drive and never touched."""
+    readonly: bool = option(False, "Opens the image read-only; the drive is write-protected.")
+    speed: Literal["full", "high", "super"] = option("super", "How it is connected.")
+    blocksize: Literal[512, 4096] = option(512, "Bytes of a logical block, as the guest sees it.")
+    removable: bool = option(True, "A removable medium, which can be ejected until the controller is reset.")
+    stalls: bool = option(False, "Halts an endpoint where a data phase ends early.")
+    """See `bulk_only`."""
+    transport: Literal["bot", "uas"] = option("bot", "Bulk-only, or USB Attached SCSI beside it.")
+    """UAS is an alternate setting of the interface, with streams at SuperSpeed (see `uas`)."""
+
+    def __post_init__(self) -> None:
+        if self.transport == "uas" and self.speed == "full":
+            raise SettingError("transport", "transport=uas needs speed=high or speed=super")
 
 
 class Flash(BulkOnly):
@@ -171,23 +179,14 @@ def default_serial(path: str) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:12].upper()
 
 
-def open_flash(options: Mapping[str, str], loop: Loop) -> Flash:
-    """Open `virtual:flash` with the options above. Raises ConfigError and DeviceError."""
-    given = Options("flash", options, OPTIONS)
-    path = given.text("image")
-    if not path:
-        raise ConfigError("virtual:flash needs an image: virtual:flash?image=FILE")
-    readonly, removable, stalls = (
-        given.flag("readonly", False),
-        given.flag("removable", True),
-        given.flag("stalls", False),
+def open_flash(options: FlashOptions, loop: Loop) -> Flash:
+    """Open `virtual:flash`. Raises ConfigError and DeviceError."""
+    image = Image(str(options.image), readonly=options.readonly, block_size=options.blocksize)
+    return (UasFlash if options.transport == "uas" else Flash)(
+        image,
+        loop,
+        speed=SPEEDS[options.speed],
+        serial=options.serial,
+        removable=options.removable,
+        stalls=options.stalls,
     )
-    speed = given.speed(("full", "high", "super"), "super")
-    transport = given.choice("transport", ("bot", "uas"), "bot")
-    if transport == "uas" and speed == Speed.FULL:
-        raise ConfigError("virtual:flash: transport=uas needs speed=high or speed=super")
-    block_size = int(given.choice("blocksize", ("512", "4096"), "512"))
-    serial = given.serial()
-    image = Image(path, readonly=readonly, block_size=block_size)
-    kind = UasFlash if transport == "uas" else Flash
-    return kind(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)

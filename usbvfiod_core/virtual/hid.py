@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
 from ..errors import DeviceError
@@ -28,10 +28,8 @@ from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
-from .options import Options
+from .options import SPEEDS, SlowOptions
 
-OPTIONS = ("speed", "serial")
-"""Of every one of them."""
 MAX_REPORTS = 16384
 """Reports that wait for a driver at most."""
 IDLE_UNIT = 0.004  # seconds (7.2.4)
@@ -196,7 +194,6 @@ class HidDevice(VirtualDevice):
 _Kind = TypeVar("_Kind", bound=HidDevice)
 
 
-def open_hid(name: str, kind: type[_Kind], options: Mapping[str, str], loop: Loop) -> _Kind:
-    """Open `virtual:NAME` with the options that all these devices have. Raises ConfigError."""
-    given = Options(name, options, OPTIONS)
-    return kind(loop, speed=given.speed(("full", "high"), "full"), serial=given.serial())
+def open_hid(kind: type[_Kind], options: SlowOptions, loop: Loop) -> _Kind:
+    """Make a device with the options that all these devices have."""
+    return kind(loop, speed=SPEEDS[options.speed], serial=options.serial)

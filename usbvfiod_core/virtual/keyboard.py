@@ -1,10 +1,5 @@
 """`virtual:keyboard`: a HID boot keyboard, whose keys are pressed by its user or by a program (HID 1.11, appendix B).
 
-Options of the specification:
-
-    speed=full|high   default full
-    serial=TEXT       default none
-
 `usbvfiod send` says to it
 
     type TEXT            press and release the keys that write it on a US keyboard
@@ -27,6 +22,7 @@ from ..usb.device import Loop
 from ..usb.speed import Speed
 from .device import Word
 from .hid import BOOT, KEYBOARD, HidDevice, open_hid
+from .options import SlowOptions
 from .usages import CHARACTERS, ERROR_ROLL_OVER, KEYS, MODIFIERS
 
 PRODUCT_ID = 0x0002
@@ -150,6 +146,6 @@ class Keyboard(HidDevice):
         return bytes((self.leds,))
 
 
-def open_keyboard(options: Mapping[str, str], loop: Loop) -> Keyboard:
-    """Open `virtual:keyboard` with the options above. Raises ConfigError."""
-    return open_hid("keyboard", Keyboard, options, loop)
+def open_keyboard(options: SlowOptions, loop: Loop) -> Keyboard:
+    """Open `virtual:keyboard`."""
+    return open_hid(Keyboard, options, loop)

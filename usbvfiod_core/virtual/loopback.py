@@ -8,27 +8,18 @@ need: the endpoints of configuration 3, and the vendor requests that write a buf
                       alternate setting 1 bulk and isochronous ones (83, 03).
     configuration 2   loopback: what is written to 01 is read from 81, transfer by transfer
 
-Options of the specification:
-
-    pattern=0|1|2         default 0. 0: zeros; 1: each packet counts bytes modulo 63. What is written has to follow the
-                          pattern, or the endpoint halts. 2: nothing is filled in and nothing checked
-    speed=full|high|super default super
-    serial=TEXT           default none
-    isoc_interval=1-16    bInterval of the isochronous endpoints, default 4: 1 ms, at full speed 8 ms
-    isoc_maxpacket=1-1024 bytes of one isochronous packet, default 1024; 1023 at most at full speed; in bursts 1024
-    isoc_mult=0-2         more packets a microframe (high speed) or more bursts an interval (SuperSpeed), default 0
-    isoc_maxburst=0-15    more packets a burst (SuperSpeed), default 0
-
-The last four are the parameters of gadget zero. An isochronous endpoint cannot halt: packets of a wrong pattern are
-counted in `Loopback.wrong_packets`.
+An isochronous endpoint cannot halt: packets of a wrong pattern are counted in `Loopback.wrong_packets`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+from ..options import option
 from ..usb.descriptors import (
     ATTRIBUTE_RESERVED_ONE,
     ATTRIBUTE_SELF_POWERED,
@@ -46,14 +37,13 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
 from .isochronous import IsochronousSchedule, contents, fill, finish
-from .options import Options
+from .options import SPEEDS, VirtualOptions
 
 _log = logging.getLogger(__name__)
 
 VENDOR_ID = 0x0525
 PRODUCT_ID = 0xA4A0
 PRODUCT = "Gadget Zero"
-OPTIONS = ("pattern", "speed", "serial", "isoc_interval", "isoc_maxpacket", "isoc_mult", "isoc_maxburst")
 
 SOURCE_SINK = 3
 LOOPBACK = 2
@@ -79,6 +69,24 @@ def pattern_bytes(pattern: int, packet_size: int, length: int) -> bytes:
         return bytes(length)
     packet = bytes(index % 63 for index in range(packet_size))
     return (packet * (length // packet_size + 1))[:length]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopbackOptions(VirtualOptions):
+    """The options of `virtual:loopback`; the last four are the parameters of gadget zero."""
+
+    pattern: Literal[0, 1, 2] = option(0, "What is read: zeros, bytes counted modulo 63, or whatever is there.")
+    """What is written has to follow the pattern, or the endpoint halts; with 2 nothing is filled in and nothing
+    checked. With 1 each packet counts anew."""
+    speed: Literal["full", "high", "super"] = option("super", "How it is connected.")
+    isoc_interval: int = option(4, "bInterval of the isochronous endpoints.", lowest=1, highest=16)
+    """4 is 1 ms, at full speed 8 ms."""
+    isoc_maxpacket: int = option(1024, "Bytes of one isochronous packet.", lowest=1, highest=1024)
+    """1023 at most at full speed; in bursts 1024."""
+    isoc_mult: int = option(
+        0, "More packets a microframe (high speed) or bursts an interval (SuperSpeed).", lowest=0, highest=2
+    )
+    isoc_maxburst: int = option(0, "More packets a burst (SuperSpeed).", lowest=0, highest=15)
 
 
 class Loopback(VirtualDevice):
@@ -277,16 +285,15 @@ class Loopback(VirtualDevice):
                 return
 
 
-def open_loopback(options: Mapping[str, str], loop: Loop) -> Loopback:
-    """Open `virtual:loopback` with the options above. Raises ConfigError."""
-    given = Options("loopback", options, OPTIONS)
+def open_loopback(options: LoopbackOptions, loop: Loop) -> Loopback:
+    """Open `virtual:loopback`."""
     return Loopback(
         loop,
-        pattern=int(given.choice("pattern", ("0", "1", "2"), "0")),
-        speed=given.speed(("full", "high", "super"), "super"),
-        serial=given.serial(),
-        isoc_interval=given.number("isoc_interval", 1, 16, 4),
-        isoc_maxpacket=given.number("isoc_maxpacket", 1, 1024, 1024),
-        isoc_mult=given.number("isoc_mult", 0, 2, 0),
-        isoc_maxburst=given.number("isoc_maxburst", 0, 15, 0),
+        pattern=options.pattern,
+        speed=SPEEDS[options.speed],
+        serial=options.serial,
+        isoc_interval=options.isoc_interval,
+        isoc_maxpacket=options.isoc_maxpacket,
+        isoc_mult=options.isoc_mult,
+        isoc_maxburst=options.isoc_maxburst,
     )

@@ -5,16 +5,6 @@ The guest has it as usb0, enx..., or "UsbNcm Host Device". At the other end of i
     a tap interface       tap=NAME; it is made if there is none, which takes CAP_NET_ADMIN
     a program             socket=PATH, of a program that listens there and speaks as passt does
 
-Options of the specification:
-
-    tap=NAME         see above
-    socket=PATH      see above
-    mac=ADDRESS      the guest's address; default one that stays the same for this serial number, or without one for
-                     this end of the cable on this host
-    mtu=NUMBER       the largest that the guest can set, and what a tap interface that is made gets; default 1500
-    speed=full|high|super  default super
-    serial=TEXT      default none
-
 The guest sees its carrier come and go with the interface (up or down) or the connection, and with what its user says:
 `link down` and `link up`. Frames that the guest does not fetch are kept, up to BACKLOG of them. If there are more, a
 program has to wait for a second; after that, and at a tap at once, the oldest are lost. `usbvfiod list` counts what was
@@ -25,9 +15,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from struct import Struct, pack
+from typing import Literal
 
 from ..errors import ConfigError
+from ..options import SettingError, option
 from ..usb.class_descriptors import (
     ASSOCIATION_DEVICE_CLASS,
     cdc_ethernet,
@@ -47,13 +41,12 @@ from .frames import FrameEnd, Stream
 from .inbound import ALL, BLOCK_SIZE, FRAMES_A_TURN, MAX_FRAMES, TAG_SIZE, Inbound
 from .mac import machine_mac, parse_mac, stable_mac
 from .ncm import ALIGNMENT, FORMATS, MIN_BLOCK, MIN_FRAME, BlockError, BlockReader
-from .options import Options
-from .tap import Tap
+from .options import SPEEDS, VirtualOptions
+from .tap import Tap, check_name
 
 _log = logging.getLogger(__name__)
 
 PRODUCT_ID = 0x0009
-OPTIONS = ("tap", "socket", "mac", "mtu", "speed", "serial")
 
 MTU, MTU_MIN, MTU_MAX = 1500, 576, 8178
 """The largest is what Linux's driver has room for."""
@@ -84,6 +77,25 @@ _INPUT = Struct("<IHH")
 _BITS = {Speed.FULL: 12_000_000, Speed.HIGH: 480_000_000, Speed.SUPER: 4_000_000_000}
 """A second; of the 5 Gbit/s of SuperSpeed one in five is coding, and the field has 32 bits."""
 _COMPLETED = TransferStatus.COMPLETED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions(VirtualOptions):
+    """The options of `virtual:network`."""
+
+    tap: str = option("", "The tap interface at the other end; made if there is none.", check=check_name)
+    socket: Path | None = option(None, "The socket at which a program listens that is the other end.")
+    mac: str = option("", "The guest's address.", check=parse_mac)
+    """Without one, one that stays the same for this serial number, or without that for this end of the cable on this
+    host."""
+    mtu: int = option(MTU, "The largest MTU that the guest can set.", lowest=MTU_MIN, highest=MTU_MAX)
+    """A tap interface that is made gets it too."""
+    speed: Literal["full", "high", "super"] = option("super", "How it is connected.")
+
+    def __post_init__(self) -> None:
+        if bool(self.tap) == (self.socket is not None):
+            key = "socket" if self.tap else ""
+            raise SettingError(key, "virtual:network needs one end of its cable: give either tap=NAME or socket=PATH")
 
 
 class Network(VirtualDevice):
@@ -360,17 +372,11 @@ class Network(VirtualDevice):
         self._count()
 
 
-def open_network(options: Mapping[str, str], loop: Loop) -> Network:
-    """Open `virtual:network` with the options above. Raises ConfigError and DeviceError."""
-    given = Options("network", options, OPTIONS)
-    speed, serial = given.speed(("full", "high", "super"), "super"), given.serial()
-    mtu = given.number("mtu", MTU_MIN, MTU_MAX, MTU)
-    tap, path = given.text("tap"), given.text("socket")
-    if bool(tap) == bool(path):
-        raise ConfigError("virtual:network needs one end of its cable: give either tap=NAME or socket=PATH")
-    if given.text("mac"):
-        mac = parse_mac(given.text("mac"))
+def open_network(options: NetworkOptions, loop: Loop) -> Network:
+    """Open `virtual:network`. Raises ConfigError and DeviceError."""
+    end = Tap(options.tap, options.mtu) if options.tap else Stream(str(options.socket))
+    if options.mac:
+        mac = parse_mac(options.mac)
     else:
-        mac = stable_mac(serial) if serial else machine_mac(f"{tap} {path}")
-    end = Tap(tap, mtu) if tap else Stream(path)
-    return Network(loop, end, mac, mtu=mtu, speed=speed, serial=serial)
+        mac = stable_mac(options.serial) if options.serial else machine_mac(f"{options.tap} {options.socket or ''}")
+    return Network(loop, end, mac, mtu=options.mtu, speed=SPEEDS[options.speed], serial=options.serial)

@@ -1,76 +1,36 @@
-"""Reading the `key=value` options of a virtual device's specification, with errors that name what is allowed."""
+"""What virtual devices have in common of their options; each kind has a dataclass of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import ConfigError
+from ..options import option
 from ..usb.descriptors import MAX_STRING_UNITS
 from ..usb.speed import Speed
+from .faults import parse_faults
 
 SPEEDS = {"full": Speed.FULL, "high": Speed.HIGH, "super": Speed.SUPER}
-_TRUTH = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
+"""By the values of the option `speed`."""
 
 
-COMMON = ("fault",)
-"""Options of every virtual device, which are dealt with before these are read."""
+def _check_serial(value: str) -> None:
+    """It has to fit into a string descriptor. Raises ConfigError."""
+    if len(value) > MAX_STRING_UNITS or not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"serial is at most {MAX_STRING_UNITS} printable ASCII characters, not {value!r}")
 
 
-class Options:
-    """The options of one device, taken one by one; `known` are the names it has."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualOptions:
+    """The options of every virtual device."""
 
-    def __init__(self, device: str, values: Mapping[str, str], known: tuple[str, ...]) -> None:
-        """Raises ConfigError for a name that is not in `known`."""
-        self._device = device
-        self._values = values
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"virtual:{device} has no option {name!r}; it has {', '.join((*known, *COMMON))}")
+    serial: str = option("", "Its serial number.", check=_check_serial)
+    fault: str = option("", "What goes wrong, where and how often: stall@in:65536", check=parse_faults)
 
-    def text(self, name: str, default: str = "") -> str:
-        """The value as it is."""
-        return self._values.get(name, default)
 
-    def flag(self, name: str, default: bool) -> bool:
-        """true or false. Raises ConfigError."""
-        if name not in self._values:
-            return default
-        value = _TRUTH.get(self._values[name].lower())
-        if value is None:
-            raise self._wrong(name, ("true", "false"))
-        return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowOptions(VirtualOptions):
+    """Those of devices without SuperSpeed that are connected at full speed."""
 
-    def number(self, name: str, lowest: int, highest: int, default: int) -> int:
-        """A decimal number. Raises ConfigError."""
-        value = self._values.get(name)
-        if value is None:
-            return default
-        if not (value.isascii() and value.isdecimal()) or not lowest <= int(value) <= highest:
-            raise ConfigError(
-                f"virtual:{self._device}: {name}={value} is not possible; {name} is a number from {lowest} to {highest}"
-            )
-        return int(value)
-
-    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of `choices`. Raises ConfigError."""
-        value = self._values.get(name, default)
-        if value not in choices:
-            raise self._wrong(name, choices)
-        return value
-
-    def speed(self, choices: tuple[str, ...], default: str) -> Speed:
-        """The option `speed`. Raises ConfigError."""
-        return SPEEDS[self.choice("speed", choices, default)]
-
-    def serial(self) -> str:
-        """The option `serial`, which has to fit into a string descriptor. Raises ConfigError."""
-        value = self.text("serial")
-        if len(value) > MAX_STRING_UNITS or not (value.isascii() and value.isprintable()):
-            raise ConfigError(
-                f"virtual:{self._device}: serial is at most {MAX_STRING_UNITS} printable ASCII characters"
-            )
-        return value
-
-    def _wrong(self, name: str, choices: tuple[str, ...]) -> ConfigError:
-        allowed = ", ".join(choices[:-1]) + f" or {choices[-1]}"
-        return ConfigError(f"virtual:{self._device}: {name}={self._values[name]} is not possible; {name} is {allowed}")
+    speed: Literal["full", "high"] = option("full", "How it is connected.")

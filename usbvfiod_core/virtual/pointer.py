@@ -3,11 +3,6 @@
 A mouse moves by steps from where the pointer is, which the guest accelerates as it likes; it works in firmware too. A
 tablet puts the pointer in a place: X and Y are from 0 (left, top) to 1 (right, bottom) of the guest's screen.
 
-Options of the specification:
-
-    speed=full|high   default full
-    serial=TEXT       default none
-
 `usbvfiod send` says to them
 
     move X Y             by so many steps (mouse), or to a place (tablet)
@@ -28,6 +23,7 @@ from ..usb.device import Loop
 from ..usb.speed import Speed
 from .device import Word
 from .hid import BOOT, MOUSE, HidDevice, open_hid
+from .options import SlowOptions
 
 MOUSE_PRODUCT_ID = 0x0007
 TABLET_PRODUCT_ID = 0x0008
@@ -205,11 +201,11 @@ def _number(text: str) -> float:
         raise ConfigError(f"{text!r} is not a number") from None
 
 
-def open_mouse(options: Mapping[str, str], loop: Loop) -> Mouse:
-    """Open `virtual:mouse` with the options above. Raises ConfigError."""
-    return open_hid("mouse", Mouse, options, loop)
+def open_mouse(options: SlowOptions, loop: Loop) -> Mouse:
+    """Open `virtual:mouse`."""
+    return open_hid(Mouse, options, loop)
 
 
-def open_tablet(options: Mapping[str, str], loop: Loop) -> Tablet:
-    """Open `virtual:tablet` with the options above. Raises ConfigError."""
-    return open_hid("tablet", Tablet, options, loop)
+def open_tablet(options: SlowOptions, loop: Loop) -> Tablet:
+    """Open `virtual:tablet`."""
+    return open_hid(Tablet, options, loop)

@@ -6,14 +6,6 @@ The guest has it as /dev/ttyACM0 or COM3. At the other end of its line is
     a Unix stream socket   connect=PATH, of a program that listens there
     a file                 file=PATH, to which is appended what the guest sends
 
-Options of the specification:
-
-    link=PATH        a symbolic link to the pseudo-terminal
-    connect=PATH     see above
-    file=PATH        see above
-    speed=full|high  default high
-    serial=TEXT      default none
-
 The bytes go through as they are, as fast as both sides take them; the baud rate is remembered and makes no difference.
 Data set ready is always on; carrier is on while somebody is connected, as far as the line knows. `usbvfiod list` shows
 where the other end is.
@@ -21,10 +13,13 @@ where the other end is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from struct import pack, unpack
+from typing import Literal
 
-from ..errors import ConfigError
+from ..options import SettingError, option
 from ..usb.class_descriptors import cdc_acm, cdc_call_management, cdc_header, cdc_union
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import DeviceEvents, Loop
@@ -34,10 +29,9 @@ from ..usb.transfer import TransferStatus
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
 from .line import Connection, Line, Recording, Terminal
-from .options import Options
+from .options import SPEEDS, VirtualOptions
 
 PRODUCT_ID = 0x0006
-OPTIONS = ("link", "connect", "file", "speed", "serial")
 
 CONTROL, DATA = range(2)
 """The interfaces."""
@@ -53,6 +47,21 @@ SET_LINE_CODING, GET_LINE_CODING, SET_CONTROL_LINE_STATE, SEND_BREAK = 0x20, 0x2
 SERIAL_STATE = 0x20
 CARRIER, DATA_SET_READY = 0x01, 0x02
 _LINE_CODING_SIZE = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SerialOptions(VirtualOptions):
+    """The options of `virtual:serial`."""
+
+    link: Path | None = option(None, "Where to make a symbolic link to the pseudo-terminal.")
+    connect: Path | None = option(None, "A Unix stream socket at which a program listens, in its place.")
+    file: Path | None = option(None, "A file to which is appended what the guest sends, in its place.")
+    speed: Literal["full", "high"] = option("high", "How it is connected.")
+
+    def __post_init__(self) -> None:
+        ends = [name for name in ("link", "connect", "file") if getattr(self, name) is not None]
+        if len(ends) > 1:
+            raise SettingError(ends[1], f"virtual:serial has one line: give either {' or '.join(ends)}")
 
 
 class Serial(VirtualDevice):
@@ -167,19 +176,14 @@ class Serial(VirtualDevice):
         self.line.close()
 
 
-def open_serial(options: Mapping[str, str], loop: Loop) -> Serial:
-    """Open `virtual:serial` with the options above. Raises ConfigError and DeviceError."""
-    given = Options("serial", options, OPTIONS)
-    speed, serial = given.speed(("full", "high"), "high"), given.serial()
-    ends = [name for name in ("link", "connect", "file") if given.text(name)]
-    if len(ends) > 1:
-        raise ConfigError(f"virtual:serial has one line: give either {' or '.join(ends)}")
-    return Serial(loop, _open_line(given), speed=speed, serial=serial)
+def open_serial(options: SerialOptions, loop: Loop) -> Serial:
+    """Open `virtual:serial`. Raises ConfigError and DeviceError."""
+    return Serial(loop, _open_line(options), speed=SPEEDS[options.speed], serial=options.serial)
 
 
-def _open_line(given: Options) -> Line:
-    if given.text("connect"):
-        return Connection(given.text("connect"))
-    if given.text("file"):
-        return Recording(given.text("file"))
-    return Terminal(given.text("link"))
+def _open_line(options: SerialOptions) -> Line:
+    if options.connect is not None:
+        return Connection(str(options.connect))
+    if options.file is not None:
+        return Recording(str(options.file))
+    return Terminal(str(options.link or ""))

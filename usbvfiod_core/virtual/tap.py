@@ -33,6 +33,12 @@ _MTU = Struct("16si20x")
 """struct ifreq with ifr_mtu."""
 
 
+def check_name(name: str) -> None:
+    """Raises ConfigError if no network interface can have this name."""
+    if not re.fullmatch(r"[!-$&-.0-9;-~]{1,15}", name) or name in (".", ".."):
+        raise ConfigError(f"virtual:network: tap={name} is no name of a network interface")
+
+
 class Tap(FrameEnd):
     """The tap interface `name`, made if there is none; one that was made here is removed by `close`.
 
@@ -41,8 +47,7 @@ class Tap(FrameEnd):
     """
 
     def __init__(self, name: str, mtu: int = 1500) -> None:
-        if not re.fullmatch(r"[!-$&-.0-9;-~]{1,15}", name) or name in (".", ".."):
-            raise ConfigError(f"virtual:network: tap={name} is no name of a network interface")
+        check_name(name)
         self.label = name
         self._loop: Loop | None = None
         self._arrived: Callable[[], object] = lambda: None

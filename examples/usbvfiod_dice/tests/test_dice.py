@@ -8,6 +8,7 @@ import pytest
 from usbvfiod_dice import ROLL, Dice, Die
 
 from usbvfiod_core import ConfigError, Device
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -32,5 +33,11 @@ def test_what_a_die_cannot_do_is_stalled(usb_plug: Plug) -> None:
     "options", [{"sides": "1"}, {"sides": "256"}, {"sides": "x"}, {"seed": "x"}, {"colour": "red"}]
 )
 def test_options_that_make_no_sense(options: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="sides"):
-        Dice().open("die", options, StepLoop())
+    with pytest.raises(ConfigError, match="|".join(options)):
+        open_device(Dice(), "die", options, StepLoop())
+
+
+def test_options_that_make_sense() -> None:
+    die = open_device(Dice(), "die", {"sides": "20", "seed": "1"}, StepLoop())
+    assert isinstance(die, Die)
+    assert die.sides == 20

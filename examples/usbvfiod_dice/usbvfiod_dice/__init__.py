@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
-from usbvfiod_core import Backend, ConfigError, Device, DeviceInfo, Loop, SetupPacket, Speed, hookimpl
+from usbvfiod_core import Backend, Device, DeviceInfo, Loop, SetupPacket, Speed, hookimpl, option
 from usbvfiod_core.usb.descriptors import Configuration, Interface
 from usbvfiod_core.virtual.device import VirtualDevice
 
@@ -35,21 +37,25 @@ class Die(VirtualDevice):
         return bytes([self.random.randint(1, self.sides)])
 
 
+@dataclass(frozen=True)
+class DieOptions:
+    """What may be said of a die; usbvfiod checks it, and `usbvfiod plugins show dice` prints it."""
+
+    sides: int = option(6, "How many sides it has.", lowest=2, highest=255)
+    seed: int | None = option(None, "Makes it roll the same each time.", lowest=0)
+
+
 class Dice(Backend):
     """`dice:die?sides=20&seed=1`"""
 
     name = "dice"
+    kinds = MappingProxyType({"die": DieOptions})
 
     def list_devices(self) -> list[DeviceInfo]:
         return [DeviceInfo(self.name, "die", Die.vendor_id, Die.product_id, "Die", speed=Speed.HIGH)]
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        if address != "die" or not set(options) <= {"sides", "seed"}:
-            raise ConfigError("write dice:die, perhaps with sides=2 to 255 and seed=NUMBER")
-        sides, seed = options.get("sides", "6"), options.get("seed", "")
-        if not (sides.isdecimal() and 2 <= int(sides) <= 255) or not (seed or "0").isdecimal():
-            raise ConfigError(f"sides is a number from 2 to 255 and seed a number, not {sides!r} and {seed!r}")
-        return Die(int(sides), int(seed) if seed else None)
+    def open(self, address: str, options: DieOptions, loop: Loop) -> Device:
+        return Die(options.sides, options.seed)
 
 
 @hookimpl

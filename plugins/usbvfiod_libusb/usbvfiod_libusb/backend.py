@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Lock
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
@@ -33,6 +33,7 @@ class LibusbBackend(Backend):
 
     name = "libusb"
     of_host = True
+    options = HostOptions
 
     def __init__(
         self, load: Callable[[], Libusb] = binding.load, scan: Callable[[], list[SysfsDevice]] = sysfs.scan
@@ -48,14 +49,13 @@ class LibusbBackend(Backend):
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         return hotplug.watch(loop, changed)
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        parsed = HostOptions.parse(options)
-        device = admit(sysfs.find(address, self._scan()), parsed)
+    def open(self, address: str, options: HostOptions, loop: Loop) -> Device:
+        device = admit(sysfs.find(address, self._scan()), options)
         try:
             fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise DeviceError(_open_problem(device, error)) from error
-        return self._open(fd, device, parsed, loop)
+        return self._open(fd, device, options, loop)
 
     def give_back_left_over(self) -> None:
         taken.give_back_left_over()
@@ -63,14 +63,13 @@ class LibusbBackend(Backend):
     def identify_fd(self, fd: int) -> DeviceInfo:
         return sysfs.device_info(self.name, sysfs.find_fd(fd, self._scan()))
 
-    def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
+    def open_fd(self, fd: int, options: HostOptions, loop: Loop) -> Device:
         try:
-            parsed = HostOptions.parse(options)
-            device = admit(sysfs.find_fd(fd, self._scan()), parsed)
+            device = admit(sysfs.find_fd(fd, self._scan()), options)
         except BaseException:
             os.close(fd)
             raise
-        return self._open(fd, device, parsed, loop)
+        return self._open(fd, device, options, loop)
 
     def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> LibusbDevice:
         """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""

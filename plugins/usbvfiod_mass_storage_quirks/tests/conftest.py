@@ -13,6 +13,7 @@ from usbvfiod_mass_storage_quirks.options import DeviceOptions
 from usbvfiod_mass_storage_quirks.quirks import parse_letters
 
 from usbvfiod_core import Backend, Device, Loop
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.guest import Guest
@@ -33,7 +34,7 @@ def virtual() -> Backend:
 
 
 def _open_flash(image: Path, loop: Loop, **options: str) -> Device:
-    return virtual().open("flash", {"image": str(image), **options}, loop)
+    return open_device(virtual(), "flash", {"image": str(image), **options}, loop)
 
 
 def _guarded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
@@ -21,13 +21,13 @@ class UsbfsBackend(Backend):
 
     name = "usbfs"
     of_host = True
+    options = HostOptions
 
     def list_devices(self) -> list[DeviceInfo]:
         return sysfs.device_infos(self.name, sysfs.scan())
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        parsed = HostOptions.parse(options)
-        device = admit(sysfs.find(address, sysfs.scan()), parsed)
+    def open(self, address: str, options: HostOptions, loop: Loop) -> Device:
+        device = admit(sysfs.find(address, sysfs.scan()), options)
         try:
             fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -36,7 +36,7 @@ class UsbfsBackend(Backend):
             missing = isinstance(error, PermissionError | FileNotFoundError)
             reason = sysfs.access_problem(device) if missing else None
             raise DeviceError(reason or f"{device.node}: {error.strerror}") from None
-        return _open(fd, device, parsed, loop)
+        return _open(fd, device, options, loop)
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         return hotplug.watch(loop, changed)
@@ -47,14 +47,13 @@ class UsbfsBackend(Backend):
     def identify_fd(self, fd: int) -> DeviceInfo:
         return sysfs.device_info(self.name, sysfs.find_fd(fd, sysfs.scan()))
 
-    def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
+    def open_fd(self, fd: int, options: HostOptions, loop: Loop) -> Device:
         try:
-            parsed = HostOptions.parse(options)
-            device = admit(sysfs.find_fd(fd, sysfs.scan()), parsed)
+            device = admit(sysfs.find_fd(fd, sysfs.scan()), options)
         except BaseException:
             os.close(fd)
             raise
-        return _open(fd, device, parsed, loop)
+        return _open(fd, device, options, loop)
 
 
 def _open(fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Device:

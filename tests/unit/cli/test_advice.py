@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.man import page
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.host import hotplug, sysfs
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.installation import installation
 from usbvfiod_core.testing.limits import PATIENCE
 
@@ -38,6 +39,7 @@ TWINS = [DeviceInfo("shelf", f"/dev/bus/usb/002/00{n}", 5, 6, "Twin", port_path=
 
 class Shelf(Backend):
     name = "shelf"
+    options = HostOptions
     failure: Exception | None = None
 
     def list_devices(self) -> list[DeviceInfo]:
@@ -45,7 +47,7 @@ class Shelf(Backend):
             raise self.failure
         return [GOOD, CLOSED, FORBIDDEN, MOUNTED, HUB, *TWINS]
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+    def open(self, address: str, options: object, loop: Loop) -> Device:
         raise AssertionError("nothing is opened")
 
 
@@ -85,7 +87,7 @@ def answers(capsys: pytest.CaptureFixture[str]) -> Answers:
     ("spec", "code", "steps", "reason"),
     [
         ("shelf:0403:6001", 0, "specification:yes device:yes host driver:yes plugins:yes", ""),
-        ("shelf:1-1?port=3&x=1", 0, "specification:yes device:yes host driver:yes plugins:yes", ""),
+        ("shelf:1-1?port=3&reattach=no", 0, "specification:yes device:yes host driver:yes plugins:yes", ""),
         ("shelf:9999:*", 0, "specification:yes device:later", ""),
         ("shelf:something", 0, "specification:yes device:yes plugins:yes", ""),
         ("shelf:0001:0002", 4, "specification:yes device:yes access:no plugins:yes", "no permission for it"),

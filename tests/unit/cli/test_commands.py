@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class Shelf(Backend):
             )
         ]
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
+    def open(self, address: str, options: object, loop: Loop) -> Device:
         raise DeviceError("stays on the shelf")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, WatchedToys
+from tests.unit.daemon.toys import TOYS, Rig, WatchedToys
 from usbvfiod_core import ConfigError
 from usbvfiod_core.daemon import log
 from usbvfiod_core.daemon.config import parse_device
@@ -126,7 +126,7 @@ class ControlRig(Rig):
             self.loop,
             self.attachments,
             {"toys": self.backend},
-            parse=lambda text: parse_device(text, ["toys"], "toys"),
+            parse=lambda text: parse_device(text, TOYS, "toys"),
             status=lambda: {
                 "server": {"pid": 1, "usbvfiod": "0", "seconds": 1.0, "socket": "", "serving": True, "missing": []},
                 "client": None,

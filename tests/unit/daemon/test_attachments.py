@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, Toy, ToyBackend, rig_of
+from tests.unit.daemon.toys import TOYS, Rig, Toy, ToyBackend, ToyOptions, rig_of
 from usbvfiod_core import ConfigError, DeviceError, DeviceInfo, PluginError, Speed, UsbvfiodError
 from usbvfiod_core.daemon.config import DeviceSpec, parse_device
 from usbvfiod_core.daemon.intents import State
@@ -20,7 +20,7 @@ def rig() -> Iterator[Rig]:
 
 def test_a_device_is_opened_and_plugged(rig: Rig) -> None:
     attachment = rig.attach("toys:ball?size=3&port=4")
-    assert rig.backend.opened == [("ball", {"size": "3"})]
+    assert rig.backend.opened == [("ball", ToyOptions(size=3))]
     assert (attachment.state, attachment.port_id, attachment.name) == (State.PLUGGED, 4, "ball")
     assert list(rig.hub.ports) == [4]
     assert rig.seen == [("Ball", 4, "plugged")]
@@ -29,14 +29,14 @@ def test_a_device_is_opened_and_plugged(rig: Rig) -> None:
 
 def test_the_backend_gets_the_address_of_the_device_that_was_meant(rig: Rig) -> None:
     rig.attach("1234:0002:D")
-    assert rig.backend.opened == [("doll", {})]
+    assert rig.backend.opened == [("doll", ToyOptions())]
 
 
 def test_an_address_that_is_not_listed_is_the_backends_to_judge(rig: Rig) -> None:
     asked: list[DeviceInfo] = []
     rig.plugin("asks", usbvfiod_admit_device=lambda info: asked.append(info))
     rig.attach("toys:recording.pcap")
-    assert rig.backend.opened == [("recording.pcap", {})]
+    assert rig.backend.opened == [("recording.pcap", ToyOptions())]
     assert asked == [DeviceInfo("toys", "recording.pcap", 0, 0, "recording.pcap")]
 
 
@@ -164,7 +164,7 @@ def test_closing_without_devices(rig: Rig) -> None:
 def test_a_device_that_opens_while_the_server_closes_is_closed(rig: Rig) -> None:
     results: list[object] = []
     done: list[int] = []
-    rig.attachments.attach(parse_device("toys:ball", ["toys"]), results.append)
+    rig.attachments.attach(parse_device("toys:ball", TOYS), results.append)
     rig.attachments.close(lambda: done.append(1))
     assert done == []
     rig.loop.run_ready()
@@ -178,7 +178,7 @@ def test_a_device_that_is_being_opened_when_the_server_closes_is_closed(rig: Rig
     done: list[int] = []
     calls: list[Callable[[], object]] = []
     rig.loop.run_blocking = lambda call, then: calls.append(lambda: then(call()))  # type: ignore[method-assign]
-    rig.attachments.attach(parse_device("toys:ball", ["toys"]), results.append)
+    rig.attachments.attach(parse_device("toys:ball", TOYS), results.append)
     calls.pop()()  # it was listed, and is being opened
     rig.attachments.close(lambda: done.append(1))
     rig.loop.run_ready()

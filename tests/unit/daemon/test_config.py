@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.daemon.toys import ToyBackend
+from tests.unit.daemon.toys import ToyBackend, named
 from usbvfiod_core import ConfigError
 from usbvfiod_core.daemon.config import (
     Config,
@@ -21,11 +21,12 @@ from usbvfiod_core.daemon.config import (
     host_backend,
     parse_device,
 )
-from usbvfiod_core.hooks.options import Declared, Schema
+from usbvfiod_core.hooks.options import Declared
 from usbvfiod_core.hooks.settings import Settings
 from usbvfiod_core.installation import installation
+from usbvfiod_core.options import Schema
 
-BACKENDS = ("virtual", "usbfs", "libusb")
+BACKENDS = named("virtual", "usbfs", "libusb")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_a_backend_that_is_not_installed_comes_with_its_package() -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_backend("usbfs", ["virtual", "libusb"])
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_device("usbfs:2-1", ["virtual", "libusb"])
+        parse_device("usbfs:2-1", named("virtual", "libusb"))
 
 
 def test_the_hosts_backend_is_the_only_one() -> None:
@@ -229,11 +230,11 @@ def test_of_several_backends_for_the_host_ours_is_preferred(installed: tuple[str
 @pytest.mark.parametrize("text", ["/dev/bus/usb/002/003", "0403:6001", "2-1", "/dev/ttyUSB0", "001:004"])
 def test_without_a_backend_for_the_host_its_package_is_named(text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_device(text, ["virtual"])
+        parse_device(text, named("virtual"))
     remedy = f"`{installation().plugin('usbfs')}` brings one"
     assert str(error.value) == f"device {text!r} is one of this host, for which there is no backend; {remedy}"
     with pytest.raises(ConfigError) as error:
-        parse_device(text, ["virtual", "replay"])
+        parse_device(text, named("virtual", "replay"))
     assert f"write BACKEND:{text} or give --backend (there are: replay); {remedy}" in str(error.value)
 
 

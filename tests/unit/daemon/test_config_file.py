@@ -10,13 +10,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.daemon.toys import named
 from usbvfiod_core import ConfigError
 from usbvfiod_core.cli.config import toml
 from usbvfiod_core.daemon.config import CommandLine, Config, Mode, ServerSettings
-from usbvfiod_core.daemon.config_file import ConfigErrors, load, read
+from usbvfiod_core.daemon.config_file import load, read
 from usbvfiod_core.daemon.toml_lines import Place, TomlLines
-from usbvfiod_core.hooks.options import Declared, Schema
+from usbvfiod_core.errors import ConfigErrors
+from usbvfiod_core.hooks.options import Declared
 from usbvfiod_core.hooks.settings import PluginSelection
+from usbvfiod_core.options import Schema, option
 from usbvfiod_core.pci.interrupts import Mechanism
 
 
@@ -31,12 +34,20 @@ class Tuning:
     speed: int = 1
 
 
-BACKENDS = ("virtual", "usbfs")
+@dataclass(frozen=True)
+class NeedsImage:
+    image: Path = option()
+
+
+BACKENDS = named("virtual", "usbfs", "kinds")
+BACKENDS["kinds"].kinds = {"a": NeedsImage}
 DECLARED = {
     "quirks": Declared(Schema(Options), Schema(Tuning)),
     "other one": Declared(config=Schema(Tuning)),
     "none": Declared(),
     "broken": Declared(unusable="cannot be imported: no luck"),
+    "noisy": Declared(),
+    "wanted": Declared(unusable="is not installed", installed=False),
 }
 
 WHOLE = """
@@ -140,14 +151,18 @@ def test_without_a_file() -> None:
         ),
         ("[server]\ninterrupts = []", 2, "server.interrupts: interrupts names at least one of msix, msi, intx"),
         ("[server]\nspin = -1", 2, "server.spin: spin is a number of microseconds from 0 to 10000, not -1"),
-        ("[server]\nquiet=true\nverbose=1", 1, "server: quiet and verbose exclude each other"),
+        ("[server]\nverbose=1\nquiet=true", 3, "server.quiet: quiet and verbose exclude each other"),
         ("[server]\nfd = 3\nsocket-path = 'x'", 2, "server.fd: socket-path and fd exclude each other"),
         ("server = 3", 1, "server: is a table"),
         ("[device]\nspec = 'x'", 1, "device: is an array of tables; write [[device]]"),
         ("device = [3]", 1, "device[1]: is a table"),
-        ("[[device]]\nspec='virtual:a'\n[[device]]\nsepc = ''", 4, "device[2].sepc: there is no key 'sepc'; 'spec'"),
+        (
+            "[[device]]\nspec='virtual:a'\n[[device]]\nspec='virtual:b'\nsepc = ''",
+            5,
+            "device[2].sepc: there is no key 'sepc'; 'spec'",
+        ),
         ("[[device]]\n", 1, "device[1]: says neither spec nor address"),
-        ("[[device]]\naddress = 'x'", 1, "device[1]: says no backend (there are: usbfs, virtual)"),
+        ("[[device]]\naddress = 'x'", 1, "device[1]: says no backend (there are: kinds, usbfs, virtual)"),
         ("[[device]]\naddress = 'x'\nbackend='virtul'", 3, "there is no backend 'virtul'; 'virtual' is meant?"),
         ("[[device]]\nspec = 'virtul:x'", 2, "device[1].spec: device 'virtul:x': there is no backend 'virtul'"),
         ("[[device]]\nspec = 3", 2, "device[1].spec: is a text, not 3"),
@@ -176,7 +191,43 @@ def test_without_a_file() -> None:
         ("[plugins.none]", 1, "plugins.none: plugin none has no configuration"),
         ("[plugins]\nquirks = 3", 2, "plugins.quirks: is a table"),
         ("[plugins]\ndisable = 'x'", 2, "plugins.disable: is a list of plugins' names"),
-        ("[plugins]\nrequire=['x']\ndisable=['x']", 3, "plugins.disable: plugin x is required and disabled"),
+        (
+            "[plugins]\nrequire=['none']\ndisable=['none']",
+            3,
+            "plugins.disable[1]: plugin none is required and disabled",
+        ),
+        ("[plugins]\ndisable=[\n'none',\n'quirk']", 4, "plugins.disable[2]: there is no plugin 'quirk'; 'quirks' is"),
+        ("[plugins]\nenable=['wanted']", 2, "plugins.enable[1]: there is no plugin 'wanted' (there are: broken, noisy"),
+        ("[server]\nbackend = 'virtul'", 2, "server.backend: there is no backend 'virtul'; 'virtual' is meant?"),
+        ("[server]\nverbose = -1", 2, "server.verbose: verbose is a number from 0 up, not -1"),
+        (
+            "[server]\nhotplug-fd = 3\nhotplug-socket-path = 'x'",
+            2,
+            "server.hotplug-fd: hotplug-socket-path and hotplug-fd exclude each other",
+        ),
+        ("[[device]]\nspec = 'virtual:a?sise=1'", 2, "device[1].spec: there is no option 'sise'; 'size' is meant?"),
+        (
+            "[[device]]\nspec = 'virtual:a?image=x'\n[device.options]\nreadonly = true\nsize = 'big'",
+            5,
+            "device[1].options.size: size is a whole number, not 'big'",
+        ),
+        ("[[device]]\nspec = 'virtual:a'\nprot = 3", 3, "device[1].prot: there is no key 'prot'; 'port' is meant?"),
+        ("[[device]]\nspec = 'virtual:a?prot=3'", 2, "device[1].spec: there is no option 'prot'; 'port' is meant?"),
+        ("[[device]]\nspec = 'virtual:a?port=0'", 2, "device[1].spec: port is a number from 1 up, not '0'"),
+        ("[[device]]\nspec = 'kinds:b'", 2, "device[1].spec: there is no kinds device 'b' (there are: a)"),
+        ("[[device]]\nbackend = 'kinds'\naddress = 'b'", 3, "device[1].address: there is no kinds device 'b'"),
+        ("[[device]]\nspec = 'kinds:a'", 2, "device[1].spec: image is missing; it is a path"),
+        ("[[device]]\nspec = 'virtual:a'\nport = 16", 3, "device[1].port: device virtual:a: port 16 does not exist"),
+        (
+            "[[device]]\nspec = 'virtual:a'\nport = 3\n[[device]]\nspec = 'virtual:b?port=3'",
+            5,
+            "device[2].spec: port 3 is asked for by both virtual:a and virtual:b?port=3",
+        ),
+        (
+            "[[device]]\nspec = 'virtual:a?name=x'\n[[device]]\nspec = 'virtual:b'\nname = 'x'",
+            5,
+            "device[2].name: virtual:a?name=x and virtual:b have the same name",
+        ),
     ],
 )
 def test_mistakes(path: Path, text: str, line: int, message: str) -> None:
@@ -194,7 +245,7 @@ def test_the_example_of_the_documentation(path: Path) -> None:
     page = (Path(__file__).resolve().parents[3] / "docs/configuration.md").read_text()
     path.write_text(page.partition("```toml\n")[2].partition("```")[0])
     declared = {"mass-storage-quirks": Declared(Schema(Options), Schema(Log))}
-    config = load(CommandLine(file=path), BACKENDS, declared)
+    config = load(CommandLine(file=path), BACKENDS, {**declared, "noisy": Declared()})
     assert [device.port for device in config.devices] == [9, None]
     assert config.devices[1].plugin_options == {"mass-storage-quirks": Options(readonly=True)}
     assert config.plugins == {"mass-storage-quirks": Log(True)}
@@ -207,6 +258,74 @@ def test_every_mistake_is_told(path: Path) -> None:
     assert starts == [f"{path}:2", f"{path}:3", f"{path}:6"]
     assert str(error.value.errors[3]).startswith("device 'nothing' names no backend")
     assert len(error.value.errors) == 4
+
+
+EVERYTHING = """
+[sever]
+[server]
+spin = -1
+verbose = "x"
+backend = "virtul"
+[[device]]
+spec = "virtual:a?sise=1&port=0&quirks.readonl=1"
+nmae = "x"
+[device.options]
+size = "big"
+[[device]]
+spec = "kinds:b"
+mode = "soon"
+[device.plugins.quirks]
+note = 3
+readonly = 3
+[[device]]
+spec = "virtual:a?name=y"
+[[device]]
+spec = "virtual:a?name=y"
+[plugins]
+disable = ["nosuch", "nobody"]
+enable = 3
+[plugins.quirks]
+speed = "x"
+sped = 1
+"""
+
+
+def test_one_mistake_hides_no_other(path: Path) -> None:
+    with pytest.raises(ConfigErrors) as error:
+        made(
+            path,
+            EVERYTHING,
+            devices=("virtual:a?size=x&image=1&sise=2", "kinds:a"),
+            plugins=PluginSelection(disable=("nosuch",)),
+        )
+    told = [str(each).removeprefix(f"{path}:").partition(": ") for each in error.value.errors]
+    assert [f"{where} {what.partition(':')[0]}" for where, _, what in told[:-4]] == [
+        "2 sever",
+        "4 server.spin",
+        "5 server.verbose",
+        "6 server.backend",
+        "8 device[1].spec",  # sise
+        "8 device[1].spec",  # port
+        "8 device[1].spec",  # quirks.readonl
+        "9 device[1].nmae",
+        "11 device[1].options.size",
+        "13 device[2].spec",
+        "14 device[2].mode",
+        "16 device[2].plugins.quirks.note",
+        "17 device[2].plugins.quirks.readonly",
+        "21 device[4].spec",
+        "23 plugins.disable[1]",
+        "23 plugins.disable[2]",
+        "24 plugins.enable",
+        "26 plugins.quirks.speed",
+        "27 plugins.quirks.sped",
+    ]
+    assert [where for where, _, _ in told[-4:]] == [
+        "--no-plugin nosuch",
+        "device 'virtual:a?size=x&image=1&sise=2'",
+        "device 'virtual:a?size=x&image=1&sise=2'",
+        "device 'kinds:a'",
+    ]
 
 
 def test_a_plugin_that_is_not_used_is_not_configured(path: Path) -> None:

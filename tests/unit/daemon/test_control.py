@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.daemon.control_rig import SCHEMA, ControlRig, check, control_rig
+from tests.unit.daemon.toys import TOYS, ToyOptions
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon import control
 from usbvfiod_core.daemon.control import MAX_CLIENTS, ControlSocket
@@ -56,7 +57,7 @@ def test_a_configured_attachment_is_held_and_attached_by_name(rig: ControlRig) -
     results: list[object] = []
     from usbvfiod_core.daemon.config import parse_device
 
-    rig.attachments.attach(parse_device("toys:2-1?name=x&port=3", ["toys"]), results.append, configured=True)
+    rig.attachments.attach(parse_device("toys:2-1?name=x&port=3", TOYS), results.append, configured=True)
     talker = rig.talk()
     assert talker.ask("detach", attachment="x")["attachment"]["state"] == "held"
     assert talker.ask("detach", attachment="x")["attachment"]["ports"] == [3]
@@ -255,7 +256,7 @@ def test_a_descriptor_comes_with_a_request(rig: ControlRig) -> None:
     before = len(os.listdir("/proc/self/fd"))
     entry = talker.ask("attach", (reading,), device="toys:2-1?port=4", fd=True)["attachment"]
     assert (entry["state"], entry["port"]) == ("plugged", 4)
-    assert rig.backend.opened == [(f"fd of {info.address}", {})]
+    assert rig.backend.opened == [(f"fd of {info.address}", ToyOptions())]
     talker.ask("detach", attachment="1")
     error = talker.ask("attach", (writing,), device="toys:2-2", fd=True)["error"]
     assert error["message"] == f"device toys:2-2: the descriptor is of another device, {info.address} port 2-1"

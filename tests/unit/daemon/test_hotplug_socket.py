@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.daemon.toys import Rig, WatchedToys, descriptor, open_descriptors
+from tests.unit.daemon.toys import Rig, ToyOptions, WatchedToys, descriptor, open_descriptors
 from usbvfiod_core import ConfigError, DeviceError, DeviceWithheld, Speed
 from usbvfiod_core.daemon import hotplug_socket
 from usbvfiod_core.daemon.hotplug_protocol import Code, Command, CommandError, Response, listing, parse
@@ -160,7 +160,7 @@ def test_a_device_is_attached_listed_and_detached(rig: HotplugRig) -> None:
     assert rig.say(b"\2\0\0") == b"\1\0"
     assert rig.give(node) == OK
     assert list(rig.hub.ports) == [1]
-    assert rig.backend.opened == [(f"fd of {node}", {})]
+    assert rig.backend.opened == [(f"fd of {node}", ToyOptions())]
     assert rig.say(b"\2\0\0") == bytes((1, 1, bus, number))
     assert rig.say(bytes((1, bus, number))) == OK
     assert (rig.hub.ports, list(rig.attachments)) == ({}, [])

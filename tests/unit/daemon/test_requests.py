@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, WatchedToys, cycle, descriptor, open_descriptors, rig_of
+from tests.unit.daemon.toys import Rig, ToyOptions, WatchedToys, cycle, descriptor, open_descriptors, rig_of
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon.config import DeviceSpec
 from usbvfiod_core.daemon.intents import Attachment, State
@@ -120,10 +120,10 @@ def test_a_device_is_attached_by_a_descriptor(rig: Rig) -> None:
     info = rig.backend.put_in("2-1")
     rig.backend.put_in("2-2")
     before = open_descriptors()
-    attachment = rig.try_to_attach(f"toys:{info.address}?port=2&x=1", descriptor(rig, info.address))
+    attachment = rig.try_to_attach(f"toys:{info.address}?port=2&size=1", descriptor(rig, info.address))
     assert isinstance(attachment, Attachment)
     assert (attachment.state, attachment.port_id, attachment.info) == (State.PLUGGED, 2, info)
-    assert rig.backend.opened == [(f"fd of {info.address}", {"x": "1"})]
+    assert rig.backend.opened == [(f"fd of {info.address}", ToyOptions(size=1))]
     assert open_descriptors() == before
     rig.backend.failures["2-1"] = DeviceError("no permission")
     cycle(rig)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, WatchedToys, descriptor, open_descriptors, rig_of
+from tests.unit.daemon.toys import TOYS, Rig, WatchedToys, descriptor, open_descriptors, rig_of
 from usbvfiod_core import DeviceError
 from usbvfiod_core.daemon.attachments import OPEN_NOTICE
 from usbvfiod_core.daemon.config import parse_device
@@ -58,7 +58,7 @@ def start(rig: Rig, *addresses: str) -> list[Attachment]:
     """Attach these as a server does at start; who was answered."""
     answered: list[Attachment] = []
     for address in addresses:
-        spec = parse_device(f"toys:{address}", ["toys"])
+        spec = parse_device(f"toys:{address}", TOYS)
         rig.attachments.attach(spec, answered.append, configured=True)  # type: ignore[arg-type]
     rig.loop.run_ready()
     return answered

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from usbvfiod_core import (
@@ -54,17 +54,28 @@ class Toy(Device):
         return self.reason
 
 
+@dataclass(frozen=True)
+class ToyOptions:
+    """Whatever tests say of devices that nobody opens, and of toys."""
+
+    size: int = 0
+    image: str = ""
+    readonly: bool = False
+    reset: str = ""
+
+
 class ToyBackend(Backend):
     """`devices` is what is listed; `put_in` and `pull_out` change it as a host's USB would, with an event."""
 
     name = "toys"
+    options = ToyOptions
 
     def __init__(self) -> None:
         self.devices = [
             DeviceInfo("toys", "ball", 0x1234, 0x0001, "Ball"),
             DeviceInfo("toys", "doll", 0x1234, 0x0002, "Doll", serial="D"),
         ]
-        self.opened: list[tuple[str, dict[str, str]]] = []
+        self.opened: list[tuple[str, ToyOptions]] = []
         self.toys: list[Toy] = []
         self.failure: BaseException | None = None
         self.failures: dict[str, BaseException] = {}
@@ -79,8 +90,8 @@ class ToyBackend(Backend):
         self.lists += 1
         return list(self.devices)
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        self.opened.append((address, dict(options)))
+    def open(self, address: str, options: ToyOptions, loop: Loop) -> Device:
+        self.opened.append((address, options))
         if self.failure is not None:
             raise self.failure
         info = next((info for info in self.devices if info.address == address), None)
@@ -98,10 +109,10 @@ class ToyBackend(Backend):
                 return info
         raise DeviceError("the descriptor is of no toy")
 
-    def open_fd(self, fd: int, options: Mapping[str, str], loop: Loop) -> Device:
+    def open_fd(self, fd: int, options: ToyOptions, loop: Loop) -> Device:
         info = self.identify_fd(fd)
         os.close(fd)
-        self.opened.append((f"fd of {info.address}", dict(options)))
+        self.opened.append((f"fd of {info.address}", options))
         if info.port_path in self.failures:
             raise self.failures[info.port_path]
         self.toys.append(Toy(info.address, info.speed or Speed.HIGH))
@@ -219,6 +230,18 @@ class HubEvents:
         return 0
 
 
+def named(*names: str) -> dict[str, Backend]:
+    """Backends of these names."""
+    backends: dict[str, Backend] = {}
+    for name in names:
+        backends[name] = ToyBackend()
+        backends[name].name = name
+    return backends
+
+
+TOYS = named("toys")
+
+
 class Rig:
     """Attachments over a hub and a backend of toys."""
 
@@ -259,7 +282,7 @@ class Rig:
 
     def try_to_attach(self, text: str, fd: int | None = None) -> Attachment | UsbvfiodError:
         results: list[Attachment | UsbvfiodError] = []
-        self.attachments.attach(parse_device(text, ["toys"], "toys"), results.append, fd=fd)
+        self.attachments.attach(parse_device(text, TOYS, "toys"), results.append, fd=fd)
         assert results == []
         self.loop.run_ready()
         [result] = results

@@ -36,7 +36,7 @@ class PileBackend(Backend):
     def list_devices(self) -> list[DeviceInfo]:
         return [INFO]
 
-    def open(self, address: str, options: Mapping[str, str], loop: object) -> Device:
+    def open(self, address: str, options: object, loop: object) -> Device:
         return PlainDevice()
 
 

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.guest import Guest
@@ -34,7 +35,7 @@ class NetworkRig:
         bus.controller.hub.noted = lambda _, text: self.notes.append(text)
         self.guest = Guest(bus)
         self.listening = listening
-        device = VirtualBackend().open("network", {"socket": path, **options}, self.loop)
+        device = open_device(VirtualBackend(), "network", {"socket": path, **options}, self.loop)
         assert isinstance(device, Network)
         self.device = device
         self.usb: UsbDevice = self.guest.plug(device)

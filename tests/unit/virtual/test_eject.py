@@ -9,6 +9,7 @@ import pytest
 
 from usbvfiod_core import Interceptor
 from usbvfiod_core.hooks.interception import intercept
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.fake_device import FakeDevice
@@ -51,7 +52,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(image: Path, transport: str) -> Make:
     """The drive, made for a loop."""
-    return lambda loop: VirtualBackend().open("flash", {"image": str(image), "transport": transport}, loop)
+    return lambda loop: open_device(VirtualBackend(), "flash", {"image": str(image), "transport": transport}, loop)
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_what_is_in_front_of_a_device_passes_it_on(guest: Guest, image: Path) ->
     """Faults and interceptors."""
     options = {"image": str(image), "fault": "stall@81#1000000"}
     loop = guest.bus.loop
-    device = intercept(VirtualBackend().open("flash", options, loop), Interceptor(), "plugin", loop)
+    device = intercept(open_device(VirtualBackend(), "flash", options, loop), Interceptor(), "plugin", loop)
     command = MassStorage(guest.plug(device)).command
     command(EJECT)
     assert not is_there(command)
@@ -145,7 +146,7 @@ def test_what_is_in_front_of_a_device_passes_it_on(guest: Guest, image: Path) ->
 
 def test_it_says_what_it_is(make: Make, image: Path) -> None:
     loop = StepLoop()
-    bench = DeviceBench(VirtualBackend().open("flash", {"image": str(image)}, loop), loop, submit_limit=2.0)
+    bench = DeviceBench(open_device(VirtualBackend(), "flash", {"image": str(image)}, loop), loop, submit_limit=2.0)
     disk = bench.device.disk  # type: ignore[attr-defined]
     for cdb in (EJECT, EJECT, LOAD, LOAD, EJECT):
         disk.execute(cdb.ljust(16, b"\0"))
@@ -163,7 +164,7 @@ def test_other_devices_are_as_new_as_well(guest: Guest, address: str) -> None:
         "loopback": (SetupPacket(0x40, 0x5B, 0, 0, 4), SetupPacket(0xC0, 0x5C, 0, 0, 4), b"abcd"),
     }
     write, read, data = requests[address]
-    usb = guest.plug(VirtualBackend().open(address, {}, guest.bus.loop))
+    usb = guest.plug(open_device(VirtualBackend(), address, {}, guest.bus.loop))
     usb.control_out(write.request_type, write.request, write.value, write.index, data)
     usb.reset()
     assert usb.control_in(read.request_type, read.request, read.value, read.index, len(data)) == data

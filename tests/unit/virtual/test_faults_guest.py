@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.virtual.drive import read_10
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.driver.errors import DriverTimeoutError
 from usbvfiod_core.testing.driver.isochronous import IsochronousPipe
@@ -27,7 +28,7 @@ def plug_virtual(usb_guest: Guest) -> Plug:
     """Plugs in a virtual device that has faults, by its options."""
 
     def plug(address: str, fault: str, **options: str) -> UsbDevice:
-        device = VirtualBackend().open(address, {**options, "fault": fault}, usb_guest.bus.loop)
+        device = open_device(VirtualBackend(), address, {**options, "fault": fault}, usb_guest.bus.loop)
         assert isinstance(device, FaultyDevice)
         return usb_guest.plug(device)
 

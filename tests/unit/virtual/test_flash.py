@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.virtual.drive import BULK_IN, BULK_OUT, PASSED, Drive, cdb_10, read_10, write_10
 from usbvfiod_core.errors import ConfigError, DeviceError
+from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
@@ -20,7 +21,7 @@ from usbvfiod_core.usb.descriptors import parse_string
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
-from usbvfiod_core.virtual.flash import Flash, open_flash
+from usbvfiod_core.virtual.flash import Flash, FlashOptions, open_flash
 
 Make = Callable[..., Drive]
 
@@ -31,7 +32,7 @@ BIG = 512 * 1024  # a write of this size goes through a thread
 
 
 def opened(path: Path, **options: str) -> Flash:
-    return open_flash({"image": str(path), **options}, StepLoop())
+    return open_flash(from_text(FlashOptions, {"image": str(path), **options}), StepLoop())
 
 
 def test_defaults(image: Path) -> None:
@@ -72,11 +73,16 @@ def test_all_options(image: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image": ""}, r"needs an image: virtual:flash\?image=FILE"),
-        ({"size": "1G"}, "has no option 'size'; it has image, readonly, speed, serial, blocksize, removable, stalls"),
-        ({"readonly": "maybe"}, "readonly=maybe is not possible; readonly is true or false"),
-        ({"speed": "low"}, "speed=low is not possible; speed is full, high or super"),
-        ({"blocksize": "1024"}, "blocksize=1024 is not possible; blocksize is 512 or 4096"),
+        ({"image": ""}, "image is a path, not ''"),
+        ({"image": "a\0b"}, "image is a path"),
+        (
+            {"size": "1G"},
+            "there is no option 'size'; 'blocksize' is meant",
+        ),
+        ({"readonly": "maybe"}, "readonly is true or false, not 'maybe'"),
+        ({"speed": "low"}, "speed is one of full, high, super, not 'low'"),
+        ({"blocksize": "1024"}, "blocksize is one of 512, 4096, not '1024'"),
+        ({"transport": "uas", "speed": "full"}, "transport=uas needs speed=high or speed=super"),
         ({"serial": "x" * 127}, "serial is at most 126 printable ASCII characters"),
         ({"serial": "é"}, "printable ASCII"),
         ({"serial": "a\nb"}, "printable ASCII"),
@@ -230,7 +236,9 @@ def test_close_gives_the_image_back_when_no_thread_uses_it(image: Path, content:
     drive.bench.close()
     if what == "write":
         assert image.read_bytes()[:BIG] == content[-BIG:]
-    Flash(open_flash({"image": str(image)}, StepLoop()).disk.image, StepLoop()).disk.image.close()
+    Flash(
+        open_flash(from_text(FlashOptions, {"image": str(image)}), StepLoop()).disk.image, StepLoop()
+    ).disk.image.close()
 
 
 def test_the_lock_is_given_back_at_once(image: Path) -> None:
@@ -301,7 +309,7 @@ def test_real_threads(image: Path, content: bytes) -> None:
             threads[-1].start()
 
     loop = Threaded(virtual_time=False)
-    drive = Drive(open_flash({"image": str(image)}, loop), loop)
+    drive = Drive(open_flash(from_text(FlashOptions, {"image": str(image)}), loop), loop)
     for turn in range(5):
         data = content[turn * 1000 :][:BIG]
         assert drive.write(write_10(turn, BIG // 512), data) == (b"", PASSED, 0, False)

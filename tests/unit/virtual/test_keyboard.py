@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from usbvfiod_core.errors import ConfigError, DeviceError
+from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import HID, HID_REPORT, parse_hid
@@ -15,6 +16,7 @@ from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 from usbvfiod_core.virtual.hid import MAX_REPORTS
 from usbvfiod_core.virtual.keyboard import LEDS, REPORT_DESCRIPTOR, Keyboard, open_keyboard
+from usbvfiod_core.virtual.options import SlowOptions
 
 NOTHING = bytes(8)
 
@@ -365,11 +367,11 @@ def test_a_key_wakes_the_driver_if_that_was_enabled(desk: Desk) -> None:
 
 def test_options() -> None:
     loop = StepLoop()
-    assert open_keyboard({}, loop).speed is Speed.FULL
-    keyboard = open_keyboard({"speed": "high", "serial": "K1"}, loop)
+    assert open_keyboard(from_text(SlowOptions, {}), loop).speed is Speed.FULL
+    keyboard = open_keyboard(from_text(SlowOptions, {"speed": "high", "serial": "K1"}), loop)
     assert (keyboard.speed, keyboard.serial, keyboard.name) == (Speed.HIGH, "K1", "usbvfiod Keyboard")
-    with pytest.raises(ConfigError, match="speed=super is not possible; speed is full or high"):
-        open_keyboard({"speed": "super"}, loop)
-    with pytest.raises(ConfigError, match="has no option 'layout'; it has speed, serial"):
-        open_keyboard({"layout": "de"}, loop)
+    with pytest.raises(ConfigError, match="speed is one of full, high"):
+        open_keyboard(from_text(SlowOptions, {"speed": "super"}), loop)
+    with pytest.raises(ConfigError, match=r"there is no option 'layout' \(there are: fault, serial, speed\)"):
+        open_keyboard(from_text(SlowOptions, {"layout": "de"}), loop)
     loop.close()

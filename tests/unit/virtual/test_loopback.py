@@ -7,12 +7,20 @@ from collections.abc import Iterator
 import pytest
 
 from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
-from usbvfiod_core.virtual.loopback import LOOPBACK, SOURCE_SINK, Loopback, open_loopback, pattern_bytes
+from usbvfiod_core.virtual.loopback import (
+    LOOPBACK,
+    SOURCE_SINK,
+    Loopback,
+    LoopbackOptions,
+    open_loopback,
+    pattern_bytes,
+)
 
 IN, OUT, INTERRUPT_IN, INTERRUPT_OUT, ISOCHRONOUS_IN, ISOCHRONOUS_OUT = 0x81, 0x01, 0x82, 0x02, 0x83, 0x03
 PACKETS = {Speed.FULL: 64, Speed.HIGH: 512, Speed.SUPER: 1024}
@@ -218,13 +226,13 @@ def test_closing_while_transfers_wait(echo: Cable) -> None:
 
 def test_options() -> None:
     loop = StepLoop()
-    assert open_loopback({}, loop).pattern == 0
-    device = open_loopback({"pattern": "1", "speed": "high", "serial": "L1"}, loop)
+    assert open_loopback(from_text(LoopbackOptions, {}), loop).pattern == 0
+    device = open_loopback(from_text(LoopbackOptions, {"pattern": "1", "speed": "high", "serial": "L1"}), loop)
     assert (device.pattern, device.speed, device.serial) == (1, Speed.HIGH, "L1")
-    with pytest.raises(ConfigError, match="pattern=3 is not possible; pattern is 0, 1 or 2"):
-        open_loopback({"pattern": "3"}, loop)
+    with pytest.raises(ConfigError, match="pattern is one of 0, 1, 2"):
+        open_loopback(from_text(LoopbackOptions, {"pattern": "3"}), loop)
     for value in ("0", "17", "-1", "x", "", "\u0663"):
-        with pytest.raises(ConfigError, match="isoc_interval is a number from 1 to 16"):
-            open_loopback({"isoc_interval": value}, loop)
-    with pytest.raises(ConfigError, match="has no option 'image'; it has pattern, speed, serial, isoc_interval"):
-        open_loopback({"image": "x"}, loop)
+        with pytest.raises(ConfigError, match="isoc_interval is a whole number from 1 to 16"):
+            open_loopback(from_text(LoopbackOptions, {"isoc_interval": value}), loop)
+    with pytest.raises(ConfigError, match="there is no option 'image'"):
+        open_loopback(from_text(LoopbackOptions, {"image": "x"}), loop)

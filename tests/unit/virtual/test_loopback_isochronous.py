@@ -6,13 +6,21 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import Companion, Endpoint
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
-from usbvfiod_core.virtual.loopback import ISOCHRONOUS_IN, ISOCHRONOUS_OUT, SOURCE_SINK, Loopback, open_loopback
+from usbvfiod_core.virtual.loopback import (
+    ISOCHRONOUS_IN,
+    ISOCHRONOUS_OUT,
+    SOURCE_SINK,
+    Loopback,
+    LoopbackOptions,
+    open_loopback,
+)
 
 
 class Cable:
@@ -20,7 +28,7 @@ class Cable:
 
     def __init__(self, **options: str) -> None:
         self.loop = StepLoop()
-        self.device: Loopback = open_loopback(options, self.loop)
+        self.device: Loopback = open_loopback(from_text(LoopbackOptions, options), self.loop)
         self.bench = DeviceBench(self.device, self.loop)
         for kind, request, value in ((0x00, 9, SOURCE_SINK), (0x01, 11, 1)):
             setup = SetupPacket(kind, request, value, 0, 0)

@@ -12,6 +12,7 @@ import pytest
 from tests.lab.guest_classes import NetworkAdapter
 from tests.unit.virtual.network_rig import EVERYBODY, HERE, SOME, THERE, NetworkRig, frame
 from usbvfiod_core.errors import ConfigError, DeviceError
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import CONFIGURATION
@@ -399,9 +400,9 @@ def test_an_address_in_both_ways() -> None:
     [
         ({}, "give either tap=NAME or socket=PATH"),
         ({"tap": "tap0", "socket": "x"}, "give either tap=NAME or socket=PATH"),
-        ({"path": "x"}, "virtual:network has no option 'path'; it has tap, socket, mac, mtu, speed, serial, fault"),
-        ({"socket": "x", "speed": "low"}, "speed is full, high or super"),
-        ({"socket": "x", "mtu": "100"}, "mtu is a number from 576 to 8178"),
+        ({"path": "x"}, "there is no option 'path'"),
+        ({"socket": "x", "speed": "low"}, "speed is one of full, high, super"),
+        ({"socket": "x", "mtu": "100"}, "mtu is a whole number from 576 to 8178"),
         ({"socket": "x", "mac": "02:00:00:00:00"}, "mac=02:00:00:00:00 is no address such as 02:00:00:12:34:56"),
         ({"socket": "x", "mac": "02:00-00:00:00:00"}, "is no address such as"),
         ({"socket": "x", "mac": "01:00:00:00:00:00"}, "is no address of one station; its first byte has to be even"),
@@ -414,9 +415,9 @@ def test_an_address_in_both_ways() -> None:
 )
 def test_wrong_options(options: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        VirtualBackend().open("network", options, StepLoop())
+        open_device(VirtualBackend(), "network", options, StepLoop())
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"virtual:network: socket=.*/nobody: No such file"):
-        VirtualBackend().open("network", {"socket": str(tmp_path / "nobody")}, StepLoop())
+        open_device(VirtualBackend(), "network", {"socket": str(tmp_path / "nobody")}, StepLoop())

@@ -8,11 +8,13 @@ from struct import unpack
 import pytest
 
 from usbvfiod_core.errors import ConfigError, DeviceError
+from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 from usbvfiod_core.virtual.hid import MAX_REPORTS
+from usbvfiod_core.virtual.options import SlowOptions
 from usbvfiod_core.virtual.pointer import MOST, MOUSE_REPORT, TABLET_REPORT, Mouse, Pointer, Tablet, open_tablet
 
 
@@ -204,6 +206,6 @@ def test_the_report_descriptor_describes_the_report(descriptor: bytes, size: int
 
 
 def test_options() -> None:
-    assert open_tablet({"speed": "high", "serial": "T1"}, StepLoop()).serial == "T1"
-    with pytest.raises(ConfigError, match="virtual:tablet has no option 'size'; it has speed, serial, fault"):
-        open_tablet({"size": "1"}, StepLoop())
+    assert open_tablet(from_text(SlowOptions, {"speed": "high", "serial": "T1"}), StepLoop()).serial == "T1"
+    with pytest.raises(ConfigError, match="there is no option 'size'"):
+        open_tablet(from_text(SlowOptions, {"size": "1"}), StepLoop())

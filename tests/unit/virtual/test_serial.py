@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from usbvfiod_core.errors import ConfigError, DeviceError
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.guest import Guest
@@ -29,7 +30,7 @@ class Port:
     def __init__(self, options: dict[str, str]) -> None:
         self.loop = StepLoop(virtual_time=False)
         self.guest = Guest(DirectBus(loop=self.loop))
-        device = VirtualBackend().open("serial", options, self.loop)
+        device = open_device(VirtualBackend(), "serial", options, self.loop)
         assert isinstance(device, Serial)
         self.device = device
         self.usb: UsbDevice = self.guest.plug(device)
@@ -287,7 +288,7 @@ def test_a_program_that_does_not_read_holds_the_guest(open_port: OpenPort, liste
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"connect=.*/nobody: No such file"):
-        VirtualBackend().open("serial", {"connect": str(tmp_path / "nobody")}, StepLoop())
+        open_device(VirtualBackend(), "serial", {"connect": str(tmp_path / "nobody")}, StepLoop())
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -326,9 +327,9 @@ def test_only_a_regular_file_is_taken(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/null")):
         with pytest.raises(ConfigError, match="is no regular file; for a program, use the pseudo-terminal"):
-            VirtualBackend().open("serial", {"file": str(path)}, StepLoop())
+            open_device(VirtualBackend(), "serial", {"file": str(path)}, StepLoop())
     with pytest.raises(DeviceError, match="Is a directory"):
-        VirtualBackend().open("serial", {"file": str(tmp_path)}, StepLoop())
+        open_device(VirtualBackend(), "serial", {"file": str(tmp_path)}, StepLoop())
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -337,22 +338,22 @@ def test_only_a_regular_file_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "x"}, "virtual:serial has no option 'path'; it has link, connect, file, speed, serial, fault"),
-        ({"speed": "super"}, "speed is full or high"),
+        ({"path": "x"}, r"there is no option 'path' \(there are: connect, fault, file, link, serial, speed\)"),
+        ({"speed": "super"}, "speed is one of full, high, not 'super'"),
         ({"file": "x", "connect": "y"}, "virtual:serial has one line: give either connect or file"),
     ],
 )
 def test_wrong_options(options: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        VirtualBackend().open("serial", options, StepLoop())
+        open_device(VirtualBackend(), "serial", options, StepLoop())
 
 
 def test_a_link_where_something_is(tmp_path: Path) -> None:
     (tmp_path / "port").write_text("mine")
     with pytest.raises(ConfigError, match="exists and is no symbolic link; choose another path"):
-        VirtualBackend().open("serial", {"link": str(tmp_path / "port")}, StepLoop())
+        open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "port")}, StepLoop())
     with pytest.raises(ConfigError, match="No such file or directory"):
-        VirtualBackend().open("serial", {"link": str(tmp_path / "none" / "port")}, StepLoop())
+        open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "none" / "port")}, StepLoop())
 
 
 def test_the_terminal_is_raw_from_the_beginning(open_port: OpenPort, open_terminal: Callable[[str], int]) -> None:

@@ -8,9 +8,11 @@ from types import MappingProxyType
 import pytest
 
 from ...errors import ConfigError, UsbvfiodError
+from ...hooks.options import backend_schema
 from ...usb.backend import Backend, DeviceInfo
 from ...usb.descriptors import DEVICE
 from ...usb.transfer import TransferStatus
+from ..backend import open_device
 from ..device_bench import DeviceBench
 from ..loop import StepLoop
 from .enumeration import get_descriptor
@@ -41,7 +43,7 @@ class BackendConformance:
     def test_it_opens_a_device_anew_each_time(self) -> None:
         for _ in range(2):
             loop = StepLoop(virtual_time=False)
-            device = self.make_backend().open(self.address, dict(self.options), loop)
+            device = open_device(self.make_backend(), self.address, self.options, loop)
             bench = DeviceBench(device, loop)
             assert get_descriptor(bench, DEVICE, 0, 18).status is TransferStatus.COMPLETED
             bench.close()
@@ -49,11 +51,23 @@ class BackendConformance:
     def test_an_unknown_option_is_named(self) -> None:
         loop = StepLoop()
         with pytest.raises(ConfigError, match="no-such-option"):
-            self.make_backend().open(self.address, {**self.options, "no-such-option": "1"}, loop)
+            open_device(self.make_backend(), self.address, {**self.options, "no-such-option": "1"}, loop)
         loop.close()
+
+    def test_every_option_says_what_it_is_for(self) -> None:
+        backend = self.make_backend()
+        for address in backend.kinds or (self.address,):
+            for field in backend_schema(backend, address).fields.values():
+                assert field.help, f"{address}: give {field.name} an option(default, help)"
+
+    def test_what_it_lists_is_of_its_kinds(self) -> None:
+        backend = self.make_backend()
+        if backend.kinds:
+            listed = {info.address for info in backend.list_devices()}
+            assert listed <= set(backend.kinds)
 
     def test_an_unknown_address_is_refused(self) -> None:
         loop = StepLoop()
         with pytest.raises(UsbvfiodError):
-            self.make_backend().open("no such device", {}, loop)
+            open_device(self.make_backend(), "no such device", {}, loop)
         loop.close()

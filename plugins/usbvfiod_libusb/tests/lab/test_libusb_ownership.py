@@ -20,6 +20,7 @@ from tests.lab.usbip import attach
 from tests.lab.usbip_devices import Mute, Refusing, broken, malformed
 from usbvfiod_core import DeviceError, TransferStatus, TransferType
 from usbvfiod_core.host import sysfs
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
@@ -34,8 +35,9 @@ from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_libusb.backend import LibusbBackend
+from usbvfiod_core.host.options import HostOptions
 loop = StepLoop(virtual_time=False)
-bench = DeviceBench(LibusbBackend().open(sys.argv[1], {}, loop), loop)
+bench = DeviceBench(LibusbBackend().open(sys.argv[1], HostOptions(), loop), loop)
 for _ in range(8):
     bench.submit(0x81, TransferType.INTERRUPT, 8)
 print("ready", flush=True)
@@ -55,7 +57,7 @@ def plugged() -> Iterator[tuple[Gadget, HostUsbDevice]]:
 def open_bench(node: Path | str) -> DeviceBench:
     loop = StepLoop(virtual_time=False)
     try:
-        device = LibusbBackend().open(str(node), {}, loop)
+        device = LibusbBackend().open(str(node), HostOptions(), loop)
     except DeviceError:
         loop.close()
         raise
@@ -93,7 +95,7 @@ def test_a_failed_start_gives_it_back_too() -> None:
 def test_without_reattach_it_stays_free(plugged: tuple[Gadget, HostUsbDevice]) -> None:
     _, device = plugged
     loop = StepLoop(virtual_time=False)
-    bench = DeviceBench(LibusbBackend().open(str(device.node), {"reattach": "no"}, loop), loop)
+    bench = DeviceBench(LibusbBackend().open(str(device.node), HostOptions(reattach=False), loop), loop)
     bench.close()
     assert device.drivers == {0: ""}
     open_bench(device.node).close()
@@ -141,7 +143,7 @@ def test_an_open_node_is_all_it_needs(plugged: tuple[Gadget, HostUsbDevice]) -> 
     fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
     info = backend.identify_fd(fd)
     assert (info.address, info.port_path) == (str(device.node), device.port)
-    bench = DeviceBench(backend.open_fd(fd, {}, loop), loop)
+    bench = DeviceBench(backend.open_fd(fd, HostOptions(), loop), loop)
     assert bench.control(DEVICE).actual == 18
     bench.close()
     assert device.drivers == {0: "usbhid"}
@@ -169,8 +171,9 @@ def test_without_permission_the_rule_that_helps_is_named(plugged: tuple[Gadget, 
         "import os, sys\n"
         "from usbvfiod_core.errors import DeviceError\n"
         "from usbvfiod_libusb.backend import LibusbBackend\n"
+        "from usbvfiod_core.host.options import HostOptions\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try:\n    LibusbBackend().open(sys.argv[1], {}, None)\n"
+        "try:\n    LibusbBackend().open(sys.argv[1], HostOptions(), None)\n"
         "except DeviceError as error:\n    print(error)\n"
     )
     device.node.chmod(0o600)
@@ -185,9 +188,9 @@ def test_a_device_that_has_vanished_since_it_was_listed(plugged: tuple[Gadget, H
     backend = LibusbBackend(scan=lambda: listed)
     gadget.unbind()
     with pytest.raises(DeviceError, match="is gone, or"):
-        backend.open(device.port, {}, StepLoop())
+        backend.open(device.port, HostOptions(), StepLoop())
     with pytest.raises(DeviceError, match=f"there is no device {device.port}"):
-        LibusbBackend().open(device.port, {}, StepLoop())
+        LibusbBackend().open(device.port, HostOptions(), StepLoop())
     gadget.bind()
 
 

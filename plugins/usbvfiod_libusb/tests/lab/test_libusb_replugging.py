@@ -18,6 +18,7 @@ from usbvfiod_libusb.backend import LibusbBackend
 
 from tests.lab.gadgets import gadget_zero
 from usbvfiod_core import Transfer, TransferStatus, TransferType
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.testing.loop import StepLoop
@@ -46,7 +47,7 @@ def replug(rounds: int, *, busy: bool) -> None:
         for number in range(rounds):
             device = gadget.bind()
             loop = StepLoop(virtual_time=False)
-            opened = LibusbBackend().open(str(device.node), {}, loop)
+            opened = LibusbBackend().open(str(device.node), HostOptions(), loop)
             bench = DeviceBench(opened, loop, submit_limit=1.0)
             assert bench.control(SetupPacket(0, 9, 3, 0, 0)).status is TransferStatus.COMPLETED
             flying: list[Transfer] = []

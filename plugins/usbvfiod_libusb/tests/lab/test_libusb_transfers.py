@@ -20,6 +20,7 @@ from tests.lab.usbip_devices import (
     SourceSink,
 )
 from usbvfiod_core import Device, Loop, TransferStatus, TransferType
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.conformance import DeviceConformance
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.limits import PATIENCE
@@ -38,7 +39,7 @@ class Bench(DeviceBench):
     def __init__(self, attachment: Attachment, script: SourceSink) -> None:
         loop = StepLoop(virtual_time=False)
         self.attachment, self.script = attachment, script
-        device = LibusbBackend().open(str(attachment.wait().node), {}, loop)
+        device = LibusbBackend().open(str(attachment.wait().node), HostOptions(), loop)
         super().__init__(device, loop, submit_limit=1.0)
         self.configure()
 
@@ -214,7 +215,7 @@ class TestSettings(DeviceConformance):
             yield
 
     def make_device(self, loop: Loop) -> Device:
-        return LibusbBackend().open(str(self.attachment.device.node), {}, loop)
+        return LibusbBackend().open(str(self.attachment.device.node), HostOptions(), loop)
 
     def unplug(self, device: Device) -> None:
         self.attachment.server.disconnect()

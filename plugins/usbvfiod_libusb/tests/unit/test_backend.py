@@ -20,7 +20,9 @@ from usbvfiod_libusb.backend import LibusbBackend
 
 from usbvfiod_core import Backend, ConfigError, DeviceError, Loop, Speed
 from usbvfiod_core.host import sysfs
+from usbvfiod_core.host.options import HostOptions, ResetPolicy
 from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.loop import StepLoop
 
 UART = SysfsDevice(
@@ -86,7 +88,7 @@ def test_devices_are_listed_without_the_library() -> None:
 def test_a_device_is_opened_claimed_and_closed(nodes: Path, loop: StepLoop) -> None:
     libusb = FakeLibusb()
     before = open_fds()
-    device = LibusbBackend(lambda: libusb, lambda: [UART]).open("1-2", {"reset": "never"}, loop)
+    device = LibusbBackend(lambda: libusb, lambda: [UART]).open("1-2", HostOptions(ResetPolicy.NEVER), loop)
     assert (device.name, device.speed, device.max_streams) == ("FTDI UART", Speed.HIGH, 0)
     context = libusb.contexts[0]
     assert context.handle is not None
@@ -109,7 +111,7 @@ def test_what_is_no_device_for_a_guest_is_refused(
     nodes: Path, device: SysfsDevice, message: str, loop: StepLoop
 ) -> None:
     with pytest.raises(DeviceError, match=message):
-        LibusbBackend(FakeLibusb, lambda: [device]).open(str(device.node), {}, loop)
+        LibusbBackend(FakeLibusb, lambda: [device]).open(str(device.node), HostOptions(), loop)
 
 
 @pytest.mark.parametrize(
@@ -131,15 +133,15 @@ def test_a_node_that_cannot_be_opened(
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(os, "access", lambda *args: False)
     with pytest.raises(DeviceError, match=message):
-        LibusbBackend(FakeLibusb, lambda: [UART]).open("1-2", {}, loop)
+        LibusbBackend(FakeLibusb, lambda: [UART]).open("1-2", HostOptions(), loop)
 
 
 def test_bad_words_are_the_users_fault_and_open_nothing(nodes: Path, loop: StepLoop) -> None:
     backend = LibusbBackend(FakeLibusb, lambda: [UART])
     with pytest.raises(ConfigError, match="resett"):
-        backend.open("1-2", {"resett": "never"}, loop)
+        open_device(backend, "1-2", {"resett": "never"}, loop)
     with pytest.raises(DeviceError, match="no device 1-3"):
-        backend.open("1-3", {}, loop)
+        backend.open("1-3", HostOptions(), loop)
 
 
 def fail(name: str, code: int) -> Callable[[FakeContext], None]:
@@ -177,7 +179,7 @@ def test_a_device_that_is_not_to_be_had(
     libusb = Scripted(fail(name, code))
     before = open_fds()
     with pytest.raises(DeviceError, match=rf"FTDI UART \(1-2\) {message}"):
-        LibusbBackend(lambda: libusb, lambda: [UART]).open("1-2", {}, loop)
+        LibusbBackend(lambda: libusb, lambda: [UART]).open("1-2", HostOptions(), loop)
     assert open_fds() == before
     assert libusb.contexts[0].closed
     handle = libusb.contexts[0].handle
@@ -191,13 +193,13 @@ def test_a_descriptor_that_was_handed_over(nodes: Path, monkeypatch: pytest.Monk
     with pytest.raises(DeviceError, match="no USB device node"):
         backend.identify_fd(fd)
     with pytest.raises(DeviceError, match="no USB device node"):
-        backend.open_fd(fd, {}, loop)
+        backend.open_fd(fd, HostOptions(), loop)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
     monkeypatch.setattr(sysfs, "find_fd", lambda fd, devices: devices[0])
     fd = os.eventfd(0)
     assert backend.identify_fd(fd).port_path == "1-2"
-    device = backend.open_fd(fd, {}, loop)
+    device = backend.open_fd(fd, HostOptions(), loop)
     device.close()
     loop.run_ready()
     with pytest.raises(OSError, match="Bad file"):

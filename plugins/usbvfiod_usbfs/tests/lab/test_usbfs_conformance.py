@@ -9,6 +9,7 @@ from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
 from usbvfiod_core import Device, Loop
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance, SourceSinkConformance
 from usbvfiod_core.testing.conformance.source_sink import Setting
 
@@ -33,7 +34,7 @@ class Plugged:
 
     def make_device(self, loop: Loop) -> Device:
         assert self.gadget.device is not None
-        return UsbfsBackend().open(str(self.gadget.device.node), {}, loop)
+        return UsbfsBackend().open(str(self.gadget.device.node), HostOptions(), loop)
 
     def unplug(self, device: Device) -> None:
         self.gadget.unbind()

@@ -15,6 +15,7 @@ from tests.lab.usb_device import HostUsbDevice, wait_disk
 from tests.lab.usbip import attach
 from tests.lab.usbip_devices import INTERRUPT_IN, Fault, SourceSink
 from usbvfiod_core import Device, Loop
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.conformance import DeviceConformance
 
 
@@ -33,7 +34,7 @@ class TestSettings(DeviceConformance):
             yield
 
     def make_device(self, loop: Loop) -> Device:
-        return UsbfsBackend().open(str(self.plugged.device.node), {}, loop)
+        return UsbfsBackend().open(str(self.plugged.device.node), HostOptions(), loop)
 
     def unplug(self, device: Device) -> None:
         self.plugged.server.disconnect()
@@ -70,7 +71,7 @@ class TestStreams(DeviceConformance):
             wait_disk(uevents, cls.disk)
 
     def make_device(self, loop: Loop) -> Device:
-        return UsbfsBackend().open(str(self.disk.node), {}, loop)
+        return UsbfsBackend().open(str(self.disk.node), HostOptions(), loop)
 
     def unplug(self, device: Device) -> None:
         self.machine.unplug(self.disk)

@@ -26,6 +26,7 @@ from tests.lab.usbip_devices import (
     malformed,
 )
 from usbvfiod_core import UsbvfiodError
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.conformance.enumeration import get_descriptor, set_configuration, set_interface
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.limits import PATIENCE
@@ -41,7 +42,7 @@ LENGTH = 4096
 
 def opened(device: HostUsbDevice) -> DeviceBench:
     loop = StepLoop(virtual_time=False)
-    bench = DeviceBench(UsbfsBackend().open(str(device.node), {}, loop), loop, submit_limit=1.0)
+    bench = DeviceBench(UsbfsBackend().open(str(device.node), HostOptions(), loop), loop, submit_limit=1.0)
     assert set_configuration(bench, 1).status is COMPLETED
     return bench
 
@@ -181,7 +182,7 @@ def neighbour() -> Iterator[DeviceBench]:
         assert isinstance(gadget, Gadget)
         device = gadget.bind()
         loop = StepLoop(virtual_time=False)
-        bench = DeviceBench(UsbfsBackend().open(str(device.node), {}, loop), loop, submit_limit=1.0)
+        bench = DeviceBench(UsbfsBackend().open(str(device.node), HostOptions(), loop), loop, submit_limit=1.0)
         assert set_configuration(bench, 3).status is COMPLETED
         yield bench
         assert move(bench, 0x81).status is COMPLETED
@@ -193,7 +194,7 @@ def test_malformed_descriptors_are_refused_or_shown_as_they_are(neighbour: Devic
         with attach(broken(configuration)) as plugged:
             loop = StepLoop(virtual_time=False)
             try:
-                device = UsbfsBackend().open(str(plugged.device.node), {}, loop)
+                device = UsbfsBackend().open(str(plugged.device.node), HostOptions(), loop)
             except UsbvfiodError:
                 loop.close()
                 continue

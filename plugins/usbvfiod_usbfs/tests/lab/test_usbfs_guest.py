@@ -13,6 +13,7 @@ from usbvfiod_usbfs.backend import UsbfsBackend
 from tests.lab.gadgets import Gadget, keyboard, mass_storage
 from tests.lab.machine import Machine
 from tests.lab.usb_device import HostUsbDevice
+from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.guest import Guest
@@ -33,7 +34,7 @@ def guest() -> Iterator[Guest]:
 
 def plug(guest: Guest, device: HostUsbDevice) -> UsbDevice:
     """Give a device of the host to the guest."""
-    return guest.plug(UsbfsBackend().open(str(device.node), {}, guest.bus.loop))
+    return guest.plug(UsbfsBackend().open(str(device.node), HostOptions(), guest.bus.loop))
 
 
 def copy(guest: Guest, device: HostUsbDevice, image: Path, mebibytes: int) -> None:

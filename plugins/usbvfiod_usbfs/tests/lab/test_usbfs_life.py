@@ -15,6 +15,8 @@ from usbvfiod_usbfs.backend import UsbfsBackend
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core import DeviceError
+from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.conformance.enumeration import configurations, set_configuration
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
@@ -28,8 +30,9 @@ from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_usbfs.backend import UsbfsBackend
+from usbvfiod_core.host.options import HostOptions
 loop = StepLoop(virtual_time=False)
-bench = DeviceBench(UsbfsBackend().open(sys.argv[1], {}, loop), loop)
+bench = DeviceBench(UsbfsBackend().open(sys.argv[1], HostOptions(), loop), loop)
 set_configuration(bench, 2)
 for _ in range(8):
     bench.submit(0x81, TransferType.BULK, 65536)
@@ -41,7 +44,7 @@ time.sleep(60)
 def opened(device: HostUsbDevice, **options: str) -> DeviceBench:
     """A device on a bench."""
     loop = StepLoop(virtual_time=False)
-    return DeviceBench(UsbfsBackend().open(str(device.node), options, loop), loop, submit_limit=1.0)
+    return DeviceBench(open_device(UsbfsBackend(), str(device.node), options, loop), loop, submit_limit=1.0)
 
 
 def sink(bench: DeviceBench, value: int) -> int:
@@ -107,7 +110,7 @@ def test_a_descriptor_is_enough() -> None:
         fd = os.open(device.node, os.O_RDWR)
         loop = StepLoop(virtual_time=False)
         assert UsbfsBackend().identify_fd(fd).port_path == device.port
-        bench = DeviceBench(UsbfsBackend().open_fd(fd, {}, loop), loop)
+        bench = DeviceBench(UsbfsBackend().open_fd(fd, HostOptions(), loop), loop)
         assert set_configuration(bench, 1).status is TransferStatus.COMPLETED
         bench.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -119,7 +122,7 @@ def test_a_device_that_is_gone_since_it_was_listed() -> None:
         node = str(gadget.bind().node)
         gadget.unbind()
         with pytest.raises(DeviceError, match="there is no device"):
-            UsbfsBackend().open(node, {}, StepLoop())
+            UsbfsBackend().open(node, HostOptions(), StepLoop())
 
 
 def test_memory_for_all_is_shared_in_turn() -> None:

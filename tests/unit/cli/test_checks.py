@@ -1,0 +1,120 @@
+"""What is wrong is found by every check, by the start itself, and all of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usbvfiod_core import ConfigError
+from usbvfiod_core.cli import main
+from usbvfiod_core.daemon.config import parse_device
+from usbvfiod_core.hooks.options import backend_options, backend_schema
+from usbvfiod_core.virtual import VirtualBackend
+
+
+@pytest.fixture(autouse=True)
+def keep_logging() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("usbvfiod_core")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+    """The exit code, and the errors that were told."""
+    code = main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    return code, [line.removeprefix("usbvfiod: error: ") for line in lines if line.startswith("usbvfiod: error: ")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "messages"),
+    [
+        ("virtual:nope", ["there is no virtual device 'nope'"]),
+        ("virtual:keybord", ["there is no virtual device 'keybord'; 'keyboard'"]),
+        ("virtual:flash", ["image is missing; it is a path"]),
+        ("virtual:flash?img=x", ["there is no option 'img'; 'image'", "image is missing"]),
+        ("virtual:flash?image=x&prot=3", ["there is no option 'prot'; 'port'"]),
+        ("virtual:flash?image=x&blocksize=1&port=0", ["port is a number", "blocksize is one of 512, 4096, not '1'"]),
+        ("virtual:flash?image=x&transport=uas&speed=full", ["transport=uas needs speed=high or speed=super"]),
+        ("virtual:keyboard?speed=super", ["speed is one of full, high, not 'super'"]),
+        ("virtual:loopback?isoc_interval=17", ["isoc_interval is a whole number from 1 to 16, not '17'"]),
+        ("virtual:mouse?fault=burn@in", ["there is no kind 'burn'"]),
+        ("virtual:serial?link=a&file=b", ["virtual:serial has one line"]),
+        ("virtual:audio?playback=a&capture=a", ["cannot write and read the same file"]),
+    ],
+)
+def test_options_of_virtual_devices(
+    spec: str, messages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "vm.toml"
+    file.write_text(f"[server]\nfd = 99\n[[device]]\nspec = '{spec}'\n")
+    told = {
+        "why": said(capsys, "why", spec),
+        "start": said(capsys, "--fd", "99", "--device", spec),
+        "check": said(capsys, "--device", spec, "config", "check"),
+        "file": said(capsys, "--config", str(file)),
+        "file check": said(capsys, "--config", str(file), "config", "check"),
+    }
+    for who, (code, errors) in told.items():
+        assert (code, len(errors)) == (2, len(messages)), who
+        for message, error in zip(messages, errors, strict=True):
+            assert message in error, who
+            if who.startswith("file"):
+                assert error.startswith(f"{file}:4: device[1].spec: ")
+
+
+def test_the_start_tells_everything_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "vm.toml"
+    file.write_text("[sever]\n[[device]]\nspec='virtual:nope'\n[plugins]\nrequire = ['gone']\ndisable = ['nosuch']\n")
+    arguments = ("--config", str(file), "--no-plugin", "nobody", "--device", "virtual:flash")
+    code, errors = said(capsys, *arguments, "--fd", "99")
+    assert code == 5
+    assert [error.partition(": ")[0].removeprefix(str(file)) for error in errors] == [
+        ":5",
+        ":1",
+        ":3",
+        ":6",
+        "--no-plugin nobody",
+        "device 'virtual:flash'",
+    ]
+    assert errors[0].endswith(": plugins.require[1]: plugin gone: is not installed")
+    assert said(capsys, *arguments, "config", "check") == (code, errors)
+
+
+def test_other_commands_refuse_plugins_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    code, errors = said(capsys, "--no-plugin", "virtul", "devices")
+    assert code == 2
+    assert errors[0].startswith("--no-plugin virtul: there is no plugin 'virtul'; 'virtual'")
+
+
+VIRTUAL = VirtualBackend()
+NAMES = sorted({key for kind in VIRTUAL.kinds for key in backend_schema(VIRTUAL, kind).fields})
+
+
+@given(
+    st.sampled_from(sorted(VIRTUAL.kinds)),
+    st.dictionaries(st.sampled_from([*NAMES, "other"]), st.text() | st.sampled_from(["full", "1", "true", "bot"])),
+)
+def test_any_options_are_options_or_an_error(kind: str, options: dict[str, str]) -> None:
+    try:
+        made = backend_options(VIRTUAL, kind, options)
+    except ConfigError:
+        return
+    assert isinstance(made, VIRTUAL.kinds[kind])
+
+
+@given(st.text(), st.text())
+def test_any_specification_is_one_or_an_error(address: str, query: str) -> None:
+    try:
+        spec = parse_device(f"virtual:{address}?{query}", {"virtual": VIRTUAL})
+    except ConfigError:
+        return
+    assert spec.address in VIRTUAL.kinds
