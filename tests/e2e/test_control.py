@@ -136,7 +136,10 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
     attached = ask("attach", "virtual:loopback?speed=high")["attachment"]
     assert (attached["state"], attached["port"], attached["product"]) == ("plugged", 2, "usbvfiod Gadget Zero")
     assert ask("move", "3", "7")["attachment"]["port"] == 7
-    assert ask("detach", "keys")["attachment"]["state"] == "held"
+    told = run("detach", "keys", "--control-path", control).stdout
+    assert told == "keys: detached; `usbvfiod attach keys` plugs it in again\n"
+    held = ask("list")["attachments"][0]
+    assert (held["state"], held["reason"]) == ("held", "it was detached")
     table = run("list", "--control-path", control).stdout
     assert [line.split()[:4] for line in table.splitlines()[1:]] == [
         ["1", "keys", "held", "(1)"],

@@ -19,8 +19,9 @@ from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection
 from ..pci.interrupts import Mechanism
-from . import completion, config, demo, devices, doctor, look, man, plugins, steer, why
+from . import completing, completion, config, demo, devices, doctor, look, man, plugins, steer, why
 from .checks import Given, settings
+from .groups import SectionedGroup
 
 _OF_A_SERVER = ("socket_path", "fd", "control_path", "no_control", "hotplug_socket_path", "hotplug_fd", "backend")
 
@@ -31,10 +32,27 @@ EPILOG = (
 )
 
 
+EXAMPLES = """\b
+  usbvfiod --socket-path /tmp/usb.sock --device 'virtual:keyboard?name=keys'
+  usbvfiod devices                       what of this host can be plugged in
+  usbvfiod attach 10c4:ea60              plug it in, and again whenever it comes back
+  usbvfiod list                          what the running server has
+  usbvfiod send keys type hello
+  usbvfiod why 10c4:ea60                 why it cannot be plugged in"""
+
+SECTIONS = {
+    "See what there is": ("devices", "list", "status", "watch"),
+    "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
+    "Find out what is wrong": ("why", "doctor"),
+    "Set up": ("demo", "config", "plugins", "completion", "man"),
+}
+
+
 def application(registry: Registry) -> click.Group:
     """The command line, with the commands that plugins add."""
-    group = click.Group(
+    group = SectionedGroup(
         "usbvfiod",
+        sections=SECTIONS,
         callback=_serve,
         invoke_without_command=True,
         epilog=EPILOG,
@@ -43,7 +61,7 @@ def application(registry: Registry) -> click.Group:
         help=(
             "Give a virtual machine USB devices.\n\n"
             "Without a command, serve one VM: a VMM that speaks vfio-user connects to the socket and finds an xHCI "
-            "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT."
+            "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT.\n\n" + EXAMPLES
         ),
     )
     steering = (steer.attach, steer.detach, steer.move, steer.send, steer.reload, steer.log_level)
@@ -115,14 +133,22 @@ def _options() -> list[click.Parameter]:
             type=click.IntRange(min=0),
             help="The same on this inherited socket, which listens.",
         ),
-        click.Option(["--backend"], metavar="NAME", help="The backend of --device values that name none."),
+        click.Option(
+            ["--backend"],
+            metavar="NAME",
+            shell_complete=completing.backends,
+            help="The backend of --device values that name none.",
+        ),
         click.Option(
             ["--device", "devices"],
             metavar="SPEC",
             multiple=True,
+            shell_complete=completing.devices,
             help="Plug in [BACKEND:]ADDRESS[?option=value&...]; may be repeated.",
         ),
-        click.Option(["-v", "--verbose"], count=True, help="Log more; -vv logs everything."),
+        click.Option(
+            ["-v", "--verbose"], count=True, help="Log what the guest does with each device; -vv: each transfer, too."
+        ),
         click.Option(["-q", "--quiet"], is_flag=True, help="Log only warnings and errors."),
         click.Option(
             ["--log-format"],
@@ -143,9 +169,16 @@ def _options() -> list[click.Parameter]:
             ["--plugin"],
             metavar="NAME|FILE.py",
             multiple=True,
+            shell_complete=completing.plugins,
             help="Use this plugin, or the plugin in this file, and fail if it cannot be used; may be repeated.",
         ),
-        click.Option(["--no-plugin"], metavar="NAME", multiple=True, help="Do not load this plugin; may be repeated."),
+        click.Option(
+            ["--no-plugin"],
+            metavar="NAME",
+            multiple=True,
+            shell_complete=completing.plugins,
+            help="Do not load this plugin; may be repeated.",
+        ),
         click.Option(["--plugin-files"], is_flag=True, help="Let root load plugins from files."),
         click.Option(["--strict-plugins"], is_flag=True, help="Fail if an installed plugin cannot be used."),
         click.Option(

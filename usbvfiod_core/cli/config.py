@@ -13,11 +13,12 @@ from ..daemon.config_file import LISTS
 from ..hooks.options import Declared
 from ..options import Schema
 from .checks import Given
+from .groups import SectionedGroup
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=SectionedGroup, invoke_without_command=True)
 @click.pass_context
 def config(context: click.Context) -> None:
     """Check or show the configuration that --config and the other options make."""

@@ -152,7 +152,7 @@ def _with_control(command: Command, *, required: bool) -> Command:
         type=click.Path(path_type=Path),
         help=f"The server's control socket, if it is not found by itself; also ${places.VARIABLE}.",
     )
-    @click.option("--vm", metavar="NAME", help="The server of this name, where several run.")
+    @click.option("--vm", metavar="NAME", shell_complete=_running, help="The server of this name, where several run.")
     @click.option(
         "--timeout",
         metavar="SECONDS",
@@ -194,6 +194,11 @@ def find_server(control_path: Path | None, vm: str | None, *, required: bool) ->
     if vm not in found and not unit.exists():
         raise ServerUnreachable(f"no server {vm!r} runs; there are: {', '.join(found) or 'none'}")
     return found.get(vm, unit)
+
+
+def _running(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """What a shell offers for --vm."""
+    return [name for name in places.servers(places.directory(os.environ)) if name.startswith(incomplete)]
 
 
 def _none_found() -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from . import completing
+
 
 @click.command()
-@click.argument("command", required=False)
+@click.argument("command", required=False, shell_complete=completing.commands)
 @click.option(
     "--directory",
     metavar="DIRECTORY",
@@ -85,7 +87,10 @@ def _paragraphs(text: str) -> list[str]:
     lines = []
     for index, paragraph in enumerate(re.split(r"\n\s*\n", text.strip())):
         lines += [".PP"] if index else []
-        lines.append(_escaped(_one_line(paragraph)))
+        if paragraph.startswith("\b\n"):  # as it is, which is how click marks it
+            lines += [".nf", *map(_escaped, paragraph.splitlines()[1:]), ".fi"]
+        else:
+            lines.append(_escaped(_one_line(paragraph)))
     return lines
 
 

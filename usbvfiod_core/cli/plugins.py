@@ -12,13 +12,14 @@ from ..errors import ConfigError
 from ..hooks.registry import Plugin, Registry
 from ..hooks.specs import PLUGIN_API
 from ..installation import installation
+from .groups import SectionedGroup
 from .output import print_json, print_table
 from .scaffold import KINDS, package
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=SectionedGroup, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:

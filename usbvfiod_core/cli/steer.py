@@ -12,12 +12,13 @@ from ..daemon.log import LEVEL_NAMES
 from ..daemon.matching import find
 from ..errors import DeviceError
 from ..hooks.registry import Registry
+from . import completing
 from .control import Connect, control_options
 from .output import print_object, printable
 
 
 @click.command()
-@click.argument("spec")
+@click.argument("spec", shell_complete=completing.attachable)
 @click.option(
     "--open",
     "open_here",
@@ -50,7 +51,7 @@ def attach(registry: Registry, spec: str, open_here: bool, as_json: bool, connec
 
 
 @click.command()
-@click.argument("attachment")
+@click.argument("attachment", shell_complete=completing.attachments)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @control_options
 def detach(attachment: str, as_json: bool, connect: Connect) -> None:
@@ -60,12 +61,18 @@ def detach(attachment: str, as_json: bool, connect: Connect) -> None:
     configured stays in the list and can be attached again by its name.
     """
     with connect() as server:
-        _show(server.request("detach", attachment=attachment)["attachment"], as_json)
+        found = server.request("detach", attachment=attachment)["attachment"]
+    if as_json:
+        print_object({"attachment": found})
+        return
+    again = f"usbvfiod attach {found['name'] or found['number']}"
+    after = "" if found["state"] == "gone" else f"; `{again}` plugs it in again"
+    click.echo(f"{_label(found)}: detached{after}")
 
 
 @click.command()
-@click.argument("attachment")
-@click.argument("port", type=click.IntRange(1, 255))
+@click.argument("attachment", shell_complete=completing.attachments)
+@click.argument("port", type=click.IntRange(1, 255), shell_complete=completing.ports)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @control_options
 def move(attachment: str, port: int, as_json: bool, connect: Connect) -> None:
@@ -75,7 +82,7 @@ def move(attachment: str, port: int, as_json: bool, connect: Connect) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("attachment")
+@click.argument("attachment", shell_complete=completing.attachments)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @control_options
@@ -117,7 +124,7 @@ def reload(as_json: bool, connect: Connect) -> None:
 @click.argument("level", type=click.Choice(LEVEL_NAMES))
 @control_options
 def log_level(level: str, connect: Connect) -> None:
-    """Let a running server log more or less."""
+    """Set how much a running server logs: errors only, or every transfer (trace)."""
     with connect() as server:
         server.request("log-level", level=level)
 
@@ -139,9 +146,13 @@ def _show(attachment: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_object({"attachment": attachment})
         return
-    label = attachment["name"] or attachment["spec"]
     if attachment["state"] == "plugged":
-        click.echo(f"{label}: {attachment['product']} is plugged into port {attachment['port']}")
+        told = f"{attachment['product']} is plugged into port {attachment['port']}"
     else:
-        reason = f": {attachment['reason']}" if attachment["reason"] else ""
-        click.echo(f"{label}: {attachment['state']}{reason}")
+        told = attachment["state"] + (f": {attachment['reason']}" if attachment["reason"] else "")
+    click.echo(printable(f"{_label(attachment)}: {told}"))
+
+
+def _label(attachment: dict[str, Any]) -> str:
+    """What its user calls it."""
+    return printable(attachment["name"] or attachment["spec"])

@@ -94,7 +94,7 @@ class Attachments:
         if fd is not None:
             attachment.wanted = attachment.allowed = True
         if not attachment.wanted:
-            self._loop.call_soon(self._arrive, attachment, State.HELD)
+            self._loop.call_soon(self._arrive, attachment, State.HELD, "nobody has asked for it yet")
             return
         slow = self._loop.call_later(patience, self._slow, attachment)
         attachment.waiters.append(lambda result: slow.cancel())
@@ -397,7 +397,7 @@ class Attachments:
             self._settle()
             self._check_empty()
         elif not attachment.wanted:
-            self._arrive(attachment, State.HELD)
+            self._arrive(attachment, State.HELD, "it was detached")
         else:
             self._set(attachment, State.WAITING, attachment.reason or "it is gone")
             self._pursue(attachment, attachment.take_fd())

@@ -249,6 +249,8 @@ class Server:
                 "usbvfiod": version("usbvfiod"),
                 "seconds": round(self._loop.time() - self._started, 3),
                 "socket": "" if self._config.socket_path is None else str(self._config.socket_path),
+                "usb2_ports": self._config.server.usb2_ports,
+                "usb3_ports": self._config.server.usb3_ports,
                 "serving": self._serving,
                 "missing": [str(attachment) for attachment in self.attachments.missing],
             },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from usbvfiod_core import (
     hookimpl,
 )
 from usbvfiod_core.cli import exit_code, main
+from usbvfiod_core.cli.command import SECTIONS, application
 from usbvfiod_core.cli.output import print_table, printable
 from usbvfiod_core.daemon.config import SocketError
 from usbvfiod_core.daemon.opening import AttachmentRefused
@@ -126,6 +128,24 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("--socket-path", "--fd", "--device", "devices", "plugins", "demo", "Exit codes"):
         assert word in text
+
+
+def test_help_has_commands_in_sections_and_cuts_nothing(shelf: ShelfPlugin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"\n{title}:\n") for title in (*SECTIONS, "Commands of plugins", "Options")]
+    assert places == sorted(places)
+    assert text.index("\n  stack ") > places[-2], "the command of a plugin"
+    assert "    usbvfiod attach 10c4:ea60 " in text, "examples are not wrapped"
+    listed = re.findall(r"^  ([a-z-]+) {2,}\S", text[: places[-1]], re.MULTILINE)
+    assert listed == [*(name for names in SECTIONS.values() for name in names), "stack"]
+    for command in ([], ["plugins"], ["config"]):
+        assert main([*command, "--help"]) == 0
+        assert "..." not in capsys.readouterr().out.partition("\n\n")[2].partition("Options:")[0]
+
+
+def test_every_command_is_in_a_section() -> None:
+    assert set(application(Registry()).commands) == {name for names in SECTIONS.values() for name in names}
 
 
 def test_devices_as_a_table(shelf: ShelfPlugin, capsys: pytest.CaptureFixture[str]) -> None:

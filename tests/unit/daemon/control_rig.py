@@ -128,7 +128,16 @@ class ControlRig(Rig):
             {"toys": self.backend},
             parse=lambda text: parse_device(text, TOYS, "toys"),
             status=lambda: {
-                "server": {"pid": 1, "usbvfiod": "0", "seconds": 1.0, "socket": "", "serving": True, "missing": []},
+                "server": {
+                    "pid": 1,
+                    "usbvfiod": "0",
+                    "seconds": 1.0,
+                    "socket": "",
+                    "usb2_ports": 8,
+                    "usb3_ports": 7,
+                    "serving": True,
+                    "missing": [],
+                },
                 "client": None,
                 "memory": {"shared": 0, "unshared": 0},
             },

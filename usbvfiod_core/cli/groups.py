@@ -1,0 +1,46 @@
+"""Help that a reader finds his way in: commands in sections, before the options, with summaries that are not cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+_SUMMARY = 1000
+"""Characters, more than any summary has: long ones are wrapped, not cut."""
+
+
+class SectionedGroup(click.Group):
+    """A group whose help lists its commands by `sections`: title and names, in the order in which they are read.
+
+    Commands that are in none, as plugins add them, come last.
+    """
+
+    def __init__(self, *arguments: Any, sections: Mapping[str, Sequence[str]] | None = None, **rest: Any) -> None:
+        super().__init__(*arguments, **rest)
+        self.sections = dict(sections or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        known = [name for names in self.sections.values() for name in names if name in self.commands]
+        return known + [name for name in self.commands if name not in known]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        known = {name for names in self.sections.values() for name in names}
+        others = [name for name in self.list_commands(ctx) if name not in known]
+        sections = {**self.sections, "Commands of plugins" if self.sections else "Commands": others}
+        longest = max(map(len, self.commands), default=0)
+        for title, names in sections.items():
+            # Names of one width, so that summaries are below each other throughout.
+            rows = [
+                (name.ljust(longest), self.commands[name].get_short_help_str(_SUMMARY))
+                for name in names
+                if name in self.commands and not self.commands[name].hidden
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
