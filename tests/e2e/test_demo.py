@@ -18,7 +18,8 @@ PROGRAM = Path(sys.executable).parent / "usbvfiod"
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What it prints in a directory from which the program is not found by a relative path."""
-    command, place = [PROGRAM, "demo", "--size", "4"], tmp_path_factory.mktemp("demo")
+    command = [str(PROGRAM), "demo", "--size", "4"]
+    place = tmp_path_factory.mktemp("demo")
     result = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=scaled(120))
     assert result.returncode == 0, result.stderr
     return result.stdout
