@@ -20,7 +20,7 @@ help:
 	@echo "make test-long  the long loops as well"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
 	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
-	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables"
+	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables, and pages of the API into build/api"
 	@echo "make recording  record docs/session.svg anew, in a VM"
 	@echo "make lint       format check, lint, types and spelling"
 
@@ -72,6 +72,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(RUN) -m tests.coverage_document
+	$(RUN) -m tests.api_pages
 
 recording: $(STAMP)
 	$(RUN) -m tests.recording

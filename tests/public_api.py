@@ -5,6 +5,7 @@ A test compares the two, so that nothing of it changes unnoticed. docs/plugins.m
 
 from __future__ import annotations
 
+import ast
 import enum
 import inspect
 import re
@@ -49,14 +50,24 @@ def surface() -> str:
 
 
 def _module(module: ModuleType) -> Iterator[str]:
+    assigned = _assigned(module)
     names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and (name.isupper() or getattr(value, "__module__", "") == module.__name__)
+        if not name.startswith("_") and (name in assigned or getattr(value, "__module__", "") == module.__name__)
     ]
     for name in sorted(names):
         value = getattr(module, name)
         yield from _name(f"{module.__name__}.{name}", value)
+
+
+def _assigned(module: ModuleType) -> set[str]:
+    """The constants that a module defines itself."""
+    body = ast.parse(inspect.getsource(module)).body
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    names = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return {name for name in names if name.isupper()}
 
 
 def _name(name: str, value: object) -> Iterator[str]:

@@ -29,7 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_found_through_its_entry_point(environment: Path) -> None:
     plugins = venv.usable_plugins(environment)
-    assert set(plugins) == {"virtual", "dice", "fault-injector", "interface-mask", "mass-storage-quirks"}
+    assert set(plugins) == {"virtual", "dice", "fault-injector", "fifo", "interface-mask", "mass-storage-quirks"}
     dice = plugins["dice"]
     assert (dice["distribution"], dice["version"], dice["module"]) == ("usbvfiod-dice", "1.0", "usbvfiod_dice")
     assert (dice["hooks"], dice["requires"], dice["error"]) == (["usbvfiod_register_backends"], ">=1,<2", "")

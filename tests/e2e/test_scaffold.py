@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 from tests.e2e import venv
 from tests.e2e.conftest import Run
-from tests.e2e.venv import call
+from tests.e2e.venv import call, wheel
 from usbvfiod_core.cli.scaffold import KINDS
+from usbvfiod_core.testing.limits import scaled
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -52,6 +56,50 @@ def test_their_types_are_strict(kind: str, environment: Path, projects: dict[str
     cache = ("--cache-dir", tmp_path)
     mypy = (sys.executable, "-m", "mypy", "--python-executable", environment / "python", *cache)
     assert "Success: no issues found in 2 source files" in call(*mypy, cwd=projects[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_checks_pass(kind: str, environment: Path, projects: dict[str, Path]) -> None:
+    """What continuous integration runs: style, order of imports, types and tests."""
+    project = projects[kind]
+    path = os.pathsep.join((str(environment), str(Path(sys.executable).parent), os.environ["PATH"]))
+    settings = {**os.environ, "PATH": path, "MYPYPATH": "", "MYPY_CACHE_DIR": os.devnull, "RUFF_NO_CACHE": "true"}
+    command = ["sh", "ci.sh"]
+    done = subprocess.run(command, cwd=project, env=settings, capture_output=True, text=True, timeout=scaled(300))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All checks passed!" in done.stdout
+    assert " passed" in done.stdout.splitlines()[-1]
+    assert "sh ci.sh" in (project / ".github/workflows/checks.yml").read_text()
+    assert "${{ vars.USBVFIOD }}" in (project / ".github/workflows/checks.yml").read_text()
+
+
+def test_the_licence_is_in_the_package(projects: dict[str, Path]) -> None:
+    project = projects["backend"]
+    made = wheel(project)
+    with ZipFile(made) as archive:
+        (licence,) = [name for name in archive.namelist() if name.endswith("LICENSE")]
+        text = archive.read(licence).decode()
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    assert text == (project / "LICENSE").read_text()
+    assert re.match(r"MIT License\n\nCopyright \(c\) 20\d\d the authors of usbvfiod-my-backend\n", text)
+    assert re.search(r"^License(-Expression)?: MIT$", metadata, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("virtual", "there is a plugin virtual already"),
+        ("mass-storage-quirks", "there is a plugin mass-storage-quirks already"),
+        ("core", "there is a package usbvfiod_core already"),
+        ("json", "json is a module of Python's standard library"),
+        ("click", "there is a package click already"),
+    ],
+)
+def test_names_that_are_taken(name: str, reason: str, run: Run, tmp_path: Path) -> None:
+    result = run("plugins", "new", name, "--kind", "quirk", "--directory", tmp_path / "x")
+    assert result.returncode == 2
+    assert f"the plugin cannot be called {name}: {reason}; choose another name" in result.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:

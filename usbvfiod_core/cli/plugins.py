@@ -14,7 +14,7 @@ from ..hooks.specs import PLUGIN_API
 from ..installation import installation
 from .groups import SectionedGroup
 from .output import print_json, print_table
-from .scaffold import KINDS, package
+from .scaffold import KINDS, package, taken
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -44,13 +44,18 @@ def plugins(context: click.Context, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Where to write it; a new directory of the plugin's name here, if it is not given.",
 )
-def new(name: str, kind: str, directory: Path | None) -> None:
+@click.pass_context
+def new(context: click.Context, name: str, kind: str, directory: Path | None) -> None:
     """Write a package for a plugin, with tests that pass.
 
     NAME is that of the plugin: lower-case letters, digits and dashes. Nothing that exists is overwritten.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"a plugin's name has lower-case letters, digits and dashes between them, unlike {name!r}")
+    registry: Registry = context.find_object(Registry) or Registry()
+    reason = taken(name, [plugin.name for plugin in registry.plugins])
+    if reason:
+        raise ConfigError(f"the plugin cannot be called {name}: {reason}; choose another name")
     target = directory if directory is not None else Path(f"usbvfiod-{name}")
     files = package(name, kind)
     for path in files:

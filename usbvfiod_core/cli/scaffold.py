@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
+from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
+from ..installation import PLUGINS as OUR_PLUGINS
+from .scaffold_files import FILES
+
 KINDS = ("backend", "interceptor", "quirk")
-
-_PYPROJECT = """\
-[build-system]
-requires = ["hatchling>=1.18"]
-build-backend = "hatchling.build"
-
-[project]
-name = "usbvfiod-$name"
-version = "0.1.0"
-description = "A plugin of usbvfiod: $name"
-readme = "README.md"
-requires-python = ">=3.11"
-dependencies = ["usbvfiod"]
-
-[project.optional-dependencies]
-test = ["usbvfiod[test]"]
-
-[project.entry-points.usbvfiod]
-$name = "$module"
-
-[tool.mypy]
-strict = true
-files = ["$module", "tests"]
-
-[tool.pytest.ini_options]
-testpaths = ["tests"]
-"""
-
-_README = """\
-# usbvfiod-$name
-
-$what
-
-```sh
-pip install '.[test]'
-pytest
-usbvfiod plugins
-$usage
-```
-
-`$module/__init__.py` is all of it. The tests put it between a device and the guest driver of usbvfiod's test kit; they
-need no hardware, no VM and no privileges.
-"""
 
 _BACKEND = '''\
 """The backend `$name`: devices in plain Python. Its one device counts how often it is asked."""
@@ -124,13 +88,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from $module import GET_COUNT, $cls, Counter
-
 from usbvfiod_core import Backend, ConfigError, Device, Loop
 from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance
 from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.loop import StepLoop
+
+from $module import $names
 
 
 def test_a_guest_asks_it(usb_plug: Callable[[Device], UsbDevice]) -> None:
@@ -163,10 +127,10 @@ class TestBackend(BackendConformance):
 '''
 
 _INTERCEPTOR = '''\
-"""The interceptor `$name`: counts what each endpoint of a device moves, and refuses to send, if it is asked to.
+"""The interceptor `$name`: counts what a device moves, and refuses to send, if it is asked to.
 
-`$name.enabled=true` in a device's specification puts it in front of that device, `$name.refuse-out=true` makes it
-refuse what the guest sends by bulk transfers.
+`$name.enabled=true` in a device's specification puts it in front of that device.
+`$name.refuse-out=true` makes it refuse what the guest sends by bulk transfers.
 """
 
 from __future__ import annotations
@@ -230,12 +194,12 @@ _INTERCEPTOR_TESTS = '''\
 from __future__ import annotations
 
 import pytest
-from $module import $cls, Options, usbvfiod_intercept_device
-
 from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.interception import intercepted
+
+from $module import $names
 
 
 def test_what_is_moved_is_counted(usb_guest: Guest) -> None:
@@ -328,14 +292,14 @@ _QUIRK_TESTS = '''\
 from __future__ import annotations
 
 import pytest
-from $module import $cls, Options, usbvfiod_intercept_device
-
 from usbvfiod_core import DeviceInfo
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.interception import intercepted
 from usbvfiod_core.usb.descriptors import ATTRIBUTE_REMOTE_WAKEUP
 from usbvfiod_core.virtual.keyboard import Keyboard
+
+from $module import $names
 
 
 def attributes(usb: UsbDevice) -> int:
@@ -381,20 +345,44 @@ _USAGE = {
 }
 
 
+_NAMES = {
+    "backend": ("GET_COUNT", "Counter"),
+    "interceptor": ("Options", "usbvfiod_intercept_device"),
+    "quirk": ("Options", "usbvfiod_intercept_device"),
+}
+"""What the tests import of the module beside its class."""
+
+
 def module_name(name: str) -> str:
     """The module of the plugin `name`."""
     return "usbvfiod_" + name.replace("-", "_")
 
 
+def taken(name: str, plugins: Iterable[str]) -> str:
+    """Why a plugin cannot be called `name`: there is something of that name already. Empty if it can. `plugins` are the
+    names of those that are installed."""
+    module = name.replace("-", "_")
+    if name in plugins or name in OUR_PLUGINS:
+        return f"there is a plugin {name} already"
+    if module in sys.stdlib_module_names:
+        return f"{module} is a module of Python's standard library"
+    for package in (module_name(name), module):
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:  # without, it is some directory of that name
+            return f"there is a package {package} already"
+    return ""
+
+
 def package(name: str, kind: str) -> dict[Path, str]:
     """The files of a plugin of one of KINDS, by path; `name` has lower-case letters, digits and dashes."""
     module = module_name(name)
-    cls = "".join(part.capitalize() for part in name.split("-"))
-    values = {"name": name, "module": module, "cls": cls, "what": _WHAT[kind]}
+    cls = "".join(part.capitalize() for part in [*name.split("-"), kind])
+    names = ", ".join(sorted((cls, *_NAMES[kind]), key=lambda each: (not each.isupper(), each.islower(), each)))
+    values = {"name": name, "module": module, "cls": cls, "what": _WHAT[kind], "names": names}
+    values["year"] = str(date.today().year)
     values["usage"] = Template(_USAGE[kind]).substitute(values)
     files = {
-        "pyproject.toml": _PYPROJECT,
-        "README.md": _README,
+        **FILES,
         f"{module}/__init__.py": _CODE[kind],
         f"{module}/py.typed": "",
         f"tests/test_{name.replace('-', '_')}.py": _TESTS[kind],

@@ -27,7 +27,7 @@ from ..usb.transfer import Transfer, TransferStatus
 from ..virtual.endpoint import VirtualEndpoint
 from ..virtual.standard import StandardRequests
 
-Answer: TypeAlias = "bytes | int | TransferStatus | tuple[TransferStatus, bytes | int] | None"
+Answer: TypeAlias = bytes | int | TransferStatus | tuple[TransferStatus, bytes | int] | None
 """How a transfer ends.
 
 bytes                     IN: Completed with this data (what does not fit is a Babble)
@@ -37,7 +37,7 @@ TransferStatus            this status; COMPLETED moves all, the others nothing
 None                      not yet: hold it, as if there were no answer
 """
 
-Answers: TypeAlias = "Answer | Callable[[Transfer], Answer]"
+Answers: TypeAlias = Answer | Callable[[Transfer], Answer]
 
 BULK_IN, BULK_OUT, INTERRUPT_IN, INTERRUPT_OUT = 0x81, 0x02, 0x83, 0x04
 """The endpoints of a FakeDevice, unless it is given other configurations."""
