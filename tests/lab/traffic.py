@@ -117,6 +117,8 @@ class Flow:
 
     def go_on(self) -> None:
         """Take what is done, and queue as much again, unless an endpoint has halted."""
+        if self.failed is not None:
+            self.check([self.failed])
         while self.queued and all(td.done for td in self.queued[0]) and self.failed is None:
             tds = self.queued.popleft()
             self.check(tds)
@@ -159,6 +161,11 @@ class Traffic:
             lambda: all(flow.moved >= more for flow, more in zip(self.flows, wanted, strict=True)),
             "not everything moves",
         )
+
+    def finish(self) -> None:
+        """Queue no more, and wait for what is in flight."""
+        left = [td for flow in self.flows for tds in flow.queued for td in tds]
+        self.driver.wait_until(lambda: all(td.done for td in left), "not everything ends")
 
     def end(self) -> None:
         """Once the guest has given the device up: see what became of everything."""

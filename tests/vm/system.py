@@ -40,9 +40,10 @@ class System(Guest):
         site = lab_packages.ensure(tree)
         self._write_environment()
         shares = {"tree": tree, "checkout": lab_packages.CHECKOUT, "site": site, "exchange": self.exchange}
+        words = [word for number, share in enumerate(shares.items(), 1) for word in _share(number, *share)]
         super().__init__(
             directory,
-            [*(word for tag, path in shares.items() for word in _share(tag, path)), *arguments],
+            [*words, *arguments],
             recipe=initramfs.SYSTEM,
             timeout=timeout,
             **options,
@@ -64,8 +65,14 @@ class System(Guest):
         (self.exchange / "environment").write_text("".join(lines))
 
 
-def _share(tag: str, path: Path) -> list[str]:
-    """QEMU's arguments for a directory of this system that the guest mounts by 9p; only /exchange can be written to."""
+def _share(number: int, tag: str, path: Path) -> list[str]:
+    """QEMU's arguments for a directory of this system that the guest mounts by 9p; only /exchange can be written to.
+
+    Linux resets a virtio device when the guest wakes, after which its driver for 9p waits for ever, unless the device
+    says that it keeps its state; which only one behind a root port can.
+    """
     access = "" if tag == "exchange" else ",readonly=on"
     filesystem = f"local,id={tag},path={path},security_model=none,multidevs=remap{access}"
-    return ["-fsdev", filesystem, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    device = f"virtio-9p-pci,fsdev={tag},mount_tag={tag},bus=share{number},x-pcie-pm-no-soft-reset=on"
+    port = f"pcie-root-port,id=share{number},chassis={number}"
+    return ["-fsdev", filesystem, "-device", port, "-device", device]
