@@ -35,7 +35,7 @@ def test_frames_and_what_the_user_sees(
     control = tmp_path / "control.sock"
 
     def note() -> str:
-        listed = run("list", "--control", control, "--json")
+        listed = run("list", "--control-path", control, "--json")
         return str(json.loads(listed.stdout)["attachments"][0]["note"])
 
     server = serve("--control-path", control, "--device", f"virtual:network?socket={path}&name=lan")
@@ -49,9 +49,9 @@ def test_frames_and_what_the_user_sees(
             assert incoming.read(length) == frame
         peer.sendall(b"".join(struct.pack(">I", len(frame)) + frame for frame in FRAMES))
         assert [adapter.receive() for _ in FRAMES] == FRAMES
-        assert run("send", "--control", control, "lan", "link", "down").returncode == 0
+        assert run("send", "--control-path", control, "lan", "link", "down").returncode == 0
         assert note() == f"the other end is {path}; the link is down"
-        assert run("send", "--control", control, "lan", "link", "up").returncode == 0
+        assert run("send", "--control-path", control, "lan", "link", "up").returncode == 0
         adapter.device.bulk_out(adapter.bulk_out, b"nonsense")
         wait_until(lambda: note() == f"the other end is {path}; 1 malformed block from the guest", "the count")
     assert not [line for line in server.errors if "is not understood" not in line]
@@ -63,7 +63,7 @@ def test_a_cable_that_leads_nowhere_is_tried_again(
     path, _ = program
     path.rename(tmp_path / "later")
     server = serve("--control-path", tmp_path / "control.sock")
-    attached = run("attach", "--control", tmp_path / "control.sock", f"virtual:network?socket={path}")
+    attached = run("attach", "--control-path", tmp_path / "control.sock", f"virtual:network?socket={path}")
     assert attached.returncode != 0
     assert f"virtual:network: socket={path}: No such file or directory" in attached.stderr
     assert server.process.poll() is None
