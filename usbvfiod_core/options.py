@@ -14,6 +14,7 @@ SettingError, ConfigError or ValueError.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import types
 import typing
@@ -155,7 +156,8 @@ class Schema:
         except Exception as error:
             raise PluginError(f"the types of {cls.__name__} cannot be told: {_named(error)}") from error
         self.fields: dict[str, Field] = {}
-        for field in dataclasses.fields(cls):
+        own = inspect.get_annotations(cls)
+        for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in own):  # before inherited ones
             if field.init:
                 kind, key, default = hints[field.name], field.name.replace("_", "-"), field.default
                 if not _supported(kind):

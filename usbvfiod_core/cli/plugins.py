@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from ..hooks.registry import Plugin, Registry
 from ..hooks.specs import PLUGIN_API
 from ..installation import installation
 from .groups import SectionedGroup
-from .output import print_json, print_table
+from .output import print_json, print_object, print_table
+from .plugin_page import as_object, facts, print_page
 from .scaffold import KINDS, package, taken
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -28,11 +29,31 @@ def plugins(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     if as_json:
-        print_json("plugins", [_entry(plugin) for plugin in registry.plugins], api=PLUGIN_API)
+        print_json("plugins", [facts(plugin) for plugin in registry.plugins], api=PLUGIN_API)
     elif registry.plugins:
         print_table(("PLUGIN", "PACKAGE", "STATUS", "HOOKS"), [_row(plugin) for plugin in registry.plugins])
     else:
         click.echo("no plugins: is usbvfiod itself installed?", err=True)
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(registry: Registry, name: str, as_json: bool) -> None:
+    """Print the options of a plugin, its hooks, version and where it is from; of a backend also its devices.
+
+    NAME is that of the plugin, as `usbvfiod plugins` lists it.
+    """
+    declared = registry.declared()
+    plugin = next((each for each in registry.plugins if each.name == name), None)
+    if plugin is None:
+        raise ConfigError(unknown("plugin", name, [each.name for each in registry.plugins]))
+    found = (plugin, declared[name], registry.backends(only=name))
+    if as_json:
+        print_object({"plugin": as_object(*found)})
+    else:
+        print_page(*found)
 
 
 @plugins.command()
@@ -66,21 +87,6 @@ def new(context: click.Context, name: str, kind: str, directory: Path | None) ->
         (target / path).write_text(text)
         click.echo(target / path)
     click.echo(f"now: cd {shlex.quote(str(target))} && {installation().development()}", err=True)
-
-
-def _entry(plugin: Plugin) -> dict[str, object]:
-    return {
-        "name": plugin.name,
-        "module": plugin.module,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "origin": plugin.origin,
-        "requires": plugin.requires,
-        "hooks": list(plugin.hooks),
-        "seconds": round(plugin.seconds, 6),
-        "state": plugin.state,
-        "error": plugin.error,
-    }
 
 
 def _row(plugin: Plugin) -> tuple[str, ...]:

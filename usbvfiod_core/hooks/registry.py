@@ -170,10 +170,12 @@ class Registry:
 
     # -- the hooks ----------------------------------------------------------------------------------------------
 
-    def backends(self) -> dict[str, Backend]:
-        """Ask every plugin for its backends; by name."""
+    def backends(self, only: str | None = None) -> dict[str, Backend]:
+        """Ask every plugin, or `only` the one of this name, for its backends; by name."""
         backends: dict[str, Backend] = {}
         for plugin_name, call in self._implementations("usbvfiod_register_backends"):
+            if only not in (None, plugin_name):
+                continue
 
             def register(backend: Backend) -> None:
                 name = getattr(backend, "name", None)

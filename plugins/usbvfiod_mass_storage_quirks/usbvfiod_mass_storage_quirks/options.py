@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from usbvfiod_core import option
+
 from . import quirks
 
 MAX_SECONDS = 600.0
@@ -11,22 +13,17 @@ MAX_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Options of one device, `?mass-storage-quirks.readonly=true` in its specification.
+    """Options of one device, `?mass-storage-quirks.readonly=true` in its specification."""
 
-    readonly  the guest can read, and nothing it does changes the drive; without it the configuration decides
-    strict    with readonly: nothing at all reaches the other interfaces of the device that could change something
-    quirks    letters, which take the place of what the configuration and the table say; empty for none
-    delay     seconds between the choice of a configuration and the first command
-    eject     send an eject when the device is configured, for a modem that is a disk with its drivers at first
-    timeout   seconds after which a bulk-only device that does not answer is recovered; 0 leaves it to the guest
-    """
-
-    readonly: bool | None = None
-    strict: bool = False
-    quirks: str | None = None
-    delay: float = 0.0
-    eject: bool = False
-    timeout: float = 0.0
+    readonly: bool | None = option(None, "The guest can read, and nothing it does changes the drive.")
+    """Without it the configuration decides."""
+    strict: bool = option(False, "With readonly: nothing reaches other interfaces that could change something.")
+    quirks: str | None = option(None, "Letters, in the place of what the configuration and the table say.")
+    """Empty for none."""
+    delay: float = option(0.0, "Seconds between the choice of a configuration and the first command.")
+    eject: bool = option(False, "Sends an eject when the device is configured, for a modem that is a disk at first.")
+    timeout: float = option(0.0, "Seconds after which a bulk-only device that does not answer is recovered.")
+    """0 leaves it to the guest."""
 
     def __post_init__(self) -> None:
         if self.quirks is not None:
@@ -38,14 +35,10 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """The plugin's configuration.
+    """The plugin's configuration."""
 
-    readonly  what holds for devices that say nothing
-    quirks    entries `VID:PID:letters` with commas between, as in the kernel's parameter `usb-storage.quirks`
-    """
-
-    readonly: bool = False
-    quirks: str = ""
+    readonly: bool = option(False, "What holds for devices that say nothing.")
+    quirks: str = option("", "Entries VID:PID:letters with commas between, as in usb-storage.quirks of the kernel.")
 
     def __post_init__(self) -> None:
         quirks.parse_entries(self.quirks)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,40 @@ def test_other_commands_refuse_plugins_that_are_not_there(capsys: pytest.Capture
     code, errors = said(capsys, "--no-plugin", "virtul", "devices")
     assert code == 2
     assert errors[0].startswith("--no-plugin virtul: there is no plugin 'virtul'; 'virtual'")
+
+
+def test_a_plugin_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "show", "virtual"]) == 0
+    page = capsys.readouterr().out
+    assert "hooks:      usbvfiod_register_backends\n" in page
+    for kind in VIRTUAL.kinds:
+        assert f"\nvirtual:{kind}?OPTION=VALUE\n" in page
+    assert "\nimage      a path                    required  A file or block device" in page
+    assert main(["plugins", "show", "virtual", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["version"] == 1
+    assert (shown["plugin"]["version"], shown["plugin"]["state"]) == (version("usbvfiod"), "used")
+    [backend] = shown["plugin"]["backends"]
+    options = {option["name"]: option for option in backend["kinds"]["flash"]}
+    assert set(options) == set(backend_schema(VIRTUAL, "flash").fields)
+    assert (options["image"]["required"], options["image"]["default"]) == (True, None)
+    assert (options["blocksize"]["choices"], options["blocksize"]["default"]) == (["512", "4096"], 512)
+
+
+def test_a_plugin_with_options_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "show", "mass-storage-quirks"]) == 0
+    page = capsys.readouterr().out
+    assert "as ?mass-storage-quirks.OPTION=VALUE or in [device.plugins.mass-storage-quirks]:" in page
+    assert "\nreadonly  true or false           The guest can read" in page
+    assert "In the configuration file, in [plugins.mass-storage-quirks]:" in page
+    assert main(["plugins", "show", "usbfs"]) == 0
+    assert "Devices of the backend usbfs, usbfs:ADDRESS?OPTION=VALUE:" in capsys.readouterr().out
+
+
+def test_a_plugin_that_is_not_there_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    code, errors = said(capsys, "plugins", "show", "virtul")
+    assert code == 2
+    assert errors[0].startswith("there is no plugin 'virtul'; 'virtual'")
 
 
 VIRTUAL = VirtualBackend()
