@@ -15,7 +15,6 @@ from usbvfiod_core import ConfigError
 from usbvfiod_core.cli.config import toml
 from usbvfiod_core.daemon.config import CommandLine, Config, Mode, ServerSettings
 from usbvfiod_core.daemon.config_file import load, read
-from usbvfiod_core.daemon.toml_lines import Place, TomlLines
 from usbvfiod_core.errors import ConfigErrors
 from usbvfiod_core.hooks.options import Declared
 from usbvfiod_core.hooks.settings import PluginSelection
@@ -154,6 +153,7 @@ def test_without_a_file() -> None:
         ("[server]\nverbose=1\nquiet=true", 3, "server.quiet: quiet and verbose exclude each other"),
         ("[server]\nfd = 3\nsocket-path = 'x'", 2, "server.fd: socket-path and fd exclude each other"),
         ("server = 3", 1, "server: is a table"),
+        ("\n[[server]]\nfd = 3", 2, "server: is a table"),
         ("[device]\nspec = 'x'", 1, "device: is an array of tables; write [[device]]"),
         ("device = [3]", 1, "device[1]: is a table"),
         (
@@ -376,56 +376,3 @@ def test_any_text_is_shown_as_it_is(key: str, value: str) -> None:
     from usbvfiod_core.cli.config import _pairs
 
     assert tomllib.loads("\n".join(_pairs({key: value}))) == {key: value}
-
-
-# -- lines ----------------------------------------------------------------------------------------------------------
-
-LINES = '''# a comment with [brackets]
-one = "# no comment"   # a comment
-"two \\" words" = \'[not] a "table"\'
-three.four = """
-[server]
-five = 5 \\""" """
-[table]
-list = [ # comment
-  1, "]",
-  { inner = 3, deep = { x = 4 } },
-]
-\'a.b\'.c = \'\'\'
-x = 1\'\'\'\'
-[[device]]
-spec = 1979-05-27T07:32:00
-[device.plugins."q.r"]
-key = true
-[[device]]
-[[device.inner]]
-[[device.inner]]
-z = +inf
-[ table . sub ]
-last = { }'''
-
-
-@pytest.mark.parametrize(
-    ("place", "line"),
-    [
-        (("one",), 2),
-        (('two " words',), 3),
-        (("three", "four"), 4),
-        (("table",), 7),
-        (("table", "list", 1), 9),
-        (("table", "list", 2, "inner"), 10),
-        (("table", "list", 2, "deep", "x"), 10),
-        (("table", "a.b", "c"), 12),
-        (("device", 0), 14),
-        (("device", 0, "spec"), 15),
-        (("device", 0, "plugins", "q.r", "key"), 17),
-        (("device", 1), 18),
-        (("device", 1, "inner", 1, "z"), 21),
-        (("table", "sub", "last"), 23),
-        (("table", "sub", "last", "nothing"), 23),
-        (("nothing",), 1),
-    ],
-)
-def test_lines(place: Place, line: int) -> None:
-    tomllib.loads(LINES)
-    assert TomlLines(LINES).line(place) == line
