@@ -130,6 +130,17 @@ def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
     ]
 
 
+def test_a_name_that_is_no_text_can_be_pasted(serve: Serve, run: Run, ask: Ask, control: Path, image: Path) -> None:
+    odd = image.with_name(os.fsdecode(b"\xff\xc3\xa4.img"))
+    image.rename(odd)
+    serve("--control-path", control, "--device", f"virtual:flash?image={odd}")
+    shown = f"virtual:flash?image={image.parent}/%FF\u00e4.img"
+    assert shown in run("list", "--control-path", control).stdout
+    [attachment] = ask("list")["attachments"]
+    assert (attachment["spec"], ask("detach", shown)["attachment"]["state"]) == (shown, "held")
+    assert ask("attach", f"virtual:flash?image={odd}")["attachment"]["state"] == "plugged"
+
+
 def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -> None:
     server = serve("--control-path", control, "--device", "virtual:keyboard?name=keys", "--device", "virtual:0403:6001")
     assert [each["state"] for each in ask("list")["attachments"]] == ["plugged", "waiting"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..daemon.escapes import escaped
 from ..daemon.report import device_entry
 from ..errors import DeviceError
 from ..hooks.registry import Registry
@@ -39,7 +40,7 @@ def devices(registry: Registry, as_json: bool) -> None:
 
 def _row(info: DeviceInfo) -> tuple[str, ...]:
     identity = f"{info.vendor_id:04x}:{info.product_id:04x}"
-    address = f"{info.backend}:{info.address}"
+    address = f"{info.backend}:{escaped(info.address)}"
     in_use = f"in use on this host: {info.in_use}" if info.in_use else ""
     note = "; ".join(filter(None, [info.note, in_use]))
     return (address, identity, info.name, info.serial, _speed(info), info.port_path, info.driver, note)

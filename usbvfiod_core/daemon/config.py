@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
 
 from ..errors import ConfigError, Gathered, UsbvfiodError, unknown
 from ..hooks.options import Declared, backend_options, plugin_options
@@ -23,6 +22,7 @@ from ..options import SettingError
 from ..pci.interrupts import Mechanism
 from ..usb.backend import Backend
 from .address_forms import meant
+from .escapes import escaped, unescaped_address, unescaped_option
 from .guest_ports import no_such_port
 from .matching import Kind, kind_of
 from .selector import SPIN
@@ -240,6 +240,7 @@ def parse_device(
     host have. `declared` says what options plugins have.
     """
     backend, address, options = split_device(text, backends, default_backend, host)
+    text = escaped(text)
     gathered = Gathered()
     made, core = {}, {}
     with gathered:
@@ -267,6 +268,7 @@ def split_device(
     """The backend, address and options of a specification. Raises ConfigError."""
     known = sorted(backends)
     place, question, query = text.partition("?")
+    place = unescaped_address(place)
     match = _PREFIX.fullmatch(place)
     if match is not None and match[1] in known:
         backend, address = match[1], match[2]
@@ -344,10 +346,10 @@ def _parse_options(text: str, query: str) -> dict[str, str]:
             key, equals, value = part.partition("=")
             if not key or not equals:
                 raise ConfigError(f"device {text!r}: {part!r} is no option; write ?name=value&name=value")
-            key = unquote(key)
+            key = unescaped_option(key)
             if key in options:
                 raise ConfigError(f"device {text!r}: option {key!r} is given twice")
-            options[key] = unquote(value)
+            options[key] = unescaped_option(value)
     gathered.raise_all()
     return options
 

@@ -17,6 +17,7 @@ from . import log as daemon_log
 from .attachments import Attachments
 from .config import MAX_PORTS, DeviceSpec
 from .control_client import ControlClient, Reply
+from .escapes import escaped
 from .intents import Attachment, State
 from .matching import describe, matching
 from .opening import AttachmentRefused
@@ -239,6 +240,7 @@ class ControlRequests:
 
     def _named(self, who: str) -> Attachment | None:
         """The attachment of this number, name or specification."""
+        who = escaped(who)
         for attachment in self._attachments:
             if who in (str(attachment.number), attachment.spec.name, attachment.spec.text):
                 return attachment

@@ -6,15 +6,16 @@ from dataclasses import asdict
 
 from ..usb.backend import DeviceInfo
 from ..xhci.statistics import EndpointStatistics
+from .escapes import escaped
 from .intents import Attachment, State
 
 
 def device_entry(info: DeviceInfo) -> dict[str, object]:
     """A device as a backend lists it."""
     return {
-        "device": f"{info.backend}:{info.address}",
+        "device": f"{info.backend}:{escaped(info.address)}",
         "backend": info.backend,
-        "address": info.address,
+        "address": escaped(info.address),
         "vendor_id": info.vendor_id,
         "product_id": info.product_id,
         "name": info.name,
