@@ -130,6 +130,22 @@ def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
     ]
 
 
+def test_what_a_device_tells_is_in_list_status_and_events(
+    serve: Serve, run: Run, ask: Ask, control: Path, tmp_path: Path
+) -> None:
+    serve("--control-path", control, "--device", f"virtual:serial?name=tty&link={tmp_path / 'tty'}")
+    note = f"the other end is {tmp_path / 'tty'}"
+    for command in ("list", "status"):
+        assert note in ask(command)["attachments"][0]["note"]
+        text = run(command, "--control-path", control).stdout
+        assert (note in text, " NOTE" in text) == (True, True)
+    watch = [*COMMAND, "watch", "--control-path", str(control)]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert note in process.stdout.readline()
+        process.kill()
+
+
 def test_a_name_that_is_no_text_can_be_pasted(serve: Serve, run: Run, ask: Ask, control: Path, image: Path) -> None:
     odd = image.with_name(os.fsdecode(b"\xff\xc3\xa4.img"))
     image.rename(odd)

@@ -111,7 +111,7 @@ def _sentence(event: dict[str, Any]) -> str:
 
 
 def _print_attachments(attachments: list[dict[str, Any]]) -> None:
-    titles = ("NUMBER", "NAME", "STATE", "PORT", "ID", "PRODUCT", "SERIAL", "WHERE", "SPEC", "REASON")
+    titles = ("NUMBER", "NAME", "STATE", "PORT", "ID", "PRODUCT", "SERIAL", "WHERE", "SPEC", "NOTE")
     print_table(titles, [_row(attachment) for attachment in attachments])
 
 
