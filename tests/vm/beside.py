@@ -39,7 +39,10 @@ class BesideLab:
             socket = directory / "usb.sock"
             stack.enter_context(Bridge(lab, socket, f"{PLACE}/usb.sock"))
             arguments = vfio_user_arguments(socket)
-            self.guest = System(directory, arguments, memory_mib=WINDOW_MIB, memory_fd=lab.window.fileno())
+            # Two, so that the guest does something beside its interrupts: in each it reads registers several times,
+            # and every read waits for the lab.
+            memory = lab.window.fileno()
+            self.guest = System(directory, arguments, memory_mib=WINDOW_MIB, memory_fd=memory, processors=2)
             stack.enter_context(self.guest)
             self._stack = stack.pop_all()
 

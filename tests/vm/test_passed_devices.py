@@ -156,9 +156,7 @@ def test_a_network_adapter(beside_lab: BesideLab, backend: str, mebibytes: int) 
 
 
 @pytest.mark.parametrize("backend", ["usbfs", pytest.param("libusb", marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    ("kind", "driver"), [pytest.param("ecm", "cdc_ether", marks=pytest.mark.long), ("rndis", "rndis_host")]
-)
+@pytest.mark.parametrize(("kind", "driver"), [("ecm", "cdc_ether"), ("rndis", "rndis_host")])
 def test_an_older_network_adapter(beside_lab: BesideLab, backend: str, kind: str, driver: str) -> None:
     check_network(beside_lab, backend, kind, driver, 1)
 
