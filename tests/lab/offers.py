@@ -27,6 +27,7 @@ from tests.classes.changing import Changing
 from tests.classes.cp210x import Cp210x
 from tests.classes.firmware import Application
 from tests.classes.ftdi import Ftdi
+from tests.classes.headset import Headset
 from tests.classes.phone import Phone
 from tests.classes.security_key import SecurityKey
 from tests.lab import gadgets
@@ -184,12 +185,14 @@ def card_reader() -> Iterator[list[HostUsbDevice]]:
 
 
 @contextmanager
-def virtual(*kinds: Callable[[Loop], VirtualDevice], driver: str = "") -> Iterator[list[HostUsbDevice]]:
+def virtual(
+    *kinds: Callable[[Loop], VirtualDevice], driver: str = "", slowness: float = 1.0
+) -> Iterator[list[HostUsbDevice]]:
     """Devices of tests/classes, beside each other, with a driver of the lab's own that is a module."""
     if driver:
         subprocess.run(["modprobe", driver], check=True)
     with ExitStack() as stack:
-        yield [stack.enter_context(attach(Exported(kind))).wait() for kind in kinds]
+        yield [stack.enter_context(attach(Exported(kind, slowness))).wait() for kind in kinds]
 
 
 @contextmanager
@@ -234,6 +237,7 @@ OFFERS: dict[str, Callable[[], AbstractContextManager[list[HostUsbDevice]]]] = {
     "serial-adapters": partial(virtual, Ftdi, Cp210x, driver="cp210x"),
     "security-key": partial(virtual, SecurityKey),
     "camera": partial(virtual, Camera, driver="uvcvideo"),
+    "headset": partial(virtual, Headset, slowness=40),
     "phone": partial(changing, Phone),
     "firmware": partial(changing, Application),
 }

@@ -40,15 +40,18 @@ class ServerLoop:
 
     server: Server
 
+    def __init__(self, slowness: float = 1.0) -> None:
+        self._slowness = slowness
+
     def time(self) -> float:
-        return time.monotonic()
+        return time.monotonic() / self._slowness
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
         return self.call_later(0.0, callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
         timer = _Timer(callback, args)
-        self.server.call_at(time.monotonic() + delay, timer.run)
+        self.server.call_at(time.monotonic() + delay * self._slowness, timer.run)
         return timer
 
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
@@ -84,10 +87,14 @@ class _Timer:
 
 
 class Exported:
-    """A virtual device for `usbip.attach`; `make` is given the loop. `device` may be looked at, from any thread."""
+    """A virtual device for `usbip.attach`; `make` is given the loop. `device` may be looked at, from any thread.
 
-    def __init__(self, make: Callable[[Loop], VirtualDevice]) -> None:
-        self._loop = ServerLoop()
+    For the device, time passes `slowness` times more slowly. It is the device that sets the pace of isochronous
+    transfers, and the processors that have to follow are emulated.
+    """
+
+    def __init__(self, make: Callable[[Loop], VirtualDevice], slowness: float = 1.0) -> None:
+        self._loop = ServerLoop(slowness)
         self.device = make(self._loop)
         self.speed = self.device.speed.name.lower()
         self.device.attach(self)
@@ -137,7 +144,7 @@ class Exported:
 
     def microframe(self) -> int:
         """There is no bus, so the clock is its time."""
-        return int(time.monotonic() * MICROFRAMES) & 0x3FFF
+        return int(self._loop.time() * MICROFRAMES) & 0x3FFF
 
 
 def _complete(server: Server, urb: Urb, transfer: Transfer, room: memoryview) -> None:

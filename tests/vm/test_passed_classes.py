@@ -88,6 +88,15 @@ def test_a_camera(beside_lab: BesideLab, backend: str) -> None:
 
 
 @EITHER
+def test_a_headset(beside_lab: BesideLab, backend: str, no_complaints: list[str]) -> None:
+    """snd-usb-audio sets the clock, records, and plays as the feedback says, all without a slip."""
+    no_complaints += ["active urbs"]  # which it takes back one by one, a register each; it waits a second
+    with given(beside_lab, "headset", backend):
+        beside_lab.guest.wait_until("grep -l :00d2 /proc/asound/card*/usbid", TIMEOUT)
+        beside_lab.guest.python("headset")
+
+
+@EITHER
 def test_a_composite_device(beside_lab: BesideLab, backend: str) -> None:
     """Five interfaces in three functions, each with its driver: all of them work."""
     guest = beside_lab.guest

@@ -7,6 +7,7 @@ from tests.classes.camera import Camera
 from tests.classes.cp210x import Cp210x
 from tests.classes.firmware import FIRST, Application, BootLoader
 from tests.classes.ftdi import Ftdi
+from tests.classes.headset import Headset
 from tests.classes.phone import Accessory, Phone
 from tests.classes.security_key import SecurityKey
 from usbvfiod_core.testing.conformance import DeviceConformance
@@ -31,6 +32,11 @@ class TestCp210x(DeviceConformance):
 class TestFtdi(DeviceConformance):
     def make_device(self, loop: Loop) -> Device:
         return Ftdi(loop)
+
+
+class TestHeadset(DeviceConformance):
+    def make_device(self, loop: Loop) -> Device:
+        return Headset(loop)
 
 
 class TestSecurityKey(DeviceConformance):
