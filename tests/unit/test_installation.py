@@ -125,5 +125,5 @@ def test_a_plugin_that_is_asked_for_and_not_installed(
 )
 def test_nothing_else_says_how_to_install(path: Path) -> None:
     """Advice that does not fit this copy is worse than none."""
-    if path.name not in ("installation.py", "scaffold.py"):
+    if path.name not in ("installation.py", "scaffold_files.py"):
         assert not re.search(r"[`'\"](sudo )?(pip3?|pipx|apt|python3? -m pip) ", path.read_text())
