@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 
 from ..daemon.config import DeviceSpec, check_backend, host_backend, parse_device
 from ..daemon.matching import Kind, describe, find, kind_of, missing
 from ..errors import ConfigError, ConfigErrors, DeviceError, each_error
+from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..host.options import InUse
 from ..host.paths import NotUsb
@@ -86,7 +88,7 @@ def decide(registry: Registry, text: str) -> list[Step]:
     if info.note:
         steps.append(_access(info))
     if info.in_use:
-        steps.append(_use(info, spec))
+        steps.append(_use(info, spec, backend_options(backends[spec.backend], spec.address, spec.options)))
     if info.driver:
         steps.append(Step("host driver", "yes", f"{info.driver} has it, gives it up, and gets it back at the end"))
     steps.append(_plugins(registry, spec, info))
@@ -102,9 +104,9 @@ def _access(info: DeviceInfo) -> Step:
     return Step("host" if found else "access", "no", reason, command)
 
 
-def _use(info: DeviceInfo, spec: DeviceSpec) -> Step:
+def _use(info: DeviceInfo, spec: DeviceSpec, options: Any) -> Step:
     """Whether a device is taken away from who uses it on the host."""
-    if spec.options.get("in-use") == InUse.TAKE.value:
+    if getattr(options, "in_use", None) is InUse.TAKE:
         return Step("host", "yes", f"it is taken although it is in use: {info.in_use}")
     fix = f"End that (umount, swapoff, ip link set ... down), or take it all the same: {spec.text}"
     fix += f"{'&' if '?' in spec.text else '?'}in-use={InUse.TAKE.value}"

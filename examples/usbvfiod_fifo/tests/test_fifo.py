@@ -10,6 +10,7 @@ import pytest
 from usbvfiod_fifo import IN, Fifos
 
 from usbvfiod_core import Backend, ConfigError, Device, DeviceError, Loop
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.bus import DirectBus
 from usbvfiod_core.testing.conformance import DeviceConformance
 from usbvfiod_core.testing.driver import UsbDevice
@@ -33,7 +34,7 @@ def guest() -> Iterator[Guest]:
 
 @pytest.fixture
 def usb(guest: Guest, path: Path) -> UsbDevice:
-    return guest.plug(Fifos().open(str(path), {}, guest.bus.loop))
+    return guest.plug(open_device(Fifos(), str(path), {}, guest.bus.loop))
 
 
 def test_a_guest_reads_what_is_written(usb: UsbDevice, path: Path) -> None:
@@ -69,11 +70,11 @@ def test_the_descriptor_is_closed_with_the_device(guest: Guest, usb: UsbDevice, 
 def test_what_is_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is not a named pipe"):
-        Fifos().open(str(tmp_path / "file"), {}, StepLoop())
+        open_device(Fifos(), str(tmp_path / "file"), {}, StepLoop())
     with pytest.raises(DeviceError, match="absent: No such file"):
-        Fifos().open(str(tmp_path / "absent"), {}, StepLoop())
-    with pytest.raises(ConfigError, match="fifo has no options, and so no speed"):
-        Fifos().open(str(tmp_path / "file"), {"speed": "full"}, StepLoop())
+        open_device(Fifos(), str(tmp_path / "absent"), {}, StepLoop())
+    with pytest.raises(ConfigError, match="there is no option 'speed'"):
+        open_device(Fifos(), str(tmp_path / "file"), {"speed": "full"}, StepLoop())
 
 
 class TestDevice(DeviceConformance):
@@ -84,7 +85,7 @@ class TestDevice(DeviceConformance):
         self.path = path
 
     def make_device(self, loop: Loop) -> Device:
-        return self.backend().open(str(self.path), {}, loop)
+        return open_device(self.backend(), str(self.path), {}, loop)
 
     @staticmethod
     def backend() -> Backend:

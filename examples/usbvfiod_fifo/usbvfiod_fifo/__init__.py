@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from usbvfiod_core import Backend, ConfigError, Device, DeviceError, DeviceInfo, Loop, Speed, TransferStatus, hookimpl
+from usbvfiod_core import (
+    Backend,
+    ConfigError,
+    Device,
+    DeviceError,
+    DeviceInfo,
+    Loop,
+    NoOptions,
+    Speed,
+    TransferStatus,
+    hookimpl,
+)
 from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint
 from usbvfiod_core.virtual.device import VirtualDevice
 from usbvfiod_core.virtual.endpoint import VirtualEndpoint
@@ -74,9 +85,7 @@ class Fifos(Backend):
     def list_devices(self) -> list[DeviceInfo]:
         return []
 
-    def open(self, address: str, options: Mapping[str, str], loop: Loop) -> Device:
-        if options:
-            raise ConfigError(f"fifo has no options, and so no {', '.join(sorted(options))}")
+    def open(self, address: str, options: NoOptions, loop: Loop) -> Device:
         try:
             # Open for writing, too, it does not end when its last writer does.
             fd = os.open(address, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

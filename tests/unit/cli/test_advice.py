@@ -99,7 +99,7 @@ def answers(capsys: pytest.CaptureFixture[str]) -> Answers:
             "cannot be attached: it is in use: sda1 is mounted at /mnt",
         ),
         (
-            "shelf:0001:0004?in-use=take",
+            "shelf:0001:0004?in_use=take",
             0,
             "specification:yes device:yes host:yes host driver:yes plugins:yes",
             "",
