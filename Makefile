@@ -22,7 +22,7 @@ help:
 	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables, and pages of the API into build/api"
 	@echo "make recording  record docs/session.svg anew, in a VM"
-	@echo "make lint       format check, lint, types and spelling"
+	@echo "make lint       format check, lint, types, spelling, phrases"
 
 $(RUNNABLE): $(SOURCES)
 	@.ci/environment $(VENV) run
@@ -82,6 +82,7 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m codespell_lib
+	$(RUN) -m tests.prose
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ import click
 import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
-from tests import recording
+from tests import prose, recording
 from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine, ServerSettings
@@ -208,6 +208,27 @@ def test_nobody_is_told_to_install_our_names(path: Path) -> None:
     for line in path.read_text().splitlines():
         for _, words in re.findall(r"\b(pip|pipx|apt|apt-get) (?:install|inject usbvfiod) ([^`#&]*)", line):
             assert not [word for word in words.split() if re.match(r"['\"]?usbvfiod(?!_)", word)], line
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("A file that is no file is ignored.\n", "is not a"),
+        ("There is no file. It is no longer there.\n", ""),
+        ("The word word is there twice.\n", "a word twice"),
+        ("`it is no file` in code, and\n\n```\nit is no file\n```\n", ""),
+        (f"A sentence{' of many words' * 20}.\n", "62 words in one sentence; make it two"),
+        (f"One sentence{' of words' * 12}. Another{' of words' * 12}.\n", ""),
+    ],
+)
+def test_the_list_of_phrases_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, advice: str
+) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    assert [each.advice for each in prose.in_document(path)] == ([advice] if advice else [])
+    assert [str(each).partition(":")[0] for each in prose.in_document(path)] == (["page.md"] if advice else [])
 
 
 # -- links ----------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = get_close_matches(name, known, 1)
     there = ", ".join(known) or "none"
-    return f"there is no {what} {name!r}" + (f"; {near[0]!r} is meant?" if near else f" (there are: {there})")
+    return f"there is no {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f" (there are: {there})")
 
 
 def each_error(error: ConfigError) -> tuple[ConfigError, ...]:

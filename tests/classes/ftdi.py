@@ -51,7 +51,7 @@ class Ftdi(VirtualDevice):
             return b"\0\0" if setup.request == READ_EEPROM else answers.get(setup.request)
         if setup.request_type != TYPE_VENDOR:
             return None
-        if setup.request == SET_MODEM_CONTROL:  # the high byte says which of the two is meant
+        if setup.request == SET_MODEM_CONTROL:  # the high byte says which of the did you mean two
             if setup.value & 0x100:
                 self.plug.dtr = bool(setup.value & 1)
             if setup.value & 0x200:

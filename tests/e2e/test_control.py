@@ -180,9 +180,9 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
     assert run("log-level", "debug", "--control-path", control).returncode == 0
     for arguments, code, message in (
         (("detach", "nothing"), NOT_ATTACHED, "there is no attachment nothing; `usbvfiod list` shows"),
-        (("attach", "keys"), 4, "it is plugged already"),
+        (("attach", "keys"), 4, "it is already plugged in"),
         (("attach", "virtual:floppy"), 2, "floppy"),
-        (("attach", "virtuel:flash"), 2, "'virtual' is meant?"),
+        (("attach", "virtuel:flash"), 2, "did you mean 'virtual'?"),
         (("move", "keys", "9"), 2, "use 1 to 8"),
         (("reload",), 2, "without a configuration file"),
     ):
@@ -266,7 +266,7 @@ def test_somebody_else_is_told_who_may(serve: Serve) -> None:
 
         assert "only root, and the user who runs the server, root, may use it" in error()
         control.chmod(0o666)
-        assert "only root and user 0 may steer this server, and you are user 65534" in error()
+        assert "only root and user 0 may control this server, and you are user 65534" in error()
 
 
 @pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH\n", b'{"control": 99}\n', b"[1]\n"])
@@ -372,14 +372,17 @@ def test_reload_does_only_what_has_changed(configured: tuple[Path, ServerProcess
 
 def test_a_file_that_is_wrong_changes_nothing(configured: tuple[Path, ServerProcess], ask: Ask, control: Path) -> None:
     file, server = configured
-    for text, message in (("[server", "is no TOML"), ('[[device]]\nspec = "virtuel:x"\n', "there is no backend")):
+    for text, message in (
+        ("[server", "is not valid TOML"),
+        ('[[device]]\nspec = "virtuel:x"\n', "there is no backend"),
+    ):
         file.write_text(text)
         code, error = ask("reload")
         assert code == 2
         assert f"{file}:" in error
         assert message in error
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for(lambda: "the configuration is as it was" in server.log)
+    server.wait_for(lambda: "the configuration was not changed" in server.log)
     assert attachments(ask) == {"keys": (1, 1, 1), "loop": (2, 9, 1)}
     write(file, control, ("virtual:flash?image=/missing", "disk", 11), ("virtual:keyboard", "keys", 1))
     answer = ask("reload")
@@ -459,4 +462,4 @@ def test_a_hotplug_socket_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
     result = run(*arguments, tmp_path / "missing" / "hotplug.sock")
     assert (result.returncode, "hotplug: socket path" in result.stderr) == (3, True)
     result = run(*arguments, tmp_path / "hotplug.sock", "--hotplug-fd", "5")
-    assert (result.returncode, "exclude each other" in result.stderr) == (2, True)
+    assert (result.returncode, "cannot be used together" in result.stderr) == (2, True)

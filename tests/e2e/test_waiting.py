@@ -28,7 +28,7 @@ def test_nothing_is_served_before_a_required_device_is_there(tmp_path: Path) -> 
         with ServerProcess(tmp_path, arguments, environment={"NOTIFY_SOCKET": str(address)}) as server:
             assert manager.recv(200) == b"STATUS=waiting for required devices: zigbee"
             assert not server.socket_path.exists()
-            said = "device zigbee is not there; it is required, and nothing is served before"
+            said = "device zigbee is not there; it is required, so nothing is served before it comes"
             server.wait_for(lambda: said in server.log)
             assert server.terminate() == 0
             assert manager.recv(200) == b"STOPPING=1"

@@ -134,4 +134,4 @@ def test_one_that_the_host_waits_for_holds_up_nobody(backend: str, tmp_path: Pat
                 "the device is not listed",
                 pace=0.1,
             )
-    assert "the host is not done with it yet" in given.server.output
+    assert "the host is still busy with it" in given.server.output

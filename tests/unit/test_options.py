@@ -75,7 +75,7 @@ def test_values(text: dict[str, str], toml: str, expected: Everything) -> None:
 @pytest.mark.parametrize(
     ("values", "toml", "key", "message"),
     [
-        ({"flg": "1"}, False, "flg", "there is no option 'flg'; 'flag' is meant?"),
+        ({"flg": "1"}, False, "flg", "there is no option 'flg'; did you mean 'flag'?"),
         ({"hidden": "1"}, False, "hidden", "there is no option 'hidden'"),
         ({"flag": "2"}, False, "flag", "flag is true or false, not '2'"),
         ({"flag": 1}, True, "flag", "flag is true or false, not 1"),

@@ -121,7 +121,7 @@ def reload(machine: Machine, cycles: int) -> None:
 
 
 def check_log(machine: Machine) -> None:
-    """Neither side has seen a controller or a device fail; that drives vanish under their readers is meant."""
+    """Neither side has seen a controller or a device fail; that drives vanish under their did you mean readers."""
     log = machine.guest.dmesg()
     unexpected = ("not responding", "died", "timed out", "Call Trace", "BUG:", "WARN", "error -", "unable to")
     assert not [line for line in log.splitlines() if any(word in line for word in unexpected)]

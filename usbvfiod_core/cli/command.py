@@ -99,7 +99,7 @@ def _options() -> list[click.Parameter]:
             ["--config", "file"],
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="Read this configuration file (TOML); what the command line says wins.",
+            help="Read this configuration file (TOML). The command line takes precedence.",
         ),
         click.Option(
             ["--socket-path"],
@@ -111,14 +111,14 @@ def _options() -> list[click.Parameter]:
             ["--fd"],
             metavar="N",
             type=click.IntRange(min=0),
-            help="Serve on this inherited socket, which listens or is connected.",
+            help="Serve on this inherited socket, listening or connected.",
         ),
         click.Option(
             ["--control-path"],
             metavar="PATH",
             type=click.Path(path_type=Path),
-            help="Listen on this Unix socket for the commands that see and steer a running server, rather than where "
-            "they look for one.",
+            help="Listen on this Unix socket for the commands that show and control a running server, "
+            "rather than where they look for one.",
         ),
         click.Option(["--no-control"], is_flag=True, help="Have no such socket."),
         click.Option(
@@ -131,13 +131,13 @@ def _options() -> list[click.Parameter]:
             ["--hotplug-fd"],
             metavar="N",
             type=click.IntRange(min=0),
-            help="The same on this inherited socket, which listens.",
+            help="The same, on this inherited listening socket.",
         ),
         click.Option(
             ["--backend"],
             metavar="NAME",
             shell_complete=completing.backends,
-            help="The backend of --device values that name none.",
+            help="The backend for --device values that do not name one.",
         ),
         click.Option(
             ["--device", "devices"],
@@ -155,7 +155,7 @@ def _options() -> list[click.Parameter]:
             type=click.Choice(["text", "json"]),
             default="text",
             show_default=True,
-            help="Form of the log.",
+            help="Format of the log.",
         ),
         click.Option(
             ["--no-color"],
@@ -187,7 +187,7 @@ def _options() -> list[click.Parameter]:
             type=click.IntRange(0, MAX_SPIN),
             default=ServerSettings().spin,
             show_default=True,
-            help="Poll this long for the next message before sleeping, while that pays.",
+            help="Poll this long for the next message before sleeping, as long as it helps.",
         ),
         *(
             click.Option(
@@ -206,7 +206,7 @@ def _options() -> list[click.Parameter]:
             callback=_interrupts,
             default=",".join(each.value for each in Mechanism),
             show_default=True,
-            help="The ways to interrupt that the controller offers to the guest.",
+            help="The kinds of interrupt that the controller offers the guest.",
         ),
         click.Option(
             ["--print-capabilities"],
@@ -241,7 +241,7 @@ def _serve(
 
     given = {name: value for name, value in parameters.items() if _is_given(context, name)}
     if given.get("quiet") and given.get("verbose"):
-        raise click.UsageError("-q and -v exclude each other")
+        raise click.UsageError("-q and -v cannot be used together")
     registry: Registry = context.obj
     command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin, bool(given.get("plugin_files"))))
     command = context.invoked_subcommand
@@ -258,7 +258,7 @@ def _serve(
         meaningless = [name for name in _OF_A_SERVER if name in given] + ["device"] * bool(devices)
         if meaningless:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
-            raise click.UsageError(f"{names}: options for serving have no meaning for {command}")
+            raise click.UsageError(f"{names}: these options are for serving and cannot be used with {command}")
         return
     configuration, backends = known.complete()
     sockets = take_sockets(os.environ)

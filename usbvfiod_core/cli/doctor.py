@@ -30,7 +30,7 @@ class SomethingIsWrong(UsbvfiodError):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`verdict` is "ok", "note" for what may be meant so, or "wrong"."""
+    """`verdict` is "ok", "note" for what may be intended, or "wrong"."""
 
     check: str
     verdict: str
@@ -154,7 +154,7 @@ def _server(connect: Connect) -> Iterator[Finding]:
         yield Finding("server", "ok", f"process {server_status['pid']} serves")
     else:
         missing = ", ".join(server_status["missing"])
-        yield Finding("server", "wrong", f"it does not serve before these required devices are there: {missing}")
+        yield Finding("server", "wrong", f"it does not serve until these required devices are there: {missing}")
     if status["client"] is None:
         yield Finding("vm", "note", "no VMM is connected", f"Its socket is {server_status['socket'] or 'inherited'}.")
     elif memory["unshared"] and not memory["shared"]:

@@ -113,7 +113,7 @@ def reload(as_json: bool, connect: Connect) -> None:
         for text in answer[change]:
             click.echo(f"{change} {text}")
     for text in answer["ignored"]:
-        click.echo(f"{text} is only read at start; restart the server for it", err=True)
+        click.echo(f"{text} is read only at start; restart the server to apply it", err=True)
     for error in answer["errors"]:
         click.echo(error, err=True)
     if not answer["added"] and not answer["removed"]:

@@ -81,7 +81,7 @@ def decide(registry: Registry, text: str) -> list[Step]:
         if kind_of(spec.address) is not Kind.OWN:
             return [*steps, Step("device", "later", f"{missing(spec.address)}; it is plugged in when it comes")]
         info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
-        steps.append(Step("device", "yes", "the backend knows more when it opens it"))
+        steps.append(Step("device", "yes", "the backend can say more only when it opens it"))
     else:
         identity = f"{info.vendor_id:04x}:{info.product_id:04x}"
         steps.append(Step("device", "yes", f"{info.name}, {identity}, {describe(info)}"))
@@ -90,7 +90,7 @@ def decide(registry: Registry, text: str) -> list[Step]:
     if info.in_use:
         steps.append(_use(info, spec, backend_options(backends[spec.backend], spec.address, spec.options)))
     if info.driver:
-        steps.append(Step("host driver", "yes", f"{info.driver} has it, gives it up, and gets it back at the end"))
+        steps.append(Step("host driver", "yes", f"{info.driver} gives it up, and gets it back at the end"))
     steps.append(_plugins(registry, spec, info))
     return steps
 
@@ -125,7 +125,7 @@ def _plugins(registry: Registry, spec: DeviceSpec, info: DeviceInfo) -> Step:
     refusal = registry.refusal(info, spec.settings)
     if refusal is None:
         return Step("plugins", "yes", "no plugin refuses it")
-    return Step("plugins", "no", refusal, "Change what the plugin is told, or leave it out with --no-plugin NAME.")
+    return Step("plugins", "no", refusal, "Change the plugin's options, or leave it out with --no-plugin NAME.")
 
 
 def _at_server(connect: Connect, text: str) -> Step:

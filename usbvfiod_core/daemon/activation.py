@@ -30,7 +30,7 @@ def take_sockets(environment: MutableMapping[str, str]) -> ActivationSockets:
     if pid != str(os.getpid()) or not count:
         return ActivationSockets()
     if not count.isascii() or not count.isdigit() or int(count) > 100:
-        raise ConfigError(f"LISTEN_FDS is {count!r}, which is no number of sockets")
+        raise ConfigError(f"LISTEN_FDS is {count!r}, which is not a number of sockets")
     kinds: dict[bool, list[int]] = {False: [], True: []}
     labels = names.split(":") if names else []
     for index in range(int(count)):

@@ -57,7 +57,7 @@ def meant(address: str) -> str:
         for directory in ("/dev", "/sys/class/net", "/sys/bus/usb/devices"):
             path = os.path.join(directory, address)
             if os.path.exists(path):
-                return f"; {path} is meant?"
+                return f"; did you mean {path}?"
     return ""
 
 

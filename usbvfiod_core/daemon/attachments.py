@@ -109,7 +109,7 @@ class Attachments:
         if ending or attachment.state is State.PLUGGED:
             if fd is not None:
                 os.close(fd)
-            reason = self._why_not if ending else "it is plugged already"
+            reason = self._why_not if ending else "it is already plugged in"
             self._loop.call_soon(done, DeviceError(f"device {attachment}: {reason}"))
             return
         attachment.wanted = attachment.allowed = True

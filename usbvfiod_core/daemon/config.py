@@ -140,11 +140,11 @@ class ServerSettings:
         if self.verbose < 0:
             yield "verbose", f"verbose is a number from 0 up, not {self.verbose}"
         if self.hotplug_socket_path is not None and self.hotplug_fd is not None:
-            yield "hotplug-fd", "hotplug-socket-path and hotplug-fd exclude each other"
+            yield "hotplug-fd", "hotplug-socket-path and hotplug-fd cannot be used together"
         if self.control_path is not None and self.no_control:
-            yield "no-control", "control-path and no-control exclude each other"
+            yield "no-control", "control-path and no-control cannot be used together"
         if self.quiet and self.verbose:
-            yield "quiet", "quiet and verbose exclude each other"
+            yield "quiet", "quiet and verbose cannot be used together"
         if not self.interrupts:
             yield "interrupts", "interrupts names at least one of " + ", ".join(each.value for each in Mechanism)
 
@@ -203,7 +203,7 @@ class Config:
         if self.socket_path is None and self.fd is None:
             raise ConfigError("give --socket-path PATH or --fd N, or a command")
         if self.socket_path is not None and self.fd is not None:
-            raise ConfigError("--socket-path and --fd exclude each other")
+            raise ConfigError("--socket-path and --fd cannot be used together")
 
 
 def clashes(server: ServerSettings, devices: Sequence[DeviceSpec]) -> Iterator[tuple[int, SettingError]]:
@@ -326,7 +326,7 @@ def no_host_backend(place: str, known: Iterable[str]) -> str:
     others = [name for name in known if name != BUILT_IN]
     remedy = f"`{installation().plugin(OWN_BACKENDS[0])}` brings one"
     if not others:
-        return f"is one of this host, for which there is no backend; {remedy}"
+        return f"is a device of this host, and no backend for those is installed; {remedy}"
     more = "" if set(others) & set(OWN_BACKENDS) else f"; {remedy} for devices of this host"
     return f"names no backend; write BACKEND:{place} or give --backend (there are: {_list(others)}){more}"
 
@@ -345,7 +345,7 @@ def _parse_options(text: str, query: str) -> dict[str, str]:
         with gathered:
             key, equals, value = part.partition("=")
             if not key or not equals:
-                raise ConfigError(f"device {text!r}: {part!r} is no option; write ?name=value&name=value")
+                raise ConfigError(f"device {text!r}: {part!r} is not an option; write ?name=value&name=value")
             key = unescaped_option(key)
             if key in options:
                 raise ConfigError(f"device {text!r}: option {key!r} is given twice")

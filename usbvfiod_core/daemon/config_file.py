@@ -73,7 +73,7 @@ class ConfigFile:
 
 
 def read(path: Path) -> ConfigFile:
-    """Read a file. Raises ConfigError if it cannot be read or is no TOML."""
+    """Read a file. Raises ConfigError if it cannot be read or is not valid TOML."""
     file = read_toml(path)
     gathered = Gathered()
     for key in file.document:
@@ -146,7 +146,7 @@ def merged(command_line: CommandLine, file: ConfigFile | None) -> ServerSettings
             from_file.pop(other, None)
     gathered = Gathered()
     if file is not None and "socket_path" in from_file and "fd" in from_file:
-        gathered.errors.append(file.file.error(("server", "fd"), "socket-path and fd exclude each other"))
+        gathered.errors.append(file.file.error(("server", "fd"), "socket-path and fd cannot be used together"))
     try:
         made = ServerSettings(**{**from_file, **given})  # type: ignore[arg-type]
     except ConfigError as error:

@@ -81,7 +81,7 @@ class ControlSocket:
             inherited_socket, listens = inherited(self._fd)
             if not listens:
                 inherited_socket.close()
-                raise ConfigError(f"file descriptor {self._fd} is no listening socket, which the control socket is")
+                raise ConfigError(f"file descriptor {self._fd} does not listen, as the control socket must")
             self._listener = inherited_socket
         self._loop.add_reader(self._listener.fileno(), self._acceptable)
 
@@ -220,7 +220,7 @@ class ControlSocket:
 
 def who_may(sock: socket.socket) -> str:
     """What to tell a client that is turned away."""
-    return f"only root and user {os.geteuid()} may steer this server, and you are user {peer(sock)[1]}"
+    return f"only root and user {os.geteuid()} may control this server, and you are user {peer(sock)[1]}"
 
 
 def may_steer(sock: socket.socket, place: str) -> bool:

@@ -114,12 +114,12 @@ class DeviceTable:
             return table["spec"], known.backends[name], address
         address = table.get("address", "")
         if not address:
-            raise self._error((), "says neither spec nor address")
+            raise self._error((), "has neither spec nor address")
         backend = table.get("backend", known.default_backend or known.host)
         if backend is None and kind_of(address) not in (Kind.OWN, Kind.NAME):
             raise self._error((), no_host_backend(address, known.backends))
         if backend is None:
-            raise self._error((), f"says no backend (there are: {', '.join(sorted(known.backends)) or 'none'})")
+            raise self._error((), f"names no backend (there are: {', '.join(sorted(known.backends)) or 'none'})")
         try:
             check_backend(backend, known.backends)
         except ConfigError as error:
@@ -134,7 +134,7 @@ class DeviceTable:
         for key, value in given.items():
             with gathered:
                 if key in CORE_OPTIONS:
-                    raise self._error(("options", key), f"belongs into [[device]] itself, as {key} = ...")
+                    raise self._error(("options", key), f"belongs in [[device]] itself, as {key} = ...")
                 self._add(("options", key), key, value)
         for key in CORE_OPTIONS:
             if key in self._table:
@@ -143,7 +143,7 @@ class DeviceTable:
 
     def _add(self, place: Place, key: str, value: Any) -> None:
         if key in self._options:
-            raise self._error(place, "is said by spec too")
+            raise self._error(place, "is also in spec")
         if isinstance(value, bool):
             self._options[key] = "true" if value else "false"
         elif isinstance(value, str | int | float):

@@ -74,7 +74,7 @@ class HotplugSocket:
             self._listener, listens = inherited(self._fd)
             if not listens:
                 self._listener.close()
-                raise ConfigError(f"file descriptor {self._fd} is no listening socket")
+                raise ConfigError(f"file descriptor {self._fd} is not a listening socket")
         self._arm()
 
     def close(self) -> None:

@@ -160,7 +160,7 @@ class Attachment:
     def tell_absence(self) -> None:
         """Log that its device is not there, to whoever has just asked for it."""
         required = self.spec.mode is Mode.REQUIRED
-        what = "it is required, and nothing is served before" if required else "it is plugged in when it comes"
+        what = "it is required, so nothing is served before it comes" if required else "it is plugged in when it comes"
         level = logging.ERROR if required else logging.INFO
         absence = "is not there" if self.absence == "it is not there" else f"is not there, {self.absence}"
         log.log(level, "device %s %s; %s", self, absence, what)

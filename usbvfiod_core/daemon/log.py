@@ -112,7 +112,7 @@ class _Aside(logging.Handler):
             with self._counting:
                 lost, self._lost = self._lost, 0
             if lost:
-                message = f"{lost} messages are lost, nobody has read them in time"
+                message = f"{lost} messages were lost because nobody read them in time"
                 fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
                 line += f"\n{self.format(logging.makeLogRecord(fields))}"
             stream = self._handler.stream

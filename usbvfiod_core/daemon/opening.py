@@ -76,7 +76,7 @@ def wrong_kind(ports: GuestPorts, device: Device, port_id: int) -> str:
     """What to say of a device and a port that do not fit."""
     is_usb3 = device.speed.is_usb3
     kind = "USB 3" if is_usb3 else "USB 2"
-    return f"{device.name} needs a {kind} port, and port {port_id} is none; use {ports.usable(is_usb3)}"
+    return f"{device.name} needs a {kind} port, and port {port_id} is not one; use {ports.usable(is_usb3)}"
 
 
 def explained(spec: DeviceSpec, error: BaseException) -> UsbvfiodError:

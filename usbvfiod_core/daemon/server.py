@@ -268,7 +268,7 @@ class Server:
             done(ConfigError("this server was started without a configuration file"))
             return
         if self._reloading:
-            done(ConfigError("the configuration is being read again already"))
+            done(ConfigError("the configuration is already being read again"))
             return
         self._reloading = True
 
@@ -294,7 +294,7 @@ class Server:
 
     def _log_reload(self, result: dict[str, Any] | UsbvfiodError) -> None:
         if isinstance(result, UsbvfiodError):
-            log.error("the configuration is as it was: %s", result)
+            log.error("the configuration was not changed: %s", result)
             return
         log.info(
             "the configuration was read again: %d devices added, %d removed",
@@ -303,7 +303,7 @@ class Server:
         for error in result["errors"]:
             log.error("%s", error)
         for name in result["ignored"]:
-            log.warning("%s is only read at start; restart the server for it", name)
+            log.warning("%s is read only at start; restart the server to apply it", name)
 
     def _feed_watchdog(self) -> None:
         interval = watchdog_interval()

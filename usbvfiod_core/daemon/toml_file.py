@@ -47,18 +47,18 @@ class TomlFile:
 
 
 def read_toml(path: Path) -> TomlFile:
-    """Read a file. Raises ConfigError if it cannot be read, or is no TOML."""
+    """Read a file. Raises ConfigError if it cannot be read, or is not valid TOML."""
     try:
         text = path.read_bytes().decode()
         document = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is no TOML: byte {error.start} is not UTF-8") from error
+        raise ConfigError(f"{path}: is not valid TOML: byte {error.start} is not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         match = _POSITION.search(str(error))
         line = match[1] if match is not None and match[1] else str(text.count("\n") + 1)
-        raise ConfigError(f"{path}:{line}: is no TOML: {_POSITION.sub('', str(error))}") from error
+        raise ConfigError(f"{path}:{line}: is not valid TOML: {_POSITION.sub('', str(error))}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: is nested too deeply") from error
     return TomlFile(path, document, TomlLines(text.replace("\r\n", "\n")))

@@ -157,7 +157,7 @@ class EditedDescriptors(WrappedDevice):
             raise ValueError(f"a descriptor of {len(edited)} bytes is too long")
         if kind in _WITH_TOTAL:
             if len(edited) < 4:
-                raise ValueError(f"{len(edited)} bytes are no descriptor")
+                raise ValueError(f"{len(edited)} bytes are not a descriptor")
             edited = edited[:2] + len(edited).to_bytes(2, "little") + edited[4:]
         return edited
 

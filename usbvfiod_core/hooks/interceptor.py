@@ -117,7 +117,7 @@ class InterceptedTransfer(Transfer):
         if self.stage == ENDED:
             return
         if not isinstance(status, TransferStatus):
-            raise ValueError(f"{status!r} is no TransferStatus")
+            raise ValueError(f"{status!r} is not a TransferStatus")
         for packet in self.packets:
             packet.status, packet.actual = status, 0
         self.path.settle(self, status, 0)

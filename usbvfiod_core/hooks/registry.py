@@ -115,7 +115,7 @@ class Registry:
             elif name not in installed:
                 near = get_close_matches(name, installed, 1)
                 remedy = f"; `{installation().plugin(name)}` brings it" if name in OUR_PLUGINS else ""
-                error = "is not installed" + (remedy or (f"; {near[0]} is meant?" if near else ""))
+                error = "is not installed" + (remedy or (f"; did you mean {near[0]}?" if near else ""))
                 self.plugins.append(Plugin(name, error=error, installed=False))
 
     def register(self, module: object, name: str) -> Plugin:
@@ -180,7 +180,7 @@ class Registry:
             def register(backend: Backend) -> None:
                 name = getattr(backend, "name", None)
                 if not isinstance(backend, Backend):
-                    raise PluginError(f"{backend!r} is no usbvfiod_core.Backend")
+                    raise PluginError(f"{backend!r} is not a usbvfiod_core.Backend")
                 if not isinstance(name, str) or not _BACKEND_NAME.fullmatch(name):
                     raise PluginError(f"a backend's name is of letters, digits and dashes, not {name!r}")
                 if name in backends:
@@ -204,7 +204,7 @@ class Registry:
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_admit_device", error)
                 raise PluginError(
-                    f"plugin {plugin_name} cannot say if it admits the device: {_one_line(error)}"
+                    f"plugin {plugin_name} failed to say whether it admits the device: {_one_line(error)}"
                 ) from error
             if reason is None:
                 continue
@@ -224,7 +224,7 @@ class Registry:
                     self._blame(plugin_name, "usbvfiod_wrap_device", error)
                     raise PluginError(f"plugin {plugin_name} cannot wrap the device: {_one_line(error)}") from error
                 if not isinstance(wrapper, Device | None):
-                    raise PluginError(f"plugin {plugin_name} wrapped the device in {wrapper!r}, which is no Device")
+                    raise PluginError(f"plugin {plugin_name} wrapped the device in {wrapper!r}, which is not a Device")
                 device = wrapper or device
             for plugin_name, call in self._implementations("usbvfiod_intercept_device"):
                 try:
@@ -235,7 +235,7 @@ class Registry:
                         f"plugin {plugin_name} cannot intercept the device: {_one_line(error)}"
                     ) from error
                 if not isinstance(interceptor, Interceptor | None):
-                    raise PluginError(f"plugin {plugin_name} answered {interceptor!r}, which is no Interceptor")
+                    raise PluginError(f"plugin {plugin_name} answered {interceptor!r}, which is not an Interceptor")
                 if interceptor is not None:
                     device = intercept(device, interceptor, plugin_name, loop)
         except PluginError:
@@ -255,7 +255,7 @@ class Registry:
                 self._blame(plugin_name, "usbvfiod_observe_attachments", error)
                 self._observer_failures[plugin_name] = failures + 1
                 if failures + 1 == OBSERVER_FAILURES:
-                    log.error("plugin %s failed %d times and observes no more", plugin_name, OBSERVER_FAILURES)
+                    log.error("plugin %s failed %d times and is not called any more", plugin_name, OBSERVER_FAILURES)
             else:
                 self._observer_failures.pop(plugin_name, None)
 
@@ -344,7 +344,7 @@ class Registry:
                 raise PluginError(f"{hook} is a hook wrapper, which usbvfiod does not call")
             if hook not in known and not options["optionalhook"]:
                 near = get_close_matches(hook, known, 1)
-                raise PluginError(f"there is no hook {hook}" + (f"; {near[0]} is meant?" if near else ""))
+                raise PluginError(f"there is no hook {hook}" + (f"; did you mean {near[0]}?" if near else ""))
             marked.append(hook)
         if not marked:
             raise PluginError("implements no hook")

@@ -142,7 +142,7 @@ class HostDevice(HostContract):
         if now is not None and self._host_configuration is None and present is not None:
             self.host_has(now)
         drivers = ", ".join(sorted(self.host_drivers())) or "the host"
-        log.info("%s: %s has it, and gives it up, as the guest configures it", self.name, drivers)
+        log.info("%s: %s gives it up, because the guest configures it", self.name, drivers)
         configuration = None if present is None else self._configurations.get(present)
         return [] if configuration is None else sorted({each.number for each in configuration.interfaces})
 

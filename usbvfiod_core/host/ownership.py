@@ -107,7 +107,7 @@ def _reason(directory: Path, interface: Path, number: int, driver: str) -> str:
     if _forbidden(directory):
         return "the host does not authorize it any more"
     if driver:
-        return f"the host has taken interface {number} back, {driver} has it"
+        return f"the host has taken interface {number} back for {driver}"
     if _forbidden(interface):
         return f"the host does not authorize interface {number} any more"
     if interface.exists():

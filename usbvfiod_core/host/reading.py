@@ -47,7 +47,7 @@ class Reading(Generic[T]):
                 return self._results[0]
             known, self._missed = self._missed, True
         if not known:
-            log.warning("%s: the host is not done with it yet; it is looked at when it is", self._name)
+            log.warning("%s: the host is still busy with it; it is looked at afterwards", self._name)
         return None
 
     @property

@@ -231,7 +231,7 @@ def find_fd(fd: int, devices: list[SysfsDevice]) -> SysfsDevice:
     except OSError as error:
         raise DeviceError(f"file descriptor {fd}: {error.strerror}") from error
     if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) != _MAJOR:
-        raise DeviceError(f"file descriptor {fd} is no USB device node (/dev/bus/usb/BBB/DDD)")
+        raise DeviceError(f"file descriptor {fd} is not a USB device node (/dev/bus/usb/BBB/DDD)")
     if access != os.O_RDWR:
         raise DeviceError(f"file descriptor {fd}: a USB device node has to be opened for reading and writing")
     bus, number = divmod(os.minor(status.st_rdev), _NUMBERS)

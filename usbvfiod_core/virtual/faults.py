@@ -199,15 +199,15 @@ def _parse(text: str) -> Fault:
     if kind is None:
         raise wrong(f"there is no kind {match['kind']!r}; there are {', '.join(KINDS)}")
     if (match["delay"] is not None) != kind.waits:
-        raise wrong("delay=MILLISECONDS has a time, and no other kind has one")
+        raise wrong("delay needs a time (delay=MILLISECONDS), and no other kind takes one")
     delay = int(match["delay"] or 0)
     if delay > MAX_DELAY:
         raise wrong(f"a delay is at most {MAX_DELAY} milliseconds")
     endpoint = _endpoint(match["endpoint"])
     if endpoint is None:
-        raise wrong(f"{match['endpoint']!r} is no endpoint; write an address like 81 or 02, or {', '.join(_WORDS)}")
+        raise wrong(f"{match['endpoint']!r} is not an endpoint; write an address like 81 or 02, or {', '.join(_WORDS)}")
     if kind.only_in and (endpoint == "out" or (isinstance(endpoint, int) and 0 < endpoint < 0x80)):
-        raise wrong(f"{kind.name} happens to IN transfers only")
+        raise wrong(f"{kind.name} is possible for IN transfers only")
     stream = _number(match["stream"])
     if stream is not None and (not 1 <= stream <= 65533 or endpoint in (0, "control")):
         raise wrong("a stream is a number from 1 to 65533 of a bulk endpoint")

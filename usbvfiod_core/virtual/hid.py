@@ -99,7 +99,7 @@ class HidDevice(VirtualDevice):
         waiting = len(self._reports)
         if self._endpoint is not None and waiting + reports > MAX_REPORTS:
             raise DeviceError(
-                f"{self.name}: {waiting} of {MAX_REPORTS} reports wait already, there is no room for {reports} more; "
+                f"{self.name}: {waiting} of {MAX_REPORTS} reports already wait, no room for {reports} more; "
                 "send less at once, or see whether the guest reads it"
             )
 

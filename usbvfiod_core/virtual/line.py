@@ -167,7 +167,7 @@ def _make_link(target: str, link: str) -> None:
             os.unlink(link)
         os.symlink(target, link)
     except FileExistsError:
-        raise ConfigError(f"virtual:serial: link={link} exists and is no symbolic link; choose another path") from None
+        raise ConfigError(f"virtual:serial: link={link} exists and is not a symbolic link; use another") from None
     except OSError as error:
         raise ConfigError(f"virtual:serial: link={link}: {error.strerror}") from None
 
@@ -293,4 +293,4 @@ class Recording(Line):
 
 
 def _no_file(path: str) -> ConfigError:
-    return ConfigError(f"virtual:serial: file={path} is no regular file; for a program, use the pseudo-terminal")
+    return ConfigError(f"virtual:serial: file={path} is not a regular file; for a program, use the pseudo-terminal")

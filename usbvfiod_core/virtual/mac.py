@@ -10,12 +10,14 @@ from ..errors import ConfigError
 
 
 def parse_mac(text: str) -> bytes:
-    """The six bytes of 02:00:00:12:34:56 or 02-00-00-12-34-56. Raises ConfigError, also for no address of a station."""
+    """The six bytes of 02:00:00:12:34:56 or 02-00-00-12-34-56. Raises ConfigError, also if no station can have it."""
     if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(\1[0-9A-Fa-f]{2}){4}", text):
-        raise ConfigError(f"virtual:network: mac={text} is no address such as 02:00:00:12:34:56")
+        raise ConfigError(f"virtual:network: mac={text} is not an address such as 02:00:00:12:34:56")
     mac = bytes.fromhex(re.sub("[:-]", "", text))
     if mac[0] & 1 or not any(mac):
-        raise ConfigError(f"virtual:network: mac={text} is no address of one station; its first byte has to be even")
+        raise ConfigError(
+            f"virtual:network: mac={text} is not the address of one station; its first byte has to be even"
+        )
     return mac
 
 

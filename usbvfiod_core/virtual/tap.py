@@ -36,7 +36,7 @@ _MTU = Struct("16si20x")
 def check_name(name: str) -> None:
     """Raises ConfigError if no network interface can have this name."""
     if not re.fullmatch(r"[!-$&-.0-9;-~]{1,15}", name) or name in (".", ".."):
-        raise ConfigError(f"virtual:network: tap={name} is no name of a network interface")
+        raise ConfigError(f"virtual:network: tap={name} is not a name for a network interface")
 
 
 class Tap(FrameEnd):
@@ -183,7 +183,7 @@ def _refusal(name: str, error: OSError) -> str:
     if error.errno == errno.EBUSY:
         return "another program uses it"
     if error.errno == errno.EINVAL and _exists(name):
-        return "it is no tap interface, or one with several queues"
+        return "it is not a tap interface, or one with several queues"
     return error.strerror or str(error)
 
 

@@ -357,7 +357,7 @@ BEHAVIOUR: dict[str, Row] = {
     "Devices that vanish at any moment (4.19.1)": Done(
         RootHub.unplug, ("plugging.unplugged_with_transfers_in_flight", "plugging.a_device_that_vanishes_inside_submit")
     ),
-    "Memory that the client maps anew under transfers": Done(
+    "Memory that the client maps again during transfers": Done(
         Remapping.waits, ("quiesce.transfers_are_taken_back_and_fetched_again",)
     ),
 }

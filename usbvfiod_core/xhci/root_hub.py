@@ -103,7 +103,7 @@ class RootHub:
             port = self.ports[port_id - 1]
             if port not in fitting:
                 usable = f"{fitting[0].port_id} to {fitting[-1].port_id}"
-                raise ConfigError(f"{device.name} needs a {kind} port, and port {port_id} is none; use {usable}")
+                raise ConfigError(f"{device.name} needs a {kind} port, and port {port_id} is not one; use {usable}")
             if port.device is not None:
                 raise ConfigError(f"port {port_id} is taken by {port.device.name}")
         device.attach(_Events(self, port, device))

@@ -298,7 +298,7 @@ def _collect_control(td: Td, ring: ConsumerRing, memory: GuestMemory) -> bool:
         kind = trb.control & _TYPE
         if kind == _DATA:
             if data or bool(trb.control & spec.TRB_DIR) != td.is_in:
-                raise TdFault(trb, "a second Data Stage, or one against the direction of the request")
+                raise TdFault(trb, "a second Data Stage, or one in the wrong direction")
         elif kind == _EVENT_DATA and trb.control & _CH == 0:
             continue  # Event Data that stands alone between the stages
         elif kind != _STATUS:

@@ -112,7 +112,7 @@ class LibusbDevice(HostDevice):
         try:
             self._interfaces.take(self._present())
             if not self._interfaces.held and left_out.BY_LINUX in self._interfaces.left_out.values():
-                raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
+                raise DeviceError("Linux has none of its interfaces; it was configured again while it was being opened")
         except (self._libusb.USBError, DeviceError):
             self._taken.found.repair(self._hands, self._interfaces.let_go())
             raise
@@ -394,7 +394,7 @@ class LibusbDevice(HostDevice):
                     raise operation_failed(f"set configuration {value}", error) from error
             self._take(self.interfaces_to_take(value))
             self._interfaces.drop()
-        raise OperationFailed(TransferStatus.ERROR, "drivers of the host are faster each time")
+        raise OperationFailed(TransferStatus.ERROR, "the host's drivers took it again each time")
 
     def _present(self) -> Sequence[int]:
         """The interfaces of the present configuration."""

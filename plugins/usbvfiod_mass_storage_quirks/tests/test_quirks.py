@@ -40,7 +40,7 @@ def cdb(text: str) -> bytes:
 def test_letters() -> None:
     assert parse_letters("u,m") == parse_letters("um") == {Quirk.IGNORE_UAS, Quirk.MAX_SECTORS_64}
     assert parse_letters("") == parse_letters("anopy") == frozenset()
-    with pytest.raises(ConfigError, match="'x' is no quirk of mass storage; the letters are abcdefg"):
+    with pytest.raises(ConfigError, match="'x' is not a mass-storage quirk; the letters are abcdefg"):
         parse_letters("ux")
 
 

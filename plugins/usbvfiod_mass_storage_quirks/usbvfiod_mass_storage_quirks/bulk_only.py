@@ -273,7 +273,7 @@ class BulkOnly:
 
     def _malformed(self, transfer: InterceptedTransfer) -> None:
         if self._guards:
-            self._wedge(transfer, f"{transfer.length} bytes are no command block wrapper")
+            self._wedge(transfer, f"{transfer.length} bytes are not a command block wrapper")
         else:
             self.sent.append(transfer)
 

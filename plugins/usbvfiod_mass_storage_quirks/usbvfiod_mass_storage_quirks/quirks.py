@@ -64,7 +64,7 @@ def parse_letters(text: str) -> Quirks:
         except ValueError:
             if letter not in GUESTS_OWN:
                 known = "".join(sorted({quirk.value for quirk in Quirk} | GUESTS_OWN))
-                raise ConfigError(f"{letter!r} is no quirk of mass storage; the letters are {known}") from None
+                raise ConfigError(f"{letter!r} is not a mass-storage quirk; the letters are {known}") from None
     return frozenset(found)
 
 

@@ -104,7 +104,7 @@ class Uas:
     def _information_unit(self, transfer: InterceptedTransfer) -> None:
         if self._guards:
             if not 4 <= transfer.length <= 32 + 252 or self._owed >= OWED_LIMIT:
-                log.debug("%s: %d bytes are no information unit", self.commands.name, transfer.length)
+                log.debug("%s: %d bytes are not an information unit", self.commands.name, transfer.length)
                 transfer.refuse(TransferStatus.STALL)
                 return
             transfer.make_private()

@@ -189,7 +189,7 @@ class UsbfsDevice(HostDevice):
                     return
                 self.handle.take_again(self.interfaces_to_take(value))
                 self.handle.let_go()
-            raise OperationFailed(TransferStatus.ERROR, "drivers of the host are faster each time")
+            raise OperationFailed(TransferStatus.ERROR, "the host's drivers took it again each time")
         except ClaimLost:
             raise
         except OperationFailed:

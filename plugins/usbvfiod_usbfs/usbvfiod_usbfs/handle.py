@@ -76,7 +76,7 @@ class Handle:
                 continue
             raise DeviceError(reason)
         if not self.claimed and left_out.BY_LINUX in self.left_out.values():
-            raise DeviceError("Linux has none of its interfaces; it was configured anew while it was opened")
+            raise DeviceError("Linux has none of its interfaces; it was configured again while it was being opened")
 
     def take_again(self, interfaces: Iterable[int]) -> None:
         """Claim interfaces after the device was configured or reset, from whichever driver was faster. Raises ClaimLost

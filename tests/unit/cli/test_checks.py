@@ -40,10 +40,10 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list
     ("spec", "messages"),
     [
         ("virtual:nope", ["there is no virtual device 'nope'"]),
-        ("virtual:keybord", ["there is no virtual device 'keybord'; 'keyboard'"]),
+        ("virtual:keybord", ["there is no virtual device 'keybord'; did you mean 'keyboard'"]),
         ("virtual:flash", ["image is missing; it is a path"]),
-        ("virtual:flash?img=x", ["there is no option 'img'; 'image'", "image is missing"]),
-        ("virtual:flash?image=x&prot=3", ["there is no option 'prot'; 'port'"]),
+        ("virtual:flash?img=x", ["there is no option 'img'; did you mean 'image'", "image is missing"]),
+        ("virtual:flash?image=x&prot=3", ["there is no option 'prot'; did you mean 'port'"]),
         ("virtual:flash?image=x&blocksize=1&port=0", ["port is a number", "blocksize is one of 512, 4096, not '1'"]),
         ("virtual:flash?image=x&transport=uas&speed=full", ["transport=uas needs speed=high or speed=super"]),
         ("virtual:keyboard?speed=super", ["speed is one of full, high, not 'super'"]),
@@ -94,7 +94,7 @@ def test_the_start_tells_everything_too(tmp_path: Path, capsys: pytest.CaptureFi
 def test_other_commands_refuse_plugins_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     code, errors = said(capsys, "--no-plugin", "virtul", "devices")
     assert code == 2
-    assert errors[0].startswith("--no-plugin virtul: there is no plugin 'virtul'; 'virtual'")
+    assert errors[0].startswith("--no-plugin virtul: there is no plugin 'virtul'; did you mean 'virtual'")
 
 
 def test_a_plugin_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

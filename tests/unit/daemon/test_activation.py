@@ -46,8 +46,8 @@ def test_which_socket_is_which(variables: dict[str, str], sockets: ActivationSoc
         ("2", "", "gives 2 vfio-user sockets; one is served, and FileDescriptorName=control says"),
         ("3", "a:control:control", "gives 2 control sockets"),
         ("x", "", "LISTEN_FDS is 'x'"),
-        ("-1", "", "no number of sockets"),
-        ("1000000", "", "no number of sockets"),
+        ("-1", "", "not a number of sockets"),
+        ("1000000", "", "not a number of sockets"),
     ],
 )
 def test_sockets_that_cannot_be_told_apart(count: str, names: str, message: str) -> None:

@@ -106,7 +106,7 @@ def test_a_device_that_the_controller_does_not_take_is_closed(rig: Rig) -> None:
 def test_a_port_of_the_wrong_kind(rig: Rig) -> None:
     error = rig.refused("toys:ball?port=9")
     assert isinstance(error, ConfigError)
-    assert str(error).endswith("ball needs a USB 2 port, and port 9 is none; use 1 to 8")
+    assert str(error).endswith("ball needs a USB 2 port, and port 9 is not one; use 1 to 8")
     assert rig.backend.toys[0].closed == 1
 
 

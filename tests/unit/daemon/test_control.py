@@ -63,7 +63,7 @@ def test_a_configured_attachment_is_held_and_attached_by_name(rig: ControlRig) -
     assert talker.ask("detach", attachment="x")["attachment"]["ports"] == [3]
     assert talker.ask("attach", device="x")["attachment"]["state"] == "plugged"
     error = talker.ask("attach", device="x")["error"]
-    assert error == {"kind": "device", "message": "device x: it is plugged already"}
+    assert error == {"kind": "device", "message": "device x: it is already plugged in"}
 
 
 def test_a_device_that_is_not_there(rig: ControlRig) -> None:
@@ -201,7 +201,7 @@ def test_every_request_is_in_the_schema(rig: ControlRig) -> None:
         (b"[]", "a request is a JSON object"),
         (b"{}", 'a request has "request": one of attach, detach'),
         (b'{"request": 1}', 'a request has "request"'),
-        (b'{"request": "atach"}', "there is no request 'atach'; 'attach' is meant?"),
+        (b'{"request": "atach"}', "there is no request 'atach'; did you mean 'attach'?"),
         (b'{"request": "attach"}', "attach: device is missing"),
         (b'{"request": "attach", "device": 1}', "attach: device is a text"),
         (b'{"request": "attach", "device": "toys:x", "prot": 1}', "attach: there is no argument 'prot'"),
@@ -278,7 +278,9 @@ def test_other_users_are_turned_away(rig: ControlRig, monkeypatch: pytest.Monkey
         rig.loop.run_ready()
         refusal = json.loads(stranger.recv(1000))
         check("failure", refusal)
-        assert refusal["error"]["message"].startswith("only root and user 4711 may steer this server, and you are user")
+        assert refusal["error"]["message"].startswith(
+            "only root and user 4711 may control this server, and you are user"
+        )
         assert stranger.recv(100) == b""
     assert rig.control.clients == 0
 
@@ -327,7 +329,7 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
             assert json.loads(client.recv(1000))["control"] == 1
         server.close()
     here, there = socket.socketpair()
-    with here, there, pytest.raises(ConfigError, match="no listening socket"):
+    with here, there, pytest.raises(ConfigError, match="does not listen"):
         ControlSocket(rig.loop, rig.requests.handle, fd=os.dup(here.fileno())).start()
 
 

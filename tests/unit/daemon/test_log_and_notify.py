@@ -155,7 +155,7 @@ def test_nobody_waits_for_a_reader_of_the_log(monkeypatch: pytest.MonkeyPatch) -
                 ours.info("message %d", number)
             lines = read_to(reader, b"message %d" % (log.KEPT - 1))
             assert lines[1] == "usbvfiod: message 0"
-            assert lines[2] == "usbvfiod: warning: 10 messages are lost, nobody has read them in time"
+            assert lines[2] == "usbvfiod: warning: 10 messages were lost because nobody read them in time"
             assert len(lines) == log.KEPT + 2
             ours.info("last words")
         assert read_to(reader, b"last words") == ["usbvfiod: last words"]

@@ -89,7 +89,7 @@ def test_a_backend_of_which_nothing_is_wanted_is_listed_at_leisure(rig: Rig) -> 
 def test_a_required_device_is_missing_until_it_is_plugged_in(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     attachment = rig.attach("toys:0403:6001?mode=required")
     assert rig.attachments.missing == [attachment]
-    assert "is not there; it is required, and nothing is served before" in caplog.text
+    assert "is not there; it is required, so nothing is served before it comes" in caplog.text
     rig.backend.put_in("2-1")
     rig.loop.advance(0.1)
     assert rig.attachments.missing == []
@@ -170,7 +170,7 @@ def test_a_lost_device_is_never_said_to_be_plugged_in(rig: Rig) -> None:
     assert (attachment.state.value, attachment.plugs, rig.backend.toys[0].closed) == ("plugged", 2, 1)
 
 
-TAKEN = "the host has taken interface 0 back, usb-storage has it"
+TAKEN = "the host has taken interface 0 back for usb-storage"
 
 
 def test_a_device_that_the_host_takes_back_is_taken_again_a_while_later(

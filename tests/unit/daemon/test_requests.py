@@ -109,7 +109,7 @@ def test_a_move_is_no_reason_to_ask_again(rig: Rig) -> None:
 def test_requests_at_the_wrong_time_change_nothing(rig: Rig) -> None:
     rig.backend.put_in("2-1")
     attachment = rig.attach("toys:2-1")
-    assert str(rig.plug(attachment)) == "device toys:2-1: it is plugged already"
+    assert str(rig.plug(attachment)) == "device toys:2-1: it is already plugged in"
     assert attachment.plugs == 1
 
 
@@ -146,7 +146,7 @@ def test_a_descriptor_that_is_not_wanted_is_closed(rig: Rig, plugged: bool) -> N
     rig.plugin("guard", usbvfiod_admit_device=lambda info: "never")
     assert "never" in str(rig.try_to_attach("toys:2-2", descriptor(rig, other.address)))
     if plugged:
-        assert "plugged already" in str(rig.plug(attachment, descriptor(rig, info.address)))
+        assert "already plugged in" in str(rig.plug(attachment, descriptor(rig, info.address)))
     assert open_descriptors() == before
 
 

@@ -92,7 +92,7 @@ def test_required_ones() -> None:
     registry.discover(PluginSelection(require=("good", "broken", "god")))
     assert [(plugin.name, plugin.error) for plugin in registry.missing] == [
         ("broken", "cannot be imported: RuntimeError: no luck"),
-        ("god", "is not installed; good is meant?"),
+        ("god", "is not installed; did you mean good?"),
     ]
 
 
@@ -115,7 +115,7 @@ def test_the_command_line_wins(one: PluginSelection, other: PluginSelection, bot
     ("arguments", "code", "message"),
     [
         (["--plugin", "broken"], 5, "plugin broken: cannot be imported: RuntimeError: no luck"),
-        (["--plugin", "brocken"], 5, "plugin brocken: is not installed; broken is meant?"),
+        (["--plugin", "brocken"], 5, "plugin brocken: is not installed; did you mean broken?"),
         (["--strict-plugins"], 5, "plugin broken: cannot be imported"),
         (["--strict-plugins", "--no-plugin", "broken", "devices"], 0, ""),
         (["--no-plugin", "virtual", "--fd", "9", "--device", "virtual:keyboard"], 2, "there is no backend 'virtual'"),

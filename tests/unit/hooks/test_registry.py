@@ -101,7 +101,7 @@ def test_a_plugin_is_recorded_with_its_hooks() -> None:
 
 def test_a_misspelt_hook_is_named_with_the_one_that_is_meant() -> None:
     error = refused(usbvfiod_register_backend=lambda register: None)
-    assert error == "there is no hook usbvfiod_register_backend; usbvfiod_register_backends is meant?"
+    assert error == "there is no hook usbvfiod_register_backend; did you mean usbvfiod_register_backends?"
 
 
 def test_one_misspelt_hook_disables_the_whole_plugin() -> None:
@@ -269,7 +269,10 @@ def test_admission_takes_the_first_refusal() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda info: 1 / 0, "plugin plug cannot say if it admits the device: ZeroDivisionError: division by zero"),
+        (
+            lambda info: 1 / 0,
+            "plugin plug failed to say whether it admits the device: ZeroDivisionError: division by zero",
+        ),
         (lambda info: True, "plugin plug answered True instead of None or a reason"),
         (lambda info: False, "plugin plug answered False instead of None or a reason"),
     ],
@@ -339,7 +342,7 @@ def test_an_observer_that_keeps_failing_is_dropped(caplog: pytest.LogCaptureFixt
         registry.observe(INFO, 3, "plugged")
     assert len(calls) == OBSERVER_FAILURES
     assert seen == [(3, "plugged")] * (OBSERVER_FAILURES + 2)
-    assert "plugin b failed 3 times and observes no more" in caplog.text
+    assert "plugin b failed 3 times and is not called any more" in caplog.text
 
 
 def test_an_observer_that_fails_now_and_then_is_kept() -> None:

@@ -1,5 +1,5 @@
 """A configuration of value 0 is one like any other (Linux takes it, with a warning), and of two with one value the
-first is meant; no configuration is neither."""
+did you mean first; no configuration is neither."""
 
 from __future__ import annotations
 

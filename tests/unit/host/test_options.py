@@ -21,7 +21,7 @@ def test_everything_can_be_set() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rest": "never"}, "there is no option 'rest'; 'reset' is meant?"),
+        ({"rest": "never"}, "there is no option 'rest'; did you mean 'reset'?"),
         ({"speed": "3"}, "there is no option 'speed' (there are: in-use, reattach, remote-wakeup, reset)"),
         ({"reset": "maybe"}, "reset is one of auto, always, never, not 'maybe'"),
         ({"reattach": ""}, "reattach is true or false, not ''"),

@@ -107,7 +107,7 @@ def interface_not_authorized(host: Host) -> None:
 
 
 LOSSES = {
-    given_to_a_driver: "the host has taken interface 1 back, usb-storage has it",
+    given_to_a_driver: "the host has taken interface 1 back for usb-storage",
     unbound: "the host has taken interface 0 back",
     unconfigured: "the host has unconfigured it",
     configured_otherwise: "the host has set configuration 12",
@@ -259,7 +259,7 @@ def test_what_happens_during_an_operation_is_seen_before_anything_else_is_done(b
     bench.wait(clearing, waiting, again)
     assert (waiting.status, again.status) == (TransferStatus.DISCONNECTED, TransferStatus.DISCONNECTED)
     assert ("start", OUT) not in bench.scripted.calls
-    assert bench.device.why_gone() == "the host has taken interface 1 back, usb-storage has it"
+    assert bench.device.why_gone() == "the host has taken interface 1 back for usb-storage"
 
 
 def test_a_failed_operation_is_a_reason_to_look(bench: OwnedBench) -> None:

@@ -94,7 +94,7 @@ def test_a_device_that_the_host_is_not_done_with_is_listed_when_it_is(
     for _ in range(3):
         assert [device.product for device in sysfs.scan(tmp_path)] == ["Quick"]
     assert [record.message for record in caplog.records] == [
-        "1-2: the host is not done with it yet; it is looked at when it is"
+        "1-2: the host is still busy with it; it is looked at afterwards"
     ]
     assert not late.is_set()
     (busy / "serial").write_text("A1\n")
@@ -234,7 +234,7 @@ def test_a_device_is_found_by_its_open_node(tmp_path: Path, monkeypatch: pytest.
     path.write_bytes(b"")
     with open(path, "r+b") as file, open(path, "rb") as readable, open("/dev/null", "r+b") as null:
         for fd in (read_end, file.fileno(), null.fileno()):
-            with pytest.raises(DeviceError, match=f"file descriptor {fd} is no USB device node"):
+            with pytest.raises(DeviceError, match=f"file descriptor {fd} is not a USB device node"):
                 sysfs.find_fd(fd, devices)
 
         def node(major: int, minor: int) -> None:

@@ -60,7 +60,7 @@ def test_other_addresses_are_refused(address: str) -> None:
     loop = StepLoop()
     with pytest.raises(
         ConfigError,
-        match=r"there is no virtual device '.*'(; 'flash' is meant\?| \(there are: audio, flash, keyboard, .*\))",
+        match=r"there is no virtual device '.*'(; did you mean 'flash'\?| \(there are: audio, flash, keyboard, .*\))",
     ):
         open_device(VirtualBackend(), address, {}, loop)
     loop.close()

@@ -77,7 +77,7 @@ def test_all_options(image: Path) -> None:
         ({"image": "a\0b"}, "image is a path"),
         (
             {"size": "1G"},
-            "there is no option 'size'; 'blocksize' is meant",
+            "there is no option 'size'; did you mean 'blocksize'",
         ),
         ({"readonly": "maybe"}, "readonly is true or false, not 'maybe'"),
         ({"speed": "low"}, "speed is one of full, high, super, not 'low'"),

@@ -172,7 +172,7 @@ def test_a_driver_that_does_not_read(desk: Desk) -> None:
         lambda: desk.keyboard.release(),
     ]
     for action in actions:
-        with pytest.raises(DeviceError, match=f"{MAX_REPORTS} of {MAX_REPORTS} reports wait already"):
+        with pytest.raises(DeviceError, match=f"{MAX_REPORTS} of {MAX_REPORTS} reports already wait"):
             action()
     assert desk.poll().data == keys(0x1B)
     desk.keyboard.release()

@@ -172,7 +172,7 @@ def test_a_driver_that_does_not_read(mouse: Desk) -> None:
         lambda: mouse.say("scroll", "1"),
     ]
     for action in actions:
-        with pytest.raises(DeviceError, match="reports wait already"):
+        with pytest.raises(DeviceError, match="reports already wait"):
             action()
     assert isinstance(mouse.pointer, Mouse)
     assert mouse.pointer.buttons == 0

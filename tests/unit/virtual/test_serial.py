@@ -326,7 +326,7 @@ def test_a_file_that_takes_no_more_is_told_of_once(
 def test_only_a_regular_file_is_taken(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/null")):
-        with pytest.raises(ConfigError, match="is no regular file; for a program, use the pseudo-terminal"):
+        with pytest.raises(ConfigError, match="is not a regular file; for a program, use the pseudo-terminal"):
             open_device(VirtualBackend(), "serial", {"file": str(path)}, StepLoop())
     with pytest.raises(DeviceError, match="Is a directory"):
         open_device(VirtualBackend(), "serial", {"file": str(tmp_path)}, StepLoop())
@@ -350,7 +350,7 @@ def test_wrong_options(options: dict[str, str], message: str) -> None:
 
 def test_a_link_where_something_is(tmp_path: Path) -> None:
     (tmp_path / "port").write_text("mine")
-    with pytest.raises(ConfigError, match="exists and is no symbolic link; choose another path"):
+    with pytest.raises(ConfigError, match="exists and is not a symbolic link; use another"):
         open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "port")}, StepLoop())
     with pytest.raises(ConfigError, match="No such file or directory"):
         open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "none" / "port")}, StepLoop())

@@ -190,7 +190,7 @@ def test_errors(make_cable: MakeCable) -> None:
     make_cable()
     with pytest.raises(DeviceError, match="virtual:network: tap=tap0: another program uses it"):
         Tap("tap0")
-    with pytest.raises(DeviceError, match="virtual:network: tap=lo: it is no tap interface"):
+    with pytest.raises(DeviceError, match="virtual:network: tap=lo: it is not a tap interface"):
         Tap("lo")
     assert names() == ["lo", "tap0"]
 

@@ -190,9 +190,9 @@ def test_a_descriptor_that_was_handed_over(nodes: Path, monkeypatch: pytest.Monk
     libusb = FakeLibusb()
     backend = LibusbBackend(lambda: libusb, lambda: [UART])
     fd = os.eventfd(0)
-    with pytest.raises(DeviceError, match="no USB device node"):
+    with pytest.raises(DeviceError, match="not a USB device node"):
         backend.identify_fd(fd)
-    with pytest.raises(DeviceError, match="no USB device node"):
+    with pytest.raises(DeviceError, match="not a USB device node"):
         backend.open_fd(fd, HostOptions(), loop)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)

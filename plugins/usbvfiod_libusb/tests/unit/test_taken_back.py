@@ -20,7 +20,7 @@ from usbvfiod_core.usb.requests import SetupPacket
 
 BULK, INTERRUPT = TransferType.BULK, TransferType.INTERRUPT
 SECOND = SetupPacket(0, 9, 2, 0, 0)
-TAKEN = "the host has taken interface 3 back, snd-usb-audio has it"
+TAKEN = "the host has taken interface 3 back for snd-usb-audio"
 
 
 class Host:
@@ -200,6 +200,6 @@ def test_a_host_that_is_faster_each_time(caplog: pytest.LogCaptureFixture) -> No
         assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.STALL
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "fake: configuration 1, which the guest wants, is not set: drivers of the host are faster each time"
+        "fake: configuration 1, which the guest wants, is not set: the host's drivers took it again each time"
     ]
     bench.close()

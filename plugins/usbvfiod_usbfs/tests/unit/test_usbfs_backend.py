@@ -99,7 +99,7 @@ def test_options_are_checked_first(loop: StepLoop) -> None:
 
 def test_descriptors_of_other_files_are_refused() -> None:
     for path in (os.devnull, __file__):
-        with open(path) as file, pytest.raises(DeviceError, match="is no USB device node"):
+        with open(path) as file, pytest.raises(DeviceError, match="is not a USB device node"):
             UsbfsBackend().identify_fd(file.fileno())
     with pytest.raises(DeviceError, match="Bad file descriptor"):
         UsbfsBackend().identify_fd(1 << 20)

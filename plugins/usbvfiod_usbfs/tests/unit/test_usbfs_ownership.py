@@ -313,7 +313,7 @@ def test_a_host_that_is_faster_each_time(kernel: FakeKernel, caplog: pytest.LogC
         assert case.bench.control(SET_CONFIGURATION).status is TransferStatus.STALL
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "Fake: configuration 1, which the guest wants, is not set: drivers of the host are faster each time"
+        "Fake: configuration 1, which the guest wants, is not set: the host's drivers took it again each time"
     ]
     assert case.bench.control(SET_CONFIGURATION).status is TransferStatus.COMPLETED
     case.bench.close()
