@@ -158,8 +158,10 @@ def test_a_name_that_is_no_text_can_be_pasted(serve: Serve, run: Run, ask: Ask, 
 
 
 def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -> None:
-    server = serve("--control-path", control, "--device", "virtual:keyboard?name=keys", "--device", "virtual:0403:6001")
-    assert [each["state"] for each in ask("list")["attachments"]] == ["plugged", "waiting"]
+    server = serve(
+        "--control-path", control, "--device", "virtual:keyboard?name=keys", "--device", "virtual:tablet?mode=manual"
+    )
+    assert [each["state"] for each in ask("list")["attachments"]] == ["plugged", "held"]
     attached = ask("attach", "virtual:loopback?speed=high")["attachment"]
     assert (attached["state"], attached["port"], attached["product"]) == ("plugged", 2, "usbvfiod Gadget Zero")
     assert ask("move", "3", "7")["attachment"]["port"] == 7
@@ -170,7 +172,7 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
     table = run("list", "--control-path", control).stdout
     assert [line.split()[:4] for line in table.splitlines()[1:]] == [
         ["1", "keys", "held", "(1)"],
-        ["2", "waiting", "virtual:0403:6001", "it"],
+        ["2", "held", "virtual:tablet?mode=manual", "nobody"],
         ["3", "plugged", "7", "0525:a4a0"],
     ]
     assert run("attach", "keys", "--control-path", control).stdout == "keys: usbvfiod Keyboard is plugged into port 1\n"

@@ -37,7 +37,7 @@ def test_it_shows_a_drive_a_keyboard_and_the_plugins(output: str) -> None:
         "what was read back, and the image file, are what was written",
         "$ usbvfiod attach 'virtual:keyboard?name=keys'",
         "the guest reads: Hello, guest!",
-        "keys: gone",
+        "keys: detached",
         "$ usbvfiod plugins",
         "docs/tutorial.md",
     ):
