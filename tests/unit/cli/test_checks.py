@@ -128,7 +128,7 @@ def test_a_plugin_with_options_is_shown(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_plugin_that_is_not_there_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     code, errors = said(capsys, "plugins", "show", "virtul")
     assert code == 2
-    assert errors[0].startswith("there is no plugin 'virtul'; 'virtual'")
+    assert errors[0].startswith("there is no plugin 'virtul'; did you mean 'virtual'")
 
 
 VIRTUAL = VirtualBackend()
