@@ -25,6 +25,7 @@ class Chroot:
 
     def __init__(self, tree: Path, suite: str) -> None:
         self.tree = tree
+        self.suite = suite
         mirror = system_mirror()
         self._call("debootstrap", "--variant=minbase", suite, str(tree), *([mirror] if mirror else []))
         shutil.copyfile("/etc/resolv.conf", tree / "etc/resolv.conf")

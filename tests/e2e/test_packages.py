@@ -81,7 +81,7 @@ def test_packages(debian: Chroot) -> None:
     said = debian.run("usbvfiod --socket-path usb.sock --device libusb:1-1 2>&1 || true")
     assert "`sudo apt install ./usbvfiod-libusb_*_all.deb" in said
     debian.run("sudo apt install ./dist/usbvfiod-mass-storage-quirks_*.deb")
-    if debian.run("apt-cache search --names-only '^python3-usb1$'"):
+    if debian.suite != "bookworm":  # whose module for libusb is too old
         debian.run("sudo apt install ./dist/usbvfiod-libusb_*.deb")
         assert plugins(debian, "usbvfiod") == {"virtual", "usbfs", "libusb", "mass-storage-quirks"}
         debian.run("usbvfiod devices")
