@@ -12,8 +12,8 @@ from usbvfiod_core.testing.limits import PATIENCE
 
 
 def test_a_device_that_is_not_there_is_waited_for(serve: Serve, image: Path) -> None:
-    server = serve("--device", "virtual:0403:6001", "--device", f"virtual:flash?image={image}")
-    assert "device virtual:0403:6001 is not there; it is plugged in when it comes" in server.log
+    server = serve("--device", "usbfs:0403:6001", "--device", f"virtual:flash?image={image}")
+    assert "device usbfs:0403:6001 is not there; it is plugged in when it comes" in server.log
     assert "is plugged into port 9" in server.log
     assert server.errors == []
     assert server.terminate() == 0
@@ -24,7 +24,7 @@ def test_nothing_is_served_before_a_required_device_is_there(tmp_path: Path) -> 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(PATIENCE)
-        arguments = ("--device", "virtual:keyboard", "--device", "virtual:0403:6001?mode=required&name=zigbee")
+        arguments = ("--device", "virtual:keyboard", "--device", "usbfs:0403:6001?mode=required&name=zigbee")
         with ServerProcess(tmp_path, arguments, environment={"NOTIFY_SOCKET": str(address)}) as server:
             assert manager.recv(200) == b"STATUS=waiting for required devices: zigbee"
             assert not server.socket_path.exists()
@@ -36,11 +36,11 @@ def test_nothing_is_served_before_a_required_device_is_there(tmp_path: Path) -> 
 
 def test_a_path_that_is_no_usb_device_is_not_waited_for(tmp_path: Path) -> None:
     """Whatever backend there is for devices of the host, and where there is none the package is named."""
-    for arguments in (["--backend", "virtual", "--device", "/dev/null"], ["--device", "/dev/null"]):
+    unfit = ("is not behind USB; a device is given as VID:PID", installation().plugin("usbfs"))
+    for arguments, said in (
+        (["--backend", "virtual", "--device", "/dev/null"], ("there is no virtual device '/dev/null'",)),
+        (["--device", "/dev/null"], unfit),
+    ):
         with ServerProcess(tmp_path, arguments) as server:
             assert server.process.wait(PATIENCE) == 2
-            assert "/dev/null" in server.log
-            assert (
-                "is not behind USB; a device is given as VID:PID" in server.log
-                or installation().plugin("usbfs") in server.log
-            )
+            assert any(words in server.log for words in said)
