@@ -12,6 +12,15 @@ from tests.lab.passing import BACKENDS, Pass, Passed
 from tests.lab.usb_device import HostUsbDevice
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make long tests of those that are long with their backend."""
+    for item in items:
+        marker, call = item.get_closest_marker("long_with"), getattr(item, "callspec", None)
+        if marker is not None and call is not None and call.params.get("backend") in marker.args:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
     """QEMU, to plug its devices in and out."""

@@ -23,6 +23,8 @@ from tests.lab.usbip_devices import Hanging
 from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 CHUNK = 65536
 IN_FLIGHT = 4
 

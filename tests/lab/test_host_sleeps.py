@@ -30,6 +30,8 @@ from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_core.xhci import spec
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 GET_STATUS = SetupPacket(0x80, 0, 0, 0, 2)
 
 

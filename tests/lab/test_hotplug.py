@@ -23,6 +23,8 @@ from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.usb.speed import Speed
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 NOBODY = 65534
 
 

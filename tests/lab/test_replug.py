@@ -24,6 +24,8 @@ from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.testing.driver import Td, UsbDevice
 from usbvfiod_core.testing.mass_storage import CBW_SIGNATURE, READ_10, MassStorage
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 SETTLED = 3
 """Rounds after which everything that is kept has been made."""
 SAMPLED = 10

@@ -26,6 +26,8 @@ from tests.lab.replugging import BACK, GROWTH_KIB, anonymous_kib, back, descript
 from usbvfiod_core.testing.driver import DriverError, GuestDriver, Port, UsbDevice
 from usbvfiod_core.testing.limits import PATIENCE
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 LONG = 600
 SETTLED = 3
 HASTY = 3

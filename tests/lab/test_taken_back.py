@@ -20,6 +20,8 @@ from usbvfiod_core.testing.driver.ports import Port
 from usbvfiod_core.testing.limits import wait_until
 from usbvfiod_core.xhci import spec
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 SHORT = {
     "usbfs": ("reset", "not authorized", "bound by hand"),
     "libusb": ("configured again", "unconfigured", "unbound by hand"),

@@ -21,6 +21,8 @@ from usbvfiod_core.testing.driver.ports import Port
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.xhci import spec
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 NOBODYS = (0x1209, 0x0001)
 USBTESTS = (0x0525, 0xA4A0)
 """A device that a driver of the host's wants."""

@@ -22,7 +22,7 @@ from tests.vm.guest import Guest
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600), pytest.mark.usefixtures("no_complaints")]
 
 MIB = 1 << 20
-BACKENDS = ("usbfs", "libusb")
+BACKENDS = ("usbfs", pytest.param("libusb", marks=pytest.mark.long))
 TIMEOUT = 240.0
 
 
@@ -62,6 +62,7 @@ rm /tmp/data
     assert written == guest_usb.image_sha256(image)
 
 
+@pytest.mark.parametrize("backend", ["usbfs", "libusb"])
 @pytest.mark.parametrize(("offer", "speed"), [("drive", 5000), pytest.param("drive-high", 480, marks=pytest.mark.long)])
 def test_a_drive_both_ways(
     beside_lab: BesideLab, backend: str, offer: str, speed: int, make_image: Callable[[int], Path]
@@ -156,7 +157,6 @@ def test_a_network_adapter(beside_lab: BesideLab, backend: str, mebibytes: int) 
     check_network(beside_lab, backend, "ncm", "cdc_ncm", mebibytes)
 
 
-@pytest.mark.parametrize("backend", ["usbfs", pytest.param("libusb", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("kind", "driver"), [pytest.param("ecm", "cdc_ether", marks=pytest.mark.long), ("rndis", "rndis_host")]
 )
