@@ -31,6 +31,12 @@ def commands(output: str, terminal: str) -> list[str]:
     return re.findall(r"^  \$ ((?:.*\\\n)*.*)", section, re.M)
 
 
+def elsewhere(lines: list[str], place: Path) -> str:
+    """A script of these commands with other paths: there is one /tmp for all tests, and the program may be below it."""
+    kept = "\n".join(["set -e", *lines]).replace(str(PROGRAM), "\0")
+    return kept.replace("/tmp/", f"{place}/").replace("\0", str(PROGRAM))
+
+
 def test_it_shows_a_drive_a_keyboard_and_the_plugins(output: str) -> None:
     for words in (
         "1209:0001 usbvfiod Flash Drive",
@@ -47,8 +53,8 @@ def test_it_shows_a_drive_a_keyboard_and_the_plugins(output: str) -> None:
 
 @pytest.fixture
 def server(output: str, tmp_path: Path) -> Iterator[None]:
-    """The first terminal, with other paths: there is one /tmp for all tests."""
-    script = "\n".join(["set -e", *commands(output, "In one terminal:")]).replace("/tmp/", f"{tmp_path}/")
+    """The first terminal."""
+    script = elsewhere(commands(output, "In one terminal:"), tmp_path)
     lines = script.replace(str(PROGRAM), f"exec {PROGRAM}").replace("\nusbvfiod ", "\nexec usbvfiod ")
     log = tmp_path / "log"
     with log.open("w") as file:
@@ -63,7 +69,7 @@ def server(output: str, tmp_path: Path) -> Iterator[None]:
 
 
 def test_its_commands_work(output: str, server: None, tmp_path: Path) -> None:
-    script = "\n".join(["set -e", *commands(output, "In a third, while it runs:")]).replace("/tmp/", f"{tmp_path}/")
+    script = elsewhere(commands(output, "In a third, while it runs:"), tmp_path)
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=scaled(60))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("keys: usbvfiod Keyboard is plugged into port ")

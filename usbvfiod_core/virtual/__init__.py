@@ -17,12 +17,13 @@ It is registered by a hook like every other backend, and its devices are the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from .. import hookimpl
 from ..errors import ConfigError, unknown
+from ..options import from_text
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from ..usb.speed import Speed
@@ -68,11 +69,14 @@ class VirtualBackend(Backend):
         name = f"{kind.manufacturer} {kind.product}{more}"
         return DeviceInfo(self.name, address, kind.vendor_id, kind.product_id, name, speed=speed)
 
-    def open(self, address: str, options: VirtualOptions, loop: Loop) -> Device:
+    def open(self, address: str, options: VirtualOptions | Mapping[str, str], loop: Loop) -> Device:
+        """As the contract has it; a program may also give `options` as they stand in a device specification."""
         if address not in _KINDS:
             raise ConfigError(unknown(f"{self.name} device", address, _KINDS))
-        device = _KINDS[address][1](options, loop)
-        return FaultyDevice(device, parse_faults(options.fault), loop) if options.fault else device
+        declared, make = _KINDS[address]
+        given: VirtualOptions = from_text(declared, options) if isinstance(options, Mapping) else options
+        device = make(given, loop)
+        return FaultyDevice(device, parse_faults(given.fault), loop) if given.fault else device
 
 
 @hookimpl

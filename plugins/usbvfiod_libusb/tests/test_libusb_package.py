@@ -28,7 +28,7 @@ def test_it_works_as_the_only_plugin(tmp_path: Path) -> None:
     loaded = call(programs / "python", "-c", LOAD, cwd=tmp_path)
     assert loaded.startswith(str(tmp_path)), "pip alone does not bring the library"
     # Where it is the only backend for the host's devices, their identities need no name of a backend.
-    options = ("--socket-path", str(tmp_path / "usb.sock"), "--strict-plugins", "--device", "ffff:fff0")
+    options = ("--socket-path", str(tmp_path / "usb.sock"), "--strict-plugins", "--no-control", "--device", "ffff:fff0")
     with subprocess.Popen([programs / "usbvfiod", *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
         assert server.stderr is not None
         try:

@@ -71,3 +71,11 @@ def test_flash_needs_an_image() -> None:
     with pytest.raises(ConfigError, match="image is missing; it is a path"):
         open_device(VirtualBackend(), "flash", {}, loop)
     loop.close()
+
+
+def test_a_program_may_give_the_options_as_text(image: Path) -> None:
+    device = VirtualBackend().open("flash", {"image": str(image)}, StepLoop())
+    assert isinstance(device, Flash)
+    device.close()
+    with pytest.raises(ConfigError, match="did you mean 'image'"):
+        VirtualBackend().open("flash", {"imag": str(image)}, StepLoop())
