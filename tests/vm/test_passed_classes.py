@@ -81,8 +81,8 @@ def test_a_security_key(beside_lab: BesideLab, backend: str) -> None:
 @EITHER
 def test_a_camera(beside_lab: BesideLab, backend: str, no_complaints: list[str]) -> None:
     """uvcvideo chooses each of the five settings, and pictures come whole."""
-    # As it stops, one processor of the guest may drop the endpoint while the other has not yet read the Stopped event of
-    # the command before (completion code 27, in the third word of the line that follows).
+    # As it stops, one processor of the guest may drop the endpoint while the other has not yet read the Stopped event
+    # of the command before (completion code 27, in the third word of the line that follows).
     no_complaints += ["Transfer event for disabled endpoint slot 1 ep 2", " 1b000000 01038000"]
     beside_lab.guest.run("modprobe uvcvideo", TIMEOUT)
     with given(beside_lab, "camera", backend):
