@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.daemon.control_rig import ControlRig, control_rig
+from tests.unit.daemon.toys import none_left_open, open_descriptors
 from usbvfiod_core.daemon.control import MAX_CLIENTS, SHARE
 from usbvfiod_core.daemon.control_client import MAX_FDS, MAX_LINE, MAX_OUTPUT, MAX_PENDING, SLICE
 from usbvfiod_core.daemon.inventory import SCAN_PACE
@@ -24,10 +25,6 @@ CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[ControlRig]:
     yield from control_rig(tmp_path)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def healthy(rig: ControlRig) -> None:
@@ -109,7 +106,7 @@ def test_a_line_that_is_too_long_ends_the_connection(rig: ControlRig, end: bytes
 @pytest.mark.parametrize("fds", [0, MAX_FDS + 1])
 def test_who_is_refused_may_have_hung_up(rig: ControlRig, fds: int) -> None:
     """There is nobody to tell then, and the others are served all the same."""
-    before = descriptors()
+    before = open_descriptors()
     for _ in range(3):
         rude, polite = rig.talk(), rig.talk()
         rude.send(b"x" * MAX_LINE, (0,) * fds)
@@ -118,7 +115,7 @@ def test_who_is_refused_may_have_hung_up(rig: ControlRig, fds: int) -> None:
         assert polite.answer()["ok"]
         polite.close()
     rig.loop.run_ready()
-    assert descriptors() == before
+    assert none_left_open(before)
     assert rig.control.clients == 0
 
 
@@ -194,7 +191,7 @@ def test_requests_that_are_not_answered_yet_are_bounded(rig: ControlRig, monkeyp
 
 
 def test_thousands_of_connections(rig: ControlRig) -> None:
-    before = descriptors()
+    before = open_descriptors()
     watcher = rig.talk()
     watcher.ask("watch")
     open_sockets: list[socket.socket] = []
@@ -220,11 +217,11 @@ def test_thousands_of_connections(rig: ControlRig) -> None:
     assert watcher.ask("list")["ok"]
     watcher.close()
     rig.loop.advance(0.05)
-    assert descriptors() == before
+    assert none_left_open(before)
 
 
 def test_descriptors_that_nobody_asked_for_are_closed(rig: ControlRig) -> None:
-    before = descriptors()
+    before = open_descriptors()
     reading, writing = os.pipe()
     talker = rig.talk()
     for count in range(1, MAX_FDS + 1):
@@ -249,14 +246,14 @@ def test_descriptors_that_nobody_asked_for_are_closed(rig: ControlRig) -> None:
     rig.loop.run_ready()
     os.close(reading)
     os.close(writing)
-    assert descriptors() == before
+    assert none_left_open(before)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "directory", "null", "eventfd"])
 def test_a_descriptor_of_the_wrong_kind_is_refused_and_closed(rig: ControlRig, kind: str, tmp_path: Path) -> None:
     rig.backend.put_in("2-1")
     talker = rig.talk()
-    before = descriptors()
+    before = open_descriptors()
     kinds: dict[str, Callable[[], tuple[int, ...]]] = {
         "pipe": lambda: os.pipe(),
         "socket": lambda: tuple(each.detach() for each in socket.socketpair()),
@@ -269,7 +266,7 @@ def test_a_descriptor_of_the_wrong_kind_is_refused_and_closed(rig: ControlRig, k
     assert error == {"kind": "device", "message": "device toys:2-1: the descriptor is of no toy"}
     for fd in fds:
         os.close(fd)
-    assert descriptors() == before
+    assert none_left_open(before)
     assert list(rig.attachments) == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.daemon.toys import Rig, ToyOptions, WatchedToys, descriptor, open_descriptors
+from tests.unit.daemon.toys import Rig, ToyOptions, WatchedToys, descriptor, none_left_open, open_descriptors
 from usbvfiod_core import ConfigError, DeviceError, DeviceWithheld, Speed
 from usbvfiod_core.daemon import hotplug_socket
 from usbvfiod_core.daemon.hotplug_protocol import Code, Command, CommandError, Response, listing, parse
@@ -146,7 +146,7 @@ def rig(tmp_path: Path) -> Iterator[HotplugRig]:
     rig = HotplugRig(tmp_path)
     yield rig
     rig.close()
-    assert open_descriptors() == before
+    assert none_left_open(before)
 
 
 OK = bytes((Response.SUCCESSFUL_OPERATION,))

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.daemon.toys import Rig, ToyOptions, WatchedToys, cycle, descriptor, open_descriptors, rig_of
+from tests.unit.daemon.toys import (
+    Rig,
+    ToyOptions,
+    WatchedToys,
+    cycle,
+    descriptor,
+    none_left_open,
+    open_descriptors,
+    rig_of,
+)
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon.config import DeviceSpec
 from usbvfiod_core.daemon.intents import Attachment, State
@@ -124,7 +133,7 @@ def test_a_device_is_attached_by_a_descriptor(rig: Rig) -> None:
     assert isinstance(attachment, Attachment)
     assert (attachment.state, attachment.port_id, attachment.info) == (State.PLUGGED, 2, info)
     assert rig.backend.opened == [(f"fd of {info.address}", ToyOptions(size=1))]
-    assert open_descriptors() == before
+    assert none_left_open(before)
     rig.backend.failures["2-1"] = DeviceError("no permission")
     cycle(rig)
     assert (attachment.state.value, attachment.reason) == ("retrying", "no permission")
@@ -147,7 +156,7 @@ def test_a_descriptor_that_is_not_wanted_is_closed(rig: Rig, plugged: bool) -> N
     assert "never" in str(rig.try_to_attach("toys:2-2", descriptor(rig, other.address)))
     if plugged:
         assert "already plugged in" in str(rig.plug(attachment, descriptor(rig, info.address)))
-    assert open_descriptors() == before
+    assert none_left_open(before)
 
 
 def _attach_elsewhere(rig: Rig, fd: int) -> object:

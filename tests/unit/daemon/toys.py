@@ -25,6 +25,7 @@ from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.guest_ports import GuestPorts
 from usbvfiod_core.daemon.intents import Attachment
 from usbvfiod_core.hooks.registry import Registry
+from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
 
 
@@ -341,3 +342,9 @@ def rig_of(backend: ToyBackend) -> Iterator[Rig]:
     assert all(toy.closed == 1 for toy in rig.backend.toys)
     assert not getattr(rig.backend, "watches", 0)
     rig.loop.close()
+
+
+def none_left_open(before: int) -> bool:
+    """Whether there are no more descriptors than `before`, as soon as threads have closed those they have for a moment:
+    the tests before this one in the same process may have left some that still list devices."""
+    return eventually(lambda: open_descriptors() <= before)
