@@ -214,15 +214,21 @@ def test_suspicion_alone_is_no_loss(bench: OwnedBench) -> None:
 def test_claims_that_an_operation_has_open_are_not_lost(bench: OwnedBench) -> None:
     """Events of our own resets arrive in the middle of them, when nothing is claimed."""
 
-    def clear_halt(endpoint: int) -> None:
+    looked = []
+
+    def reset_port(*arguments: object) -> None:
+        looked.append(arguments)
         bench.host.bind(1, 0, "")
         bench.scripted.suspect()
         bench.scripted._look()
         bench.host.bind(1, 0, "usbfs")
 
-    bench.scripted.clear_halt = clear_halt  # type: ignore[method-assign]
-    assert bench.control(CLEAR_HALT).status is TransferStatus.COMPLETED
+    bench.control(SetupPacket(0, usb.SET_CONFIGURATION, 1, 0, 0))
+    bench.submit(OUT, TransferType.BULK, b"data")
+    setattr(bench.scripted, "reset_port", reset_port)  # noqa: B010
+    bench.reset()
     bench.loop.run_ready()
+    assert len(looked) == 1
     assert bench.events.disconnections == 0
 
 
