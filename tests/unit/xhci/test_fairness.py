@@ -108,7 +108,7 @@ def test_what_becomes_ready_comes_before_what_has_had_its_share(rig: Rig, clock:
     assert submitted.count(BULK_OUT) > 1  # and that one goes on
 
 
-def test_what_a_device_ends_while_it_takes_something_is_told_in_the_same_run(rig: Rig) -> None:
+def test_what_a_device_ends_while_it_takes_something_is_told_in_the_same_run(rig: Rig, clock: CountedClock) -> None:
     """It may be pulled out right after."""
     reading = [rig.bulk_in.submit(length=64), rig.usb.pipe(INTERRUPT_IN).submit(length=8)]
 
