@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,16 +15,6 @@ from usbvfiod_core.cli import main
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.hooks.options import backend_options, backend_schema
 from usbvfiod_core.virtual import VirtualBackend
-
-
-@pytest.fixture(autouse=True)
-def keep_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("usbvfiod_core")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:

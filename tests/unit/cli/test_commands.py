@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,16 +84,6 @@ class ShelfPlugin:
         def stack() -> None:
             """Put things on the shelf."""
             click.echo("stacked")
-
-
-@pytest.fixture(autouse=True)
-def keep_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("usbvfiod_core")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 @pytest.fixture

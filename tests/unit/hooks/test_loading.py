@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,16 +31,6 @@ from usbvfiod_core import hookimpl
 def usbvfiod_admit_device(info):
     return None
 """
-
-
-@pytest.fixture(autouse=True)
-def keep_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("usbvfiod_core")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 @pytest.fixture
