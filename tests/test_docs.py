@@ -253,6 +253,20 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in anchors(page), f"{path.name}: {target}"
 
 
+def test_promises_are_held_by_tests_that_exist() -> None:
+    """Each row of a table of promises ends with the files, or the single tests, that hold it."""
+    table = (ROOT / "docs/security.md").read_text().partition("| held by |\n")[2].partition("\n\n")[0]
+    rows = table.splitlines()[1:]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`([^`]+)`", row.rstrip("|").rpartition("|")[2])
+        assert named, row
+        for test in named:
+            path, _, name = test.partition("::")
+            assert (ROOT / path).is_file(), row
+            assert not name or f"def {name}(" in (ROOT / path).read_text(), row
+
+
 # -- code -----------------------------------------------------------------------------------------------------------
 
 
