@@ -73,9 +73,15 @@ def control_sockets_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def logging_as_it_was() -> Iterator[None]:
     """A command that is run in the test's own process sets up logging; the next test finds it as this one did."""
     root = logging.getLogger()
-    loggers = [root, logging.getLogger("usbvfiod_core"), logging.getLogger("usbvfiod")]
-    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
+    handlers, levels = root.handlers[:], {logger: logger.level for logger in loggers()}
     yield
     root.handlers[:] = handlers
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    for logger in loggers():
+        if logger.level != (level := levels.get(logger, logging.NOTSET)):
+            logger.setLevel(level)
+
+
+def loggers() -> list[logging.Logger]:
+    """All that there are."""
+    made = logging.Logger.manager.loggerDict.values()
+    return [logging.getLogger(), *(logger for logger in made if isinstance(logger, logging.Logger))]

@@ -11,14 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from struct import Struct
 
-from ..errors import DeviceError
 from ..usb.device import Loop, Timer
 from ..usb.transfer import behind
+from .connection import Connection
 
 _log = logging.getLogger(__name__)
 
-_RETRY = 1.0
-"""Seconds between two attempts to connect."""
 _PATIENCE = 1.0
 """Seconds for which a program that does not read may hold up the guest, and the guest a program; then what is sent is
 lost."""
@@ -81,9 +79,8 @@ class Stream(FrameEnd):
         self._loop: Loop | None = None
         self._arrived: Callable[[], object] = lambda: None
         self._changed: Callable[[], object] = lambda: None
-        self._timer: Timer | None = None
         self._patience: Timer | None = None
-        self._socket: socket.socket | None = None
+        self._connection = Connection(path, "virtual:network: socket=")
         self._is_deaf = False
         """Nobody has read for too long."""
         self._buffer = memoryview(bytearray(2 * (_LENGTH.size + _LONGEST)))
@@ -97,21 +94,17 @@ class Stream(FrameEnd):
         """There was none for too long."""
         self._unsent: list[memoryview] = []
         """The rest of what `send` could not send."""
-        try:
-            self._connect()
-        except OSError as error:
-            raise DeviceError(f"virtual:network: socket={path}: {error.strerror or error}") from None
 
     def start(self, loop: Loop, arrived: Callable[[], object], changed: Callable[[], object]) -> None:
         self._loop, self._arrived, self._changed = loop, arrived, changed
+        self._connection.start(loop, self._made)
         if self._socket is not None:
             loop.add_reader(self._socket.fileno(), self._readable)
 
     def close(self) -> None:
         self._arrived = self._changed = lambda: None
         self._disconnect()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._connection.close()
         self._loop = None
 
     # -- frames from there -------------------------------------------------------------------------------------------
@@ -257,46 +250,32 @@ class Stream(FrameEnd):
 
     # -- the connection ----------------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            fresh.connect(self.label)
-        except OSError:
-            fresh.close()
-            raise
-        self._socket, self.connected = fresh, True
+    @property
+    def _socket(self) -> socket.socket | None:
+        return self._connection.socket
+
+    def _made(self, made: socket.socket) -> None:
+        self.connected = True
         if self._loop is not None:
-            self._loop.add_reader(fresh.fileno(), self._readable)
+            self._loop.add_reader(made.fileno(), self._readable)
+        self._changed()
 
     def _lose(self, why: str) -> None:
         if self._socket is None:
             return
         _log.info("virtual:network: socket=%s: the connection is lost: %s", self.label, why)
         self._disconnect()
-        self._again()
+        self._connection.lose()
         self._changed()
 
     def _disconnect(self) -> None:
+        """Stop watching the socket, and forget what was on its way."""
         self._release()
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        if self._socket is not None:
-            if self._loop is not None:
-                self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-        self._socket, self.connected = None, False
+        if self._loop is not None and self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+        self.connected = False
         self._start = self._end = 0
         self._unsent = []
-
-    def _again(self) -> None:
-        if self._loop is not None:
-            self._timer = self._loop.call_later(_RETRY, self._retry)
-
-    def _retry(self) -> None:
-        try:
-            self._connect()
-        except OSError:
-            self._again()
-        else:
-            self._changed()

@@ -19,14 +19,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from ..errors import ConfigError, DeviceError
-from ..usb.device import Loop, Timer
+from ..usb.device import Loop
+from .connection import Connection
 from .image import IOV_MAX
 
 _log = logging.getLogger(__name__)
 
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-_RETRY = 1.0
-"""Seconds between two attempts to connect."""
 
 
 class Line(ABC):
@@ -172,7 +171,7 @@ def _make_link(target: str, link: str) -> None:
         raise ConfigError(f"virtual:serial: link={link}: {error.strerror}") from None
 
 
-class Connection(_Watched):
+class Remote(_Watched):
     """A connection to a listening Unix stream socket. Raises DeviceError if nobody listens there.
 
     When the other end closes it, the carrier is gone; it is made again as soon as somebody listens.
@@ -181,33 +180,24 @@ class Connection(_Watched):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.label = path
-        self._timer: Timer | None = None
-        self._socket: socket.socket | None = None
-        try:
-            self._connect()
-        except OSError as error:
-            raise DeviceError(f"virtual:serial: connect={path}: {error.strerror or error}") from None
-
-    def _connect(self) -> None:
-        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            fresh.connect(self.label)
-        except OSError:
-            fresh.close()
-            raise
-        self._socket, self.connected = fresh, True
-        self._watch(fresh.fileno())
+        self._connection = Connection(path, "virtual:serial: connect=")
 
     def start(self, loop: Loop, moved: Callable[[], object]) -> None:
         super().start(loop, moved)
-        if self._socket is not None:
-            self._watch(self._socket.fileno())
+        self._connection.start(loop, self._made)
+        if self._connection.socket is not None:
+            self._watch(self._connection.socket.fileno())
+
+    def _made(self, made: socket.socket) -> None:
+        self.connected = True
+        self._watch(made.fileno())
+        self._moved()
 
     def read(self, windows: list[memoryview]) -> int:
-        if self._socket is None or not windows:
+        if self._connection.socket is None or not windows:
             return 0
         try:
-            count = os.readv(self._socket.fileno(), windows[:IOV_MAX])
+            count = os.readv(self._connection.socket.fileno(), windows[:IOV_MAX])
         except BlockingIOError:
             return 0
         except OSError:
@@ -217,9 +207,9 @@ class Connection(_Watched):
         return count
 
     def write(self, windows: list[memoryview]) -> int:
-        if self._socket is not None:
+        if self._connection.socket is not None:
             try:
-                return os.writev(self._socket.fileno(), windows[:IOV_MAX])
+                return os.writev(self._connection.socket.fileno(), windows[:IOV_MAX])
             except BlockingIOError:
                 return 0
             except OSError:
@@ -227,31 +217,13 @@ class Connection(_Watched):
         return sum(map(len, windows))
 
     def _lost(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket, self.connected = None, False
-            self._again()
-            self._moved()
-
-    def _again(self) -> None:
-        if self._loop is not None:
-            self._timer = self._loop.call_later(_RETRY, self._retry)
-
-    def _retry(self) -> None:
-        try:
-            self._connect()
-        except OSError:
-            self._again()
-        else:
-            self._moved()
+        self.connected = False
+        self._connection.lose()
+        self._moved()
 
     def close(self) -> None:
         super().close()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._connection.close()
 
 
 class Recording(Line):

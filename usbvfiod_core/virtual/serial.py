@@ -28,7 +28,7 @@ from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
-from .line import Connection, Line, Recording, Terminal
+from .line import Line, Recording, Remote, Terminal
 from .options import SPEEDS, VirtualOptions
 
 PRODUCT_ID = 0x0006
@@ -183,7 +183,7 @@ def open_serial(options: SerialOptions, loop: Loop) -> Serial:
 
 def _open_line(options: SerialOptions) -> Line:
     if options.connect is not None:
-        return Connection(str(options.connect))
+        return Remote(str(options.connect))
     if options.file is not None:
         return Recording(str(options.file))
     return Terminal(str(options.link or ""))

@@ -23,18 +23,6 @@ from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.xhci.journal import TRACE
 
 
-@pytest.fixture(autouse=True)
-def keep_logging() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("", "usbvfiod_core", "usbvfiod", "plug")]
-    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
-    yield
-    loggers[0].handlers[:] = handlers
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    log.set_up(0, "text")
-    loggers[0].handlers[:] = handlers
-
-
 def say() -> None:
     ours = logging.getLogger("usbvfiod_core.daemon.somewhere")
     ours.debug("a detail")
