@@ -16,10 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ConfigError
 from ..usb.device import Loop, Timer
 from ..vfio_user.ancillary import peer
-from ..vfio_user.listener import SocketPath, inherited
+from ..vfio_user.listener import SocketPath, listening
 from .control_client import SLICE, ControlClient, Handle
 
 log = logging.getLogger(__name__)
@@ -73,16 +72,7 @@ class ControlSocket:
 
     def start(self) -> None:
         """Listen. Raises ConfigError."""
-        if self._path is not None:
-            self._own = SocketPath(self._path)
-            self._listener = self._own.socket
-        else:
-            assert self._fd is not None
-            inherited_socket, listens = inherited(self._fd)
-            if not listens:
-                inherited_socket.close()
-                raise ConfigError(f"file descriptor {self._fd} does not listen, as the control socket must")
-            self._listener = inherited_socket
+        self._listener, self._own = listening(self._path, self._fd)
         self._loop.add_reader(self._listener.fileno(), self._acceptable)
 
     def publish(self, event: dict[str, Any]) -> None:

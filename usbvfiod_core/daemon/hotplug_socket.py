@@ -17,7 +17,7 @@ from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop, Timer
 from ..vfio_user.ancillary import descriptors, room_for
-from ..vfio_user.listener import SocketPath, inherited
+from ..vfio_user.listener import SocketPath, listening
 from .attachments import Attachments
 from .config import DeviceSpec
 from .control import may_steer
@@ -66,15 +66,7 @@ class HotplugSocket:
 
     def start(self) -> None:
         """Listen. Raises ConfigError."""
-        if self._path is not None:
-            self._own = SocketPath(self._path)
-            self._listener = self._own.socket
-        else:
-            assert self._fd is not None
-            self._listener, listens = inherited(self._fd)
-            if not listens:
-                self._listener.close()
-                raise ConfigError(f"file descriptor {self._fd} is not a listening socket")
+        self._listener, self._own = listening(self._path, self._fd)
         self._arm()
 
     def close(self) -> None:

@@ -57,6 +57,19 @@ class SocketPath:
             pass  # gone already, or no longer ours to remove
 
 
+def listening(path: str | None, fd: int | None) -> tuple[socket.socket, SocketPath | None]:
+    """A listening socket at `path`, and its path; or the one that was handed down as `fd`, which must be listening."""
+    if path is not None:
+        own = SocketPath(path)
+        return own.socket, own
+    assert fd is not None
+    sock, listens = inherited(fd)
+    if not listens:
+        sock.close()
+        raise ConfigError(f"file descriptor {fd} is not a listening socket")
+    return sock, None
+
+
 def inherited(fd: int) -> tuple[socket.socket, bool]:
     """The socket that was handed down as `fd`, and whether it listens (else it is connected)."""
     try:
