@@ -38,16 +38,29 @@ CLOSE_TIMEOUT = 3.0
 
 @asynccontextmanager
 async def serve(
-    path: str | PathLike[str] | None = None, *, fd: int | None = None, usb2_ports: int = 8, usb3_ports: int = 7
+    path: str | PathLike[str] | None = None,
+    *,
+    fd: int | None = None,
+    usb2_ports: int = 8,
+    usb3_ports: int = 7,
+    any_memory_file: bool = False,
 ) -> AsyncIterator[UsbServer]:
     """Serve one VM on the running loop: at the socket `path`, which is made, or at the inherited socket `fd`.
+
+    The guest's memory must be in files on memory file systems, unless `any_memory_file` is given: the owner of another
+    file could keep your loop waiting for ever.
 
     At the end the socket is removed, the VM's connection is closed, and all devices are unplugged and closed; those
     that take longer than CLOSE_TIMEOUT are left behind, with a warning. Raises ConfigError if the socket cannot be
     used.
     """
     server = UsbServer(
-        EmbeddingLoop(asyncio.get_running_loop()), path, fd=fd, usb2_ports=usb2_ports, usb3_ports=usb3_ports
+        EmbeddingLoop(asyncio.get_running_loop()),
+        path,
+        fd=fd,
+        usb2_ports=usb2_ports,
+        usb3_ports=usb3_ports,
+        any_memory_file=any_memory_file,
     )
     server.start()
     try:
@@ -71,6 +84,7 @@ class UsbServer:
         fd: int | None = None,
         usb2_ports: int = 8,
         usb3_ports: int = 7,
+        any_memory_file: bool = False,
     ) -> None:
         self.loop: Loop = loop
         served = ControllerServer(
@@ -79,6 +93,7 @@ class UsbServer:
             fd=fd,
             usb2_ports=usb2_ports,
             usb3_ports=usb3_ports,
+            any_memory_file=any_memory_file,
         )
         self.controller = served.controller
         self._transport = served.transport

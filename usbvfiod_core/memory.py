@@ -31,6 +31,11 @@ memory of display adapters (64 MiB) in the same way; Linux takes no less than th
 HOW_TO_SHARE = "QEMU: share=on for every memory-backend, Cloud Hypervisor: shared=on"
 """What helps where memory of the guest's is not shared; for messages."""
 
+NOT_IN_MEMORY = (
+    "the file is not on a memory file system (memfd, /dev/shm, hugetlbfs), so whoever owns it could keep the server "
+    "waiting for its pages for ever; --any-memory-file, or any-memory-file in [server], accepts it"
+)
+
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 0x0002
 
@@ -51,10 +56,7 @@ class _Backing:
         self.view = memoryview(self.map)
         self.regions = 0
         # A file that can shrink under a mapping kills its reader with SIGBUS; see GuestMemory.check.
-        try:
-            self.sealed = bool(fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK)
-        except OSError:
-            self.sealed = False
+        self.sealed = bool((_seals(fd) or 0) & _F_SEAL_SHRINK)
 
 
 class Region:
@@ -79,11 +81,13 @@ class Region:
 class GuestMemory:
     """The guest's memory as far as the client has mapped it. Addresses are guest physical (the client's IOVA).
 
-    `generation` changes with every change of the map.
+    `generation` changes with every change of the map. With `any_files` also files are accepted that are not in memory;
+    see NOT_IN_MEMORY.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_files: bool = False) -> None:
         self.generation = 0
+        self._any_files = any_files
         self._starts: list[int] = []
         self._regions: list[Region] = []
         self._backings: dict[tuple[int, int], _Backing] = {}
@@ -296,6 +300,9 @@ class GuestMemory:
         ) and old.backing is new.backing
 
     def _backing(self, fd: int, needed: int) -> _Backing:
+        # First, because asking a file for anything else may already wait for its owner.
+        if not self._any_files and _seals(fd) is None:
+            raise ClientError(errno.EINVAL, f"DMA map: {NOT_IN_MEMORY}")
         try:
             status = os.fstat(fd)
         except OSError as error:
@@ -331,3 +338,12 @@ class GuestMemory:
                 region.reason = "the client has truncated the file of this memory"
         self._backings.pop(backing.key, None)
         self.generation += 1
+
+
+def _seals(fd: int) -> int | None:
+    """The seals of a file (memfd_create(2)); None if it is not in memory: the kernel knows them only of files on tmpfs
+    and hugetlbfs, and answers without asking the file system."""
+    try:
+        return fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        return None

@@ -28,6 +28,7 @@ class ControllerServer:
 
     path, fd        where clients come: a socket path, or the number of an inherited socket (exactly one of them)
     mechanisms      how the function offers to interrupt
+    any_memory_file     guest memory may lie in files of any file system
     usb2_ports, usb3_ports      the ports of the root hub
     on_ended        called after each client
     on_closed       called when no client can come any more: `fd` was a connected socket, and has ended
@@ -44,12 +45,13 @@ class ControllerServer:
         mechanisms: Iterable[Mechanism] = tuple(Mechanism),
         usb2_ports: int = 8,
         usb3_ports: int = 7,
+        any_memory_file: bool = False,
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
     ) -> None:
         self._loop = loop
         self._scheduled = False
-        self.memory = GuestMemory()
+        self.memory = GuestMemory(any_files=any_memory_file)
         interrupts = Interrupts(VECTORS, tuple(mechanisms))
         self.controller = Controller(
             self.memory,

@@ -248,9 +248,8 @@ class TestFiles:
         assert mapped(serving) == []
         assert client.alive()
 
-    def test_that_are_read_only(self, client: RawClient, serving: Serving, tmp_path: Path) -> None:
-        (tmp_path / "rom").write_bytes(bytes(4096))
-        fd = os.open(tmp_path / "rom", os.O_RDONLY)
+    def test_that_are_read_only(self, client: RawClient, serving: Serving, memfd: int) -> None:
+        fd = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY)
         try:
             assert client.errno(dma_map(0, 4096, flags=3), [fd]) == EACCES
             assert client.errno(dma_map(0, 4096, flags=1), [fd]) == 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from usbvfiod_core.errors import ClientError, GuestMemoryError
 from usbvfiod_core.memory import PAGE_SIZE, GuestMemory
+
+F_GET_SEALS = 1034
 
 
 @pytest.fixture
@@ -93,20 +98,18 @@ def test_malformed_maps(memfd: int) -> None:
     assert memory.regions == ()
 
 
-def test_unsuitable_files(tmp_path: os.PathLike[str]) -> None:
-    memory = GuestMemory()
+@pytest.mark.parametrize("any_files", [False, True])
+def test_unsuitable_files(tmp_path: Path, memfd: int, any_files: bool) -> None:
+    memory = GuestMemory(any_files=any_files)
     read, write = os.pipe()
     refused(errno.EINVAL, memory, 0, PAGE_SIZE, read)
     os.close(read)
-    refused(errno.EBADF, memory, 0, PAGE_SIZE, read)
+    refused(errno.EBADF if any_files else errno.EINVAL, memory, 0, PAGE_SIZE, read)
     os.close(write)
     directory = os.open(tmp_path, os.O_RDONLY)
     refused(errno.EINVAL, memory, 0, PAGE_SIZE, directory)
     os.close(directory)
-    path = os.path.join(tmp_path, "file")
-    with open(path, "wb") as file:
-        file.truncate(PAGE_SIZE)
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY)
     refused(errno.EACCES, memory, 0, PAGE_SIZE, fd)
     memory.map(0, PAGE_SIZE, fd, writable=False)
     os.close(fd)
@@ -193,3 +196,34 @@ def test_unmapping_finds_its_regions_among_many(memfd: int) -> None:
             assert left == [page for page in pages if page not in inside]
             memory.map(0, PAGE_SIZE, memfd)  # the map is still in order
             assert memory.regions[0].start == 0
+
+
+def on_disk(directory: Path) -> int:
+    """A file that is not in memory; skips where the directory is."""
+    fd = os.open(directory / "ram", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, PAGE_SIZE)
+    try:
+        fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError:
+        return fd
+    os.close(fd)
+    pytest.skip(f"{directory} is on a memory file system")
+
+
+def test_only_files_in_memory_are_mapped_unless_asked_for(tmp_path: Path) -> None:
+    """The pages of others come from somebody who need not deliver them."""
+    fd = on_disk(tmp_path)
+    with pytest.raises(ClientError, match="--any-memory-file") as caught:
+        GuestMemory().map(0, PAGE_SIZE, fd)
+    assert caught.value.errno == errno.EINVAL
+    memory = GuestMemory(any_files=True)
+    memory.map(0, PAGE_SIZE, fd)
+    memory.write(0, b"hello")
+    os.close(fd)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
+def test_a_file_on_tmpfs_is_in_memory() -> None:
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(PAGE_SIZE)
+        GuestMemory().map(0, PAGE_SIZE, file.fileno())

@@ -209,6 +209,11 @@ def _options() -> list[click.Parameter]:
             help="The kinds of interrupt that the controller offers the guest.",
         ),
         click.Option(
+            ["--any-memory-file"],
+            is_flag=True,
+            help="Accept guest memory in files of any file system, not only in memory.",
+        ),
+        click.Option(
             ["--print-capabilities"],
             is_flag=True,
             is_eager=True,

@@ -115,6 +115,9 @@ class ServerSettings:
     interrupts: tuple[Mechanism, ...] = tuple(Mechanism)
     """How the controller can interrupt; the guest takes the first of MSI-X, MSI and the pin that it can."""
 
+    any_memory_file: bool = False
+    """Guest memory may lie in files of any file system."""
+
     def __post_init__(self) -> None:
         gathered = Gathered()
         gathered.errors += (SettingError(key, message) for key, message in self._mistakes())

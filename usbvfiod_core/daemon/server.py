@@ -98,6 +98,7 @@ class Server:
             mechanisms=config.server.interrupts,
             usb2_ports=ports.usb2,
             usb3_ports=ports.usb3,
+            any_memory_file=config.server.any_memory_file,
             on_ended=self._client_ended,
             on_closed=self.stop,
         )
