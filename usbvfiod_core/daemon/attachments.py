@@ -180,8 +180,8 @@ class Attachments:
         """The transfers of a device that was unplugged are back, and it was closed."""
         for attachment in self:
             if attachment.device is device:
-                attachment.device = None
-                attachment.port_id = 0
+                attachment.device, attachment.port_id = None, 0
+                attachment.tell_loss(device.loss())
                 self._registry.observe(attachment.info, port_id, "unplugged")
                 self._rest(attachment)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from ..errors import UsbvfiodError
+from ..errors import DeviceError, UsbvfiodError
 from ..usb.backend import DeviceInfo
 from ..usb.device import Device, Timer
 from .config import DeviceSpec, Mode
@@ -170,6 +170,11 @@ class Attachment:
         if self.complaint != str(error):
             self.complaint = str(error)
             log.warning("%s", error)
+
+    def tell_loss(self, loss: str) -> None:
+        """Its device was closed, and this was lost with it: whoever has detached it is told."""
+        if loss and not self.wanted:
+            self.answer(DeviceError(f"device {self.spec.text} is detached, but {loss}"))
 
     def withhold(self, error: UsbvfiodError) -> None:
         """The host does not give its device, which is no failure."""

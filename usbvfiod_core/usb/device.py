@@ -135,6 +135,11 @@ class Device(ABC):
         device belongs to its attachment: whoever detaches it is told so no sooner, and nobody opens it anew."""
         done()
 
+    def loss(self) -> str:
+        """After `when_closed` has called back: what could not be kept, for people (`flushing disk.img failed: No space
+        left on device`); empty if nothing is lost. Whoever detaches the device is told."""
+        return ""
+
     def why_gone(self) -> str:
         """After `disconnected`: why, for people (`the host has taken interface 0 back, usb-storage has it`); empty if
         the device is simply not there any more."""

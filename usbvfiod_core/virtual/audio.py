@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import UsbvfiodError
 from ..options import SettingError, option
 from ..usb.class_descriptors import (
     LEFT_FRONT,
@@ -75,7 +75,9 @@ _ADAPTIVE, _SYNCHRONOUS = TransferType.ISOCHRONOUS | 2 << 2, TransferType.ISOCHR
 class AudioOptions(SlowOptions):
     """The options of `virtual:audio`."""
 
-    playback: Path | None = option(None, "A WAV file that gets what is played; emptied first.")
+    playback: Path | None = option(
+        None, "A WAV file that gets what is played: a new one, or one of this device, which grows."
+    )
     """Without one, what is played is counted only."""
     capture: Path | None = option(None, "A WAV file that is recorded: stereo, 48 kHz, 16 bits.")
     """Without one, silence is."""
@@ -220,11 +222,11 @@ class Audio(VirtualDevice):
 
 
 def open_audio(options: AudioOptions, loop: Loop) -> Audio:
-    """Open `virtual:audio`. Raises ConfigError."""
+    """Open `virtual:audio`. Raises ConfigError, DeviceError."""
     capture = WavReader(str(options.capture), rate=RATE, channels=CHANNELS) if options.capture else None
     try:
         playback = WavWriter(str(options.playback), rate=RATE, channels=CHANNELS) if options.playback else None
-    except ConfigError:
+    except UsbvfiodError:
         if capture is not None:
             capture.close()
         raise

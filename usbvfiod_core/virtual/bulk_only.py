@@ -305,14 +305,16 @@ class BulkOnly(VirtualDevice):
                 if doing.failed:
                     self._result = COMMAND_FAILED
             if doing.work is not None:
-                self._in_thread(doing.work, self._worked)
+                self._in_thread(doing.work, partial(self._worked, doing.done))
                 return
         self._expects, self._step = self._in, self._steps[3]
 
-    def _worked(self, result: object) -> None:
+    def _worked(self, done: Callable[[], object] | None, result: object) -> None:
         if isinstance(result, BaseException):
             self.disk.image_failed(result, writing=True, offset=self._place)
             self._result = COMMAND_FAILED
+        elif done is not None:
+            done()
         self._expects, self._step = self._in, self._steps[3]
 
     def _status(self, transfer: Transfer) -> None:

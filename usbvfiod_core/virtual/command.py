@@ -23,11 +23,12 @@ class Command:
     received  what to call with the parameters (RECEIVE); its result says how the command goes on, without data
     work      what to call in a thread when the data has been moved, before the status; None for nothing. An OSError
               it raises goes to `Disk.image_failed`
+    done      what to call on the loop's thread when `work` has ended well, before the status; None for nothing
     fills     `work` or `received` changes the image or how it is used, wherever that may be
     failed    the command ends with CHECK CONDITION, and `Disk.sense` says why
     """
 
-    __slots__ = ("data", "failed", "fills", "kind", "length", "offset", "received", "work")
+    __slots__ = ("data", "done", "failed", "fills", "kind", "length", "offset", "received", "work")
 
     def __init__(self, kind: int = NO_DATA, *, length: int = 0, data: bytes = b"", failed: bool = False) -> None:
         self.kind = kind
@@ -36,6 +37,7 @@ class Command:
         self.data = data
         self.received: Callable[[bytes], Command] | None = None
         self.work: Callable[[], object] | None = None
+        self.done: Callable[[], object] | None = None
         self.fills = False
         self.failed = failed
 

@@ -44,6 +44,9 @@ class Disk:
         self._pages = self.identity.pages()
         self.loaded_changed: Callable[[bool], object] = lambda loaded: None
         """Called when the driver has ejected the medium, with False, and when it is there again, with True."""
+        self.storage_failed: Callable[[OSError], object] = lambda error: None
+        """Called when a flush has failed, and with it all that come (`Image.sync`)."""
+        self._storage_has_failed = False
         self._loaded = True
         self._removal_prevented = False
         self._attention: Sense | None = None
@@ -80,6 +83,10 @@ class Disk:
     def image_failed(self, error: BaseException, *, writing: bool, offset: int = 0) -> None:
         """The image could not be read or written at `offset`: CHECK CONDITION, as sense says."""
         code = error.errno if isinstance(error, OSError) else None
+        failure = self.image.failure
+        if failure is not None and not self._storage_has_failed:
+            self._storage_has_failed = True
+            self.storage_failed(failure)
         if writing and code in (errno.ENOSPC, errno.EDQUOT):
             self.sense = scsi.SPACE_ALLOCATION_FAILED
         elif writing and code in (errno.EROFS, errno.EPERM, errno.EACCES):
@@ -260,10 +267,24 @@ class Disk:
             return self.fail(scsi.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE._replace(information=block))
         return self._after(self.image.sync)
 
-    def _after(self, work: Callable[[], object], *, fills: bool = False) -> Command:
+    def _after(self, work: Callable[[], object], *, done: Callable[[], object] | None = None) -> Command:
         command = Command()
         command.work = work
-        command.fills = fills
+        command.done = done
+        return command
+
+    def _filling(self, fill: Callable[[], object]) -> Command:
+        """A command that changes blocks without a data phase of them; without the write cache it ends when they are
+        stored."""
+        cached = self.mode.write_cache
+
+        def work() -> None:
+            fill()
+            if not cached:
+                self.image.sync()
+
+        command = self._after(work)
+        command.fills = True
         return command
 
     def unmap(self, cdb: bytes) -> Command:
@@ -305,7 +326,7 @@ class Disk:
                 if length:
                     self.image.fill(zeros, offset, length)
 
-        return self._after(work, fills=True) if ranges else GOOD
+        return self._filling(work) if ranges else GOOD
 
     def write_same_10(self, cdb: bytes) -> Command:
         _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
@@ -326,7 +347,7 @@ class Disk:
             return self.fail(scsi.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE._replace(information=block))
 
         def received(data: bytes) -> Command:
-            return self._after(lambda: self.image.fill(data, block * size, count * size), fills=True)
+            return self._filling(lambda: self.image.fill(data, block * size, count * size))
 
         if flags & 1:  # NDOB: zeros without a data phase
             return received(bytes(size))
@@ -340,11 +361,15 @@ class Disk:
         load = bool(cdb[4] & 1)
         if not load and self._removal_prevented:
             return self.fail(scsi.MEDIUM_REMOVAL_PREVENTED)
-        if load and not self._loaded:
-            self._attention = scsi.MEDIUM_MAY_HAVE_CHANGED
-        self._load(load)
-        self._exceptional = not load or self._attention is not None
-        return self._after(self.image.sync)
+
+        def done() -> None:
+            if load and not self._loaded:
+                self._attention = scsi.MEDIUM_MAY_HAVE_CHANGED
+            self._load(load)
+            self._exceptional = not load or self._attention is not None
+
+        # What cannot be stored is not ejected as if it were.
+        return self._after(self.image.sync, done=done)
 
     def prevent_allow_medium_removal(self, cdb: bytes) -> Command:
         if not self.identity.removable:

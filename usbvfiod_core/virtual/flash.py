@@ -30,6 +30,7 @@ PRODUCT_ID = 0x0001
 UAS_PRODUCT_ID = 0x0011
 PRODUCT = "Flash Drive"
 EJECTED = "the guest has ejected it; it is there again when the guest restarts, or after detach and attach"
+FAILED = "what the guest wrote last may be lost, and every flush fails until detach and attach"
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Flash(BulkOnly):
     """A USB flash drive. It owns `image` and closes it when the device is closed and no thread uses it any more.
 
     What the driver flushed (SYNCHRONIZE CACHE, forced unit access) is on the image's storage; all the rest is when
-    the device has been closed, and before that as safe as the kernel's page cache.
+    the device has been closed, and before that as safe as the kernel's page cache. A flush that fails is told to the
+    driver, in the log, in `list` and to whoever detaches the drive.
     """
 
     vendor_id = VENDOR_ID
@@ -80,7 +82,9 @@ class Flash(BulkOnly):
         super().__init__(speed, Disk(image, serial=self.serial, removable=removable), loop, stalls=stalls)
         self.name = f"{self.manufacturer} {self.product} ({os.path.basename(image.path)})"
         self.disk.loaded_changed = self._loaded_changed
+        self.disk.storage_failed = self._storage_failed
         self._flushed = Moment()
+        self._failed = self._ejected = self._loss = ""
 
     def describe(self, speed: Speed) -> list[Configuration]:
         endpoints = (bulk_endpoint(self.IN, speed), bulk_endpoint(self.OUT, speed))
@@ -90,10 +94,19 @@ class Flash(BulkOnly):
         self.disk.power_on()
 
     def _loaded_changed(self, loaded: bool) -> None:
-        if self.events is not None:
-            self.events.note("" if loaded else EJECTED)
+        self._ejected = "" if loaded else EJECTED
+        self._note()
         if not loaded:
             _log.info("%s: %s", self.name, EJECTED)
+
+    def _storage_failed(self, error: OSError) -> None:
+        self._failed = f"{self.disk.image.path} could not be flushed: {error.strerror}; {FAILED}"
+        self._note()
+        _log.error("%s: %s", self.name, self._failed)
+
+    def _note(self) -> None:
+        if self.events is not None:
+            self.events.note(self._failed or self._ejected)
 
     def given_back(self) -> None:
         image = self.disk.image
@@ -101,9 +114,15 @@ class Flash(BulkOnly):
         self._loop.run_blocking(image.close, self._image_closed)
 
     def _image_closed(self, result: object) -> None:
-        if isinstance(result, BaseException):
-            _log.warning("%s: flushing %s failed: %s", self.name, self.disk.image.path, result)
+        failure = result if isinstance(result, BaseException) else self.disk.image.failure
+        if failure is not None:
+            reason = getattr(failure, "strerror", None) or failure
+            self._loss = f"flushing {self.disk.image.path} failed: {reason}; what the guest wrote last may be lost"
+            _log.error("%s: %s", self.name, self._loss)
         self._flushed.came()
+
+    def loss(self) -> str:
+        return self._loss
 
     def when_closed(self, done: Callable[[], object]) -> None:
         self._flushed.wait(done)

@@ -6,21 +6,24 @@ for the loop's thread and does not wait for a disk; everything else may block an
 
 The image has a fixed size, taken when it is opened: whole blocks, so bytes behind the last whole block are neither
 read nor written. A file that is truncated meanwhile gives errors where it is missing; writing there makes it grow
-again, up to its old size and never beyond. It is locked with flock(2), one writer or many readers, against other
-usbvfiod processes and whoever else uses flock; the lock cannot keep out programs that do not ask for it.
+again, up to its old size and never beyond. It is locked, one writer or many readers: see `locks`.
+
+Linux tells of data that it could not write once, and drops that data: the next flush finds nothing to do. So a flush
+that has failed fails from then on (as QEMU has it), until the image is opened anew; and what is read then is read from
+the medium, because the page cache is dropped when a failed image is closed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
-import stat
 from collections.abc import Callable, Sequence
 
 from ..errors import ConfigError, DeviceError
 from ..usb.transfer import behind
+from .files import claim, open_file
+from .locks import unlock
 
 IOV_MAX = 1024
 _CHUNK = 1 << 20
@@ -58,13 +61,18 @@ class Image:
         self.path = path
         self.readonly = readonly
         self.block_size = block_size
-        self._check_kind(path)
+        self.failure: OSError | None = None
+        """Why what was written is not on stable storage, and never will be."""
+        what = f"image {path}"
         try:
-            self.fd = os.open(path, os.O_RDONLY if readonly else os.O_RDWR)
-        except OSError as error:
+            self.fd = open_file(path, os.O_RDONLY if readonly else os.O_RDWR, what=what, block_device=True)
+        except FileNotFoundError:
+            raise ConfigError(f"{what} does not exist; make one, for example with: truncate -s 1G {path}") from None
+        except (OSError, ValueError) as error:
             raise DeviceError(self._open_failed(error)) from None
+        remedy = "detach it there, or attach it with readonly=true in both places"
+        claim(self.fd, exclusive=not readonly, what=what, remedy=remedy)
         try:
-            self._lock()
             size = os.lseek(self.fd, 0, os.SEEK_END)
             if size < block_size:
                 raise ConfigError(
@@ -139,15 +147,21 @@ class Image:
             done += len(part)
 
     def sync(self) -> None:
-        """Have everything written so far on stable storage."""
+        """Have everything written so far on stable storage. Raises OSError, and the same from then on."""
+        if self.failure is not None:
+            raise OSError(self.failure.errno, self.failure.strerror)
         if not self.readonly:
-            os.fdatasync(self.fd)
+            try:
+                os.fdatasync(self.fd)
+            except OSError as error:
+                self.failure = self.failure or error
+                raise
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
     def unlock(self) -> None:
         """Let others open the image; no data is moved any more. Does not block."""
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        unlock(self.fd)
 
     def close(self) -> None:
         """Flush what was written, close the file. The file is closed even if flushing raises OSError."""
@@ -155,6 +169,8 @@ class Image:
             if self._dirty:
                 self.sync()
         finally:
+            if self.failure is not None:
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(self.fd)
 
     # -- own ---------------------------------------------------------------------------------------------------------
@@ -180,43 +196,16 @@ class Image:
             return False
         raise OSError(code, os.strerror(code))
 
-    @staticmethod
-    def _check_kind(path: str) -> None:
-        try:
-            mode = os.stat(path).st_mode
-        except FileNotFoundError:
-            raise ConfigError(
-                f"image {path} does not exist; make one, for example with: truncate -s 1G {path}"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise DeviceError(f"image {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
-        if stat.S_ISDIR(mode):
-            raise ConfigError(f"image {path} is a directory; name a file or a block device")
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise ConfigError(f"image {path} is neither a regular file nor a block device")
-
-    def _open_failed(self, error: OSError) -> str:
+    def _open_failed(self, error: OSError | ValueError) -> str:
+        reason = getattr(error, "strerror", None) or str(error)
         if self.readonly:
-            return f"image {self.path} cannot be read: {error.strerror}"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"image {self.path} cannot be read: {reason}"
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return (
-                f"image {self.path} cannot be written: {error.strerror}; "
+                f"image {self.path} cannot be written: {reason}; "
                 "give it write permission or attach it with readonly=true"
             )
-        return f"image {self.path} cannot be opened: {error.strerror}"
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self.fd, (fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeviceError(
-                f"image {self.path} is in use by another process or drive; "
-                "detach it there, or attach it with readonly=true in both places"
-            ) from None
-        except OSError as error:
-            # A file system without locks is the user's choice; failing would take the image away for nothing.
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise DeviceError(f"image {self.path} cannot be locked: {error.strerror}") from None
+        return f"image {self.path} cannot be opened: {reason}"
 
     def _is_in_memory(self) -> bool:
         status = os.fstat(self.fd)

@@ -7,12 +7,10 @@ guest that logs to its serial port is never held up by it.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
 import socket
-import stat
 import termios
 import tty
 from abc import ABC, abstractmethod
@@ -21,11 +19,13 @@ from collections.abc import Callable
 from ..errors import ConfigError, DeviceError
 from ..usb.device import Loop
 from .connection import Connection
+from .files import claim, make_or_open
 from .image import IOV_MAX
 
 _log = logging.getLogger(__name__)
 
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_TERMINALS = "/dev/pts/"
 
 
 class Line(ABC):
@@ -85,8 +85,8 @@ class _Watched(Line):
 class Terminal(_Watched):
     """A new pseudo-terminal in raw mode; the other end is the device file that `label` names.
 
-    `link` is a path for a symbolic link to it, removed by `close`; a link that is there already is replaced, anything
-    else is a ConfigError. Raises DeviceError if the system has no terminal left.
+    `link` is a path for a symbolic link to it, removed by `close`; a link to a terminal that is there already is
+    replaced, anything else is a ConfigError. Raises DeviceError if the system has no terminal left.
     """
 
     def __init__(self, link: str = "") -> None:
@@ -161,14 +161,18 @@ class Terminal(_Watched):
 
 
 def _make_link(target: str, link: str) -> None:
+    what = f"virtual:serial: link={link}"
     try:
         if os.path.islink(link):
+            old = os.readlink(link)
+            if not old.startswith(_TERMINALS):
+                raise ConfigError(f"{what} is a symbolic link to {old}, and not to a pseudo-terminal; use another")
             os.unlink(link)
         os.symlink(target, link)
     except FileExistsError:
-        raise ConfigError(f"virtual:serial: link={link} exists and is not a symbolic link; use another") from None
+        raise ConfigError(f"{what} exists and is not a symbolic link; use another") from None
     except OSError as error:
-        raise ConfigError(f"virtual:serial: link={link}: {error.strerror}") from None
+        raise ConfigError(f"{what}: {error.strerror}") from None
 
 
 class Remote(_Watched):
@@ -229,23 +233,21 @@ class Remote(_Watched):
 class Recording(Line):
     """A file to which what the guest sends is appended; it never says anything. Raises ConfigError or DeviceError.
 
-    Regular files only: they take what is written without letting anybody wait for a reader. What a full disk does not
-    take is lost, and the first time said.
+    It is made if it is not there, and nothing that is in it is changed. Regular files only: they take what is written
+    without letting anybody wait for a reader. One that somebody else has locked, a drive's image say, is refused. What
+    a full disk does not take is lost, and the first time said.
     """
 
     def __init__(self, path: str) -> None:
         self.label = path
         self.lost = 0
         """Bytes that the file has not taken."""
+        what = f"virtual:serial: file={path}"
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a FIFO without a reader
-                raise _no_file(path) from None
-            raise DeviceError(f"virtual:serial: file={path}: {error.strerror}") from None
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            os.close(self._fd)
-            raise _no_file(path)
+            self._fd = make_or_open(path, os.O_RDWR | os.O_APPEND, what=what)
+        except (OSError, ValueError) as error:
+            raise DeviceError(f"{what}: {getattr(error, 'strerror', None) or error}") from None
+        claim(self._fd, exclusive=True, what=what, remedy="detach it there, or use another file")
 
     def read(self, windows: list[memoryview]) -> int:
         return 0
@@ -262,7 +264,3 @@ class Recording(Line):
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def _no_file(path: str) -> ConfigError:
-    return ConfigError(f"virtual:serial: file={path} is not a regular file; for a program, use the pseudo-terminal")

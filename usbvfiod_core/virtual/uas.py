@@ -295,6 +295,7 @@ class Uas:
             if command.failed:
                 self._end(task, self._failure(task.tag))
                 return
+            task.command = command
         if command.work is not None:
             self._in_thread(task, command.work)
         else:
@@ -390,6 +391,8 @@ class Uas:
         if isinstance(result, BaseException):
             self.disk.image_failed(result, writing=True, offset=task.command.offset)
             status = self._failure(task.tag)
+        elif task.command.done is not None:
+            task.command.done()
         self._end(task, status)
 
     def _came_back(self, task: Task) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import struct
 from typing import BinaryIO
 
 from ..errors import ConfigError
+from .files import claim, make_or_open, open_file
 
 _log = logging.getLogger(__name__)
 
-HEADER_SIZE = 44
 WRITE_SIZE = 1 << 14
 """Bytes that are written at once: 85 ms of stereo at 48 kHz."""
 
@@ -23,51 +22,73 @@ _READ_SIZE = 1 << 16
 _SIZE_MAX = 0xFFFF_FFFF
 _PCM, _EXTENSIBLE = 0x0001, 0xFFFE
 _CHUNKS_MAX = 1000
+_MAKER = b"INFO" + _CHUNK.pack(b"ISFT", 9) + b"usbvfiod\0\0"  # with its padding
+
+HEADER_SIZE = _RIFF.size + 3 * _CHUNK.size + _FORMAT.size + len(_MAKER)
+_TAIL_MAX = 4 * WRITE_SIZE
+"""What a server that is killed can have written behind what the header says, and more."""
 
 
 def header(rate: int, channels: int, length: int) -> bytes:
-    """The 44 bytes in front of `length` bytes of samples. A file of more than 4 GiB says that it has 4 GiB."""
+    """What is in front of `length` bytes of samples, HEADER_SIZE bytes: it names us as the maker. A file of more than
+    4 GiB says that it has 4 GiB."""
     block = 2 * channels
     form = _FORMAT.pack(_PCM, channels, rate, rate * block, block, 16)
     return (
         _RIFF.pack(b"RIFF", min(HEADER_SIZE - 8 + length, _SIZE_MAX), b"WAVE")
         + _CHUNK.pack(b"fmt ", len(form))
         + form
+        + _CHUNK.pack(b"LIST", len(_MAKER))
+        + _MAKER
         + _CHUNK.pack(b"data", min(length, _SIZE_MAX))
     )
 
 
 class WavWriter:
-    """Writes samples to a file, which is made or emptied. What it cannot write it counts, and goes on.
+    """Writes samples to a file that it makes, or behind what it has written to it before; any other file that is there
+    is refused and left as it is. What it cannot write it counts, and goes on.
 
-    The header always says how much is there; up to WRITE_SIZE bytes wait in memory for `flush` or `close`.
+    The header always says how much is there; up to WRITE_SIZE bytes wait in memory for `flush` or `close`. The file is
+    locked like an image.
     """
 
     def __init__(self, path: str, *, rate: int, channels: int) -> None:
-        """Raises ConfigError."""
+        """Raises ConfigError, DeviceError."""
         self.path = path
-        self.written = 0
-        """Bytes of samples in the file."""
         self.lost = 0
         """Bytes that could not be written: the disk is full, say."""
         self._rate = rate
         self._channels = channels
         self._waiting = bytearray()
+        what = f"recording {path}"
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+            self._fd = make_or_open(path, os.O_RDWR, what=what)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        claim(self._fd, exclusive=True, what=what, remedy="detach it there, or use another file")
+        try:
+            self.written = self._recorded()
+            """Bytes of samples in the file."""
+            os.pwrite(self._fd, header(rate, channels, self.written), 0)
         except OSError as error:
+            os.close(self._fd)
             raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-        try:
-            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                raise ConfigError(f"cannot write {path}: it is not a regular file")
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, header(rate, channels, 0), 0)
         except ConfigError:
             os.close(self._fd)
             raise
-        except OSError as error:
-            os.close(self._fd)
-            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+    def _recorded(self) -> int:
+        """How many bytes of samples are in the file, if it is ours."""
+        size = os.fstat(self._fd).st_size
+        if not size:
+            return 0
+        head = os.pread(self._fd, HEADER_SIZE, 0)
+        said = int.from_bytes(head[-4:], "little")
+        tail = size - HEADER_SIZE - said
+        fits = 0 <= tail <= _TAIL_MAX or (said == _SIZE_MAX and tail >= 0)
+        if len(head) < HEADER_SIZE or head != header(self._rate, self._channels, said) or not fits:
+            raise ConfigError(f"{self.path} is there and is not a recording of virtual:audio; name another file")
+        return (size - HEADER_SIZE) // (2 * self._channels) * (2 * self._channels)
 
     def write(self, data: bytes | memoryview) -> None:
         """Add samples."""
@@ -107,15 +128,19 @@ class WavReader:
     """
 
     def __init__(self, path: str, *, rate: int, channels: int) -> None:
-        """Raises ConfigError, which says what the file has where something else is wanted."""
+        """Raises ConfigError, which says what the file has where something else is wanted; DeviceError if somebody is
+        writing to it."""
         self.path = path
         self._at = 0
         self._chunk = memoryview(b"")
         self._chunk_at = 0
+        what = f"recording {path}"
         try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+            fd = open_file(path, os.O_RDONLY, what=what)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        claim(fd, exclusive=False, what=what, remedy="it can be played when it is whole")
+        self._file: BinaryIO = os.fdopen(fd, "rb")
         try:
             self._start, self.length = _find_samples(self._file, path, rate, channels)
         except OSError as error:

@@ -132,6 +132,21 @@ def test_a_detached_device_is_held_when_the_controller_has_closed_it(rig: Rig) -
     assert (ball.state, ball.port_id) == (State.PLUGGED, 1)
 
 
+def test_whoever_detaches_a_device_is_told_what_could_not_be_kept(rig: Rig) -> None:
+    for turn, forget in enumerate((False, True)):
+        ball = rig.attach("toys:ball")
+        rig.backend.toys[turn].lost = "flushing ball.img failed: Input/output error"
+        results: list[object] = []
+        rig.attachments.detach(ball, results.append, forget=forget)
+        rig.hub.finish()
+        [error] = results
+        assert isinstance(error, DeviceError)
+        assert str(error) == "device toys:ball is detached, but flushing ball.img failed: Input/output error"
+        assert ball.state is (State.GONE if forget else State.HELD)
+        rig.attachments.detach(ball, forget=True)
+        rig.loop.run_ready()
+
+
 def test_a_detached_device_can_be_forgotten(rig: Rig) -> None:
     ball = rig.attach("toys:ball")
     rig.attachments.detach(ball, forget=True)

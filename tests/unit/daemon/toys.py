@@ -37,6 +37,7 @@ class Toy(Device):
         self.name = name
         self.events: DeviceEvents | None = None
         self.reason = ""
+        self.lost = ""
         self.closed = 0
 
     def attach(self, events: DeviceEvents) -> None:
@@ -53,6 +54,9 @@ class Toy(Device):
 
     def why_gone(self) -> str:
         return self.reason
+
+    def loss(self) -> str:
+        return self.lost
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.errors import ConfigError, DeviceError
 from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
@@ -20,6 +20,8 @@ from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 from usbvfiod_core.virtual.audio import CAPTURE, IN, OUT, PACKET, PLAYBACK, Audio, AudioOptions, open_audio
+from usbvfiod_core.virtual.image import Image
+from usbvfiod_core.virtual.wav import HEADER_SIZE
 
 SET_INTERFACE = 11
 MILLISECOND = 1e-3
@@ -292,7 +294,7 @@ def test_a_full_disk_is_counted_and_told_once(
     write = os.pwrite
 
     def full(fd: int, data: bytes, offset: int) -> int:
-        if offset >= 44 + (1 << 14):
+        if offset >= HEADER_SIZE + (1 << 14):
             raise OSError(28, "No space left on device")
         return write(fd, data, offset)
 
@@ -396,9 +398,9 @@ def test_options(tmp_path: Path, loop: StepLoop) -> None:
         open_audio(from_text(AudioOptions, {"speed": "super"}), loop)
     with pytest.raises(ConfigError, match=r"cannot write .*: No such file or directory"):
         open_audio(from_text(AudioOptions, {"playback": str(tmp_path / "no" / "x.wav")}), loop)
-    with pytest.raises(ConfigError, match=r"cannot write .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"recording .* is a directory; name a regular file"):
         open_audio(from_text(AudioOptions, {"playback": str(tmp_path)}), loop)
-    with pytest.raises(ConfigError, match=r"cannot write /dev/null: it is not a regular file"):
+    with pytest.raises(ConfigError, match=r"recording /dev/null is a character device; name a regular file"):
         open_audio(from_text(AudioOptions, {"playback": "/dev/null"}), loop)
     with pytest.raises(ConfigError, match=r"cannot read .*: No such file or directory"):
         open_audio(from_text(AudioOptions, {"capture": str(tmp_path / "x.wav")}), loop)
@@ -412,12 +414,37 @@ def test_one_file_for_both_is_refused_and_left_alone(source: Path, tmp_path: Pat
     assert read_wav(source) == noise(5000)
 
 
-def test_an_old_recording_is_replaced_but_not_by_a_device_that_does_not_open(
-    played: Path, tmp_path: Path, loop: StepLoop
+def test_a_recording_goes_on_where_the_last_one_ended(make: Callable[..., Card], played: Path) -> None:
+    for turn in range(3):
+        card = make(playback=str(played))
+        card.choose(PLAYBACK, 1)
+        card.bench.wait(*card.play(noise(480 + turn)))
+        card.device.close()
+    assert read_wav(played) == noise(480) + noise(481) + noise(482)
+
+
+def test_a_fifo_is_no_recording_and_nobody_waits_for_its_other_end(tmp_path: Path, loop: StepLoop) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for option in ("playback", "capture"):
+        with pytest.raises(ConfigError, match=r"recording .*fifo is a FIFO; name a regular file"):
+            open_audio(from_text(AudioOptions, {option: str(tmp_path / "fifo")}), loop)
+
+
+def test_a_locked_image_and_the_file_of_another_device_are_left_alone(
+    image: Path, content: bytes, played: Path, tmp_path: Path, loop: StepLoop
 ) -> None:
-    write_wav(played, noise(100))
-    with pytest.raises(ConfigError):
-        open_audio(from_text(AudioOptions, {"playback": str(played), "capture": str(tmp_path / "none.wav")}), loop)
-    assert read_wav(played) == noise(100)
-    open_audio(from_text(AudioOptions, {"playback": str(played)}), loop).close()
-    assert read_wav(played) == b""
+    drive = Image(str(image))
+    with pytest.raises(DeviceError, match=r"recording .*disk.img is in use by another process or device"):
+        open_audio(from_text(AudioOptions, {"playback": str(image)}), loop)
+    drive.close()
+    with pytest.raises(
+        ConfigError, match=r"disk.img is there and is not a recording of virtual:audio; name another file"
+    ):
+        open_audio(from_text(AudioOptions, {"playback": str(image)}), loop)
+    assert image.read_bytes() == content
+    card = open_audio(from_text(AudioOptions, {"playback": str(played)}), loop)
+    os.link(played, tmp_path / "same.wav")
+    for option in ("playback", "capture"):
+        with pytest.raises(DeviceError, match="is in use by another process or device"):
+            open_audio(from_text(AudioOptions, {option: str(tmp_path / "same.wav")}), loop)
+    card.close()

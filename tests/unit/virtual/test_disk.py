@@ -185,7 +185,23 @@ def test_a_flush_that_fails(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "fdatasync", fail)
     assert drive.refused(drive.command(cdb_10(0x35, 0, 0))) == (3, 0x0C, 0)
     monkeypatch.undo()
-    assert drive.command(cdb_10(0x35, 0, 0)) == PASSED
+    # Linux has told of the failure, and dropped the data.
+    assert drive.refused(drive.command(cdb_10(0x35, 0, 0))) == (3, 0x0C, 0)
+    assert drive.write(write_10(0, 1), bytes(512)).status == PASSED
+    assert drive.write(write_10(0, 1, 0x08), bytes(512)).status == FAILED
+
+
+@pytest.mark.parametrize("zeros", [b"", bytes(512)])
+def test_without_write_cache_filled_blocks_are_flushed(drive: Drive, flushes: list[int], zeros: bytes) -> None:
+    page = bytes((0x08, 18)) + bytes(18)
+    assert drive.write(bytes((0x15, 0x10, 0, 0, 24, 0)), bytes(4) + page).status == PASSED
+    flushes.clear()
+    if zeros:
+        assert drive.write(cdb_10(0x41, 0, 1), zeros).status == PASSED
+    else:
+        listed = bytes((0, 22, 0, 16, 0, 0, 0, 0)) + bytes(8) + (1).to_bytes(4, "big") + bytes(4)
+        assert drive.write(bytes((0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0)), listed).status == PASSED
+    assert len(flushes) == 1
 
 
 # -- errors of the image -----------------------------------------------------------------------------------------------

@@ -149,7 +149,10 @@ def test_it_says_what_it_is(make: Make, image: Path) -> None:
     bench = DeviceBench(open_device(VirtualBackend(), "flash", {"image": str(image)}, loop), loop, submit_limit=2.0)
     disk = bench.device.disk  # type: ignore[attr-defined]
     for cdb in (EJECT, EJECT, LOAD, LOAD, EJECT):
-        disk.execute(cdb.ljust(16, b"\0"))
+        command = disk.execute(cdb.ljust(16, b"\0"))
+        if not command.failed:
+            command.work()
+            command.done()
     bench.device.controller_reset()
     bench.device.controller_reset()
     assert bench.events.notes == [EJECTED, "", EJECTED, ""]

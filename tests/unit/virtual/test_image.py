@@ -37,23 +37,34 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a directory; name a file or a block device"):
+    with pytest.raises(ConfigError, match="is a directory; name a regular file or a block device"):
         Image(str(tmp_path))
 
 
 def test_a_pipe_is_not_even_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
+    with pytest.raises(ConfigError, match="pipe is a FIFO; name a regular file or a block device"):
         Image(str(tmp_path / "pipe"))
 
 
+def test_what_becomes_a_pipe_while_it_is_opened_keeps_nobody_waiting(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path: real(image))
+    for readonly in (False, True):
+        with pytest.raises(ConfigError, match="pipe is a FIFO"):
+            Image(str(tmp_path / "pipe"), readonly=readonly)
+
+
 def test_a_character_device() -> None:
-    with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
+    with pytest.raises(ConfigError, match="is a character device; name a regular file or a block device"):
         Image("/dev/null")
 
 
 def test_a_path_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="cannot be used"):
+    with pytest.raises(DeviceError, match="cannot be opened: embedded null byte"):
         Image("a\0b")
     (tmp_path / "file").touch()
     with pytest.raises(DeviceError, match="Not a directory"):
@@ -102,7 +113,7 @@ def test_a_file_that_cannot_be_opened(image: Path, monkeypatch: pytest.MonkeyPat
 def test_one_writer_or_many_readers(image: Path) -> None:
     writer = Image(str(image))
     for readonly in (False, True):
-        with pytest.raises(DeviceError, match="in use by another process or drive; detach it there"):
+        with pytest.raises(DeviceError, match="in use by another process or device; detach it there"):
             Image(str(image), readonly=readonly)
     writer.unlock()
     readers = [Image(str(image), readonly=True) for _ in range(2)]
@@ -115,11 +126,14 @@ def test_one_writer_or_many_readers(image: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(image: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(fd: int, operation: int) -> None:
+    def refuse(fd: int, operation: int, argument: bytes = b"") -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    Image(str(image)).close()
+    monkeypatch.setattr("fcntl.fcntl", refuse)
+    opened = Image(str(image))
+    opened.unlock()
+    opened.close()
 
 
 def test_the_size_is_whole_blocks(image: Path) -> None:
@@ -266,6 +280,33 @@ def test_close_flushes_what_was_written(image: Path, monkeypatch: pytest.MonkeyP
     assert len(flushed) == (0 if readonly else 1)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened.fd)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_flush_that_has_failed_fails_until_the_image_is_opened_again(
+    image: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    opened = Image(str(image))
+    opened.sync()
+    opened.write(windows_of(bytearray(512), 512), 0, 512)
+
+    def fail(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as once:  # as Linux tells it
+        once.setattr(os, "fdatasync", fail)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            opened.sync()
+    opened.write(windows_of(bytearray(512), 512), 0, 512)
+    for _ in range(2):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            opened.sync()
+    with pytest.raises(OSError, match=os.strerror(code)):
+        opened.close()
+    again = Image(str(image))
+    again.write(windows_of(bytearray(512), 512), 0, 512)
+    again.sync()
+    again.close()
 
 
 def test_cutting_windows() -> None:

@@ -20,6 +20,7 @@ from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.virtual import VirtualBackend
+from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.line import Recording
 from usbvfiod_core.virtual.serial import CARRIER, DATA_SET_READY, IN, NOTIFY, OUT, Serial
 
@@ -326,10 +327,23 @@ def test_a_file_that_takes_no_more_is_told_of_once(
 def test_only_a_regular_file_is_taken(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/null")):
-        with pytest.raises(ConfigError, match="is not a regular file; for a program, use the pseudo-terminal"):
+        with pytest.raises(ConfigError, match=r"file=.* is a (FIFO|character device); name a regular file"):
             open_device(VirtualBackend(), "serial", {"file": str(path)}, StepLoop())
-    with pytest.raises(DeviceError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is a directory; name a regular file"):
         open_device(VirtualBackend(), "serial", {"file": str(tmp_path)}, StepLoop())
+    with pytest.raises(DeviceError, match="No such file or directory"):
+        open_device(VirtualBackend(), "serial", {"file": str(tmp_path / "none" / "x")}, StepLoop())
+
+
+def test_a_locked_image_is_not_appended_to(image: Path, content: bytes, open_port: OpenPort, tmp_path: Path) -> None:
+    drive = Image(str(image))
+    with pytest.raises(DeviceError, match=r"file=.*disk.img is in use by another process or device; detach it there"):
+        open_port(file=str(image))
+    drive.close()
+    assert image.read_bytes() == content
+    open_port(file=str(tmp_path / "log"))
+    with pytest.raises(DeviceError, match="is in use by another process or device"):
+        open_port(file=str(tmp_path / "log"))
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -354,6 +368,10 @@ def test_a_link_where_something_is(tmp_path: Path) -> None:
         open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "port")}, StepLoop())
     with pytest.raises(ConfigError, match="No such file or directory"):
         open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "none" / "port")}, StepLoop())
+    (tmp_path / "link").symlink_to("/etc/localtime")
+    with pytest.raises(ConfigError, match="is a symbolic link to /etc/localtime, and not to a pseudo-terminal"):
+        open_device(VirtualBackend(), "serial", {"link": str(tmp_path / "link")}, StepLoop())
+    assert os.readlink(tmp_path / "link") == "/etc/localtime"
 
 
 def test_the_terminal_is_raw_from_the_beginning(open_port: OpenPort, open_terminal: Callable[[str], int]) -> None:
