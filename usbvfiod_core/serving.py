@@ -10,6 +10,7 @@ from .pci.function import PciFunction
 from .pci.interrupts import Interrupts, Mechanism
 from .usb.device import Loop
 from .vfio_user import transport
+from .vfio_user.access import OWN_USER, SocketAccess
 from .xhci.controller import Controller
 
 VECTORS = 8
@@ -27,6 +28,7 @@ class ControllerServer:
     """A controller, its guest's memory and interrupts, and the socket of its client.
 
     path, fd        where clients come: a socket path, or the number of an inherited socket (exactly one of them)
+    access          who may connect to `path`
     mechanisms      how the function offers to interrupt
     any_memory_file     guest memory may lie in files of any file system
     usb2_ports, usb3_ports      the ports of the root hub
@@ -42,6 +44,7 @@ class ControllerServer:
         *,
         path: str | None = None,
         fd: int | None = None,
+        access: SocketAccess = OWN_USER,
         mechanisms: Iterable[Mechanism] = tuple(Mechanism),
         usb2_ports: int = 8,
         usb3_ports: int = 7,
@@ -68,6 +71,7 @@ class ControllerServer:
             self.memory,
             path=path,
             fd=fd,
+            access=access,
             on_drained=self._run,
             on_ended=on_ended,
             on_closed=on_closed,

@@ -268,7 +268,7 @@ def test_somebody_else_is_told_who_may(serve: Serve) -> None:
 
         assert "only root, and the user who runs the server, root, may use it" in error()
         control.chmod(0o666)
-        assert "only root and user 0 may control this server, and you are user 65534" in error()
+        assert "only root may control this server, and you are user nobody" in error()
 
 
 @pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH\n", b'{"control": 99}\n', b"[1]\n"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,21 @@ from . import completing, completion, config, demo, devices, doctor, look, man, 
 from .checks import Given, settings
 from .groups import SectionedGroup
 
-_OF_A_SERVER = ("socket_path", "fd", "control_path", "no_control", "hotplug_socket_path", "hotplug_fd", "backend")
+_OF_A_SERVER = (
+    "socket_path",
+    "socket_group",
+    "socket_mode",
+    "fd",
+    "control_path",
+    "control_group",
+    "control_mode",
+    "no_control",
+    "hotplug_socket_path",
+    "hotplug_socket_group",
+    "hotplug_socket_mode",
+    "hotplug_fd",
+    "backend",
+)
 
 EPILOG = (
     "Exit codes: 0 ended as asked, 1 failure, 2 wrong command line or configuration, 3 the socket cannot be used, "
@@ -107,6 +121,7 @@ def _options() -> list[click.Parameter]:
             type=click.Path(path_type=Path),
             help="Listen on this Unix socket. A stale one is replaced.",
         ),
+        *_access("socket", "this socket"),
         click.Option(
             ["--fd"],
             metavar="N",
@@ -120,6 +135,7 @@ def _options() -> list[click.Parameter]:
             help="Listen on this Unix socket for the commands that show and control a running server, "
             "rather than where they look for one.",
         ),
+        *_access("control", "the control socket, and may use it"),
         click.Option(["--no-control"], is_flag=True, help="Have no such socket."),
         click.Option(
             ["--hotplug-socket-path"],
@@ -127,6 +143,7 @@ def _options() -> list[click.Parameter]:
             type=click.Path(path_type=Path),
             help="Listen on this Unix socket for the remote control of the Rust program usbvfiod.",
         ),
+        *_access("hotplug-socket", "that socket, and may use it"),
         click.Option(
             ["--hotplug-fd"],
             metavar="N",
@@ -230,6 +247,13 @@ def _options() -> list[click.Parameter]:
             help="Print the version and end.",
         ),
     ]
+
+
+def _access(name: str, what: str) -> Iterator[click.Option]:
+    """Who may connect to a socket."""
+    group, mode = f"--{name}-group", f"--{name}-mode"
+    yield click.Option([group], metavar="GROUP", help=f"Let this group connect to {what}.")
+    yield click.Option([mode], metavar="MODE", help=f"Its mode, in octal digits: 0600, or 0660 with {group}.")
 
 
 @click.pass_context

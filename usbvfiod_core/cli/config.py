@@ -10,6 +10,7 @@ import click
 
 from ..daemon.config import CORE_OPTIONS, Config, DeviceSpec, ServerSettings
 from ..daemon.config_file import LISTS
+from ..daemon.peers import ALL, REQUESTS
 from ..hooks.options import Declared
 from ..options import Schema
 from .checks import Given
@@ -51,6 +52,16 @@ def toml(made: Config, declared: Mapping[str, Declared]) -> Iterator[str]:
     """The lines of a file that means `made`."""
     yield "[server]"
     yield from _pairs(Schema(ServerSettings).to_toml(made.server))
+    control = made.control
+    if control.directories:
+        yield "\n[control]"
+        yield from _pairs({"directories": [str(each) for each in control.directories]})
+    if control.rules:
+        yield "\n[control.allow]"
+        everything = frozenset(REQUESTS)
+        for rule in control.rules:
+            named = [ALL] if rule.requests == everything else [each for each in REQUESTS if each in rule.requests]
+            yield from _pairs({rule.who: named})
     for device in made.devices:
         yield "\n[[device]]"
         yield from _pairs(_device(device))

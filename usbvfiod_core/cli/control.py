@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -16,6 +16,7 @@ import click
 
 from ..daemon import places
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
+from ..vfio_user.access import group_name, user_name
 
 PROTOCOL = 1
 TIMEOUT = 10.0
@@ -210,17 +211,15 @@ def _none_found() -> str:
 def _unreachable(path: Path, error: OSError | ValueError) -> str:
     """Why there is no connection, and what to do."""
     if isinstance(error, PermissionError):
-        return f"permission denied for {path}: only root, and the user who runs the server, {_owner(path)}, may use it"
+        return f"permission denied for {path}: only root, and the user who runs the server, {_owners(path)} may use it"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"no server answers at {path}: {reason}; has it ended, or another --control-path?"
 
 
-def _owner(path: Path) -> str:
+def _owners(path: Path) -> str:
     try:
-        uid = path.stat().st_uid
+        status = path.stat()
     except OSError:  # in a directory that is not for us
-        return "whoever that is"
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+        return "whoever that is,"
+    group = f" and group {group_name(status.st_gid)}" if status.st_mode & stat.S_IWGRP else ""
+    return f"{user_name(status.st_uid)},{group}"

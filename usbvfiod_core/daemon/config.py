@@ -21,10 +21,12 @@ from ..installation import installation
 from ..options import SettingError
 from ..pci.interrupts import Mechanism
 from ..usb.backend import Backend
+from ..vfio_user.access import SocketAccess, access_mistakes, socket_access
 from .address_forms import meant
 from .escapes import escaped, unescaped_address, unescaped_option
 from .guest_ports import no_such_port
 from .matching import Kind, kind_of
+from .peers import Policy
 from .selector import SPIN
 
 MAX_PORTS = 255
@@ -97,10 +99,16 @@ class ServerSettings:
 
     socket_path: Path | None = None
     fd: int | None = None
+    socket_group: str | None = None
+    socket_mode: str | None = None
     control_path: Path | None = None
+    control_group: str | None = None
+    control_mode: str | None = None
     no_control: bool = False
     """No control socket, not even in the place where commands look for one."""
     hotplug_socket_path: Path | None = None
+    hotplug_socket_group: str | None = None
+    hotplug_socket_mode: str | None = None
     hotplug_fd: int | None = None
     backend: str | None = None
     verbose: int = 0
@@ -146,10 +154,22 @@ class ServerSettings:
             yield "hotplug-fd", "hotplug-socket-path and hotplug-fd cannot be used together"
         if self.control_path is not None and self.no_control:
             yield "no-control", "control-path and no-control cannot be used together"
+        for name, instead in (("socket", "fd"), ("control", "no-control"), ("hotplug-socket", "hotplug-fd")):
+            inherited = instead.replace("-", "_")
+            group, mode = (getattr(self, f"{name}_{what}".replace("-", "_")) for what in ("group", "mode"))
+            given = f"{name}-mode" if group is None else f"{name}-group"
+            if getattr(self, inherited) in (None, False):
+                yield from access_mistakes(name, group, mode)
+            elif (group, mode) != (None, None):
+                yield given, f"{given} is for a socket that the server makes, and cannot be used with {instead}"
         if self.quiet and self.verbose:
             yield "quiet", "quiet and verbose cannot be used together"
         if not self.interrupts:
             yield "interrupts", "interrupts names at least one of " + ", ".join(each.value for each in Mechanism)
+
+    def access(self, name: str) -> SocketAccess:
+        """Who may connect to the socket `name`: `socket`, `control` or `hotplug_socket`."""
+        return socket_access(getattr(self, f"{name}_group"), getattr(self, f"{name}_mode"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +195,7 @@ class Config:
     """By plugin, what its own dataclass makes of its configuration; plugins that are given none are left out."""
     selection: PluginSelection = field(default_factory=PluginSelection)
     command_line: CommandLine = field(default_factory=CommandLine)
+    control: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
         gathered = Gathered()

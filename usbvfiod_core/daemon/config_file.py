@@ -10,6 +10,9 @@
     [device.plugins.NAME]            # for a plugin
     key = "value"
 
+    [control.allow]                  # see `control_table`
+    alice = ["list"]
+
     [plugins]
     disable = ["NAME"]               # enable and require are such lists too
     [plugins.NAME]
@@ -44,18 +47,26 @@ from .config import (
     no_backend,
     parse_device,
 )
+from .control_table import read_policy
 from .device_table import DeviceTable, Known
+from .peers import Policy
 from .toml_file import FileError, TomlFile, read_toml
 from .toml_lines import Place
 
 _SERVER = Schema(ServerSettings)
-_TABLES = ("server", "device", "plugins")
+_TABLES = ("server", "control", "device", "plugins")
 LISTS = ("enable", "disable", "require")
 _EXCLUSIVE = (
     ("socket_path", "fd"),
     ("verbose", "quiet"),
     ("hotplug_socket_path", "hotplug_fd"),
     ("control_path", "no_control"),
+    ("fd", "socket_group"),
+    ("fd", "socket_mode"),
+    ("no_control", "control_group"),
+    ("no_control", "control_mode"),
+    ("hotplug_fd", "hotplug_socket_group"),
+    ("hotplug_fd", "hotplug_socket_mode"),
 )
 _ANY_PORT = ServerSettings(usb2_ports=MAX_PORTS - 1, usb3_ports=1)
 """What devices are compared with where it is not known how many ports there are to be."""
@@ -69,6 +80,7 @@ class ConfigFile:
     file: TomlFile
     server: Mapping[str, object]
     plugins: PluginSelection
+    control: Policy
     errors: tuple[ConfigError, ...]
 
 
@@ -81,7 +93,7 @@ def read(path: Path) -> ConfigFile:
             gathered.errors.append(file.error((key,), unknown("table", key, _TABLES)))
     server = _server(file, gathered)
     selection = _selection(file, gathered, as_root=bool(server.get("plugin_files")))
-    return ConfigFile(file, server, selection, tuple(gathered.errors))
+    return ConfigFile(file, server, selection, read_policy(file, gathered), tuple(gathered.errors))
 
 
 def load(
@@ -133,7 +145,8 @@ def load(
         gathered.errors.append(error if said is None else said.error(error.key, str(error)))
     gathered.errors.sort(key=lambda error: error.line if isinstance(error, FileError) else sys.maxsize)
     gathered.raise_all()
-    return Config(server, tuple(devices), plugins, selected, command_line)
+    control = read_file.control if read_file is not None else Policy()
+    return Config(server, tuple(devices), plugins, selected, command_line, control)
 
 
 def merged(command_line: CommandLine, file: ConfigFile | None) -> ServerSettings:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..usb.device import Loop, Timer
-from ..vfio_user.ancillary import peer
+from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.listener import SocketPath, listening
 from .control_client import SLICE, ControlClient, Handle
+from .peers import Gate, Peer
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +35,25 @@ _ACCEPT_PAUSE: Final = 0.5
 
 
 class ControlSocket:
-    """Listens at `path`, or on the inherited socket `fd`, for clients of our own user or root.
+    """Listens at `path`, where those of `access` may connect, or on the inherited socket `fd`. `gate` lets peers in.
 
     `handle` executes a request. All methods are called on the loop's thread.
     """
 
-    def __init__(self, loop: Loop, handle: Handle, *, path: str | None = None, fd: int | None = None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        handle: Handle,
+        gate: Gate,
+        *,
+        path: str | None = None,
+        fd: int | None = None,
+        access: SocketAccess = OWN_USER,
+    ) -> None:
         self._loop = loop
         self._handle = handle
+        self._gate = gate
+        self._access = access
         self._path = path
         self._fd = fd
         self._own: SocketPath | None = None
@@ -72,7 +84,7 @@ class ControlSocket:
 
     def start(self) -> None:
         """Listen. Raises ConfigError."""
-        self._listener, self._own = listening(self._path, self._fd)
+        self._listener, self._own = listening(self._path, self._fd, self._access)
         self._loop.add_reader(self._listener.fileno(), self._acceptable)
 
     def publish(self, event: dict[str, Any]) -> None:
@@ -126,13 +138,15 @@ class ControlSocket:
 
     def _welcome(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        if not may_steer(sock, "control socket"):
-            refusal = {"ok": False, "error": {"kind": "failure", "message": who_may(sock)}}
+        peer = Peer.of(sock)
+        reason = self._gate.turns_away(peer)
+        if reason is not None:
+            refusal = {"ok": False, "error": {"kind": "forbidden", "message": reason}}
             with contextlib.suppress(OSError):
                 sock.send(json.dumps(refusal).encode() + b"\n")
             sock.close()
             return
-        client = ControlClient(sock, self._loop, self._handle, self._client_changed)
+        client = ControlClient(sock, peer, self._loop, self._handle, self._client_changed)
         if len(self._clients) >= MAX_CLIENTS:
             idle = [each for each in self._clients if not each.watching and not each.pending]
             if not idle:
@@ -206,17 +220,3 @@ class ControlSocket:
             self._listen()
             self._acceptable()
         self._go_on()
-
-
-def who_may(sock: socket.socket) -> str:
-    """What to tell a client that is turned away."""
-    return f"only root and user {os.geteuid()} may control this server, and you are user {peer(sock)[1]}"
-
-
-def may_steer(sock: socket.socket, place: str) -> bool:
-    """Whether a client is of a user who may see and steer this server: its own, or root. Others are logged."""
-    _, uid = peer(sock)
-    if uid in (0, os.geteuid()):
-        return True
-    log.warning("user %d was turned away from the %s", uid, place)
-    return False

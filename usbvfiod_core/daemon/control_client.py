@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ..usb.device import Loop
 from ..vfio_user.ancillary import descriptors, room_for
+from .peers import Peer
 
 MAX_LINE: Final = 64 << 10
 """Bytes of a request, its newline included."""
@@ -37,8 +38,9 @@ class ControlClient:
     """
 
     def __init__(
-        self, sock: socket.socket, loop: Loop, handle: Handle, changed: Callable[[ControlClient], object]
+        self, sock: socket.socket, peer: Peer, loop: Loop, handle: Handle, changed: Callable[[ControlClient], object]
     ) -> None:
+        self.peer = peer
         self._socket = sock
         self._loop = loop
         self._handle = handle

@@ -21,6 +21,7 @@ from .escapes import escaped
 from .intents import Attachment, State
 from .matching import describe, matching
 from .opening import AttachmentRefused
+from .peers import Gate
 from .report import attachment_entry, device_entry, endpoint_entry
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ class RequestError(UsbvfiodError):
     """A request that is none; the message says what would be."""
 
 
+class Forbidden(UsbvfiodError):
+    """A request that its peer may not make."""
+
+
 class NotAttached(UsbvfiodError):
     """No attachment is meant, or more than one."""
 
@@ -59,7 +64,8 @@ _TYPES: Final = {str: "a text", int: "a number", bool: "true or false", list: "a
 
 
 class ControlRequests:
-    """Executes requests on attachments. `parse` reads a device specification, the rest is the server's.
+    """Executes requests on attachments, those that `gate` lets through. `parse` reads a device specification, the rest
+    is the server's.
 
     `handle` is for `ControlSocket`; all on the loop's thread.
     """
@@ -69,6 +75,7 @@ class ControlRequests:
         loop: Loop,
         attachments: Attachments,
         backends: Mapping[str, Backend],
+        gate: Gate,
         parse: Callable[[str], DeviceSpec],
         status: Callable[[], dict[str, Any]],
         statistics: Callable[[], list[EndpointStatistics]],
@@ -78,6 +85,7 @@ class ControlRequests:
         self._loop = loop
         self._attachments = attachments
         self._backends = backends
+        self._gate = gate
         self._parse = parse
         self._status = status
         self._statistics = statistics
@@ -104,7 +112,7 @@ class ControlRequests:
     def handle(self, client: ControlClient, request: dict[str, Any], fd: int | None, reply: Reply) -> None:
         """Execute a request and answer it, at once or later. `fd` belongs to it."""
         try:
-            function, arguments = self._check(request, fd)
+            function, arguments = self._check(client, request, fd)
             if fd is not None:
                 arguments["fd"] = fd
             # A request that fails has not taken the descriptor yet.
@@ -218,13 +226,18 @@ class ControlRequests:
         else:
             reply(failure(result))
 
-    def _check(self, request: dict[str, Any], fd: int | None) -> tuple[Callable[..., None], dict[str, Any]]:
-        """The function of a request and its arguments. Raises RequestError."""
+    def _check(
+        self, client: ControlClient, request: dict[str, Any], fd: int | None
+    ) -> tuple[Callable[..., None], dict[str, Any]]:
+        """The function of a request and its arguments. Raises RequestError and Forbidden."""
         name = request.pop("request", None)
         if not isinstance(name, str):
             raise RequestError(f'a request has "request": one of {", ".join(sorted(self._table))}')
         if name not in self._table:
             raise RequestError(unknown("request", name, self._table))
+        refusal = self._gate.refusal(client.peer, name)
+        if refusal is not None:
+            raise Forbidden(refusal)
         function, known = self._table[name]
         for key, value in request.items():
             if key not in known:
@@ -284,4 +297,6 @@ def failure(error: UsbvfiodError) -> dict[str, Any]:
         kind = "request"
     elif isinstance(error, NotAttached):
         kind = "not-attached"
+    elif isinstance(error, Forbidden):
+        kind = "forbidden"
     return {"ok": False, "error": {"kind": kind, "message": str(error)}}

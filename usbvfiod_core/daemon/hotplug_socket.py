@@ -6,6 +6,7 @@ they are let in one by one at a pace at which the guest's transfers do not notic
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -16,15 +17,16 @@ from typing import Final
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop, Timer
+from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.ancillary import descriptors, room_for
 from ..vfio_user.listener import SocketPath, listening
 from .attachments import Attachments
 from .config import DeviceSpec
-from .control import may_steer
 from .control_requests import MAX_ATTACHMENTS, PATIENCE
 from .hotplug_protocol import LENGTH, Code, Command, CommandError, Response, listing, parse
 from .intents import Attachment, State
 from .matching import find_again
+from .peers import Gate, Peer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ PACE: Final = 0.01
 
 
 class HotplugSocket:
-    """Listens at `path`, or on the inherited socket `fd`. `backend` is that of the host's devices, None for none.
+    """Listens at `path`, where those of `access` may connect, or on the inherited socket `fd`. `gate` lets peers and
+    their commands through. `backend` is that of the host's devices, None for none.
 
     All methods are called on the loop's thread.
     """
@@ -48,14 +51,18 @@ class HotplugSocket:
         attachments: Attachments,
         backends: Mapping[str, Backend],
         backend: str | None,
+        gate: Gate,
         *,
         path: str | None = None,
         fd: int | None = None,
+        access: SocketAccess = OWN_USER,
     ) -> None:
         self._loop = loop
         self._attachments = attachments
         self._backends = backends
         self._backend = backend
+        self._gate = gate
+        self._access = access
         self._path = path
         self._fd = fd
         self._own: SocketPath | None = None
@@ -66,7 +73,7 @@ class HotplugSocket:
 
     def start(self) -> None:
         """Listen. Raises ConfigError."""
-        self._listener, self._own = listening(self._path, self._fd)
+        self._listener, self._own = listening(self._path, self._fd, self._access)
         self._arm()
 
     def close(self) -> None:
@@ -104,9 +111,12 @@ class HotplugSocket:
             log.debug("a client of the hotplug socket cannot be accepted: %s", error.strerror)
             return
         sock.setblocking(False)
-        if may_steer(sock, "hotplug socket"):
-            self._clients.add(_Client(sock, self._loop, self._handle, self._closed))
+        peer = Peer.of(sock)
+        if self._gate.turns_away(peer) is None:
+            self._clients.add(_Client(sock, self._loop, partial(self._handle, peer), self._closed))
         else:
+            with contextlib.suppress(OSError):
+                sock.send(_said(Response.INVALID))  # of all that the protocol has to say, the nearest
             sock.close()
 
     def _closed(self, client: _Client) -> None:
@@ -116,8 +126,12 @@ class HotplugSocket:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    def _handle(self, command: Command, fd: int | None, reply: Callable[[bytes], None]) -> None:
-        if command.code is Code.LIST:
+    def _handle(self, peer: Peer, command: Command, fd: int | None, reply: Callable[[bytes], None]) -> None:
+        if self._gate.refusal(peer, command.code.name.lower()) is not None:
+            if fd is not None:
+                os.close(fd)
+            reply(_said(Response.INVALID))
+        elif command.code is Code.LIST:
             plugged = (each for each in self._attachments if each.state is State.PLUGGED)
             reply(listing(each.info.address for each in plugged))
         elif command.code is Code.DETACH:

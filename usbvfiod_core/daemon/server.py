@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -19,20 +19,18 @@ from ..hooks.registry import Registry
 from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
-from . import places
 from .attachments import Attachments
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
-from .control import ControlSocket
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts, cautions
-from .hotplug_socket import HotplugSocket
 from .intents import Attachment, State
 from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .notify import notify, watchdog_interval
 from .reload import carry_out, compare
 from .report import device_entry
+from .steering import Steering
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +77,6 @@ class Server:
         place: Path | None = None,
     ) -> None:
         self._config = config
-        self._control_fd = control_fd
-        self._place = place
-        self._link: Path | None = None
-        self._name = ""
-        """What commands find this server by."""
         self._backends = backends
         self._reloading = False
         self._loop = loop
@@ -95,6 +88,7 @@ class Server:
             loop,
             path=None if config.socket_path is None else str(config.socket_path),
             fd=config.fd,
+            access=config.server.access("socket"),
             mechanisms=config.server.interrupts,
             usb2_ports=ports.usb2,
             usb3_ports=ports.usb3,
@@ -112,12 +106,12 @@ class Server:
         hub.noted = self._noted
         self._declared = registry.declared()
         self._host = host_backend(backends)
-        self.control: ControlSocket | None = None
-        self.hotplug: HotplugSocket | None = None
+        self._steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
         self.requests = ControlRequests(
             loop,
             self.attachments,
             backends,
+            self._steering.gate,
             parse=self._parse,
             status=self._status,
             statistics=self.controller.statistics,
@@ -151,70 +145,25 @@ class Server:
         self._stopping = True
         notify("STOPPING=1")
         self.transport.close()
-        for sock in (self.control, self.hotplug):
-            if sock is not None:
-                sock.close()
-        if self._link is not None:
-            self._link.unlink(missing_ok=True)
+        self._steering.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
 
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        for name, sock in self._steering_sockets():
-            try:
-                sock.start()
-            except ConfigError as error:
-                self._errors.append(SocketError(f"{name}: {error}"))
-                self.stop()
-                return
-        self._be_found()
+        try:
+            self._steering.start(self.requests.handle, self.attachments, self._backends, self._host)
+        except SocketError as error:
+            self._errors.append(error)
+            self.stop()
+            return
         for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
             log.warning("%s", caution)
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self._config.devices:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)
         self._proceed()
-
-    def _steering_sockets(self) -> Iterator[tuple[str, ControlSocket | HotplugSocket]]:
-        """The sockets at which clients steer the server, with the names of the options that bring them."""
-        settings = self._config.server
-        place = _place(settings.control_path, self._control_fd)
-        if place:
-            self.control = ControlSocket(self._loop, self.requests.handle, **place)
-            yield "control", self.control
-        place = _place(settings.hotplug_socket_path, settings.hotplug_fd)
-        if place:
-            self.hotplug = HotplugSocket(self._loop, self.attachments, self._backends, self._host, **place)
-            yield "hotplug", self.hotplug
-
-    def _be_found(self) -> None:
-        """Have a control socket where commands look for it, or a link to the one that there is. A server that cannot
-        serves all the same."""
-        if self._place is None:
-            return
-        try:
-            places.prepare(self._place)
-            if self.control is None:
-                self._name = self._listen_in(self._place)
-            elif self.control.path is not None:
-                self._link = places.link(self._place, self._config.socket_path, self.control.path)
-        except ConfigError as error:
-            log.info("commands such as `usbvfiod list` do not find this server: %s", error)
-
-    def _listen_in(self, place: Path) -> str:
-        """Make the control socket in the directory, under a name that is free; the name. Raises ConfigError."""
-        for name in places.names(self._config.socket_path):
-            control = ControlSocket(self._loop, self.requests.handle, path=str(place / f"{name}.sock"))
-            try:
-                control.start()
-            except ConfigError as error:
-                reason = error
-                continue
-            self.control = control
-            return name
-        raise reason
 
     def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:
         self._starting -= 1
@@ -226,8 +175,9 @@ class Server:
         self._proceed()
 
     def _attachment_changed(self, attachment: Attachment) -> None:
-        if self.control is not None and self.control.watched:
-            self.control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
+        control = self._steering.control
+        if control is not None and control.watched:
+            control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
         self._proceed()
 
     def _noted(self, device: Device, text: str) -> None:
@@ -236,8 +186,9 @@ class Server:
                 self._attachment_changed(attachment)
 
     def _device_changed(self, change: str, info: DeviceInfo) -> None:
-        if self.control is not None and self.control.watched:
-            self.control.publish({"event": "device", "change": change, "device": device_entry(info)})
+        control = self._steering.control
+        if control is not None and control.watched:
+            control.publish({"event": "device", "change": change, "device": device_entry(info)})
 
     def _status(self) -> dict[str, Any]:
         client = self.transport.client
@@ -279,6 +230,7 @@ class Server:
                 known = isinstance(result, UsbvfiodError)
                 done(result if known else ConfigError(f"{type(result).__name__}: {result}"))  # type: ignore[arg-type]
                 return
+            self._steering.set_policy(result.control)
             # What is only read at start stays as it is, and is named at each reload until it is restored.
             self._config = replace(result, server=config.server, plugins=config.plugins, selection=config.selection)
             carry_out(self.attachments, compare(self.attachments, config, result), finished)
@@ -348,8 +300,8 @@ class Server:
         # What is alive now stays so; the collector need not look at it while a guest waits.
         gc.collect()
         gc.freeze()
-        if self._name:
-            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._name)
+        if self._steering.name:
+            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._steering.name)
         where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
         log.info("serving on %s", where)
         notify("READY=1")
@@ -381,10 +333,3 @@ class Server:
             what = "does not open" if attachment.state is State.OPENING else "does not end its transfers"
             log.warning("device %s %s; ending without it", attachment.spec.text, what)
         self._loop.stop()
-
-
-def _place(path: Path | None, fd: int | None) -> dict[str, Any]:
-    """Where a socket is to listen, as its class takes it; empty for nowhere."""
-    if path is not None:
-        return {"path": str(path)}
-    return {} if fd is None else {"fd": fd}

@@ -12,6 +12,7 @@ from errno import ECONNREFUSED, ENOENT, EPROTOTYPE
 from typing import Final
 
 from ..errors import ConfigError
+from .access import OWN_USER, OWNER_ONLY, SocketAccess
 
 MAX_PATH: Final = 107
 """Bytes of a socket path: what sockaddr_un holds besides the NUL."""
@@ -21,10 +22,11 @@ BACKLOG: Final = 64
 class SocketPath:
     """A listening socket at a path that is removed again by `close`, if it is still ours then.
 
-    A stale socket is replaced, one that answers is not. Only our own user may connect (mode 0600).
+    A stale socket is replaced, one that answers is not. `access` says who may connect besides root, and holds before
+    anybody can; unless told otherwise that is our own user only.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, access: SocketAccess = OWN_USER) -> None:
         length = len(os.fsencode(path))
         if not 0 < length <= MAX_PATH:
             raise ConfigError(f"socket path {path!r} is {length} bytes long; it must have 1 to {MAX_PATH}")
@@ -34,10 +36,18 @@ class SocketPath:
         _remove_stale(path)
         self.socket: Final = _unix_socket()
         try:
-            os.fchmod(self.socket.fileno(), 0o600)  # before bind, which takes the mode over
+            os.fchmod(self.socket.fileno(), OWNER_ONLY)  # before bind, which takes the mode over
             self.socket.bind(path)
             status = os.lstat(path)
-            self.socket.listen(BACKLOG)
+            try:
+                access.apply(path)
+                self.socket.listen(BACKLOG)
+            except BaseException:
+                os.unlink(path)
+                raise
+        except ConfigError:
+            self.socket.close()
+            raise
         except FileNotFoundError:
             self.socket.close()
             raise ConfigError(f"socket path {path}: the directory {os.path.dirname(path)} does not exist") from None
@@ -57,10 +67,13 @@ class SocketPath:
             pass  # gone already, or no longer ours to remove
 
 
-def listening(path: str | None, fd: int | None) -> tuple[socket.socket, SocketPath | None]:
-    """A listening socket at `path`, and its path; or the one that was handed down as `fd`, which must be listening."""
+def listening(
+    path: str | None, fd: int | None, access: SocketAccess = OWN_USER
+) -> tuple[socket.socket, SocketPath | None]:
+    """A listening socket at `path`, for those of `access`, and its path; or the one that was handed down as `fd`, which
+    must be listening."""
     if path is not None:
-        own = SocketPath(path)
+        own = SocketPath(path, access)
         return own.socket, own
     assert fd is not None
     sock, listens = inherited(fd)

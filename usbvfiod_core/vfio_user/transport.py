@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
+from .access import OWN_USER, SocketAccess
 from .ancillary import hung_up
 from .connection import HOLD_DEADLINE, MESSAGE_DEADLINE, Connection
 from .listener import SocketPath, inherited
@@ -41,7 +42,8 @@ class ClientFacts:
 
 
 class Server:
-    """Serves `function` and `memory` to clients on `path` or on the inherited descriptor `fd` (exactly one of them).
+    """Serves `function` and `memory` to clients on `path`, which those of `access` may connect to, or on the inherited
+    descriptor `fd` (exactly one of them).
 
     `on_drained` is called after every batch of messages, when all replies are sent: the place to do the work they asked
     for. `on_ended` is called after each client, when its maps and interrupts are dropped. `on_closed` is called when no
@@ -57,6 +59,7 @@ class Server:
         on_drained: Callable[[], object],
         path: str | None = None,
         fd: int | None = None,
+        access: SocketAccess = OWN_USER,
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
         message_deadline: float = MESSAGE_DEADLINE,
@@ -72,6 +75,7 @@ class Server:
         self._on_closed: Final = on_closed
         self._path: Final = path
         self._inherited_fd: Final = fd
+        self._access: Final = access
         self._message_deadline: Final = message_deadline
         self._hold_deadline: Final = hold_deadline
         self._own: SocketPath | None = None
@@ -85,7 +89,7 @@ class Server:
     def start(self) -> None:
         """Listen, or serve the connected socket. Raises ConfigError."""
         if self._path is not None:
-            self._own = SocketPath(self._path)
+            self._own = SocketPath(self._path, self._access)
             self._listener = self._own.socket
         else:
             assert self._inherited_fd is not None

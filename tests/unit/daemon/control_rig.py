@@ -17,6 +17,7 @@ from usbvfiod_core.daemon import log
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.control import ControlSocket
 from usbvfiod_core.daemon.control_requests import ControlRequests
+from usbvfiod_core.daemon.peers import Gate, Policy
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.xhci.statistics import EndpointStatistics
 
@@ -122,10 +123,12 @@ class ControlRig(Rig):
         self.hub.at_once = True
         self.path = directory / "control.sock"
         self.statistics: list[EndpointStatistics] = []
+        self.gate = Gate("control socket", Policy())
         self.requests = ControlRequests(
             self.loop,
             self.attachments,
             {"toys": self.backend},
+            self.gate,
             parse=lambda text: parse_device(text, TOYS, "toys"),
             status=lambda: {
                 "server": {
@@ -145,7 +148,7 @@ class ControlRig(Rig):
             reload=lambda done: done(ConfigError("there is no file")),
             log_level=log.set_level,
         )
-        self.control = ControlSocket(self.loop, self.requests.handle, path=str(self.path))
+        self.control = ControlSocket(self.loop, self.requests.handle, self.gate, path=str(self.path))
         self.attachments.changed = lambda attachment: self.control.publish(
             {"event": "attachment", "attachment": self.requests.entry(attachment)}
         )

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.daemon.control_rig import SCHEMA, ControlRig, check, control_rig
 from tests.unit.daemon.toys import TOYS, ToyOptions
 from usbvfiod_core import ConfigError, DeviceError
-from usbvfiod_core.daemon import control
+from usbvfiod_core.daemon import peers
 from usbvfiod_core.daemon.control import MAX_CLIENTS, ControlSocket
 from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS
 from usbvfiod_core.xhci.statistics import EndpointStatistics
@@ -270,16 +270,16 @@ def test_a_descriptor_comes_with_a_request(rig: ControlRig) -> None:
 
 
 def test_other_users_are_turned_away(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control.os, "geteuid", lambda: 4711)  # type: ignore[attr-defined]
-    if os.getuid() == 0:
-        monkeypatch.setattr(control, "peer", lambda sock: (1, 4712))
+    monkeypatch.setattr(peers.os, "geteuid", lambda: 4711)  # type: ignore[attr-defined]
+    monkeypatch.setattr(peers.Peer, "of", lambda sock: peers.Peer(4712, frozenset()))
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(str(rig.path))
         rig.loop.run_ready()
         refusal = json.loads(stranger.recv(1000))
         check("failure", refusal)
-        assert refusal["error"]["message"].startswith(
-            "only root and user 4711 may control this server, and you are user"
+        assert refusal["error"]["message"] == (
+            "only root, 4711 may control this server, and you are user 4712; "
+            "[control.allow] in its configuration lets others in"
         )
         assert stranger.recv(100) == b""
     assert rig.control.clients == 0
@@ -321,7 +321,7 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "inherited"))
         listener.listen()
-        server = ControlSocket(rig.loop, rig.requests.handle, fd=os.dup(listener.fileno()))
+        server = ControlSocket(rig.loop, rig.requests.handle, rig.gate, fd=os.dup(listener.fileno()))
         server.start()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "inherited"))
@@ -330,7 +330,7 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
         server.close()
     here, there = socket.socketpair()
     with here, there, pytest.raises(ConfigError, match="does not listen"):
-        ControlSocket(rig.loop, rig.requests.handle, fd=os.dup(here.fileno())).start()
+        ControlSocket(rig.loop, rig.requests.handle, rig.gate, fd=os.dup(here.fileno())).start()
 
 
 def test_a_device_does_what_is_said_to_it(rig: ControlRig) -> None:

@@ -17,6 +17,7 @@ from usbvfiod_core import ConfigError, DeviceError, DeviceWithheld, Speed
 from usbvfiod_core.daemon import hotplug_socket
 from usbvfiod_core.daemon.hotplug_protocol import Code, Command, CommandError, Response, listing, parse
 from usbvfiod_core.daemon.hotplug_socket import MAX_CLIENTS, HotplugSocket
+from usbvfiod_core.daemon.peers import HOTPLUG, Gate, Policy
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -87,7 +88,10 @@ class HotplugRig(Rig):
         self.attachments = self.make_attachments()
         self.hub.at_once = True
         self.path = directory / "hotplug.sock"
-        self.socket = HotplugSocket(self.loop, self.attachments, {"toys": self.backend}, backend, path=str(self.path))
+        self.gate = Gate("hotplug socket", Policy(), HOTPLUG)
+        self.socket = HotplugSocket(
+            self.loop, self.attachments, {"toys": self.backend}, backend, self.gate, path=str(self.path)
+        )
         self.socket.start()
 
     def client(self) -> socket.socket:
@@ -272,11 +276,6 @@ def test_silent_clients_do_not_keep_others_out(rig: HotplugRig, monkeypatch: pyt
     assert rig.say(b"\2\0\0") == b"\1\0"
     for client in silent:
         client.close()
-
-
-def test_another_user_is_turned_away(rig: HotplugRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug_socket, "may_steer", lambda sock, place: False)
-    assert rig.say(b"\2\0\0") == b""
 
 
 def test_a_device_is_passed_while_the_server_ends(rig: HotplugRig) -> None:

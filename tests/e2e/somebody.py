@@ -1,0 +1,67 @@
+"""`usbvfiod` as another user of this host, for tests that root runs.
+
+The interpreter may be where only root can read. So each process loads what it needs as root, by running a command that
+changes nothing, and becomes the other user then: its user, its groups, no capability, nothing in common with root.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from usbvfiod_core.testing.limits import PATIENCE
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+ALICE, BOB, SERVER = 54321, 54322, 54323
+"""Users that no host has; their groups have the same numbers."""
+OPERATORS = 54330
+"""A group."""
+
+_BECOME = """
+import contextlib, io, os, sys
+from usbvfiod_core.cli import main
+_, user, groups, *arguments = sys.argv
+user, groups = int(user), [int(each) for each in groups.split(",") if each]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    sys.argv[:] = ["usbvfiod", "plugins", "--json"]
+    main()
+import usbvfiod_core.daemon.server, usbvfiod_core.cli.steer, http, email, encodings.idna
+os.setgroups(groups)
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+sys.argv[:] = ["usbvfiod", *arguments]
+sys.exit(main())
+"""
+
+
+def somebody(user: int, *groups: int) -> tuple[str, ...]:
+    """The words of a process that is `usbvfiod` as this user, in these groups besides its own; arguments follow."""
+    return sys.executable, "-c", _BECOME, str(user), ",".join(map(str, groups))
+
+
+def run_as(user: int, *arguments: str | Path, groups: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
+    """Run it to its end; stdout and stderr are text."""
+    return subprocess.run(
+        [*somebody(user, *groups), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+@contextmanager
+def public_directory(owner: int = 0) -> Iterator[Path]:
+    """A directory of this owner that everybody may enter, and its ways too, which pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        os.chown(name, owner, owner)
+        yield Path(name)

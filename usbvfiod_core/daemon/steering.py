@@ -1,0 +1,150 @@
+"""The sockets at which clients steer a server, who may come to them, and the place where commands find them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..usb.backend import Backend
+from ..usb.device import Loop
+from . import places
+from .attachments import Attachments
+from .config import ServerSettings, SocketError
+from .control import ControlSocket
+from .control_client import Handle
+from .hotplug_socket import HotplugSocket
+from .peers import HOTPLUG, Gate, Policy
+
+log = logging.getLogger(__name__)
+
+
+class Steering:
+    """The control socket and the hotplug socket of a server, as far as it has them.
+
+    `control_fd` is an inherited control socket, `place` the directory in which commands look for servers. All on the
+    loop's thread.
+    """
+
+    def __init__(
+        self, loop: Loop, settings: ServerSettings, policy: Policy, *, control_fd: int | None, place: Path | None
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._control_fd = control_fd
+        self._place = place
+        self._link: Path | None = None
+        self._access = {name: settings.access(name) for name in ("socket", "control", "hotplug_socket")}
+        self._gates = {
+            "control": Gate("control socket", policy),
+            "hotplug_socket": Gate("hotplug socket", policy, HOTPLUG),
+        }
+        self.control: ControlSocket | None = None
+        self.hotplug: HotplugSocket | None = None
+        self.name = ""
+        """What commands find this server by; empty if they do not, or by a link."""
+        self.set_policy(policy)
+
+    @property
+    def gate(self) -> Gate:
+        """Of the control socket."""
+        return self._gates["control"]
+
+    def set_policy(self, policy: Policy) -> None:
+        """From now on peers may do this."""
+        for name, gate in self._gates.items():
+            gate.policy = policy.with_group(self._access[name].gid)
+
+    def start(
+        self, handle: Handle, attachments: Attachments, backends: Mapping[str, Backend], host: str | None
+    ) -> None:
+        """Listen. `host` is the backend of the host's devices. Raises SocketError."""
+        settings, access = self._settings, self._access
+        self._look()
+        try:
+            where = _where(settings.control_path, self._control_fd)
+            if where:
+                control = ControlSocket(self._loop, handle, self.gate, **where, access=access["control"])
+                control.start()
+                self.control = control
+        except ConfigError as error:
+            raise SocketError(f"control: {error}") from None
+        try:
+            where = _where(settings.hotplug_socket_path, settings.hotplug_fd)
+            if where:
+                gate = self._gates["hotplug_socket"]
+                hotplug = HotplugSocket(
+                    self._loop, attachments, backends, host, gate, **where, access=access["hotplug_socket"]
+                )
+                hotplug.start()
+                self.hotplug = hotplug
+        except ConfigError as error:
+            raise SocketError(f"hotplug: {error}") from None
+        self._be_found(handle)
+
+    def close(self) -> None:
+        """Hang up on everybody, and remove what was made."""
+        for sock in (self.control, self.hotplug):
+            if sock is not None:
+                sock.close()
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Say what may not be meant so, and refuse what cannot be."""
+        settings = self._settings
+        if self._control_fd is not None and settings.control_path is None:
+            for key, value in (("group", settings.control_group), ("mode", settings.control_mode)):
+                if value is not None:
+                    raise SocketError(
+                        f"control-{key} is for a socket that the server makes; whoever has made this one (SocketGroup= "
+                        "and SocketMode= in a unit) gives it its group and mode"
+                    )
+        for caution in self._cautions():
+            log.warning("%s", caution)
+
+    def _cautions(self) -> Iterator[str]:
+        settings = self._settings
+        paths = (settings.socket_path, settings.control_path, settings.hotplug_socket_path)
+        for access, path in zip(self._access.values(), paths, strict=True):
+            if path is not None:
+                yield from access.cautions(str(path))
+
+    def _be_found(self, handle: Handle) -> None:
+        """Have a control socket where commands look for it, or a link to the one that there is. A server that cannot
+        serves all the same."""
+        if self._place is None:
+            return
+        try:
+            places.prepare(self._place)
+            if self.control is None:
+                self.name = self._listen_in(self._place, handle)
+            elif self.control.path is not None:
+                self._link = places.link(self._place, self._settings.socket_path, self.control.path)
+        except ConfigError as error:
+            log.info("commands such as `usbvfiod list` do not find this server: %s", error)
+
+    def _listen_in(self, place: Path, handle: Handle) -> str:
+        """Make the control socket in the directory, under a name that is free; the name. Raises ConfigError."""
+        for name in places.names(self._settings.socket_path):
+            path = str(place / f"{name}.sock")
+            control = ControlSocket(self._loop, handle, self.gate, path=path, access=self._access["control"])
+            try:
+                control.start()
+            except ConfigError as error:
+                reason = error
+                continue
+            self.control = control
+            return name
+        raise reason
+
+
+def _where(path: Path | None, fd: int | None) -> dict[str, Any]:
+    """Where a socket is to listen, as its class takes it; empty for nowhere."""
+    if path is not None:
+        return {"path": str(path)}
+    return {} if fd is None else {"fd": fd}
