@@ -329,7 +329,7 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
             assert json.loads(client.recv(1000))["control"] == 1
         server.close()
     here, there = socket.socketpair()
-    with here, there, pytest.raises(ConfigError, match="does not listen"):
+    with here, there, pytest.raises(ConfigError, match="is not a listening socket"):
         ControlSocket(rig.loop, rig.requests.handle, rig.gate, fd=os.dup(here.fileno())).start()
 
 
