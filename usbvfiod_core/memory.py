@@ -5,7 +5,8 @@ out here. A file is mapped once as a whole and regions are slices of it, because
 file dozens of times while a firmware boots (notes: QEMU's PAM regions).
 
 A memoryview that was handed out keeps its pages mapped after `unmap`; `mmap.close` is never called. Whoever keeps
-views across messages compares `generation` and resolves them anew when it has changed.
+views across messages compares `generation` and resolves them anew when it has changed. Whoever answers the guest while
+a device may still write to a view withdraws it first (`withdraw`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import mmap
 import os
 import stat
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from .errors import ClientError, GuestMemoryError, UnsharedMemoryError
+
+if TYPE_CHECKING:
+    from .mapping import Place, Withdrawn
 
 PAGE_SIZE = 4096
 MAX_REGIONS = 65535
@@ -43,10 +48,12 @@ _F_SEAL_SHRINK = 0x0002
 class _Backing:
     """A file mapped as a whole, shared by the regions that lie in it."""
 
-    __slots__ = ("key", "map", "regions", "sealed", "view", "writable")
+    __slots__ = ("fd", "key", "map", "page", "place", "regions", "sealed", "view", "writable")
 
     def __init__(self, fd: int, key: tuple[int, int], size: int) -> None:
         self.key = key
+        self.fd = -1
+        self.place: Place | None = None
         try:
             self.map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
             self.writable = True
@@ -57,6 +64,14 @@ class _Backing:
         self.regions = 0
         # A file that can shrink under a mapping kills its reader with SIGBUS; see GuestMemory.check.
         self.sealed = bool((_seals(fd) or 0) & _F_SEAL_SHRINK)
+        # What huge pages are behind is mapped once more by its descriptor only.
+        self.page = max(os.fstatvfs(fd).f_bsize, PAGE_SIZE)
+        if self.page > PAGE_SIZE:
+            self.fd = os.dup(fd)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class Region:
@@ -93,6 +108,7 @@ class GuestMemory:
         self._backings: dict[tuple[int, int], _Backing] = {}
         self._unsealed = False
         self._last = Region(0, 0, False, False)
+        self._former: list[Place] = []
 
     # -- the client's side: DMA_MAP and DMA_UNMAP ---------------------------------------------------------
 
@@ -202,6 +218,31 @@ class GuestMemory:
         for backing in list(self._backings.values()):
             if not backing.sealed and backing.map.size() < len(backing.view):
                 self._truncated(backing)
+
+    def withdraw(self, windows: Sequence[memoryview]) -> Withdrawn:
+        """Windows that were handed out and may be written to when nobody expects it any more: their pages are handed
+        out at another place from now on. `Withdrawn.revoke` then takes them away from whoever has them; before, those
+        who have others in the same pages (`Withdrawn.meets`) have to give them back.
+
+        Buffers of this process (`map_buffer`) cannot be taken away. Raises OSError if the process has no room for
+        another mapping.
+        """
+        from .mapping import Withdrawn
+
+        withdrawn = Withdrawn(windows, self._places())
+        for backing in self._all_backings():
+            if backing.place in withdrawn.touched:
+                self._move(backing)
+        return withdrawn
+
+    def revoke_all(self) -> None:
+        """Nothing that was handed out reaches the guest any more: it is let go of while devices may still have some of
+        its memory. `unmap_all` follows. Raises OSError."""
+        from .mapping import failure
+
+        for place in self._places():
+            if place.owner is not None and not place.revoke():
+                raise failure()
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -327,6 +368,37 @@ class GuestMemory:
         for region in gone:
             if region.backing is not None:
                 region.backing.regions -= 1
+        self._last = Region(0, 0, False, False)
+        self.generation += 1
+
+    def _all_backings(self) -> set[_Backing]:
+        """Every file; one that has grown since it was mapped is there twice."""
+        return {*self._backings.values(), *(each.backing for each in self._regions if each.backing is not None)}
+
+    def _places(self) -> list[Place]:
+        """Where files are mapped whose windows can be written, now and earlier."""
+        from .mapping import Place
+
+        places = {place for place in self._former if place.owner is not None}
+        for backing in self._all_backings():
+            if backing.writable:
+                if backing.place is None:
+                    backing.place = Place(backing.map, backing.page)
+                places.add(backing.place)
+        self._former = list(places)
+        return self._former
+
+    def _move(self, backing: _Backing) -> None:
+        """Hand out the file at another place from now on."""
+        from .mapping import Place
+
+        assert backing.place is not None
+        owner = backing.place.again(backing.fd)
+        backing.view = memoryview(owner).cast("B")
+        backing.place = Place(owner, backing.page)
+        for region in self._regions:
+            if region.backing is backing and region.view is not None:
+                region.view = backing.view[region.offset : region.offset + region.end - region.start]
         self._last = Region(0, 0, False, False)
         self.generation += 1
 

@@ -99,7 +99,7 @@ class _Loop(ServerLoop):
 class Serving:
     """A server with a fake controller, on a loop in a thread of its own. `close` fails if the loop saw an exception.
 
-    The server's own deadlines are DEADLINE seconds, which no test lives to see: `pass_time` puts its clock forward.
+    The server's own deadline is DEADLINE seconds, which no test lives to see: `pass_time` puts its clock forward.
     """
 
     def __init__(self, vectors: int = 8, mechanisms: Collection[Mechanism] = ALL, **options: Any) -> None:
@@ -122,7 +122,7 @@ class Serving:
                 self.memory,
                 on_drained=self._drained,
                 on_closed=self.closed.set,
-                **{"message_deadline": DEADLINE, "hold_deadline": DEADLINE, **options},
+                **{"message_deadline": DEADLINE, **options},
             )
             self.call(self.server.start)
         except BaseException:

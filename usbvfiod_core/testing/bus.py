@@ -136,8 +136,7 @@ class DirectBus(Bus):
         super().__init__(ram if ram is not None else GuestRam(), interrupters, interrupts)
         self.loop = loop if loop is not None else StepLoop()
         self.memory = GuestMemory()
-        for span in self.ram.spans:
-            self.memory.map_buffer(span.address, self.ram.window(span.address, span.size))
+        self.map_ram()
         self._held = 0
         self._scheduled = False
         self._busy = 0
@@ -166,6 +165,11 @@ class DirectBus(Bus):
         self.mechanism = mechanism
         msix, msi = mechanism is Mechanism.MSIX, mechanism is Mechanism.MSI
         self.interrupts.configure(Enables(msix=msix, msi=msi, messages=self.vectors, bus_master=True))
+
+    def map_ram(self) -> None:
+        """Map the guest's RAM, as a client does by DMA_MAP; it is mapped to begin with."""
+        for span in self.ram.spans:
+            self.memory.map(span.address, span.size, self.ram.fd, span.offset)
 
     def plug(self, device: Device, port_id: int | None = None) -> int:
         """Plug a device into a root hub port; returns the port's number, counted from 1."""

@@ -22,8 +22,6 @@ from .session import MAX_PENDING_FDS, Session
 
 MESSAGE_DEADLINE: Final = 10.0
 """Seconds within which a message that has begun, or the first one, must be complete."""
-HOLD_DEADLINE: Final = 1.0
-"""Seconds after which DMA_UNMAP and DEVICE_RESET are answered whatever is in flight; QEMU gives up after 5."""
 SETTLE_DELAY: Final = 0.5
 """Seconds after a change of the DMA maps until files that are no longer mapped are let go."""
 CHUNKS: Final = 4
@@ -55,7 +53,6 @@ class Connection:
         on_gone: Callable[[str | None], object],
         first_message_deadline: bool,
         message_deadline: float = MESSAGE_DEADLINE,
-        hold_deadline: float = HOLD_DEADLINE,
     ) -> None:
         self._socket: Final = sock
         self._fd: Final = sock.fileno()
@@ -64,7 +61,6 @@ class Connection:
         self._on_drained: Final = on_drained
         self._on_gone: Final = on_gone
         self._message_deadline: Final = message_deadline
-        self._hold_deadline: Final = hold_deadline
         self._greeted = not first_message_deadline
         self.pid, self.uid = peer(sock)
         self.session: Final = Session(
@@ -83,7 +79,6 @@ class Connection:
         self._reading = False
         self._writing = False
         self._deadline: Timer | None = None
-        self._hold_timer: Timer | None = None
         self._settle_timer: Timer | None = None
         self._generation = memory.generation
         if first_message_deadline:
@@ -98,7 +93,7 @@ class Connection:
         self._pause()
         if self._writing:
             self._loop.remove_writer(self._fd)
-        for timer in (self._deadline, self._hold_timer, self._settle_timer):
+        for timer in (self._deadline, self._settle_timer):
             if timer is not None:
                 timer.cancel()
         self.session.close()
@@ -165,8 +160,6 @@ class Connection:
             self._pause()
             if not session.held:
                 self._loop.call_soon(self._continue)
-            elif self._hold_timer is None:
-                self._hold_timer = self._loop.call_later(self._hold_deadline, session.release)
             return False
         if session.partial:
             if self._deadline is None:
@@ -189,9 +182,6 @@ class Connection:
 
     def _resume(self) -> None:
         """The session has answered a message that it held."""
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
         self._loop.call_soon(self._continue)
 
     def _listen(self) -> None:

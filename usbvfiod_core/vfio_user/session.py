@@ -209,16 +209,14 @@ class Session:
 
     @property
     def held(self) -> bool:
-        """A message waits for transfers to end; the transport calls `release` if that takes too long."""
+        """A message waits for transfers to end."""
         return self._hold is not None
 
     def release(self) -> None:
-        """Answer the message that is held, if there is one: its transfers have ended, or are given up."""
+        """Answer the message that is held, if there is one: no transfer uses the memory any more."""
         hold = self._hold
         if hold is None:
             return
-        if not hold.settled:
-            self._complain(f"{_name(hold.command)}: answered with transfers still in flight")
         self._hold = hold.session = None
         self._answer(hold.message_id, hold.command, hold.flags, hold.finish)
         self._resume()

@@ -19,7 +19,7 @@ from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
 from .access import OWN_USER, SocketAccess
 from .ancillary import hung_up
-from .connection import HOLD_DEADLINE, MESSAGE_DEADLINE, Connection
+from .connection import MESSAGE_DEADLINE, Connection
 from .listener import SocketPath, inherited
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,6 @@ class Server:
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
         message_deadline: float = MESSAGE_DEADLINE,
-        hold_deadline: float = HOLD_DEADLINE,
     ) -> None:
         if (path is None) == (fd is None):
             raise ConfigError("a server needs either a socket path or a file descriptor")
@@ -77,7 +76,6 @@ class Server:
         self._inherited_fd: Final = fd
         self._access: Final = access
         self._message_deadline: Final = message_deadline
-        self._hold_deadline: Final = hold_deadline
         self._own: SocketPath | None = None
         self._listener: socket.socket | None = None
         self._connection: Connection | None = None
@@ -121,7 +119,10 @@ class Server:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-            self._function.reset(_nothing)
+            given_back: list[bool] = []
+            self._function.reset(lambda: given_back.append(True))
+            if not given_back:
+                self._memory.revoke_all()  # devices still have some of it
         self._memory.unmap_all()
         self._memory.settle()
 
@@ -185,7 +186,6 @@ class Server:
             # A connected socket that was handed down may be waiting for a VM that starts much later.
             first_message_deadline=accepted,
             message_deadline=self._message_deadline,
-            hold_deadline=self._hold_deadline,
         )
 
     def _client_introduced(self) -> None:
@@ -204,25 +204,17 @@ class Server:
         else:
             log.warning("the client was dropped: %s", reason)
         self._connection = None
-        # Nobody is accepted before the reset is over; the next client waits in the backlog meanwhile.
+        # Nobody is accepted before the reset is over, and with it whatever a device could still do to the memory of the
+        # last guest; the next client waits in the backlog meanwhile.
         ending = self._ending = object()
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
-        self._timer = self._loop.call_later(self._hold_deadline, self._given_up, ending)
         self._function.reset(lambda: self._ended(ending))
-
-    def _given_up(self, ending: object) -> None:
-        if self._ending is ending:
-            log.warning("transfers of the last client are still in flight; going on without them")
-            self._ended(ending)
 
     def _ended(self, ending: object) -> None:
         if self._ending is not ending:
             return
         self._ending = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._memory.unmap_all()
         self._memory.settle()
         if self._on_ended is not None:
@@ -234,7 +226,3 @@ class Server:
             self._listen()
         elif self._on_closed is not None:
             self._on_closed()
-
-
-def _nothing() -> None:
-    pass

@@ -21,6 +21,7 @@ from .interrupters import Interrupters
 from .journal import CONTROLLER, Journal
 from .mfindex import MicroframeIndex
 from .remapping import REMAP_SECONDS, Remapping
+from .revocation import Revocations
 from .root_hub import RootHub
 from .slot import when_all
 from .slot_table import SlotTable
@@ -80,6 +81,8 @@ class Controller:
         self.microframe = self._mfindex.read
         self.table = SlotTable(registers, usb2_ports + usb3_ports, self)
         self._slots = self.table.slots
+        self._revocations = Revocations(memory, self.table.endpoints)
+        self.revoke = self._revocations.revoke
         self.hub = RootHub(registers, usb2_ports, usb3_ports, self)
         self.interrupters = Interrupters(
             registers, memory, loop, interrupters, interrupt, self.work_due, self.host_system_error
@@ -356,8 +359,13 @@ class Controller:
     def _drain_for_halt(self) -> None:
         if self._dwords[_USBCMD >> 2] & spec.USBCMD_RS:
             return
-        self._halt_timer = self.loop.call_later(HALT_SECONDS, self._halted)
+        self._halt_timer = self.loop.call_later(HALT_SECONDS, self._halt_overdue)
         when_all([endpoint.rewind for endpoint in self.table.endpoints()], self._halted)
+
+    def _halt_overdue(self) -> None:
+        self._halt_timer = None
+        self._revocations.revoke_now()
+        self._halted()
 
     def _halted(self) -> None:
         if self._halt_timer is not None:
@@ -376,6 +384,7 @@ class Controller:
         self._commands.halt()
         for endpoint in self.table.endpoints():
             endpoint.device_gone(lambda: None)
+        self._revocations.revoke_now()
 
     def _begin_reset(self, done: Callable[[], object] | None) -> None:
         if done is not None:

@@ -5,8 +5,8 @@ transfer that has ended. A device may end a transfer inside `submit`, so complet
 retires TDs strictly in the order of their ring.
 
 Whatever stops an endpoint (an error, Stop Endpoint, a reset, the device's removal) goes through `drain`: cancel what
-is in flight, wait until every transfer is back, then go on. So nothing touches guest memory for a TD that the driver
-has been told is over.
+is in flight, wait until every transfer is back, then go on. What a device keeps for too long is given up on, and its
+windows are revoked first. So nothing touches guest memory for a TD that the driver has been told is over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
+from typing import TYPE_CHECKING
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..usb.device import Device, Timer
@@ -28,15 +29,18 @@ from .td import Td, TdFault, report, report_skipped
 from .transfer_ring import TransferRing
 from .xhc import Xhc
 
+if TYPE_CHECKING:
+    from ..mapping import Withdrawn
+
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = {TransferType.CONTROL: 1, TransferType.BULK: 8, TransferType.INTERRUPT: 4, TransferType.ISOCHRONOUS: 64}
 """TDs of a ring in flight. Windows' rings are not consistent much further ahead (checklist 7); isochronous TDs are
 short, and 64 of them are 8 ms at high speed."""
 
-CANCEL_TIMEOUT = 2.0
-"""Seconds after which a device that does not give a cancelled transfer back is not waited for any more; Linux
-declares the controller dead after 5 s."""
+CANCEL_TIMEOUT = 1.0
+"""Seconds after which a device that does not give a cancelled transfer back is not waited for any more. Linux declares
+the controller dead after 5 s, and QEMU its server when DMA_UNMAP takes as long."""
 
 _EVENT = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
@@ -70,6 +74,7 @@ class TransferEngine(ABC):
         self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT
         self._due: list[TransferRing] = []
         self._outstanding = 0
+        self._revoking = False
         self._running = False
         self._drained: list[Callable[[], None]] = []
         self._deadline: Timer | None = None
@@ -109,7 +114,7 @@ class TransferEngine(ABC):
         rings take turns at being the first that fetches.
         """
         if self._drained:
-            if self._outstanding == 0:
+            if self._outstanding == 0 and not self._revoking:
                 self._finish_drain()
             return False
         self._answer_doorbell()
@@ -332,7 +337,7 @@ class TransferEngine(ABC):
         if self._outstanding == 0:
             self._finish_drain()
         else:
-            self._deadline = self._xhc.loop.call_later(CANCEL_TIMEOUT, self._give_up)
+            self._deadline = self._xhc.loop.call_later(CANCEL_TIMEOUT, self._overdue)
 
     def _finish_drain(self) -> None:
         if self._deadline is not None:
@@ -345,14 +350,27 @@ class TransferEngine(ABC):
             except GuestMemoryError as error:
                 self._xhc.host_system_error(error)
 
-    def _give_up(self) -> None:
+    def _overdue(self) -> None:
         self._deadline = None
+        self._xhc.revoke(self.give_up(), self.revoked)
+
+    def give_up(self) -> list[memoryview]:
+        """Wait no more for what the device keeps; returns its windows. The drain is over when they are revoked, and
+        `revoked` is called then."""
+        kept: list[memoryview] = []
+        self._revoking = True
         for ring in self.rings():
             for td in ring.inflight:
                 if not td.ended:
                     log.error("endpoint %#04x: the device keeps a cancelled transfer: %r", self.address, td.transfer)
                     td.ended = True
+                    kept += td.windows or ()
         self._outstanding = 0
+        return kept
+
+    def revoked(self) -> None:
+        """What the device has kept is no guest memory any more."""
+        self._revoking = False
         if not self.queued:
             self._xhc.ready(self)
 
@@ -390,14 +408,19 @@ class TransferEngine(ABC):
             self._xhc.ready(self)
 
     def uses(self, start: int, end: int) -> bool:
-        """Whether a transfer in flight may touch guest memory in this range."""
+        """Whether a transfer in flight, or one that was given up on and is not revoked, may touch guest memory in this
+        range."""
         return any(
             trb.parameter < end and start < trb.parameter + (trb.status & spec.TRB_LENGTH_MASK)
             for ring in self.rings()
             for td in ring.inflight
-            if not td.ended
+            if not td.ended or self._revoking
             for trb in td.trbs
         )
+
+    def shares(self, withdrawn: Withdrawn) -> bool:
+        """Whether a transfer in flight has a window in these pages of guest memory."""
+        return any(withdrawn.meets(td.windows or ()) for ring in self.rings() for td in ring.inflight if not td.ended)
 
     def device_gone(self, then: Callable[[], None]) -> None:
         """The device is unplugged: no event any more, though commands still work; `then` when nothing is in flight."""

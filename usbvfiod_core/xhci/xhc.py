@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import GuestMemoryError
@@ -23,6 +24,10 @@ class Xhc(Protocol):
 
     def ready(self, endpoint: Runnable) -> None:
         """Call `endpoint.run` soon."""
+        ...
+
+    def revoke(self, windows: Sequence[memoryview], done: Callable[[], object]) -> None:
+        """Take guest memory away from a device that does not give it back; `done` when it has none of it any more."""
         ...
 
     def host_system_error(self, error: GuestMemoryError) -> None:

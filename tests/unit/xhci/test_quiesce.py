@@ -120,7 +120,7 @@ def test_while_halted(make_rig: Callable[..., Rig], halted: bool) -> None:
     if halted:
         rig.driver.halt()
     unmap = Unmap(rig, *EVERYTHING)
-    assert unmap.done == 0
+    assert unmap.done == halted  # a controller that has halted has nothing in flight
     rig.device.answers(BULK_IN, TransferStatus.CANCELLED)
     rig.bus.run()
     assert unmap.done == 1
