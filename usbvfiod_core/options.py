@@ -18,13 +18,14 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .errors import ConfigError, Gathered, PluginError, each_error, unknown
+from .errors import ConfigError, Gathered, PluginError, UsbvfiodError, each_error, unknown
 
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 _NAMES: dict[type, str] = {
@@ -45,6 +46,15 @@ class SettingError(ConfigError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+@contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """What is raised inside is because of this option: as a SettingError."""
+    try:
+        yield
+    except UsbvfiodError as error:
+        raise SettingError(key, str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,11 @@ class Field:
     def choices(self) -> list[str]:
         """Its values as text, if there are only a few."""
         return ["true", "false"] if _bare(self.type) is bool else _choices(_bare(self.type))
+
+    @property
+    def is_path(self) -> bool:
+        """Whether its values are paths."""
+        return _bare(self.type) is Path
 
     def made(self, key: str, value: Any, text: bool) -> object:
         """Its value, of what was written under `key`. Raises SettingError."""

@@ -1,4 +1,4 @@
-"""What shells offer, with a server that runs, and in a real bash."""
+"""What shells offer, with a server that runs, and in real shells."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,15 @@ from tests.e2e.process import COMMAND
 from usbvfiod_core.testing.limits import PATIENCE
 
 PROGRAM = Path(sys.executable).parent / "usbvfiod"
+PATH = f"{PROGRAM.parent}:{os.environ['PATH']}"
+
+
+needs_shell = {
+    shell: pytest.mark.skipif(
+        not shutil.which(shell) or not PROGRAM.exists(), reason=f"{shell}, and usbvfiod as it is installed"
+    )
+    for shell in ("bash", "zsh", "fish")
+}
 
 
 def offered(line: str, environment: dict[str, str] | None = None) -> list[str]:
@@ -67,39 +78,102 @@ def test_devices_and_names_are_offered(environment: dict[str, str]) -> None:
     assert offered("usbvfiod detach ", environment) == [], "no server runs"
 
 
-@pytest.mark.skipif(not shutil.which("bash") or not PROGRAM.exists(), reason="bash, and usbvfiod as it is installed")
+def test_options_are_offered_for_every_specification() -> None:
+    assert offered("usbvfiod --device 'virtual:flash?image=x&im") == [], "it is given"
+    assert offered("usbvfiod why virtual:mouse?spe") == ["virtual:mouse?speed="]
+
+
+@needs_shell["bash"]
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
         ("usbvfiod attach virtual:key", "usbvfiod attach virtual:keyboard "),
         ("usbvfiod attach 'virtual:key", "usbvfiod attach 'virtual:keyboard' "),
+        ("usbvfiod attach virtual:flash?read", "usbvfiod attach virtual:flash?readonly="),
         ("usbvfiod detac", "usbvfiod detach "),
     ],
 )
 def test_in_bash(typed: str, completed: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Bash takes a colon for the end of a word."""
-    script = tmp_path / "usbvfiod.bash"
-    script.write_text(subprocess.check_output([*COMMAND, "completion", "bash"], text=True))
-    path = f"{PROGRAM.parent}:{os.environ['PATH']}"
-    child, terminal = pty.fork()
+    variables = {"HISTFILE": "", "PS1": "> ", **environment}
+    with terminal("bash", "--norc", "--noprofile", "-i", **variables) as fd:
+        os.write(fd, f"bind 'set enable-bracketed-paste off'; . {script('bash', tmp_path)}; echo rea''dy\n".encode())
+        read_to(fd, "ready\r\n> ")
+        os.write(fd, typed.encode() + b"\t")
+        assert completed in read_to(fd, completed)
+
+
+@needs_shell["zsh"]
+@pytest.mark.parametrize(
+    ("typed", "got"),
+    [
+        ("attach virtual:key\t", "attach|virtual:keyboard|"),
+        ("attach virtual:flash?read\ttrue", "attach|virtual:flash?readonly=true|"),
+        ("detac\t", "detach|"),
+    ],
+)
+def test_in_zsh(typed: str, got: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """What it completes is what the command gets: how zsh draws its line is its own affair."""
+    with terminal("zsh", "-f", "-i", ZDOTDIR=str(tmp_path), **environment) as fd:
+        lines = ("autoload -U compinit", "compinit -u -D", f". {script('zsh', tmp_path)}")
+        os.write(fd, "; ".join([*lines, "usbvfiod() { print -rn 'go''t:'; printf '%s|' \"$@\"; print; }"]).encode())
+        os.write(fd, b"; print rea''dy\n")
+        read_to(fd, "ready\r\n")
+        os.write(fd, f"usbvfiod {typed}\n".encode())
+        assert f"got:{got}\r\n" in read_to(fd, f"got:{got}\r\n")
+
+
+@needs_shell["fish"]
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("usbvfiod attach virtual:key", ["virtual:keyboard\tusbvfiod Keyboard"]),
+        ("usbvfiod attach virtual:flash\\?read", ["virtual:flash?readonly=\tOpens the image read-only; "]),
+        ("usbvfiod attach 'virtual:mouse?speed=", ["virtual:mouse?speed=full", "virtual:mouse?speed=high"]),
+        ("usbvfiod detac", ["detach\tUnplug "]),
+    ],
+)
+def test_in_fish(typed: str, completed: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    command = f"source {script('fish', tmp_path)}; complete --do-complete {quoted(typed)}"
+    variables = {**os.environ, **environment, "PATH": PATH, "HOME": str(tmp_path)}
+    result = subprocess.run(
+        ["fish", "--no-config", "-c", command], env=variables, capture_output=True, text=True, timeout=PATIENCE
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(completed), result
+    assert all(line.startswith(wanted) for line, wanted in zip(lines, completed, strict=True)), lines
+
+
+def quoted(text: str) -> str:
+    """As fish reads it: a backslash stays one between single quotes, unless a quote or another follows."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def script(shell: str, directory: Path) -> Path:
+    """The file with a shell's script."""
+    path = directory / f"usbvfiod.{shell}"
+    path.write_text(subprocess.check_output([*COMMAND, "completion", shell], text=True))
+    return path
+
+
+@contextmanager
+def terminal(*command: str, **environment: str) -> Iterator[int]:
+    """A shell at a terminal."""
+    child, fd = pty.fork()
     if not child:
-        variables = {**os.environ, **environment, "PATH": path, "TERM": "dumb", "HISTFILE": "", "PS1": "> "}
-        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], variables)
+        os.execvpe(command[0], command, {**os.environ, "PATH": PATH, "TERM": "dumb", **environment})
     try:
-        os.write(terminal, f"bind 'set enable-bracketed-paste off'; . {script}; echo rea''dy\n".encode())
-        read_to(terminal, "ready\r\n> ")
-        os.write(terminal, typed.encode() + b"\t")
-        assert read_to(terminal, completed).endswith(completed)
+        yield fd
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-        os.close(terminal)
+        os.close(fd)
 
 
-def read_to(terminal: int, end: str) -> str:
-    """What the terminal shows, up to `end`."""
+def read_to(fd: int, end: str) -> str:
+    """What the terminal shows, until `end` is in it."""
     text, deadline = "", time.monotonic() + PATIENCE
-    while not text.endswith(end) and time.monotonic() < deadline:
-        if select.select([terminal], [], [], 0.1)[0]:
-            text += os.read(terminal, 4096).decode()
+    while end not in text and time.monotonic() < deadline:
+        if select.select([fd], [], [], 0.1)[0]:
+            text += os.read(fd, 4096).decode()
     return text

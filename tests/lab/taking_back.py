@@ -82,8 +82,9 @@ class Event:
 TAKEN = "the host has taken interface 0 back"
 EVENTS = {
     "reset": Event(_reset, TAKEN),
-    "configured again": Event(_configure_again, "the host has "),  # "unconfigured it", if that is seen in the middle
-    "unconfigured": Event(lambda device: configure(device, 0), "the host has unconfigured it", left="unconfigured"),
+    # In the middle of these two it has taken an interface back, and a moment later it has unconfigured the device.
+    "configured again": Event(_configure_again, "the host has "),
+    "unconfigured": Event(lambda device: configure(device, 0), "the host has ", left="unconfigured"),
     "bound by hand": Event(_bind_by_hand, TAKEN),
     "unbound by hand": Event(_unbind, TAKEN, left="unbound"),
     "not authorized": Event(_write("authorized", "0"), "the host does not authorize it", _write("authorized", "1")),

@@ -47,12 +47,13 @@ class Given:
         else:
             _raise([*self._failures(), *gathered.errors])
 
-    def complete(self) -> tuple[Config, dict[str, Backend]]:
-        """The whole configuration, and the backends that there are. Raises UsbvfiodError, or Mistakes."""
+    def complete(self, *, beforehand: bool = False) -> tuple[Config, dict[str, Backend]]:
+        """The whole configuration, and the backends that there are. Raises UsbvfiodError, or Mistakes: with
+        `beforehand` also what only a start would find, as far as it can be seen without one."""
         errors: list[UsbvfiodError] = self._failures()
         backends = self.registry.backends()
         try:
-            config = load(self.command_line, backends, self.declared, host_backend(backends))
+            config = load(self.command_line, backends, self.declared, host_backend(backends), beforehand=beforehand)
         except ConfigError as error:
             errors += each_error(error)
         _raise(errors)

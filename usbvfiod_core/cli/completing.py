@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from ..errors import UsbvfiodError
 from ..hooks.registry import GROUP, Registry
+from .completing_options import options
 from .control import ControlConnection, find_server
 
 PATIENCE = 2.0
@@ -38,9 +39,23 @@ def _offering(choices: Callable[[click.Context], Iterable[tuple[str, str]]]) -> 
     return complete
 
 
+def devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Devices that a backend lists, by their addresses, and behind a `?` their options."""
+    offer = _options(incomplete) if "?" in incomplete else _devices
+    return offer(context, parameter, incomplete)
+
+
+def _options(incomplete: str) -> Complete:
+    def choices(context: click.Context) -> Iterable[tuple[str, str]]:
+        registry = context.find_object(Registry)
+        backend = context.find_root().params.get("backend")
+        return options(registry, backend, incomplete) if registry is not None else ()
+
+    return _offering(choices)
+
+
 @_offering
-def devices(context: click.Context) -> Iterable[tuple[str, str]]:
-    """Devices that a backend lists, by their addresses."""
+def _devices(context: click.Context) -> Iterable[tuple[str, str]]:
     registry = context.find_object(Registry)
     for name, backend in sorted((registry.backends() if registry is not None else {}).items()):
         try:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 
 import click
-from click.shell_completion import BashComplete, add_completion_class, get_completion_class, split_arg_string
+from click.shell_completion import (
+    BashComplete,
+    FishComplete,
+    ZshComplete,
+    add_completion_class,
+    get_completion_class,
+    split_arg_string,
+)
 
 VARIABLE = "_USBVFIOD_COMPLETE"
 """What click looks at under the name `usbvfiod`."""
@@ -27,12 +34,67 @@ _BASH = """\
         case $type in
             dir) compopt -o dirnames ;;
             file) compopt -o default ;;
-            plain) COMPREPLY+=("${value#"$prefix"}") ;;
+            plain)
+                COMPREPLY+=("${value#"$prefix"}")
+                [[ $value == *[=/] ]] && compopt -o nospace
+                ;;
         esac
     done
 }
 
 complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+_ZSH = """\
+#compdef %(prog_name)s
+
+# No space goes behind what ends in = or /, as there is more to come.
+%(complete_func)s() {
+    local -a plain described unfinished response
+    local -x COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete
+    local type key told
+    (( ! $+commands[%(prog_name)s] )) && return 1
+    response=("${(@f)$(command %(prog_name)s)}")
+    for type key told in ${response}; do
+        case "$type:$key" in
+            dir:*) _path_files -/ ;;
+            file:*) _path_files -f ;;
+            plain:*[=/]) unfinished+=("${key//\\\\:/:}") ;;
+            plain:*) if [[ $told == _ ]]; then plain+=("$key"); else described+=("$key:$told"); fi ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#plain )) && compadd -U -V unsorted -a plain
+    (( $#unfinished )) && compadd -U -S '' -V unfinished -a unfinished
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+_FISH = """\
+function %(complete_func)s
+    set -lx COMP_WORDS (commandline -cp)
+    set -lx COMP_CWORD (commandline -ct)
+    set -lx %(complete_var)s fish_complete
+    for completion in (command %(prog_name)s)
+        set -l parts (string split -m 1 , -- $completion)
+        switch $parts[1]
+            case dir
+                __fish_complete_directories $parts[2]
+            case file
+                __fish_complete_path $parts[2]
+            case plain
+                echo $parts[2]
+        end
+    end
+end
+
+complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
 """
 
 
@@ -48,7 +110,20 @@ class Bash(BashComplete):
         return words, incomplete
 
 
-add_completion_class(Bash)
+class Zsh(ZshComplete):
+    """Click's, with a script that takes more to come for granted behind some words."""
+
+    source_template = _ZSH
+
+
+class Fish(FishComplete):
+    """Click's, with a script that leaves commas in words and descriptions."""
+
+    source_template = _FISH
+
+
+for _shell in (Bash, Zsh, Fish):
+    add_completion_class(_shell)
 
 
 @click.command()

@@ -32,9 +32,10 @@ def config(context: click.Context) -> None:
 def check(given: Given) -> None:
     """Say what is wrong with the configuration, or that nothing is.
 
-    Every error is named with file, line and key. Devices are not looked for.
+    Every error is named with file, line and key, and so is a missing image file or directory. A device of the host may
+    be absent.
     """
-    made, _ = given.complete()
+    made, _ = given.complete(beforehand=True)
     click.echo(f"ok: {_count(len(made.devices), 'device')}, {_count(len(made.plugins), 'configured plugin')}")
 
 

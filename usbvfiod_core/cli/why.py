@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from ..daemon.config import DeviceSpec, check_backend, host_backend, parse_device
+from ..daemon.beforehand import device_errors
+from ..daemon.config import DeviceSpec, ServerSettings, check_backend, host_backend, parse_device
+from ..daemon.guest_ports import GuestPorts
 from ..daemon.matching import Kind, describe, find, kind_of, missing
 from ..errors import ConfigError, ConfigErrors, DeviceError, each_error
 from ..hooks.options import backend_options
@@ -16,6 +18,7 @@ from ..host.options import InUse
 from ..host.paths import NotUsb
 from ..host.sysfs import ALLOW, RULE
 from ..usb.backend import DeviceInfo
+from . import completing
 from .control import Connect, optional_control
 from .output import print_object, print_table
 
@@ -31,17 +34,17 @@ class Step:
 
 
 @click.command()
-@click.argument("spec")
+@click.argument("spec", shell_complete=completing.devices)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @optional_control
 @click.pass_obj
 def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -> None:
     """Say whether a device can be attached, who decides that, and what would allow it.
 
-    SPEC is a device specification as for --device. Nothing is opened. With the control socket of a running server also
-    what became of it there.
+    SPEC is a device specification as for --device. No device is opened. With the control socket of a running server
+    also what became of it there.
     """
-    steps = decide(registry, spec)
+    steps = decide(registry, spec, _ports(connect))
     if connect is not None:
         steps.append(_at_server(connect, spec))
     refused = [step for step in steps if step.answer == "no"]
@@ -58,7 +61,7 @@ def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -
         raise DeviceError(f"device {spec} cannot be attached: {refused[0].text}")
 
 
-def decide(registry: Registry, text: str) -> list[Step]:
+def decide(registry: Registry, text: str, ports: GuestPorts) -> list[Step]:
     """Everybody's answer, in the order in which they are asked; nobody is asked who depends on one that says no."""
     backends = registry.backends()
     try:
@@ -85,6 +88,7 @@ def decide(registry: Registry, text: str) -> list[Step]:
     else:
         identity = f"{info.vendor_id:04x}:{info.product_id:04x}"
         steps.append(Step("device", "yes", f"{info.name}, {identity}, {describe(info)}"))
+    steps += (Step("start", "no", str(error)) for error in device_errors(ports, spec, backends[spec.backend]))
     if info.note:
         steps.append(_access(info))
     if info.in_use:
@@ -93,6 +97,16 @@ def decide(registry: Registry, text: str) -> list[Step]:
         steps.append(Step("host driver", "yes", f"{info.driver} gives it up, and gets it back at the end"))
     steps.append(_plugins(registry, spec, info))
     return steps
+
+
+def _ports(connect: Connect | None) -> GuestPorts:
+    """Those of the running server, or those that one has if nothing is said."""
+    if connect is None:
+        defaults = ServerSettings()
+        return GuestPorts(defaults.usb2_ports, defaults.usb3_ports)
+    with connect() as server:
+        status = server.request("status")["server"]
+    return GuestPorts(status["usb2_ports"], status["usb3_ports"])
 
 
 def _access(info: DeviceInfo) -> Step:

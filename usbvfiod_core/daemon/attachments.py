@@ -19,11 +19,11 @@ from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .assignment import assign
 from .config import DeviceSpec, Mode, check_backend
-from .guest_ports import GuestPorts, RootHub
+from .guest_ports import GuestPorts, RootHub, wrong_kind
 from .intents import WITHHELD_PACE, Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, describe, kind_of
-from .opening import AttachmentRefused, DeviceAbsent, choose_port, explained, open_device, wrong_kind
+from .opening import AttachmentRefused, DeviceAbsent, choose_port, explained, open_device
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Attachments:
         """Unplug a device and plug it into another port of its kind, which it keeps. Raises ConfigError: it cannot."""
         is_usb3 = self.ports.check(attachment, port_id)
         if attachment.device is not None and attachment.device.speed.is_usb3 is not is_usb3:
-            raise ConfigError(wrong_kind(self.ports, attachment.device, port_id))
+            raise ConfigError(wrong_kind(self.ports, attachment.device.name, not is_usb3, port_id))
         if attachment.port_id == port_id:
             self._loop.call_soon(done, attachment)
             return

@@ -34,8 +34,9 @@ from ..errors import ConfigError, Gathered, each_error, unknown
 from ..hooks.options import Declared, schema_of
 from ..hooks.plugin_file import is_file
 from ..hooks.settings import PluginSelection
-from ..options import Schema
+from ..options import Schema, SettingError
 from ..usb.backend import Backend
+from .beforehand import device_errors, socket_errors
 from .config import (
     MAX_PORTS,
     CommandLine,
@@ -49,6 +50,7 @@ from .config import (
 )
 from .control_table import read_policy
 from .device_table import DeviceTable, Known
+from .guest_ports import GuestPorts
 from .peers import Policy
 from .toml_file import FileError, TomlFile, read_toml
 from .toml_lines import Place
@@ -101,12 +103,15 @@ def load(
     backends: Mapping[str, Backend],
     declared: Mapping[str, Declared],
     host: str | None = None,
+    *,
+    beforehand: bool = False,
 ) -> Config:
     """The configuration that the command line, and the file it names, make together. Raises ConfigError, or
     ConfigErrors of everything that is wrong, in the order of the file's lines.
 
     `host` is the backend of the host's devices (see `host_backend`), `declared` says what options plugins have. The
-    devices of the command line come after those of the file. Called again for a reload.
+    devices of the command line come after those of the file. Called again for a reload. With `beforehand` also what the
+    start would find wrong outside the configuration (see `beforehand`).
     """
     read_file = read(command_line.file) if command_line.file is not None else None
     gathered = Gathered()
@@ -140,9 +145,18 @@ def load(
         with gathered:
             devices.append(parse_device(text, backends, known.default_backend, declared, host))
             tables.append(None)
-    for index, error in clashes(server, devices):
+    wrong = list(clashes(server, devices))
+    if beforehand:
+        for error in socket_errors(server):
+            by_hand = error.key.replace("-", "_") in command_line.server
+            gathered.errors.append(_at_server(error, None if by_hand else read_file))
+        ports = GuestPorts(server.usb2_ports, server.usb3_ports)
+        for index, spec in enumerate(devices):
+            if not any(at == index for at, _ in wrong):
+                wrong += ((index, error) for error in device_errors(ports, spec, backends[spec.backend]))
+    for index, error in wrong:
         said = tables[index]
-        gathered.errors.append(error if said is None else said.error(error.key, str(error)))
+        gathered.errors.append(_of_device(devices[index], error) if said is None else said.error(error.key, str(error)))
     gathered.errors.sort(key=lambda error: error.line if isinstance(error, FileError) else sys.maxsize)
     gathered.raise_all()
     control = read_file.control if read_file is not None else Policy()
@@ -164,9 +178,8 @@ def merged(command_line: CommandLine, file: ConfigFile | None) -> ServerSettings
         made = ServerSettings(**{**from_file, **given})  # type: ignore[arg-type]
     except ConfigError as error:
         for each in each_error(error):
-            key = getattr(each, "key", "")
-            in_file = file is not None and key.replace("-", "_") in from_file
-            gathered.errors.append(file.file.error(("server", key), str(each)) if file and in_file else each)
+            in_file = getattr(each, "key", "").replace("-", "_") in from_file
+            gathered.errors.append(_at_server(each, file if in_file else None))
     gathered.raise_all()
     return made
 
@@ -185,6 +198,19 @@ def unknown_plugins(
             for number, name in enumerate(names):
                 if name not in installed and not is_file(name):
                     yield file.file.error(("plugins", key, number), unknown("plugin", name, installed))
+
+
+def _at_server(error: ConfigError, file: ConfigFile | None) -> ConfigError:
+    """An error of a setting of the server, with its place if the file has it."""
+    key = getattr(error, "key", "")
+    if file is None or key.replace("-", "_") not in file.server:
+        return error
+    return file.file.error(("server", key), str(error))
+
+
+def _of_device(spec: DeviceSpec, error: SettingError) -> ConfigError:
+    text = str(error)
+    return error if spec.text in text else ConfigError(f"device {spec.text}: {text}")
 
 
 # -- own ---------------------------------------------------------------------------------------------------------------

@@ -43,11 +43,15 @@ class GuestPorts:
             if self._owners.get(port_id) == owner
         }
 
+    @property
+    def last(self) -> int:
+        """The number of the last port."""
+        return self.usb2 + self.usb3
+
     def check(self, owner: Hashable, port_id: int) -> bool:
         """Whether `port_id`, which `owner` may have, is a USB 3 port. Raises ConfigError if it may not."""
-        last = self._kinds[True].stop - 1
-        if not 1 <= port_id <= last:
-            raise ConfigError(no_such_port(port_id, last))
+        if not 1 <= port_id <= self.last:
+            raise ConfigError(no_such_port(port_id, self.last))
         taker = self._owners.get(port_id, owner)
         if taker != owner:
             raise ConfigError(f"port {port_id} is reserved for {taker}")
@@ -75,6 +79,10 @@ class GuestPorts:
             self._owners[port_id] = owner
         return port_id
 
+    def of_kind(self, is_usb3: bool) -> range:
+        """The ports of a kind."""
+        return self._kinds[is_usb3]
+
     def usable(self, is_usb3: bool) -> str:
         """The ports of a kind, for messages."""
         ports = self._kinds[is_usb3]
@@ -89,6 +97,12 @@ class GuestPorts:
 def no_such_port(port_id: int, last: int) -> str:
     """What to say of a port that a controller with `last` ports does not have."""
     return f"port {port_id} does not exist; the ports are 1 to {last} (--usb2-ports and --usb3-ports set how many)"
+
+
+def wrong_kind(ports: GuestPorts, name: str, is_usb3: bool, port_id: int) -> str:
+    """What to say of a device and a port that do not fit."""
+    kind = "USB 3" if is_usb3 else "USB 2"
+    return f"{name} needs a {kind} port, and port {port_id} is not one; use {ports.usable(is_usb3)}"
 
 
 def cautions(usb2: int, usb3: int) -> list[str]:

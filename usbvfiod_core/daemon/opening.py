@@ -11,7 +11,7 @@ from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .config import DeviceSpec
-from .guest_ports import GuestPorts
+from .guest_ports import GuestPorts, wrong_kind
 from .intents import Attachment
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def choose_port(ports: GuestPorts, attachment: Attachment, device: Device) -> in
     is_usb3, spec = device.speed.is_usb3, attachment.spec
     owned = ports.owned(attachment)
     if is_usb3 not in owned and owned and attachment.last is None and not spec.follow_port:
-        raise ConfigError(wrong_kind(ports, device, owned[not is_usb3]))
+        raise ConfigError(wrong_kind(ports, device.name, is_usb3, owned[not is_usb3]))
     port_id = ports.port_for(attachment, is_usb3)
     if spec.follow_port:
         # What sits in the socket next may need the other kind; then there may be none left.
@@ -70,13 +70,6 @@ def choose_port(ports: GuestPorts, attachment: Attachment, device: Device) -> in
         except ConfigError as error:
             log.warning("%s follows its port, but %s", attachment, error)
     return port_id
-
-
-def wrong_kind(ports: GuestPorts, device: Device, port_id: int) -> str:
-    """What to say of a device and a port that do not fit."""
-    is_usb3 = device.speed.is_usb3
-    kind = "USB 3" if is_usb3 else "USB 2"
-    return f"{device.name} needs a {kind} port, and port {port_id} is not one; use {ports.usable(is_usb3)}"
 
 
 def explained(spec: DeviceSpec, error: BaseException) -> UsbvfiodError:

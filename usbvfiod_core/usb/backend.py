@@ -72,6 +72,16 @@ class Backend(ABC):
         attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it.
         """
 
+    def check(self, address: str, options: Any) -> Speed | None:
+        """What `open` would find wrong now, as far as it can be seen without opening or changing anything; for
+        `config check` and `why`, which name it before a server is started.
+
+        Called in a thread or before there is one, with what `open` is called with; may block. Returns the speed at
+        which the device would be connected, None if that is not known. Raises SettingError with the key of an option,
+        ConfigError or DeviceError. What comes and goes is not missed: a device that is not there raises nothing.
+        """
+        return None
+
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         """Call `changed` whenever `list_devices` may answer otherwise; return a function that ends that.
 

@@ -27,11 +27,7 @@ class SocketPath:
     """
 
     def __init__(self, path: str, access: SocketAccess = OWN_USER) -> None:
-        length = len(os.fsencode(path))
-        if not 0 < length <= MAX_PATH:
-            raise ConfigError(f"socket path {path!r} is {length} bytes long; it must have 1 to {MAX_PATH}")
-        if "\0" in path:
-            raise ConfigError(f"socket path {path!r} contains a NUL")
+        _check_form(path)
         self.path: Final = path
         _remove_stale(path)
         self.socket: Final = _unix_socket()
@@ -50,7 +46,7 @@ class SocketPath:
             raise
         except FileNotFoundError:
             self.socket.close()
-            raise ConfigError(f"socket path {path}: the directory {os.path.dirname(path)} does not exist") from None
+            raise ConfigError(_no_directory(path)) from None
         except OSError as error:
             self.socket.close()
             raise ConfigError(f"cannot listen at socket path {path}: {error.strerror}") from None
@@ -65,6 +61,18 @@ class SocketPath:
                 os.unlink(self.path)
         except OSError:
             pass  # gone already, or no longer ours to remove
+
+
+def check_path(path: str) -> None:
+    """Whether there could be a socket at `path`, as far as this is seen without making one; a server that runs may
+    have it. Raises ConfigError."""
+    _check_form(path)
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        raise ConfigError(_no_directory(path))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot listen at socket path {path}: Permission denied")
+    _check_kind(path)
 
 
 def listening(
@@ -118,14 +126,33 @@ def probe(path: str) -> int:
             return ENOENT
 
 
-def _remove_stale(path: str) -> None:
+def _check_form(path: str) -> None:
+    length = len(os.fsencode(path))
+    if not 0 < length <= MAX_PATH:
+        raise ConfigError(f"socket path {path!r} is {length} bytes long; it must have 1 to {MAX_PATH}")
+    if "\0" in path:
+        raise ConfigError(f"socket path {path!r} contains a NUL")
+
+
+def _no_directory(path: str) -> str:
+    return f"socket path {path}: the directory {os.path.dirname(path)} does not exist"
+
+
+def _check_kind(path: str) -> bool:
+    """Whether a socket is there; anything else is a ConfigError."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ConfigError(f"socket path {path} exists and is not a socket; choose another or remove it")
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise ConfigError(f"socket path {path}: {error.strerror}") from None
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    if not _check_kind(path):
+        return
     code = probe(path)
     if code == ECONNREFUSED:
         try:

@@ -30,27 +30,32 @@ from ..usb.speed import Speed
 from . import audio, flash, keyboard, loopback, network, pointer, serial
 from .faults import parse_faults
 from .faulty import FaultyDevice
-from .options import SlowOptions, VirtualOptions
+from .options import SPEEDS, SlowOptions, VirtualOptions
 from .standard import StandardRequests
 
-_KINDS: dict[str, tuple[type[Any], Callable[[Any, Loop], Device]]] = {
-    "flash": (flash.FlashOptions, flash.open_flash),
-    "keyboard": (SlowOptions, keyboard.open_keyboard),
-    "mouse": (SlowOptions, pointer.open_mouse),
-    "tablet": (SlowOptions, pointer.open_tablet),
-    "loopback": (loopback.LoopbackOptions, loopback.open_loopback),
-    "audio": (audio.AudioOptions, audio.open_audio),
-    "serial": (serial.SerialOptions, serial.open_serial),
-    "network": (network.NetworkOptions, network.open_network),
+
+def _nothing(options: object) -> None:
+    """The check of a kind that needs nothing of the host."""
+
+
+_KINDS: dict[str, tuple[type[Any], Callable[[Any, Loop], Device], Callable[[Any], object]]] = {
+    "flash": (flash.FlashOptions, flash.open_flash, flash.check_flash),
+    "keyboard": (SlowOptions, keyboard.open_keyboard, _nothing),
+    "mouse": (SlowOptions, pointer.open_mouse, _nothing),
+    "tablet": (SlowOptions, pointer.open_tablet, _nothing),
+    "loopback": (loopback.LoopbackOptions, loopback.open_loopback, _nothing),
+    "audio": (audio.AudioOptions, audio.open_audio, audio.check_audio),
+    "serial": (serial.SerialOptions, serial.open_serial, serial.check_serial),
+    "network": (network.NetworkOptions, network.open_network, network.check_network),
 }
-"""Of each kind its options, and what opens it."""
+"""Of each kind its options, what opens it, and what finds out beforehand why it could not be opened."""
 
 
 class VirtualBackend(Backend):
     """Makes a new device whenever one is opened; the addresses are the kinds of devices."""
 
     name = "virtual"
-    kinds = MappingProxyType({address: options for address, (options, _) in _KINDS.items()})
+    kinds = MappingProxyType({address: options for address, (options, _, _) in _KINDS.items()})
 
     def list_devices(self) -> list[DeviceInfo]:
         """What can be made; the option a kind needs stands behind its name."""
@@ -71,12 +76,19 @@ class VirtualBackend(Backend):
 
     def open(self, address: str, options: VirtualOptions | Mapping[str, str], loop: Loop) -> Device:
         """As the contract has it; a program may also give `options` as they stand in a device specification."""
-        if address not in _KINDS:
-            raise ConfigError(unknown(f"{self.name} device", address, _KINDS))
-        declared, make = _KINDS[address]
+        declared, make, _ = self._kind(address)
         given: VirtualOptions = from_text(declared, options) if isinstance(options, Mapping) else options
         device = make(given, loop)
         return FaultyDevice(device, parse_faults(given.fault), loop) if given.fault else device
+
+    def check(self, address: str, options: Any) -> Speed:
+        self._kind(address)[2](options)
+        return SPEEDS[options.speed]
+
+    def _kind(self, address: str) -> tuple[type[Any], Callable[[Any, Loop], Device], Callable[[Any], object]]:
+        if address not in _KINDS:
+            raise ConfigError(unknown(f"{self.name} device", address, _KINDS))
+        return _KINDS[address]
 
 
 @hookimpl

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsbvfiodError
-from ..options import SettingError, option
+from ..options import SettingError, blaming, option
 from ..usb.class_descriptors import (
     LEFT_FRONT,
     RIGHT_FRONT,
@@ -219,6 +219,16 @@ class Audio(VirtualDevice):
             self.missed,
             self.lost,
         )
+
+
+def check_audio(options: AudioOptions) -> None:
+    """What would be wrong with the files of `options`. Raises SettingError."""
+    if options.playback is not None:
+        with blaming("playback"):
+            WavWriter.check(str(options.playback), rate=RATE, channels=CHANNELS)
+    if options.capture is not None:
+        with blaming("capture"):
+            WavReader(str(options.capture), rate=RATE, channels=CHANNELS, locked=False).close()
 
 
 def open_audio(options: AudioOptions, loop: Loop) -> Audio:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..options import SettingError, option
+from ..options import SettingError, blaming, option
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint
 from ..usb.device import Loop
 from ..usb.moment import Moment
@@ -196,6 +196,13 @@ class UasFlash(Flash):
 def default_serial(path: str) -> str:
     """Twelve hexadecimal digits, as bulk-only 4.1.1 wants them, the same for the same path."""
     return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:12].upper()
+
+
+def check_flash(options: FlashOptions) -> None:
+    """What would be wrong with the image of `options`. Raises SettingError."""
+    with blaming("image"):
+        path, readonly = str(options.image), options.readonly
+        Image(path, readonly=readonly, block_size=options.blocksize, locked=False).close()
 
 
 def open_flash(options: FlashOptions, loop: Loop) -> Flash:

@@ -56,7 +56,7 @@ class Image:
     Reading and writing raise OSError; EIO where the file has become shorter than `size`.
     """
 
-    def __init__(self, path: str, *, readonly: bool = False, block_size: int = 512) -> None:
+    def __init__(self, path: str, *, readonly: bool = False, block_size: int = 512, locked: bool = True) -> None:
         """Open and lock `path`. Raises ConfigError if it is no image, DeviceError if it cannot be used now."""
         self.path = path
         self.readonly = readonly
@@ -71,7 +71,8 @@ class Image:
         except (OSError, ValueError) as error:
             raise DeviceError(self._open_failed(error)) from None
         remedy = "detach it there, or attach it with readonly=true in both places"
-        claim(self.fd, exclusive=not readonly, what=what, remedy=remedy)
+        if locked:
+            claim(self.fd, exclusive=not readonly, what=what, remedy=remedy)
         try:
             size = os.lseek(self.fd, 0, os.SEEK_END)
             if size < block_size:

@@ -14,6 +14,7 @@ lost on either way, and blocks of the guest's that are none.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from struct import Struct, pack
 from typing import Literal
 
 from ..errors import ConfigError
-from ..options import SettingError, option
+from ..options import SettingError, blaming, option
 from ..usb.class_descriptors import (
     ASSOCIATION_DEVICE_CLASS,
     cdc_ethernet,
@@ -39,10 +40,11 @@ from .device import VirtualDevice, Word
 from .endpoint import VirtualEndpoint
 from .frames import FrameEnd, Stream
 from .inbound import ALL, BLOCK_SIZE, FRAMES_A_TURN, MAX_FRAMES, TAG_SIZE, Inbound
+from .looking import check_listener
 from .mac import machine_mac, parse_mac, stable_mac
 from .ncm import ALIGNMENT, FORMATS, MIN_BLOCK, MIN_FRAME, BlockError, BlockReader
 from .options import SPEEDS, VirtualOptions
-from .tap import Tap, check_name
+from .tap import TUN, Tap, check_name
 
 _log = logging.getLogger(__name__)
 
@@ -370,6 +372,15 @@ class Network(VirtualDevice):
                 break
         self._is_arriving = False
         self._count()
+
+
+def check_network(options: NetworkOptions) -> None:
+    """What would be wrong with the other end of `options`. Raises SettingError."""
+    if options.socket is not None:
+        with blaming("socket"):
+            check_listener(str(options.socket), failed=f"virtual:network: socket={options.socket}")
+    elif not os.path.exists(TUN):
+        raise SettingError("tap", f"virtual:network: tap={options.tap}: this host has no {TUN}; load the module tun")
 
 
 def open_network(options: NetworkOptions, loop: Loop) -> Network:

@@ -13,13 +13,15 @@ where the other end is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from struct import pack, unpack
 from typing import Literal
 
-from ..options import SettingError, option
+from ..errors import ConfigError
+from ..options import SettingError, blaming, option
 from ..usb.class_descriptors import cdc_acm, cdc_call_management, cdc_header, cdc_union
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import DeviceEvents, Loop
@@ -29,6 +31,7 @@ from ..usb.transfer import TransferStatus
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
 from .line import Line, Recording, Remote, Terminal
+from .looking import check_listener, check_new, check_output
 from .options import SPEEDS, VirtualOptions
 
 PRODUCT_ID = 0x0006
@@ -174,6 +177,23 @@ class Serial(VirtualDevice):
 
     def closed(self) -> None:
         self.line.close()
+
+
+def check_serial(options: SerialOptions) -> None:
+    """What would be wrong with the other end of `options`. Raises SettingError."""
+    if options.link is not None:
+        path, failed = str(options.link), f"virtual:serial: link={options.link}"
+        with blaming("link"):
+            if os.path.lexists(path) and not os.path.islink(path):
+                raise ConfigError(f"{failed} exists and is not a symbolic link; use another")
+            check_new(path, failed=failed)
+    if options.connect is not None:
+        with blaming("connect"):
+            check_listener(str(options.connect), failed=f"virtual:serial: connect={options.connect}")
+    if options.file is not None:
+        with blaming("file"):
+            what = f"virtual:serial: file={options.file}"
+            check_output(str(options.file), what=what, failed=what)
 
 
 def open_serial(options: SerialOptions, loop: Loop) -> Serial:

@@ -14,7 +14,7 @@ from ..errors import ConfigError, DeviceError
 from ..usb.device import Loop, Timer
 from .frames import FrameEnd
 
-_DEVICE = "/dev/net/tun"
+TUN = "/dev/net/tun"
 _RETRY = 1.0
 """Seconds between two looks for an interface that has been removed."""
 _MESSAGES = 64
@@ -159,10 +159,10 @@ class Tap(FrameEnd):
 
 def _open(name: str) -> int:
     try:
-        fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         help = "; load the module with: modprobe tun" if error.errno in (errno.ENOENT, errno.ENODEV) else ""
-        raise DeviceError(f"virtual:network: tap={name}: {_DEVICE}: {error.strerror}{help}") from None
+        raise DeviceError(f"virtual:network: tap={name}: {TUN}: {error.strerror}{help}") from None
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _FLAGS.pack(name.encode(), _IFF_TAP | _IFF_NO_PI))
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from ..errors import ConfigError
 from .files import claim, make_or_open, open_file
+from .looking import check_output
 
 _log = logging.getLogger(__name__)
 
@@ -60,14 +61,14 @@ class WavWriter:
         self._rate = rate
         self._channels = channels
         self._waiting = bytearray()
-        what = f"recording {path}"
+        what = _what(path)
         try:
             self._fd = make_or_open(path, os.O_RDWR, what=what)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
         claim(self._fd, exclusive=True, what=what, remedy="detach it there, or use another file")
         try:
-            self.written = self._recorded()
+            self.written = _recorded(self._fd, path, rate, channels)
             """Bytes of samples in the file."""
             os.pwrite(self._fd, header(rate, channels, self.written), 0)
         except OSError as error:
@@ -77,18 +78,12 @@ class WavWriter:
             os.close(self._fd)
             raise
 
-    def _recorded(self) -> int:
-        """How many bytes of samples are in the file, if it is ours."""
-        size = os.fstat(self._fd).st_size
-        if not size:
-            return 0
-        head = os.pread(self._fd, HEADER_SIZE, 0)
-        said = int.from_bytes(head[-4:], "little")
-        tail = size - HEADER_SIZE - said
-        fits = 0 <= tail <= _TAIL_MAX or (said == _SIZE_MAX and tail >= 0)
-        if len(head) < HEADER_SIZE or head != header(self._rate, self._channels, said) or not fits:
-            raise ConfigError(f"{self.path} is there and is not a recording of virtual:audio; name another file")
-        return (size - HEADER_SIZE) // (2 * self._channels) * (2 * self._channels)
+    @staticmethod
+    def check(path: str, *, rate: int, channels: int) -> None:
+        """Raise what the constructor would for a file that it cannot use, whoever has that locked; nothing is made."""
+        check_output(
+            path, lambda fd: _recorded(fd, path, rate, channels), what=_what(path), failed=f"cannot write {path}"
+        )
 
     def write(self, data: bytes | memoryview) -> None:
         """Add samples."""
@@ -121,25 +116,44 @@ class WavWriter:
             self._fd = -1
 
 
+def _what(path: str) -> str:
+    return f"recording {path}"
+
+
+def _recorded(fd: int, path: str, rate: int, channels: int) -> int:
+    """How many bytes of samples are in a file, if it is ours."""
+    size = os.fstat(fd).st_size
+    if not size:
+        return 0
+    head = os.pread(fd, HEADER_SIZE, 0)
+    said = int.from_bytes(head[-4:], "little")
+    tail = size - HEADER_SIZE - said
+    fits = 0 <= tail <= _TAIL_MAX or (said == _SIZE_MAX and tail >= 0)
+    if len(head) < HEADER_SIZE or head != header(rate, channels, said) or not fits:
+        raise ConfigError(f"{path} is there and is not a recording of virtual:audio; name another file")
+    return (size - HEADER_SIZE) // (2 * channels) * (2 * channels)
+
+
 class WavReader:
     """Reads the samples of a file of one format, and silence behind its end.
 
     `length` is in bytes. The file may not change meanwhile; what can no longer be read is silence.
     """
 
-    def __init__(self, path: str, *, rate: int, channels: int) -> None:
+    def __init__(self, path: str, *, rate: int, channels: int, locked: bool = True) -> None:
         """Raises ConfigError, which says what the file has where something else is wanted; DeviceError if somebody is
         writing to it."""
         self.path = path
         self._at = 0
         self._chunk = memoryview(b"")
         self._chunk_at = 0
-        what = f"recording {path}"
+        what = _what(path)
         try:
             fd = open_file(path, os.O_RDONLY, what=what)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-        claim(fd, exclusive=False, what=what, remedy="it can be played when it is whole")
+        if locked:
+            claim(fd, exclusive=False, what=what, remedy="it can be played when it is whole")
         self._file: BinaryIO = os.fdopen(fd, "rb")
         try:
             self._start, self.length = _find_samples(self._file, path, rate, channels)

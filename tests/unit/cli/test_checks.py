@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from usbvfiod_core import ConfigError
 from usbvfiod_core.cli import main
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.hooks.options import backend_options, backend_schema
+from usbvfiod_core.vfio_user.listener import SocketPath
 from usbvfiod_core.virtual import VirtualBackend
+from usbvfiod_core.virtual.image import Image
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
@@ -142,3 +146,54 @@ def test_any_specification_is_one_or_an_error(address: str, query: str) -> None:
     except ConfigError:
         return
     assert spec.address in VIRTUAL.kinds
+
+
+def test_what_a_start_would_find_is_found_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all that options name: images, files, sockets, and ports of the wrong kind; with file and line."""
+    (tmp_path / "small").write_bytes(bytes(100))
+    (tmp_path / "image").write_bytes(bytes(512))
+    os.mkfifo(tmp_path / "fifo")
+    devices = {
+        "virtual:flash?image=none": "image none does not exist",
+        "virtual:flash?image=.": "image . is a directory",
+        "virtual:flash?image=small": "image small has 100 bytes, less than one block",
+        "virtual:flash?image=image&port=3": "needs a USB 3 port, and port 3 is not one; use 9 to 15",
+        "virtual:mouse?port=12": "device virtual:mouse?port=12 needs a USB 2 port, and port 12 is not one; use 1 to 8",
+        "virtual:audio?playback=none/a.wav": "cannot write none/a.wav: the directory none does not exist",
+        "virtual:audio?playback=fifo": "recording fifo is a FIFO; name a regular file",
+        "virtual:audio?capture=fifo": "recording fifo is a FIFO; name a regular file",
+        "virtual:audio?playback=small": "small is there and is not a recording of virtual:audio",
+        "virtual:audio?capture=small": "small is not a WAV file",
+        "virtual:serial?link=image": "link=image exists and is not a symbolic link",
+        "virtual:serial?file=none/log": "file=none/log: the directory none does not exist",
+        "virtual:serial?connect=image": "connect=image: it is not a socket",
+        "virtual:network?socket=none": "socket=none: No such file or directory",
+    }
+    tables = "".join(f"[[device]]\nspec = '{spec}'\n" for spec in devices)
+    file = tmp_path / "vm.toml"
+    file.write_text(f"[server]\nsocket-path = 'none/x.sock'\ncontrol-path = 'image'\n{tables}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        code, errors = said(capsys, "--config", "vm.toml", "config", "check")
+        told = [said(capsys, "why", spec) for spec in devices]
+        left = sorted(os.listdir())
+    assert code == 2
+    paths = ["2: server.socket-path: socket path none/x.sock: the directory none does not exist"]
+    paths += ["3: server.control-path: socket path image exists and is not a socket"]
+    places = [f"{4 + 2 * index + 1}: device[{index + 1}]" for index in range(len(devices))]
+    for error, place, message in zip(errors, [*paths, *places], [*paths, *devices.values()], strict=True):
+        assert f"vm.toml:{place}" in error
+        assert message in error
+    for (code, errors), message in zip(told, devices.values(), strict=True):
+        assert code == 4
+        assert message in errors[0]
+    assert left == ["fifo", "image", "small", "vm.toml"], "nothing was made"
+
+
+def test_what_a_server_has_is_not_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file of a running server is checked before it is asked to read it again."""
+    (tmp_path / "image").write_bytes(bytes(512))
+    device = f"virtual:flash?image={tmp_path}/image&port=9"
+    with closing(Image(str(tmp_path / "image"))), closing(SocketPath(str(tmp_path / "x.sock"))):
+        assert said(capsys, "--socket-path", f"{tmp_path}/x.sock", "--device", device, "config", "check") == (0, [])
+        assert said(capsys, "why", device) == (0, [])

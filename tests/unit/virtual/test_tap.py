@@ -210,14 +210,14 @@ def test_who_may_not(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         return given(fd, request, argument)
 
-    monkeypatch.setattr(tap_module, "_DEVICE", "/dev/null")
+    monkeypatch.setattr(tap_module, "TUN", "/dev/null")
     monkeypatch.setattr(fcntl, "ioctl", refuse)
     with pytest.raises(DeviceError, match=message):
         Tap(name)
 
 
 def test_a_host_without_taps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_module, "_DEVICE", "/dev/net/none")
+    monkeypatch.setattr(tap_module, "TUN", "/dev/net/none")
     with pytest.raises(
         DeviceError, match="/dev/net/none: No such file or directory; load the module with: modprobe tun"
     ):
