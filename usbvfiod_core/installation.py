@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 DISTRIBUTION = "usbvfiod"
-PLUGINS = ("usbfs", "libusb", "mass-storage-quirks", "usbguard-rules")
+PLUGINS = ("usbfs", "libusb", "mass-storage-quirks")
 """The plugins of this project. Each is the distribution and Debian package `usbvfiod-NAME`."""
 
 _DEBIAN = Path("/usr/lib/python3/dist-packages")

@@ -342,7 +342,7 @@ class GuestMemory:
 
     def _backing(self, fd: int, needed: int) -> _Backing:
         # First, because asking a file for anything else may already wait for its owner.
-        if not self._any_files and _seals(fd) is None:
+        if not self._any_files and not in_memory(fd):
             raise ClientError(errno.EINVAL, f"DMA map: {NOT_IN_MEMORY}")
         try:
             status = os.fstat(fd)
@@ -410,6 +410,11 @@ class GuestMemory:
                 region.reason = "the client has truncated the file of this memory"
         self._backings.pop(backing.key, None)
         self.generation += 1
+
+
+def in_memory(fd: int) -> bool:
+    """Whether a descriptor is one of a file in memory; see NOT_IN_MEMORY. Never blocks."""
+    return _seals(fd) is not None
 
 
 def _seals(fd: int) -> int | None:

@@ -455,7 +455,7 @@ def test_a_full_or_blocking_eventfd_holds_nothing_up(client: RawClient, serving:
         for _ in range(3):
             serving.interrupt(0)
             assert client.errno(set_irqs(TRIGGER_NONE, 0, 1)) == 0
-        assert os.eventfd_read(fd) == (1 << 64) - 2
+        assert os.eventfd_read(fd) >= (1 << 64) - 2
         serving.interrupt(0)
         assert os.eventfd_read(fd) == 1
     finally:

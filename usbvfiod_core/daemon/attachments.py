@@ -9,31 +9,26 @@ device that is lost is unplugged, and plugged into the same port when it is back
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from ..errors import ConfigError, DeviceError, DeviceWithheld, UsbvfiodError
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
-from ..usb.device import Device
+from ..usb.device import Device, Loop
+from ..vfio_user import expendable
 from .assignment import assign
 from .config import DeviceSpec, Mode, check_backend
 from .guest_ports import GuestPorts, RootHub, wrong_kind
 from .intents import WITHHELD_PACE, Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, describe, kind_of
-from .opening import (
-    OPEN_NOTICE,
-    AttachmentRefused,
-    DeviceAbsent,
-    OpeningLoop,
-    Openings,
-    choose_port,
-    explained,
-)
+from .opening import AttachmentRefused, DeviceAbsent, choose_port, explained, open_device
 
 log = logging.getLogger(__name__)
+
+OPEN_NOTICE = 2.0
+"""Seconds after which a device that is still being opened is mentioned in the log, and others do not wait for it."""
 
 
 class Attachments:
@@ -43,18 +38,18 @@ class Attachments:
     """
 
     def __init__(
-        self, loop: OpeningLoop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend], ports: GuestPorts
+        self, loop: Loop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend], ports: GuestPorts
     ) -> None:
         self._loop = loop
         self._hub = hub
         self._registry = registry
         self._backends = backends
         self._attachments: list[Attachment] = []
+        self._results: dict[Attachment, Device | BaseException] = {}
         self._count = 0
         self._closing = False
         self._when_empty: Callable[[], object] | None = None
         self.ports = ports
-        self._openings = Openings(loop, registry, backends, self, self._finish, self._set)
         self.inventory = Inventory(loop, backends, self._listed, self._wants)
         self.changed: Callable[[Attachment], object] = lambda attachment: None
 
@@ -90,7 +85,7 @@ class Attachments:
                 self.ports.claim(attachment, spec.port)
         except UsbvfiodError as error:
             if fd is not None:
-                os.close(fd)
+                expendable.close(fd)
             self._loop.call_soon(done, explained(spec, error))
             return
         self._count += 1
@@ -113,14 +108,12 @@ class Attachments:
         ending = self._closing or (attachment.holds and not attachment.wanted)
         if ending or attachment.state is State.PLUGGED:
             if fd is not None:
-                os.close(fd)
+                expendable.close(fd)
             reason = self._why_not if ending else "it is already plugged in"
             self._loop.call_soon(done, DeviceError(f"device {attachment}: {reason}"))
             return
         attachment.wanted = attachment.allowed = True
         attachment.waiters.append(done)
-        if self._openings.runs(attachment):
-            self._set(attachment, State.OPENING)
         if attachment.holds:
             if fd is not None:
                 attachment.drop_fd()
@@ -149,8 +142,6 @@ class Attachments:
             attachment.waiters.append(done)
         if attachment.state is State.PLUGGED:
             self._unplug(attachment, why)
-        elif attachment.state is State.OPENING:
-            self._loop.call_later(OPEN_NOTICE, self._give_up, attachment)
         elif not attachment.holds:
             self._loop.call_soon(self._rest, attachment)
 
@@ -212,7 +203,8 @@ class Attachments:
             self.inventory.look(backend)
             return
         self._set(attachment, State.OPENING)
-        self._openings.identify(attachment, fd, partial(self._identified, attachment, fd))
+        identify = partial(self._backends[backend].identify_fd, fd)
+        self._loop.run_blocking(identify, partial(self._identified, attachment, fd))
 
     def _identified(self, attachment: Attachment, fd: int, result: DeviceInfo | BaseException) -> None:
         try:
@@ -226,7 +218,7 @@ class Attachments:
             if choice is None and kind_of(attachment.spec.address) is not Kind.OWN:
                 raise DeviceError(f"the descriptor is of another device, {describe(result)}")
         except Exception as error:
-            os.close(fd)
+            expendable.close(fd)
             self._failed(attachment, error)
             return
         self._open(attachment, result, fd)
@@ -275,7 +267,21 @@ class Attachments:
         attachment.info = info
         attachment.trying(self._loop.time())
         self._set(attachment, State.OPENING)
-        self._openings.open(attachment, fd)
+        spec = attachment.spec
+        call = partial(open_device, self._registry, self._backends[spec.backend], spec, info, fd, self._loop)
+        self._loop.run_blocking(call, partial(self._opened, attachment))
+
+    def _opened(self, attachment: Attachment, result: Device | BaseException) -> None:
+        self._results[attachment] = result
+        self._settle()
+
+    def _settle(self) -> None:
+        """Plug in what was opened, new attachments in the order they were asked for: so they get the same ports."""
+        in_turn = True
+        for attachment in self:
+            if attachment in self._results and (in_turn or not attachment.fresh):
+                self._finish(attachment, self._results.pop(attachment))
+            in_turn = in_turn and not attachment.fresh
 
     def _finish(self, attachment: Attachment, result: Device | BaseException) -> None:
         try:
@@ -293,8 +299,7 @@ class Attachments:
         if self._closing or not attachment.wanted:
             device.close()
             raise DeviceError(self._why_not)
-        loop = attachment.loop or self._loop
-        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, loop)
+        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, self._loop)
         attachment.device, attachment.note = device, ""
         try:
             port_id = choose_port(self.ports, attachment, device)
@@ -389,7 +394,7 @@ class Attachments:
             self.ports.release(attachment)
             self._attachments.remove(attachment)
             self._arrive(attachment, State.GONE)
-            self._openings.settle()
+            self._settle()
             self._check_empty()
         elif not attachment.wanted:
             self._arrive(attachment, State.HELD, "it was detached")
@@ -403,7 +408,7 @@ class Attachments:
             self._set(attachment, state, reason)
             attachment.answer(attachment)
             if fresh:
-                self._openings.settle()
+                self._settle()
 
     def _set(self, attachment: Attachment, state: State, reason: str = "") -> None:
         if (attachment.state, attachment.reason) != (state, reason):
@@ -414,14 +419,10 @@ class Attachments:
 
     def _slow(self, attachment: Attachment) -> None:
         """It takes long: nobody waits for it any more."""
+        log.warning("device %s takes long to open", attachment.spec.text)
         attachment.fresh = False
         attachment.answer(attachment)
-        self._openings.settle()
-
-    def _give_up(self, attachment: Attachment) -> None:
-        """It was to be detached; if it is still being opened, nobody waits for that."""
-        if self._openings.give_up(attachment):
-            self._rest(attachment)
+        self._settle()
 
     def _later(self, attachment: Attachment, delay: float) -> None:
         """Look for its device again after `delay` seconds."""

@@ -143,7 +143,7 @@ class ControlSocket:
         if reason is not None:
             refusal = {"ok": False, "error": {"kind": "forbidden", "message": reason}}
             with contextlib.suppress(OSError):
-                sock.send(json.dumps(refusal).encode() + b"\n")
+                sock.send(json.dumps(refusal).encode() + b"\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.close()
             return
         client = ControlClient(sock, peer, self._loop, self._handle, self._client_changed)

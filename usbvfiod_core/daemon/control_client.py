@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections import deque
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..usb.device import Loop
+from ..vfio_user import expendable
 from ..vfio_user.ancillary import descriptors, room_for
 from .peers import Peer
 
@@ -138,7 +138,7 @@ class ControlClient:
     def _receive(self) -> None:
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
-                MAX_LINE - len(self._input), room_for(MAX_FDS), socket.MSG_CMSG_CLOEXEC
+                MAX_LINE - len(self._input), room_for(MAX_FDS), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return
@@ -193,7 +193,7 @@ class ControlClient:
     def _flush(self) -> None:
         try:
             while self._output:
-                del self._output[: self._socket.send(self._output)]
+                del self._output[: self._socket.send(self._output, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)]
                 if self._lost and not self._output:
                     lost, self._lost = self._lost, 0
                     self._output += json.dumps({"event": "lost", "count": lost}).encode() + b"\n"
@@ -224,4 +224,4 @@ class ControlClient:
 
     def _drop_fds(self) -> None:
         while self._fds:
-            os.close(self._fds.popleft())
+            expendable.close(self._fds.popleft())

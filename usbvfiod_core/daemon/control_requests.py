@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, Final
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, unknown
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop
+from ..vfio_user import expendable
 from ..xhci.statistics import EndpointStatistics
 from . import log as daemon_log
 from .attachments import Attachments
@@ -124,7 +124,7 @@ class ControlRequests:
                 raise
         except UsbvfiodError as error:
             if fd is not None:
-                os.close(fd)
+                expendable.close(fd)
             reply(failure(error))
 
     def entry(self, attachment: Attachment) -> dict[str, object]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Final
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop, Timer
+from ..vfio_user import expendable
 from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.ancillary import descriptors, room_for
 from ..vfio_user.listener import SocketPath, listening
@@ -129,7 +129,7 @@ class HotplugSocket:
     def _handle(self, peer: Peer, command: Command, fd: int | None, reply: Callable[[bytes], None]) -> None:
         if self._gate.refusal(peer, command.code.name.lower()) is not None:
             if fd is not None:
-                os.close(fd)
+                expendable.close(fd)
             reply(_said(Response.INVALID))
         elif command.code is Code.LIST:
             plugged = (each for each in self._attachments if each.state is State.PLUGGED)
@@ -151,7 +151,7 @@ class HotplugSocket:
     def _attach(self, command: Command, fd: int, reply: Callable[[bytes], None]) -> None:
         """Find out which device it is; it may be one that is attached and was plugged in anew."""
         if self._backend is None:
-            os.close(fd)
+            expendable.close(fd)
             log.warning("%s: there is no backend for devices of this host", command.node)
             reply(_said(Response.FAILED_TO_OPEN_FD))
             return
@@ -163,20 +163,20 @@ class HotplugSocket:
     ) -> None:
         done = partial(self._answer, command, reply, State.PLUGGED)
         if isinstance(result, BaseException) or self._listener is None:
-            os.close(fd)
+            expendable.close(fd)
             done(DeviceError(str(result)))
             return
         assert self._backend is not None
         for attachment in self._attachments:
             if attachment.spec.backend == self._backend and _is_of(attachment, result):
                 if attachment.state is State.PLUGGED:
-                    os.close(fd)
+                    expendable.close(fd)
                     done(attachment)
                 else:
                     self._attachments.plug(attachment, done, fd=fd)
                 return
         if len(list(self._attachments)) >= MAX_ATTACHMENTS:
-            os.close(fd)
+            expendable.close(fd)
             done(DeviceError(f"there are {MAX_ATTACHMENTS} attachments already"))
             return
         spec = DeviceSpec(f"{self._backend}:{result.address}", self._backend, result.address)
@@ -224,13 +224,13 @@ class _Client:
         self._stop_reading()
         self._socket.close()
         while self._fds:
-            os.close(self._fds.pop())
+            expendable.close(self._fds.pop())
         self._closed(self)
 
     def _readable(self) -> None:
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
-                LENGTH + 1 - len(self._data), room_for(2), socket.MSG_CMSG_CLOEXEC
+                LENGTH + 1 - len(self._data), room_for(2), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return
@@ -257,7 +257,7 @@ class _Client:
         if not self._open:
             return
         try:
-            self._socket.send(answer)  # a new socket has room for it
+            self._socket.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # a new socket has room for it
         except OSError as error:
             log.debug("a client of the hotplug socket does not wait for its answer: %s", error.strerror)
         self.close()

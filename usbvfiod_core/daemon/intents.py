@@ -6,14 +6,14 @@ Nothing here acts on devices; `attachments` does. When to try again is decided h
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from ..errors import DeviceError, UsbvfiodError
 from ..usb.backend import DeviceInfo
-from ..usb.device import Device, Loop, Timer
+from ..usb.device import Device, Timer
+from ..vfio_user import expendable
 from .config import DeviceSpec, Mode
 from .matching import leads_nowhere, missing
 
@@ -85,8 +85,6 @@ class Attachment:
         """What was logged last of what is wrong."""
         self.name = spec.text
         self.device: Device | None = None
-        self.loop: Loop | None = None
-        """That of its device."""
         self.port_id = 0
         self.wanted = spec.mode is not Mode.MANUAL
         self.allowed = spec.mode is not Mode.ASK
@@ -156,7 +154,7 @@ class Attachment:
     def drop_fd(self) -> None:
         """There is no need for the descriptor in `fd` any more."""
         if self.fd is not None:
-            os.close(self.fd)
+            expendable.close(self.fd)
             self.fd = None
 
     def tell_absence(self) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -92,12 +93,14 @@ class _Aside(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.put_nowait(self.format(record))
+            line = self.format(record)
+        except Exception:  # arguments that do not fit the message; logging's own way is to write to stderr at once
+            line = f"--- Logging error ---\n{traceback.format_exc()}Message: {record.msg!r}, from {record.name}"
+        try:
+            self._lines.put_nowait(line)
         except Full:
             with self._counting:
                 self._lost += 1
-        except Exception:  # arguments that do not fit the message: as logging's own handlers
-            self.handleError(record)
 
     def close(self) -> None:
         try:

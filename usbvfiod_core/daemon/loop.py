@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -15,9 +15,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 32
-"""Of a loop, and of each that is apart."""
-IDLE = 10.0
-"""Seconds after which a thread without work ends."""
 
 SWITCH_INTERVAL = 0.0002
 """Seconds that the loop waits at most for a thread that computes (sys.setswitchinterval, for the whole process).
@@ -27,10 +24,10 @@ Listing and opening devices is mostly that, and Python's own 5 ms are many trans
 class BlockingCalls(ABC):
     """`Loop.run_blocking` by threads, for a loop that has `call_soon_threadsafe`."""
 
-    def __init__(self, threads: int = MAX_THREADS) -> None:
-        self._threads = _Threads(threads)
+    def __init__(self) -> None:
+        self._threads = _Threads()
         self.blocking = 0
-        """Calls that `run_blocking` has not given back yet; with those of loops that are apart and awaited."""
+        """Calls that `run_blocking` has not given back yet."""
 
     @abstractmethod
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
@@ -44,7 +41,7 @@ class BlockingCalls(ABC):
         """
 
         def given_back(result: T | BaseException) -> None:
-            self.count(-1)
+            self.blocking -= 1
             then(result)
 
         def job() -> None:
@@ -58,12 +55,8 @@ class BlockingCalls(ABC):
             except RuntimeError:
                 pass  # the loop has been closed meanwhile: nobody is waiting any more
 
-        self.count(1)
+        self.blocking += 1
         self._threads.run(job)
-
-    def count(self, change: int) -> None:
-        """So many calls more have begun, or ended."""
-        self.blocking += change
 
 
 class EmbeddingLoop(BlockingCalls):
@@ -81,10 +74,6 @@ class EmbeddingLoop(BlockingCalls):
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
         return self._loop.call_soon_threadsafe(callback, *args)
 
-    def apart(self, *, awaited: bool = True, threads: int = MAX_THREADS) -> LoopApart:
-        """See `LoopApart`."""
-        return LoopApart(self, awaited, threads)
-
 
 class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
     """An asyncio event loop that is also a `usb.device.Loop`."""
@@ -95,10 +84,6 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
         BlockingCalls.__init__(self)
         self._in_event = False
         self._afterwards: list[Callable[[], object]] = []
-
-    def apart(self, *, awaited: bool = True, threads: int = MAX_THREADS) -> LoopApart:
-        """See `LoopApart`."""
-        return LoopApart(self, awaited, threads)
 
     def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         """As asyncio's, and what `callback` leaves to `call_afterwards` is done in the same turn of the loop."""
@@ -128,33 +113,10 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
                     each()
 
 
-class LoopApart(BlockingCalls):
-    """A loop with threads of its own: what hangs in them, such as a file on a server that does not answer, keeps
-    nobody waiting who uses the loop itself or another one apart. `awaited`: the end waits for its calls. At most so
-    many `threads`."""
-
-    def __init__(self, loop: EmbeddingLoop | ServerLoop, awaited: bool, threads: int) -> None:
-        super().__init__(threads)
-        self.time, self.call_soon, self.call_later = loop.time, loop.call_soon, loop.call_later
-        self.add_reader, self.remove_reader = loop.add_reader, loop.remove_reader
-        self.add_writer, self.remove_writer = loop.add_writer, loop.remove_writer
-        self._loop = loop
-        self._awaited = awaited
-
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
-        return self._loop.call_soon_threadsafe(callback, *args)
-
-    def count(self, change: int) -> None:
-        super().count(change)
-        if self._awaited:
-            self._loop.count(change)
-
-
 class _Threads:
-    """Threads that are started when they are needed, and kept until there has been no call for IDLE seconds."""
+    """Threads that are started when they are needed and kept for the next call."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = Lock()
         self._waiting = 0
@@ -166,7 +128,7 @@ class _Threads:
                 self._waiting -= 1
                 start = False
             else:
-                start = self._started < self._most
+                start = self._started < MAX_THREADS
                 self._started += start
         self._jobs.put(job)
         if start:
@@ -175,15 +137,7 @@ class _Threads:
 
     def _serve(self) -> None:
         while True:
-            try:
-                job = self._jobs.get(timeout=IDLE)
-            except Empty:
-                with self._lock:
-                    if not self._waiting:
-                        continue  # every thread that waits has been promised a job
-                    self._waiting -= 1
-                    self._started -= 1
-                return
+            job = self._jobs.get()
             job()
             del job
             with self._lock:

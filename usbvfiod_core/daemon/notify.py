@@ -18,15 +18,19 @@ def watchdog_interval() -> float | None:
     return int(allowed) / 2e6
 
 
-def notify(state: str) -> None:
-    """Send `state` ("READY=1", "STOPPING=1") to $NOTIFY_SOCKET; nothing without it. Raises nothing."""
+def notify(state: str) -> bool:
+    """Send `state` ("READY=1", "STOPPING=1") to $NOTIFY_SOCKET; nothing without it. Never raises or waits: False if the
+    service manager has more to read than it gets round to, and should be told again."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
-        return
+        return True
     if address.startswith("@"):
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(state.encode(), address)
+            sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
+    except BlockingIOError:
+        return False
     except (OSError, ValueError) as error:
         log.warning("the service manager cannot be told %s: %s", state, error)
+    return True

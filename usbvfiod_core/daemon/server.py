@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT = 3.0
 """Seconds that devices have to end what they do before the process ends without them."""
 FINISH_INTERVAL = 0.005
+NOTIFY_TRIES = 100
+NOTIFY_PAUSE = 0.1
+"""Seconds until the service manager is told again what there was no room for."""
 COLLECT_AFTER = 1.0
 """Seconds from an unplugging to the collection of what the device has left: flapping makes one a second at most."""
 
@@ -122,6 +125,8 @@ class Server:
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
         self._serving = False
+        self._news = ""
+        """What the service manager is to know."""
         self._tidied = False
 
     def run(self) -> None:
@@ -143,7 +148,7 @@ class Server:
             self._loop.stop()
             return
         self._stopping = True
-        notify("STOPPING=1")
+        self._notify("STOPPING=1")
         self.transport.close()
         self._steering.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
@@ -258,10 +263,21 @@ class Server:
         for name in result["ignored"]:
             log.warning("%s is read only at start; restart the server to apply it", name)
 
+    def _notify(self, state: str, tries: int = NOTIFY_TRIES) -> None:
+        """Tell the service manager, when it reads. Only the newest news is told again."""
+        if tries == NOTIFY_TRIES:
+            self._news = state
+        if state != self._news or notify(state):
+            return
+        if tries:
+            self._loop.call_later(NOTIFY_PAUSE, self._notify, state, tries - 1)
+        else:
+            log.warning("the service manager was not told %s: it does not read", state)
+
     def _feed_watchdog(self) -> None:
         interval = watchdog_interval()
         if interval is not None:
-            notify("WATCHDOG=1")
+            notify("WATCHDOG=1")  # and again soon, if nobody could be told
             self._loop.call_later(interval, self._feed_watchdog)
 
     def _proceed(self) -> None:
@@ -276,7 +292,7 @@ class Server:
             self._listen()
         else:
             missing = ", ".join(str(attachment) for attachment in self.attachments.missing)
-            notify(f"STATUS=waiting for required devices: {missing}")
+            self._notify(f"STATUS=waiting for required devices: {missing}")
 
     def _tidy(self) -> None:
         """What a server that was killed has left of devices that this one does not use is given back to the host."""
@@ -304,7 +320,7 @@ class Server:
             log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._steering.name)
         where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
         log.info("serving on %s", where)
-        notify("READY=1")
+        self._notify("READY=1")
 
     def _unplugged(self, port_id: int, device: Device) -> None:
         """Let go of what belonged to the device, for the same reason."""

@@ -6,7 +6,6 @@ message is held, and while more than a fair share of its messages waits to be pr
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -15,6 +14,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
+from . import expendable
 from .ancillary import descriptors, hung_up, peer, room_for
 from .eventfd import LoopEventfds
 from .peer import PrivateFiles
@@ -28,9 +28,10 @@ CHUNKS: Final = 4
 """Times that the socket is read before the loop has its turn."""
 
 _ANCILLARY: Final = room_for(MAX_PENDING_FDS)
-_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+# A socket that was handed down may be shared, and its flag O_NONBLOCK with it.
+_RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_SEND: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _CTRUNC: Final = int(socket.MSG_CTRUNC)
-_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 
 
 class Connection:
@@ -68,7 +69,7 @@ class Connection:
             memory,
             eventfds=LoopEventfds(loop),
             is_private=PrivateFiles(self.pid),
-            close_fd=os.close,
+            close_fd=expendable.close,
             resume=self._resume,
             introduced=on_introduced,
         )
@@ -112,7 +113,8 @@ class Connection:
         for _ in range(CHUNKS):
             space = session.space
             try:
-                count, ancillary, flags, _address = receive((space,), _ANCILLARY, _CLOEXEC)
+                room = 0 if expendable.choked() else _ANCILLARY
+                count, ancillary, flags, _address = receive((space,), room, _RECEIVE)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -200,7 +202,7 @@ class Connection:
         """Send what the socket takes; True if that was all."""
         output = self._output
         try:
-            sent = self._socket.send(output, _NOSIGNAL)
+            sent = self._socket.send(output, _SEND)
         except BlockingIOError:
             return not output
         except OSError:

@@ -9,26 +9,20 @@ from typing import Final
 
 from ..errors import ClientError
 from ..usb.device import Loop
-
-_write = os.eventfd_write
+from .signalling import Signal, signal
 
 
 class Eventfd:
     """An eventfd that is ours to signal and close."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "signal")
 
     def __init__(self, fd: int) -> None:
         """Take over `fd`. Raises ClientError(EINVAL), and leaves it to the caller, if it is something else."""
         _check(fd)
         self._fd: Final = fd
-
-    def signal(self) -> None:
+        self.signal: Signal = signal(fd)
         """Add one to the counter. A full counter is a signal already."""
-        try:
-            _write(self._fd, 1)
-        except OSError:
-            pass
 
     def close(self) -> None:
         """Give the descriptor back; nobody may signal it any more."""
@@ -44,6 +38,7 @@ class EventfdListener:
         self._fd: Final = fd
         self._loop: Final = loop
         self._signalled: Final = signalled
+        self._counter: Final = bytearray(8)
         loop.add_reader(fd, self._readable)
 
     def close(self) -> None:
@@ -53,7 +48,7 @@ class EventfdListener:
 
     def _readable(self) -> None:
         try:
-            os.eventfd_read(self._fd)
+            os.preadv(self._fd, (self._counter,), -1, os.RWF_NOWAIT)  # whatever the client has done to O_NONBLOCK
         except OSError:
             return  # its other end has read it
         self._signalled()
@@ -73,12 +68,9 @@ class LoopEventfds:
 
 
 def _check(fd: int) -> None:
-    """It is made non-blocking, for the client's end too, so that a counter nobody reads, or one that was read already,
-    cannot hold us up; both known clients have it so already."""
     try:
         kind = os.readlink(f"/proc/self/fd/{fd}")
         if kind != "anon_inode:[eventfd]":
             raise ClientError(EINVAL, f"an interrupt needs an eventfd, not {kind}")
-        os.set_blocking(fd, False)
     except OSError as error:
         raise ClientError(EINVAL, f"an interrupt needs an eventfd: {error.strerror}") from None

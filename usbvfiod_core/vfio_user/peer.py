@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Final
+
+from .expendable import ask
 
 _FILES: Final = 64
 """Files of one client that are looked up; a VM has one for each piece of its memory."""
+_PATIENCE: Final = 0.2
+"""Seconds for the client's memory map. The client can keep it locked, and what it has passed can be a file that does
+not answer; then nothing more of it is looked up."""
 
 
 class PrivateFiles:
@@ -20,10 +26,18 @@ class PrivateFiles:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._known: dict[tuple[int, int], bool] = {}
+        self._silent = False
 
     def __call__(self, fd: int) -> bool:
         """Whether the file behind `fd` is mapped privately by the client, and only so; False where that cannot be told:
         the client is another user's, or has not mapped it at all."""
+        if self._silent:
+            return False
+        private = ask(partial(self._is_private, fd), _PATIENCE, None)
+        self._silent = private is None
+        return bool(private)
+
+    def _is_private(self, fd: int) -> bool:
         try:
             status = os.fstat(fd)
         except OSError:

@@ -185,6 +185,20 @@ def test_the_service_manager_is_told(abstract: bool, tmp_path: Path, monkeypatch
         assert manager.recv(100) == b"READY=1"
 
 
+def test_a_service_manager_that_does_not_read_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        sent = 0
+        while notify(f"STATUS={sent}"):
+            sent += 1
+            assert sent < 100_000
+        assert not notify("READY=1")
+        manager.recv(100)
+        assert notify("READY=1")
+
+
 @pytest.mark.parametrize("address", ["", "/nonexistent/notify", "relative-and-missing", "x" * 300])
 def test_a_service_manager_that_does_not_listen_is_no_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
