@@ -26,7 +26,7 @@ _PROT: Final = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
 _MREMAP_MAYMOVE: Final = 1
-_FAILED: Final = ctypes.c_void_p(-1).value
+FAILED: Final = ctypes.c_void_p(-1).value
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
@@ -36,9 +36,21 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 _pointer, _size, _int = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-_mmap = _function("mmap", _pointer, _pointer, _size, _int, _int, _int, ctypes.c_int64)
+libc_mmap = _function("mmap", _pointer, _pointer, _size, _int, _int, _int, ctypes.c_int64)
 _mremap = _function("mremap", _pointer, _pointer, _size, _size, _int)
 _munmap = _function("munmap", _int, _pointer, _size)
+
+
+class _Buffer(ctypes.Structure):
+    """Py_buffer."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("rest", ctypes.c_byte * 128))
+
+
+_get_buffer = ctypes.PYFUNCTYPE(_int, ctypes.py_object, ctypes.POINTER(_Buffer), _int)(
+    ("PyObject_GetBuffer", ctypes.pythonapi)
+)
+_release_buffer = ctypes.PYFUNCTYPE(None, ctypes.POINTER(_Buffer))(("PyBuffer_Release", ctypes.pythonapi))
 
 
 class Place:
@@ -46,7 +58,7 @@ class Place:
 
     def __init__(self, owner: Owner, page: int) -> None:
         self._owner = weakref.ref(owner)
-        self.address = _address(owner)
+        self.address = address_of(owner)
         self.size = len(owner)
         self.page = page
 
@@ -61,8 +73,8 @@ class Place:
             # Of a shared mapping, none of its bytes moved to another place is a second mapping of all of them.
             address = _mremap(self.address, 0, self.size, _MREMAP_MAYMOVE)
         else:
-            address = _mmap(None, self.size, _PROT, mmap.MAP_SHARED, fd, 0)
-        if address == _FAILED:
+            address = libc_mmap(None, self.size, _PROT, mmap.MAP_SHARED, fd, 0)
+        if address == FAILED:
             raise _error("the guest's memory cannot be mapped once more")
         owner = (ctypes.c_char * self.size).from_address(address)
         weakref.finalize(owner, _munmap, address, self.size).atexit = False
@@ -136,16 +148,21 @@ class Withdrawn:
 
 def _replace(address: int, size: int) -> bool:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
-    return bool(_mmap(address, size, _PROT, flags, -1, 0) == address)
+    return bool(libc_mmap(address, size, _PROT, flags, -1, 0) == address)
 
 
-def _address(buffer: Owner | memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+def address_of(buffer: Owner | memoryview) -> int:
+    """Where a buffer of at least one byte lies, which may be one that cannot be written."""
+    view = _Buffer()
+    _get_buffer(buffer, view, 0)
+    _release_buffer(view)
+    address: int = view.address
+    return address
 
 
 def _writable(window: memoryview) -> int:
     """Where a window lies; 0 for one that is empty or cannot be written."""
-    return 0 if window.readonly or not len(window) else _address(window)
+    return 0 if window.readonly or not len(window) else address_of(window)
 
 
 def failure() -> OSError:

@@ -12,18 +12,19 @@ a device may still write to a view withdraws it first (`withdraw`).
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from .backing import Backing, in_memory
 from .errors import ClientError, GuestMemoryError, UnsharedMemoryError
 
 if TYPE_CHECKING:
     from .mapping import Place, Withdrawn
+    from .sigbus import Guard
 
 PAGE_SIZE = 4096
 MAX_REGIONS = 65535
@@ -41,38 +42,6 @@ NOT_IN_MEMORY = (
     "waiting for its pages for ever; --any-memory-file, or any-memory-file in [server], accepts it"
 )
 
-_F_GET_SEALS = 1034
-_F_SEAL_SHRINK = 0x0002
-
-
-class _Backing:
-    """A file mapped as a whole, shared by the regions that lie in it."""
-
-    __slots__ = ("fd", "key", "map", "page", "place", "regions", "sealed", "view", "writable")
-
-    def __init__(self, fd: int, key: tuple[int, int], size: int) -> None:
-        self.key = key
-        self.fd = -1
-        self.place: Place | None = None
-        try:
-            self.map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-            self.writable = True
-        except PermissionError:
-            self.map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-            self.writable = False
-        self.view = memoryview(self.map)
-        self.regions = 0
-        # A file that can shrink under a mapping kills its reader with SIGBUS; see GuestMemory.check.
-        self.sealed = bool((_seals(fd) or 0) & _F_SEAL_SHRINK)
-        # What huge pages are behind is mapped once more by its descriptor only.
-        self.page = max(os.fstatvfs(fd).f_bsize, PAGE_SIZE)
-        if self.page > PAGE_SIZE:
-            self.fd = os.dup(fd)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
 
 class Region:
     """One mapped range of guest physical addresses, `start` up to but not including `end`.
@@ -89,7 +58,7 @@ class Region:
         self.writable = writable
         self.view: memoryview | None = None
         self.reason = f"the client does not share {self.start:#x}-{self.end:#x} ({HOW_TO_SHARE})"
-        self.backing: _Backing | None = None
+        self.backing: Backing | None = None
         self.offset = 0
 
 
@@ -105,8 +74,12 @@ class GuestMemory:
         self._any_files = any_files
         self._starts: list[int] = []
         self._regions: list[Region] = []
-        self._backings: dict[tuple[int, int], _Backing] = {}
+        self._backings: dict[tuple[int, int], Backing] = {}
+        self.truncated: Callable[[], object] = lambda: None
+        """Called when the client has truncated a file that it has mapped; for whoever serves the client."""
         self._unsealed = False
+        self._guard: Guard | None = None
+        self._faults = 0
         self._last = Region(0, 0, False, False)
         self._former: list[Place] = []
 
@@ -154,7 +127,9 @@ class GuestMemory:
             backing.regions += 1
             self._backings[backing.key] = backing
             region.view = backing.view[offset : offset + size]
-            self._unsealed |= not backing.sealed
+            if not backing.sealed:
+                self._unsealed = True
+                self._guard = backing.guard
         self._starts.insert(index, address)
         self._regions.insert(index, region)
         self.generation += 1
@@ -210,13 +185,17 @@ class GuestMemory:
     def check(self) -> None:
         """Take away the regions of files that have shrunk. Called before guest memory is used for a batch of work.
 
-        A client that truncates a file between this check and the access still kills this process (SIGBUS), and with
-        it only its own VM's USB; VMMs pass memory that is sealed against shrinking, and then this costs nothing.
+        A file that shrinks between this check and an access is no harm: `sigbus` sees to it, and it is noticed here the
+        next time. VMMs pass memory that is sealed against shrinking, and then this costs nothing.
         """
         if not self._unsealed:
             return
+        faults = self._guard.faults if self._guard is not None else 0
+        known, self._faults = self._faults, faults
         for backing in list(self._backings.values()):
-            if not backing.sealed and backing.map.size() < len(backing.view):
+            if not backing.sealed and (
+                backing.map.size() < len(backing.view) or (faults != known and backing.has_faulted)
+            ):
                 self._truncated(backing)
 
     def withdraw(self, windows: Sequence[memoryview]) -> Withdrawn:
@@ -340,7 +319,7 @@ class GuestMemory:
             == (new.start, new.end, new.readable, new.writable, new.offset)
         ) and old.backing is new.backing
 
-    def _backing(self, fd: int, needed: int) -> _Backing:
+    def _backing(self, fd: int, needed: int) -> Backing:
         # First, because asking a file for anything else may already wait for its owner.
         if not self._any_files and not in_memory(fd):
             raise ClientError(errno.EINVAL, f"DMA map: {NOT_IN_MEMORY}")
@@ -359,7 +338,7 @@ class GuestMemory:
         if known is not None and len(known.view) >= needed:
             return known
         try:
-            return _Backing(fd, key, status.st_size)
+            return Backing(fd, key, status.st_size)
         except (OSError, ValueError, OverflowError) as error:
             code = getattr(error, "errno", None) or errno.EINVAL
             raise ClientError(code, f"DMA map: the file cannot be mapped: {error}") from None
@@ -371,38 +350,27 @@ class GuestMemory:
         self._last = Region(0, 0, False, False)
         self.generation += 1
 
-    def _all_backings(self) -> set[_Backing]:
+    def _all_backings(self) -> set[Backing]:
         """Every file; one that has grown since it was mapped is there twice."""
         return {*self._backings.values(), *(each.backing for each in self._regions if each.backing is not None)}
 
     def _places(self) -> list[Place]:
         """Where files are mapped whose windows can be written, now and earlier."""
-        from .mapping import Place
-
         places = {place for place in self._former if place.owner is not None}
-        for backing in self._all_backings():
-            if backing.writable:
-                if backing.place is None:
-                    backing.place = Place(backing.map, backing.page)
-                places.add(backing.place)
+        places.update(backing.place for backing in self._all_backings() if backing.writable)
         self._former = list(places)
         return self._former
 
-    def _move(self, backing: _Backing) -> None:
+    def _move(self, backing: Backing) -> None:
         """Hand out the file at another place from now on."""
-        from .mapping import Place
-
-        assert backing.place is not None
-        owner = backing.place.again(backing.fd)
-        backing.view = memoryview(owner).cast("B")
-        backing.place = Place(owner, backing.page)
+        backing.move()
         for region in self._regions:
             if region.backing is backing and region.view is not None:
                 region.view = backing.view[region.offset : region.offset + region.end - region.start]
         self._last = Region(0, 0, False, False)
         self.generation += 1
 
-    def _truncated(self, backing: _Backing) -> None:
+    def _truncated(self, backing: Backing) -> None:
         backing.sealed = True  # said once; nothing of it can be reached any more
         for region in self._regions:
             if region.backing is backing:
@@ -410,17 +378,5 @@ class GuestMemory:
                 region.reason = "the client has truncated the file of this memory"
         self._backings.pop(backing.key, None)
         self.generation += 1
-
-
-def in_memory(fd: int) -> bool:
-    """Whether a descriptor is one of a file in memory; see NOT_IN_MEMORY. Never blocks."""
-    return _seals(fd) is not None
-
-
-def _seals(fd: int) -> int | None:
-    """The seals of a file (memfd_create(2)); None if it is not in memory: the kernel knows them only of files on tmpfs
-    and hugetlbfs, and answers without asking the file system."""
-    try:
-        return fcntl.fcntl(fd, _F_GET_SEALS)
-    except OSError:
-        return None
+        if backing.regions:
+            self.truncated()

@@ -100,6 +100,10 @@ class Connection:
         self.session.close()
         self._socket.close()
 
+    def drop(self, reason: str) -> None:
+        """End the connection because of something that the client has done; `on_gone` is told why."""
+        self._gone(reason)
+
     def check(self) -> None:
         """Notice at once if the other end is closed: its successor may be at the door before that is read."""
         if hung_up(self._fd):

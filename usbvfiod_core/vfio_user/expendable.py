@@ -14,7 +14,7 @@ from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Final, Generic, TypeVar
 
-from ..memory import in_memory
+from ..backing import in_memory
 
 T = TypeVar("T")
 

@@ -69,6 +69,7 @@ class Server:
         self._loop: Final = loop
         self._function: Final = function
         self._memory: Final = memory
+        memory.truncated = self._memory_truncated
         self._on_drained: Final = on_drained
         self._on_ended: Final = on_ended
         self._on_closed: Final = on_closed
@@ -187,6 +188,11 @@ class Server:
             first_message_deadline=accepted,
             message_deadline=self._message_deadline,
         )
+
+    def _memory_truncated(self) -> None:
+        if self._connection is not None:
+            # Not at once: the controller is at work.
+            self._loop.call_soon(self._connection.drop, "it has truncated a file of the guest's memory")
 
     def _client_introduced(self) -> None:
         """Whoever looks whether somebody listens here hangs up without a word, and is no client."""
