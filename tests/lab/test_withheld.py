@@ -104,6 +104,21 @@ def test_a_drive_with_swap_space_and_a_loop_device(tmp_path: Path) -> None:
         assert uses(device) == []
 
 
+def test_a_drive_that_a_program_writes_to(server: Served, tmp_path: Path) -> None:
+    """Who has it open loses nothing; whoever only looks at what is on it, as udev does, is not heard of."""
+    with drive(tmp_path) as (device, node):
+        wait_until(lambda: not uses(device), lambda: f"{uses(device)}")
+        with subprocess.Popen(["tail", "-f", node], stdout=subprocess.DEVNULL) as program:
+            try:
+                wait_until(lambda: bool(uses(device)), lambda: "it is not seen")
+                reason = f"{node.name} is open in tail ({program.pid})"
+                with withheld(server, f"usbfs:{device.port}", reason, device):
+                    program.kill()
+                    program.wait()
+            finally:
+                program.kill()
+
+
 def test_a_mount_in_a_namespace_of_another_process(tmp_path: Path) -> None:
     with drive(tmp_path) as (device, node):
         script = f"mount {node} {tmp_path} && echo mounted && read line"

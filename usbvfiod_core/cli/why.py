@@ -16,7 +16,8 @@ from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..host.options import InUse
 from ..host.paths import NotUsb
-from ..host.sysfs import ALLOW, RULE
+from ..host.sysfs import ALLOW, DEVICES, RULE
+from ..host.usage import Usage
 from ..usb.backend import DeviceInfo
 from . import completing
 from .control import Connect, optional_control
@@ -93,6 +94,9 @@ def decide(registry: Registry, text: str, ports: GuestPorts) -> list[Step]:
         steps.append(_access(info))
     if info.in_use:
         steps.append(_use(info, spec, backend_options(backends[spec.backend], spec.address, spec.options)))
+    losers = Usage().programs(DEVICES / info.port_path) if info.port_path and not info.in_use else []
+    if losers:
+        steps.append(Step("programs", "yes", f"{'; '.join(losers)}, and loses it"))
     if info.driver:
         steps.append(Step("host driver", "yes", f"{info.driver} gives it up, and gets it back at the end"))
     steps.append(_plugins(registry, spec, info))

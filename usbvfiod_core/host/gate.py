@@ -7,7 +7,7 @@ from typing import Final
 
 from ..errors import DeviceError, DeviceWithheld
 from .options import HostOptions, InUse
-from .sysfs import SysfsDevice, not_authorized, unfitness, users
+from .sysfs import SysfsDevice, not_authorized, programs, unfitness, users
 
 log = logging.getLogger(__name__)
 
@@ -37,4 +37,7 @@ def admit(device: SysfsDevice, options: HostOptions) -> SysfsDevice:
         if options.in_use is InUse.REFUSE:
             raise DeviceWithheld(f"{text}; {ADVICE}")
         log.warning("%s (%s) is taken although %s", device.label, device.name, text)
+    losers = programs(device)
+    if losers:
+        log.info("%s (%s) is taken from programs of this host: %s", device.label, device.name, "; ".join(losers))
     return device

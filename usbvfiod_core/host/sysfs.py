@@ -320,6 +320,11 @@ def users(device: SysfsDevice, usage: Usage | None = None) -> list[str]:
     return (usage or Usage()).of(device.directory)
 
 
+def programs(device: SysfsDevice) -> list[str]:
+    """The programs on the host that lose a device when it is taken, see `Usage.programs`."""
+    return [] if device.directory is None else Usage().programs(device.directory)
+
+
 class _Attributes:
     """The text attributes of a directory, without the line's end. `[]` raises OSError where one is missing."""
 

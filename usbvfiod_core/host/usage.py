@@ -1,9 +1,12 @@
 """Who uses a device on the host, where the use would not survive that the device is taken away: a mounted file system
 loses what was not written yet, a network goes down, nobody can type any more.
 
-Everything is read from sysfs and procfs, nothing is opened, and nothing there waits for a device. A use that cannot be
-seen there is not found: a program that has a device's node open, a file system whose mount is in a namespace that this
-process may not look into and of which the kernel says nothing in /sys/fs.
+Everything is read from sysfs, procfs and udev's database, no node is opened, and nothing there waits for a device. A
+use that cannot be seen there is not found: a program of another user, a file system whose mount is in a namespace that
+this process may not look into and of which the kernel says nothing in /sys/fs.
+
+A program that has the node of a drive open loses data. One that has a serial port, a camera or a HID device open is
+told by its read or write that the device is gone, as when somebody pulls it out; that is no reason to refuse it.
 """
 
 from __future__ import annotations
@@ -15,8 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from .programs import open_nodes
+
 SYS = Path("/sys")
 PROC = Path("/proc")
+UDEV = Path("/run/udev/data")
+
+_STORAGE: Final = ("scsi_generic", "scsi_tape")
+"""Classes of nodes beside the block devices through which programs write to drives."""
+_OTHERS: Final = ("tty", "hidraw", "video4linux", "usbmisc")
+"""Classes of nodes whose programs can do without them. Event devices are not among them: they are always open."""
 
 _UP: Final = 0x1
 """IFF_UP of a network interface's flags."""
@@ -27,15 +38,17 @@ _MOVING: Final = ("RUNNING", "DRAINING", "PAUSED")
 """States of a stream of a sound card in which somebody listens or speaks."""
 _PLACES: Final = 3
 """Mount points of one file system that are named; bind mounts can make hundreds."""
+_NODE: Final = re.compile(r"^DEVNAME=(.+)$", re.MULTILINE)
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 class Usage:
     """The host at one moment: what is asked for is read once. In any thread; raises nothing."""
 
-    def __init__(self, sys: Path | None = None, proc: Path | None = None) -> None:
+    def __init__(self, sys: Path | None = None, proc: Path | None = None, udev: Path | None = None) -> None:
         self._sys = sys or SYS
         self._proc = proc or PROC
+        self._udev = udev or UDEV
 
     def of(self, directory: Path) -> list[str]:
         """Who uses the USB device with this directory in sysfs, a clause each: "sda1 is mounted at /mnt"."""
@@ -48,6 +61,29 @@ class Usage:
             *self._keyboards(below),
         ]
 
+    def programs(self, directory: Path) -> list[str]:
+        """The programs that can do without the USB device, a clause each: "ttyUSB0 is open in minicom (812)"."""
+        below = f"{os.path.realpath(directory)}/"
+        return [*self._open("its node", Path(below)), *self._open_nodes(below, _OTHERS)]
+
+    def _open_nodes(self, below: str, classes: tuple[str, ...]) -> Iterator[str]:
+        for kind in classes:
+            for name, path in _links(self._sys / "class" / kind).items():
+                if path.startswith(below):
+                    yield from self._open(name, Path(path))
+
+    def _open(self, label: str, directory: Path) -> Iterator[str]:
+        """Which programs have the node of the device with this directory open."""
+        match = _NODE.search(_text(directory / "uevent"))
+        programs = self._programs.get(f"/dev/{match[1]}") if match else None
+        if programs:
+            more = f" and {len(programs) - _PLACES} more programs" if len(programs) > _PLACES else ""
+            yield f"{label} is open in {', '.join(programs[:_PLACES])}{more}"
+
+    @cached_property
+    def _programs(self) -> dict[str, list[str]]:
+        return open_nodes(self._proc)
+
     # -- storage -----------------------------------------------------------------------------------------------------
 
     def _storage(self, below: str) -> Iterator[str]:
@@ -55,6 +91,7 @@ class Usage:
         for name, path in self._blocks.items():
             if path.startswith(below):
                 yield from self._block(name, seen)
+        yield from self._open_nodes(below, _STORAGE)
 
     def _block(self, name: str, seen: set[str]) -> Iterator[str]:
         """A block device, and what is stacked on it, however high."""
@@ -70,9 +107,22 @@ class Usage:
             yield f"{label} is mounted ({self._file_systems[name]})"
         if name in self._swaps:
             yield f"{label} is swap space"
+        if os.path.lexists(self._sys / "class/block" / name / "bcache/set"):
+            yield f"{label} is part of a bcache"
+        pool = self._pool(name)
+        if pool:
+            yield f"{label} is part of the ZFS pool {pool}"
+        yield from self._open(label, self._sys / "class/block" / name)
         for above in [*_names(self._sys / "class/block" / name / "holders"), *self._loops.get(name, [])]:
             yield f"{label} is part of {self._label(above)}"
             yield from self._block(above, seen)
+
+    def _pool(self, name: str) -> str:
+        """The imported ZFS pool that a block device is part of, by its label. The kernel does not say it anywhere."""
+        entry = _text(self._udev / f"b{_text(self._sys / 'class/block' / name / 'dev')}")
+        values = dict(line.removeprefix("E:").partition("=")[::2] for line in entry.splitlines() if line[:2] == "E:")
+        pool = values.get("ID_FS_LABEL", "") if values.get("ID_FS_TYPE") == "zfs_member" else ""
+        return pool if pool in _names(self._proc / "spl/kstat/zfs") else ""
 
     def _label(self, name: str) -> str:
         """A block device as people know it: the mapper's name for one of the device mapper."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from usbvfiod_core.host import programs
 from usbvfiod_core.host.usage import Usage
 
 TYPING = "e080ffdf01cfffff fffffffffffffffe"
@@ -17,7 +18,7 @@ class Host:
     """A host with one USB device, at `usb`, and another disk beside it."""
 
     def __init__(self, root: Path) -> None:
-        self.sys, self.proc = root / "sys", root / "proc"
+        self.sys, self.proc, self.udev = root / "sys", root / "proc", root / "run/udev/data"
         self.usb = self.sys / "devices/pci0/usb1/1-2"
         self.interface = self.usb / "1-2:1.0"
         self.interface.mkdir(parents=True)
@@ -63,9 +64,23 @@ class Host:
         if namespace:
             link.symlink_to(namespace)
 
+    def node(self, place: Path, name: str) -> None:
+        self.write(place / "uevent", f"MAJOR=1\nDEVNAME={name}")
+
+    def opened(self, process: int, program: str, *nodes: str) -> None:
+        self.write(self.proc / str(process) / "comm", program)
+        for number, node in enumerate(nodes):
+            link = self.proc / str(process) / "fd" / str(number)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(node)
+
+    @property
+    def programs(self) -> list[str]:
+        return Usage(self.sys, self.proc, self.udev).programs(self.link)
+
     @property
     def uses(self) -> list[str]:
-        return Usage(self.sys, self.proc).of(self.link)
+        return Usage(self.sys, self.proc, self.udev).of(self.link)
 
 
 @pytest.fixture
@@ -169,6 +184,64 @@ def test_a_loop_device_on_it(host: Host) -> None:
     host.disk("loop3", "7:3", host.sys / "devices/virtual")
     host.write(host.sys / "class/block/loop3/loop/backing_file", "/dev/sda")
     assert host.uses == ["sda is part of loop3"]
+
+
+def test_a_member_of_a_zfs_pool(host: Host) -> None:
+    host.disk("sda1", "8:1")
+    host.write(host.udev / "b8:1", "S:disk/by-label/tank\nE:ID_FS_TYPE=zfs_member\nE:ID_FS_LABEL=tank\nG:systemd")
+    assert host.uses == [], "it is not imported"
+    (host.proc / "spl/kstat/zfs/tank").mkdir(parents=True)
+    assert host.uses == ["sda1 is part of the ZFS pool tank"]
+    host.write(host.udev / "b8:1", "E:ID_FS_TYPE=vfat\nE:ID_FS_LABEL=tank")
+    assert host.uses == []
+
+
+def test_a_cache_of_bcache(host: Host) -> None:
+    """The kernel names no holder of it, as it does of what is behind the cache."""
+    place = host.disk("sda", "8:0")
+    (place / "bcache").mkdir()
+    assert host.uses == []
+    (place / "bcache/set").symlink_to("../../../../fs/bcache/1234")
+    assert host.uses == ["sda is part of a bcache"]
+
+
+def test_programs_that_have_a_drive_open(host: Host) -> None:
+    host.node(host.disk("sda", "8:0"), "sda")
+    host.node(host.disk("sda1", "8:1"), "sda1")
+    host.node(host.member("scsi_generic", "sg0", host.interface), "sg0")
+    host.opened(70, "(udev-worker)", "/dev/sda")
+    host.opened(71, "sleep", "/dev/null", "/dev/nvme0n1", "/home/sda", "socket:[1]")
+    host.opened(os.getpid(), "usbvfiod", "/dev/sda")
+    assert host.uses == []
+    host.opened(80, "dd", "/dev/sda1", "/dev/sda1")
+    host.opened(81, "cdrecord", "/dev/sg0")
+    assert host.uses == ["sda1 is open in dd (80)", "sg0 is open in cdrecord (81)"]
+    assert host.programs == []
+    for process in range(82, 86):
+        host.opened(process, "dd", "/dev/sda")
+    assert host.uses[0].endswith(" and 1 more programs")
+
+
+def test_programs_that_can_do_without_the_device(host: Host) -> None:
+    host.node(host.usb, "bus/usb/001/004")
+    host.node(host.member("tty", "ttyUSB0", host.interface), "ttyUSB0")
+    host.node(host.member("usbmisc", "lp0", host.interface), "usb/lp0")
+    host.node(host.member("tty", "ttyUSB1", host.sys / "devices/pci0/usb1/1-3/1-3:1.0"), "ttyUSB1")
+    host.opened(80, "ModemManager", "/dev/ttyUSB0", "/dev/ttyUSB1")
+    host.opened(90, "pcscd", "/dev/bus/usb/001/004", "/dev/usb/lp0")
+    assert host.uses == []
+    assert host.programs == [
+        "its node is open in pcscd (90)",
+        "ttyUSB0 is open in ModemManager (80)",
+        "lp0 is open in pcscd (90)",
+    ]
+
+
+def test_many_descriptors_are_not_all_looked_at(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "DESCRIPTORS", 0)
+    host.node(host.disk("sda", "8:0"), "sda")
+    host.opened(80, "dd", "/dev/sda")
+    assert host.uses == []
 
 
 def test_a_network_interface_that_is_up(host: Host) -> None:
