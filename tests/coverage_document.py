@@ -17,8 +17,8 @@ TESTS = ROOT / "tests" / "unit" / "xhci"
 HEAD = """# What of xHCI 1.2 is there
 
 Made by `make docs` from the tables that the controller works with and those in `usbvfiod_core/xhci/coverage.py` and
-`coverage_registers.py`; do not edit. Each row is either done, with the function that does it and the tests in
-`tests/unit/xhci` that show it, or refused, with the reason and what the guest sees instead.
+`coverage_registers.py`; do not edit. What has no remark is done as the specification says. For a refusal, the remark
+says what the guest sees instead and why. Those files also name functions and tests.
 """
 
 
@@ -33,38 +33,34 @@ def test_of(name: str) -> tuple[Path, str]:
     return TESTS / f"test_{file}.py", f"test_{test}"
 
 
-def shown(names: Iterable[str]) -> str:
-    """Tests for a cell: links to their files, one for each file."""
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        path, test = test_of(name)
-        by_file.setdefault(path, []).append(test.removeprefix("test_"))
-    return "; ".join(
-        f"[{path.stem}](../{path.relative_to(ROOT)}): {', '.join(f'`{test}`' for test in tests)}"
-        for path, tests in by_file.items()
-    )
+def cell(row: Row) -> str:
+    """The last cell of a row: a remark, or the answer to what is refused."""
+    return row.note if isinstance(row, Done) else f"refused: {row.answer}; {row.why}"
 
 
-def cells(row: Row) -> str:
-    """The last two cells of a row: what is done or answered, and what shows it or why."""
-    if isinstance(row, Done):
-        note = f"; {row.note}" if row.note else ""
-        return f"`{function(row)}`{note} | {shown(row.tests)}"
-    tests = f" ({shown(row.tests)})" if row.tests else ""
-    return f"refused: {row.answer} | {row.why}{tests}"
+def remark(row: Row) -> str:
+    """The remark behind something in a list."""
+    said = cell(row)
+    return f": {said}" if said else ""
 
 
 def table(head: Iterable[str], rows: Iterable[str]) -> str:
-    """A table of Markdown."""
+    """A table of Markdown, and below it in a line the rows whose last cell, the remark, is empty."""
     head = list(head)
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {row} |" for row in rows)]) + "\n"
+    told, silent = [], []
+    for row in rows:
+        (silent if row.endswith("| ") else told).append(row)
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {row} |" for row in told)] if told else []
+    names = "; ".join(row.removesuffix(" | ").replace(" | ", " ") for row in silent)
+    after = ["", f"Without remark: {names}."] if silent else []
+    return "\n".join([*lines, *after]).lstrip("\n") + "\n"
 
 
 def numbered(names: Mapping[int, str], rows: Mapping[int, Row]) -> str:
     """A table by number."""
     return table(
-        ("", "name", "done by, or answer", "shown by, or reason"),
-        (f"{number} | {names[number]} | {cells(row)}" for number, row in sorted(rows.items())),
+        ("", "name", "remark"),
+        (f"{number} | {names[number]} | {cell(row)}" for number, row in sorted(rows.items())),
     )
 
 
@@ -84,7 +80,7 @@ def register_rows(prefix: str, registers: Iterable[reg.Register]) -> Iterable[st
     for register in registers:
         for field in fields.FIELDS[register.name]:
             where = f"{prefix}+{register.offset:#04x} {register.name}"
-            yield f"{where} | {field.name} | {access(register, field.mask)} | {cells(field.row)}"
+            yield f"{where} | {field.name} | {access(register, field.mask)} | {cell(field.row)}"
 
 
 def capability_rows() -> Iterable[str]:
@@ -94,7 +90,7 @@ def capability_rows() -> Iterable[str]:
         for field in described:
             low = (field.mask & -field.mask).bit_length() - 1
             value = (dwords[offset >> 2] & field.mask) >> low
-            yield f"{offset:#04x} {name} | {field.name} | {value:#x} | {cells(field.row)}"
+            yield f"{offset:#04x} {name} | {field.name} | {value:#x} | {cell(field.row)}"
 
 
 def state_rows(machine: Mapping[tuple[int, str], int], names: Mapping[int, str]) -> Iterable[str]:
@@ -105,8 +101,8 @@ def state_rows(machine: Mapping[tuple[int, str], int], names: Mapping[int, str])
 
 def render() -> str:
     """The whole document."""
-    cells_of = ("field", "done by, or what becomes of it", "shown by, or reason")
-    registers = ("register", "field", "access", "done by, or answer", "shown by, or reason")
+    cells_of = ("field", "remark")
+    registers = ("register", "field", "access", "remark")
     parts = [
         HEAD,
         "## Commands\n",
@@ -120,7 +116,7 @@ def render() -> str:
         "## Completion codes\n",
         numbered(spec.COMPLETION_CODES, coverage.COMPLETION_CODES),
         "## Behaviour\n",
-        table(("rule", "done by", "shown by"), (f"{rule} | {cells(row)}" for rule, row in coverage.BEHAVIOUR.items())),
+        "".join(f"- {rule}{remark(row)}\n" for rule, row in coverage.BEHAVIOUR.items()),
         "## Slot states\n",
         "A command that is not allowed in a slot's state completes with a Context State Error.\n",
         table(("state", "command", "next state"), state_rows(states.SLOT, states.SLOT_STATES)),
@@ -130,11 +126,11 @@ def render() -> str:
         table(("state", "what happens", "next state"), state_rows(states.ENDPOINT, states.ENDPOINT_STATES)),
         "## Capability registers\n",
         "With the values of the controller that guests get.\n",
-        table(("register", "field", "value", "done by, or answer", "shown by, or reason"), capability_rows()),
+        table(("register", "field", "value", "remark"), capability_rows()),
         "## Extended capabilities\n",
         table(
-            ("ID", "capability", "done by, or answer", "shown by, or reason"),
-            (f"{number} | {name} | {cells(row)}" for number, (name, row) in fields.EXTENDED_CAPABILITIES.items()),
+            ("ID", "capability", "remark"),
+            (f"{number} | {name} | {cell(row)}" for number, (name, row) in fields.EXTENDED_CAPABILITIES.items()),
         ),
         "## Operational registers\n",
         table(registers, register_rows("op", reg.OPERATIONAL)),
@@ -143,9 +139,9 @@ def render() -> str:
         "## Runtime registers\n",
         table(registers, [*register_rows("rt", reg.RUNTIME), *register_rows("ir", reg.INTERRUPTER)]),
         "## Doorbells\n",
-        table(cells_of, (f"{name} | {cells(row)}" for name, row in fields.DOORBELLS.items())),
+        table(cells_of, (f"{name} | {cell(row)}" for name, row in fields.DOORBELLS.items())),
         "## Fields of TRBs and contexts\n",
-        table(cells_of, (f"{name} | {cells(row)}" for name, row in fields.MEMORY.items())),
+        table(cells_of, (f"{name} | {cell(row)}" for name, row in fields.MEMORY.items())),
     ]
     return "\n".join(parts)
 
