@@ -44,15 +44,23 @@ def remark(row: Row) -> str:
     return f": {said}" if said else ""
 
 
+def together(rows: Iterable[list[str]]) -> Iterable[str]:
+    """Rows as a list: the fields of a register behind its name, with their values; else number and name."""
+    found: dict[str, list[str]] = {}
+    for first, second, *rest in ([*row, ""] if len(row) == 1 else row for row in rows):
+        found.setdefault(first, []).append(f"{second} {' '.join(each for each in rest if each[:2] == '0x')}".strip())
+    return (f"{first} {', '.join(names)}".strip() for first, names in found.items())
+
+
 def table(head: Iterable[str], rows: Iterable[str]) -> str:
     """A table of Markdown, and below it in a line the rows whose last cell, the remark, is empty."""
     head = list(head)
-    told, silent = [], []
+    told: list[str] = []
+    silent: list[str] = []
     for row in rows:
         (silent if row.endswith("| ") else told).append(row)
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {row} |" for row in told)] if told else []
-    names = "; ".join(row.removesuffix(" | ").replace(" | ", " ") for row in silent)
-    after = ["", f"Without remark: {names}."] if silent else []
+    after = ["", f"Without remark: {'; '.join(together(row.split(' | ')[:-1] for row in silent))}."] if silent else []
     return "\n".join([*lines, *after]).lstrip("\n") + "\n"
 
 
@@ -75,12 +83,11 @@ def access(register: reg.Register, mask: int) -> str:
     return "RW by effect" if register.offset in (spec.USBCMD, spec.CRCR, spec.CRCR + 4) else "RO"
 
 
-def register_rows(prefix: str, registers: Iterable[reg.Register]) -> Iterable[str]:
+def register_rows(registers: Iterable[reg.Register]) -> Iterable[str]:
     """The fields of these registers."""
     for register in registers:
         for field in fields.FIELDS[register.name]:
-            where = f"{prefix}+{register.offset:#04x} {register.name}"
-            yield f"{where} | {field.name} | {access(register, field.mask)} | {cell(field.row)}"
+            yield f"{register.name} | {field.name} | {access(register, field.mask)} | {cell(field.row)}"
 
 
 def capability_rows() -> Iterable[str]:
@@ -90,13 +97,16 @@ def capability_rows() -> Iterable[str]:
         for field in described:
             low = (field.mask & -field.mask).bit_length() - 1
             value = (dwords[offset >> 2] & field.mask) >> low
-            yield f"{offset:#04x} {name} | {field.name} | {value:#x} | {cell(field.row)}"
+            yield f"{name} | {field.name} | {value:#x} | {cell(field.row)}"
 
 
 def state_rows(machine: Mapping[tuple[int, str], int], names: Mapping[int, str]) -> Iterable[str]:
-    """The transitions of a state machine."""
+    """The transitions of a state machine, by what happens."""
+    found: dict[tuple[str, int], list[str]] = {}
     for (state, event), following in machine.items():
-        yield f"{names[state]} | {event} | {names[following]}"
+        found.setdefault((event, following), []).append(names[state])
+    for (event, following), states_before in found.items():
+        yield f"{event} | {', '.join(states_before)} | {names[following]}"
 
 
 def render() -> str:
@@ -119,11 +129,11 @@ def render() -> str:
         "".join(f"- {rule}{remark(row)}\n" for rule, row in coverage.BEHAVIOUR.items()),
         "## Slot states\n",
         "A command that is not allowed in a slot's state completes with a Context State Error.\n",
-        table(("state", "command", "next state"), state_rows(states.SLOT, states.SLOT_STATES)),
+        table(("command", "in state", "next state"), state_rows(states.SLOT, states.SLOT_STATES)),
         "## Endpoint states\n",
         "What is not allowed in an endpoint's state: a command completes with a Context State Error, a doorbell is "
         "ignored.\n",
-        table(("state", "what happens", "next state"), state_rows(states.ENDPOINT, states.ENDPOINT_STATES)),
+        table(("what happens", "in state", "next state"), state_rows(states.ENDPOINT, states.ENDPOINT_STATES)),
         "## Capability registers\n",
         "With the values of the controller that guests get.\n",
         table(("register", "field", "value", "remark"), capability_rows()),
@@ -133,11 +143,11 @@ def render() -> str:
             (f"{number} | {name} | {cell(row)}" for number, (name, row) in fields.EXTENDED_CAPABILITIES.items()),
         ),
         "## Operational registers\n",
-        table(registers, register_rows("op", reg.OPERATIONAL)),
+        table(registers, register_rows(reg.OPERATIONAL)),
         "## Port registers\n",
-        table(registers, register_rows("port", reg.PORT)),
+        table(registers, register_rows(reg.PORT)),
         "## Runtime registers\n",
-        table(registers, [*register_rows("rt", reg.RUNTIME), *register_rows("ir", reg.INTERRUPTER)]),
+        table(registers, [*register_rows(reg.RUNTIME), *register_rows(reg.INTERRUPTER)]),
         "## Doorbells\n",
         table(cells_of, (f"{name} | {cell(row)}" for name, row in fields.DOORBELLS.items())),
         "## Fields of TRBs and contexts\n",
