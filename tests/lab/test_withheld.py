@@ -108,10 +108,11 @@ def test_a_drive_that_a_program_writes_to(server: Served, tmp_path: Path) -> Non
     """Who has it open loses nothing; whoever only looks at what is on it, as udev does, is not heard of."""
     with drive(tmp_path) as (device, node):
         wait_until(lambda: not uses(device), lambda: f"{uses(device)}")
-        with subprocess.Popen(["tail", "-f", node], stdout=subprocess.DEVNULL) as program:
+        with node.open("rb") as opened, subprocess.Popen(["sleep", "infinity"], stdin=opened) as program:
+            opened.close()
             try:
                 wait_until(lambda: bool(uses(device)), lambda: "it is not seen")
-                reason = f"{node.name} is open in tail ({program.pid})"
+                reason = f"{node.name} is open in sleep ({program.pid})"
                 with withheld(server, f"usbfs:{device.port}", reason, device):
                     program.kill()
                     program.wait()

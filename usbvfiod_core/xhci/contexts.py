@@ -48,6 +48,11 @@ class EndpointContext:
         return (self.words[0] & spec.EP_MAXPSTREAMS_MASK) >> spec.EP_MAXPSTREAMS_SHIFT
 
     @property
+    def streams(self) -> int:
+        """Entries of the Stream Context Array; the first is no stream."""
+        return 2 << self.max_primary_streams
+
+    @property
     def dequeue(self) -> int:
         """TR Dequeue Pointer with DCS in bit 0."""
         return self.words[2] | self.words[3] << 32

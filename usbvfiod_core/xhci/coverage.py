@@ -250,6 +250,7 @@ BEHAVIOUR: dict[str, Row] = {
             "unshared_memory.a_transfer_fails_and_the_next_one_works",
             "unshared_memory.a_transfer_ring_in_private_memory",
             "unshared_memory.an_output_context_in_private_memory",
+            "unshared_memory.a_stream_context_array_in_private_memory",
             "unshared_memory.a_controller_that_could_do_nothing_does_not_start",
         ),
     ),

@@ -138,6 +138,11 @@ class Slot:
         if context is None or not all(each.valid_for(dci) for dci, each in added.items()):
             finish(spec.CC_PARAMETER_ERROR)
             return
+        for each in added.values():
+            # Read at the first doorbell of each stream, where a failure could not be told the driver as quickly.
+            if each.max_primary_streams:
+                array = each.dequeue & spec.EP_DEQUEUE_MASK
+                self._host.memory.check_shared(array, spec.STREAM_CONTEXT_SIZE * each.streams)
         device = self._host.device_at(self.port_id, enabled=False)
         if device is not self.device:
             device = None  # another one was plugged in, and this slot is not for it
@@ -250,8 +255,8 @@ class Slot:
         host, type, at = self._host, ENDPOINT_TYPES[source.type], context.endpoint_address(dci)
         endpoint: Endpoint
         if source.max_primary_streams:
-            streams = 2 << source.max_primary_streams
-            endpoint = StreamEndpoint(host, self.slot_id, dci, at, source.dequeue, device, self._allowance, streams)
+            dequeue, streams = source.dequeue, source.streams
+            endpoint = StreamEndpoint(host, self.slot_id, dci, at, dequeue, device, self._allowance, streams)
         elif type is TransferType.ISOCHRONOUS:
             endpoint = IsochronousEndpoint(host, self.slot_id, dci, type, at, source.dequeue, device, self._allowance)
         else:

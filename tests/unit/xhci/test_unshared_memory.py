@@ -30,8 +30,9 @@ from tests.unit.xhci.kit import (
     make,
     reg,
     spec,
+    stream_device,
 )
-from usbvfiod_core.testing.driver import Td, UsbDevice
+from usbvfiod_core.testing.driver import Td, UsbDevice, endpoint_dwords
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus
@@ -355,6 +356,29 @@ def test_an_addressed_slot_whose_context_moves_to_private_memory(rig: Rig) -> No
     rig.ram.write_u64(rig.driver.dcbaa + 8 * rig.slot_id, context)
     rig.works()
     assert codes(rig.events()) == []
+
+
+@pytest.mark.parametrize("array", [PRIVATE + 0x1000, PRIVATE - 0x40], ids=["all of it", "the end of it"])
+def test_a_stream_context_array_in_private_memory(
+    make_rig: Callable[..., Rig], array: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver is told when it configures the endpoint, and not by a controller that dies at the first doorbell."""
+    rig = make_rig(device=stream_device())
+    rig.bus.memory.map(PRIVATE, GIB)
+    pipe, source = rig.usb.pipe(BULK_IN), rig.usb.input_context
+    source.clear()
+    source.copy_slot(rig.usb.context)
+    source.add(0)
+    source.drop(pipe.dci)
+    source.add(pipe.dci)
+    bulk = endpoint_dwords(type=spec.EP_TYPE_BULK_IN, max_packet_size=1024, dequeue=array, max_primary_streams=3)
+    source.set_endpoint(pipe.dci, *bulk)
+    code = rig.command(spec.TRB_CONFIGURE_ENDPOINT, parameter=source.address)
+    assert code == spec.CC_PARAMETER_ERROR
+    assert rig.running
+    assert len(told(caplog)) == 1
+    rig.device.answers(BULK_IN, b"as before")
+    assert rig.usb.bulk_in(BULK_IN, 64) == b"as before"
 
 
 # -- a device that works until the guest has more memory ---------------------------------------------------------------
