@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from tests.vm import tree as debian
@@ -167,10 +167,11 @@ def ensure_for(tree: Path, recipe: Recipe, release: str, *, native: Path | None 
 
 
 def _fingerprint(tree: Path, recipe: Recipe, release: str) -> str:
+    """Of everything that an image is made of; the place of the checkout, which differs, is not among it."""
     digest = hashlib.sha256((tree / debian.STAMP).read_bytes())
     for source in (recipe.init, SHELL, Path(__file__)):
         digest.update(source.read_bytes())
-    digest.update(json.dumps([tree.name, release]).encode())
+    digest.update(json.dumps([tree.name, release, astuple(recipe)[1:]]).encode())
     return digest.hexdigest()[:12]
 
 
