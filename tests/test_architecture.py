@@ -20,6 +20,7 @@ LAYERS = {
     "options": 0,
     "usb": 0,
     "host": 1,
+    "sandbox": 1,
     "xhci.spec": 0,
     "pci.vfio": 0,
     "vfio_user.wire": 0,

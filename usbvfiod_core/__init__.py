@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
 from .hooks.interceptor import InterceptedTransfer, Interceptor
+from .hooks.needs import RegisterNeeds
 from .hooks.options import RegisterOptions
 from .hooks.registry import hookimpl
 from .hooks.specs import PLUGIN_API
@@ -33,6 +34,7 @@ __all__ = [
     "Loop",
     "NoOptions",
     "PluginError",
+    "RegisterNeeds",
     "RegisterOptions",
     "SettingError",
     "SetupPacket",

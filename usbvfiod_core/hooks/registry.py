@@ -24,6 +24,7 @@ from ..errors import PluginError
 from ..installation import PLUGINS as OUR_PLUGINS
 from ..installation import installation
 from ..options import Schema
+from ..sandbox.needs import Needs, declared
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from . import specs
@@ -94,6 +95,12 @@ class Registry:
         for _, function in _specifications():
             _hookspec(function)
         self._manager.add_hookspecs(specs)
+        self.confined = False
+        """Whether a sandbox is closed; what it refuses to plugins is said once."""
+        self.sandbox_refusal: Callable[[Any, BaseException | None], str] = lambda spec, error: ""
+        """Why the sandbox does not let the server open what a device specification needs, before that is tried or after
+        it has failed; empty if it is not the sandbox. In any thread."""
+        self._refused: set[tuple[str, str, str]] = set()
         self._observer_failures: dict[str, int] = {}
         self._required: tuple[str, ...] = ()
         self._declared: dict[str, Declared] = {}
@@ -194,6 +201,21 @@ class Registry:
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_register_backends", error)
         return backends
+
+    def needs(self) -> Needs:
+        """Ask every plugin what it needs of the system; all together."""
+        needs = Needs()
+        for plugin_name, call in self._implementations("usbvfiod_register_needs"):
+
+            def register(**given: Any) -> None:
+                nonlocal needs
+                needs |= declared(**given)
+
+            try:
+                call(register=register)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_register_needs", error)
+        return needs
 
     def refusal(self, info: DeviceInfo, settings: Settings) -> str | None:
         """Why `info` may not be attached, with the name of the plugin that says so; None if it may. Raises PluginError
@@ -350,9 +372,14 @@ class Registry:
             raise PluginError("implements no hook")
         return tuple(sorted(marked))
 
-    @staticmethod
-    def _blame(plugin_name: str, hook: str, error: Exception) -> None:
-        log.error("plugin %s: %s failed: %s", plugin_name, hook, _one_line(error))
+    def _blame(self, plugin_name: str, hook: str, error: Exception) -> None:
+        hint, level = "", logging.ERROR
+        if self.confined and isinstance(error, PermissionError):
+            hint = "; the sandbox allows what the plugin declares by usbvfiod_register_needs"
+            refused = (plugin_name, hook, _one_line(error))
+            level = logging.DEBUG if refused in self._refused else logging.ERROR
+            self._refused.add(refused)
+        log.log(level, "plugin %s: %s failed: %s%s", plugin_name, hook, _one_line(error), hint)
         log.debug("plugin %s", plugin_name, exc_info=error)
 
 

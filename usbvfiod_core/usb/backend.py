@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import DeviceError
-from ..options import NoOptions
+from ..options import NoOptions, paths
 from .device import Device, Loop
 from .speed import Speed
 
@@ -81,6 +82,16 @@ class Backend(ABC):
         ConfigError or DeviceError. What comes and goes is not missed: a device that is not there raises nothing.
         """
         return None
+
+    def opens(self, address: str, options: Any) -> Iterable[Path]:
+        """The files that `open` opens, makes or replaces for these arguments: a server with a sandbox opens no others,
+        beside what the plugin registers by `usbvfiod_register_needs`.
+
+        As here, those are the options of the type `Path`, and an address that is one, unless it is of the host. Called
+        in any thread; must not block. Raises nothing.
+        """
+        is_path = address.startswith("/") and not self.of_host
+        return [*paths(options), *([Path(address)] if is_path else [])]
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         """Call `changed` whenever `list_devices` may answer otherwise; return a function that ends that.

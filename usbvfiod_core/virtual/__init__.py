@@ -17,11 +17,12 @@ It is registered by a hook like every other backend, and its devices are the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .. import hookimpl
+from .. import RegisterNeeds, hookimpl
 from ..errors import ConfigError, unknown
 from ..options import from_text
 from ..usb.backend import Backend, DeviceInfo
@@ -30,6 +31,7 @@ from ..usb.speed import Speed
 from . import audio, flash, keyboard, loopback, network, pointer, serial
 from .faults import parse_faults
 from .faulty import FaultyDevice
+from .needs import TUN, register_virtual_needs
 from .options import SPEEDS, SlowOptions, VirtualOptions
 from .standard import StandardRequests
 
@@ -74,6 +76,10 @@ class VirtualBackend(Backend):
         name = f"{kind.manufacturer} {kind.product}{more}"
         return DeviceInfo(self.name, address, kind.vendor_id, kind.product_id, name, speed=speed)
 
+    def opens(self, address: str, options: Any) -> Iterable[Path]:
+        """A tap interface's, too."""
+        return [*super().opens(address, options), *([Path(TUN)] if getattr(options, "tap", "") else [])]
+
     def open(self, address: str, options: VirtualOptions | Mapping[str, str], loop: Loop) -> Device:
         """As the contract has it; a program may also give `options` as they stand in a device specification."""
         declared, make, _ = self._kind(address)
@@ -95,3 +101,9 @@ class VirtualBackend(Backend):
 def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
     """Register the backend `virtual`."""
     register(VirtualBackend())
+
+
+@hookimpl
+def usbvfiod_register_needs(register: RegisterNeeds) -> None:
+    """Register what its devices need beside the files that the user names."""
+    register_virtual_needs(register)

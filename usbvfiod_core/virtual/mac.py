@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import ConfigError
+from .needs import MACHINE_ID
 
 
 def parse_mac(text: str) -> bytes:
@@ -30,7 +31,7 @@ def stable_mac(text: str) -> bytes:
 def machine_mac(text: str) -> bytes:
     """The same for this text on this host, so that two hosts with a tap0 do not get the same address."""
     try:
-        machine = Path("/etc/machine-id").read_text().strip()
+        machine = Path(MACHINE_ID).read_text().strip()
     except (OSError, UnicodeDecodeError):
         machine = ""
     return stable_mac(f"{machine} {text}")
