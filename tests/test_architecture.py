@@ -18,6 +18,7 @@ LAYERS = {
     "errors": 0,
     "installation": 0,
     "options": 0,
+    "files": 0,
     "usb": 0,
     "host": 1,
     "sandbox": 1,

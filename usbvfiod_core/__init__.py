@@ -6,6 +6,7 @@ The names here are what a plugin needs. They, and the hooks in `usbvfiod_core.ho
 from __future__ import annotations
 
 from .errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+from .files import open_path
 from .hooks.interceptor import InterceptedTransfer, Interceptor
 from .hooks.needs import RegisterNeeds
 from .hooks.options import RegisterOptions
@@ -46,5 +47,6 @@ __all__ = [
     "UsbvfiodError",
     "WrappedDevice",
     "hookimpl",
+    "open_path",
     "option",
 ]

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,18 +85,13 @@ class ControlConnection:
         """Close it."""
         self._socket.close()
 
-    def request(self, name: str, *, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
-        """Ask, and return the answer. `fd` goes with it. Raises the error that the server answers with."""
-        if fd is not None:
-            arguments["fd"] = True
+    def request(self, name: str, *, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        """Ask, and return the answer. `fds` go with it. Raises the error that the server answers with."""
         line = json.dumps({"request": name, **arguments}).encode() + b"\n"
         deadline = time.monotonic() + self.timeout
         try:
-            if fd is None:
-                self._socket.sendall(line)
-            else:
-                sent = socket.send_fds(self._socket, [line], [fd])
-                self._socket.sendall(line[sent:])
+            sent = socket.send_fds(self._socket, [line], fds) if fds else 0
+            self._socket.sendall(line[sent:])
         except OSError as error:
             raise ServerUnreachable(f"the server at {self.path} has closed the connection: {error}") from None
         answer = self._line(deadline)
@@ -107,7 +102,7 @@ class ControlConnection:
             raise _KINDS.get(failure["kind"], UsbvfiodError)(failure["message"])
         return answer
 
-    def events(self, **arguments: bool) -> Iterator[dict[str, Any]]:
+    def events(self, **arguments: Any) -> Iterator[dict[str, Any]]:
         """The answer to `watch`, then each event as it comes, until the server ends."""
         yield self.request("watch", **arguments)
         while True:

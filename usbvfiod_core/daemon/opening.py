@@ -6,6 +6,7 @@ import logging
 import os
 
 from ..errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+from ..files import granted
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
@@ -53,7 +54,8 @@ def open_device(
     if closed:
         raise SandboxClosed(closed)
     try:
-        return backend.open(info.address, options, loop)
+        with granted(spec.grant):
+            return backend.open(info.address, options, loop)
     except DeviceWithheld:
         raise
     except (DeviceError, ConfigError) as error:

@@ -67,7 +67,8 @@ class Backend(ABC):
         """Open the device at `address`, ready for `Device.attach`.
 
         `options` is an instance of the dataclass that `options` or `kinds` names, made of the `key=value` pairs behind
-        the `?` of a specification; whatever does not fit it was refused before, when the specification was read.
+        the `?` of a specification; whatever does not fit it was refused before, when the specification was read. Files
+        that they name are opened with `open_path`, which knows what was passed and what may be opened.
         Raises ConfigError for an address that it does not know, naming those it does; DeviceError if the device is
         missing or cannot be opened; DeviceWithheld if it is there and its owner does not give it now: the
         attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it.

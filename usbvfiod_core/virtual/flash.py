@@ -40,7 +40,10 @@ class FlashOptions(VirtualOptions):
     """The options of `virtual:flash`. Without `serial` the USB and SCSI serial number is made of the image's path, so
     it stays the same."""
 
-    image: Path = option(help="A file or block device with at least one block.")
+    image: Path = option(
+        help="A file or block device with at least one block.",
+        opens=lambda options: os.O_RDONLY if options.readonly else os.O_RDWR,
+    )
     """Bytes behind the last whole block are not part of the drive and never touched."""
     readonly: bool = option(False, "Opens the image read-only; the drive is write-protected.")
     speed: Literal["full", "high", "super"] = option("super", "How it is connected.")
