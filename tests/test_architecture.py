@@ -78,7 +78,7 @@ LAYERS = {
 are not in a higher one."""
 
 DEPENDENCIES = {"pluggy", "click", "pytest"}
-VOCABULARY = {"usb", "errors", "options"}
+VOCABULARY = {"usb", "errors", "options", "files"}
 
 PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
 IMPURE = {"socket", "os", "asyncio", "threading", "pluggy", "select", "selectors", "subprocess", "signal"}
