@@ -17,6 +17,7 @@ MAX_LINES = {"usbvfiod_core": 440, "plugins": 440, "tests": 500, "examples": 180
 LAYERS = {
     "errors": 0,
     "installation": 0,
+    "installed": 0,
     "options": 0,
     "files": 0,
     "usb": 0,

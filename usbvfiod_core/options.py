@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import ConfigError, Gathered, PluginError, UsbvfiodError, each_error, unknown
 
@@ -62,8 +62,7 @@ class NoOptions:
     """The options of what has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _About:
+class _About(NamedTuple):
     """What `option` says of a field."""
 
     help: str
@@ -100,8 +99,7 @@ def option(
     return dataclasses.field(default=default, metadata=about)
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One option: its key as it is documented, its type and default."""
 
     key: str

@@ -246,7 +246,8 @@ def test_commands_find_the_servers_of_a_user(run: Run, control: Path, serve: Ser
 
 AS_NOBODY = """
 import os, sys, pathlib
-from usbvfiod_core.cli.control import ControlConnection, ServerUnreachable
+from usbvfiod_core.cli.control import ControlConnection
+from usbvfiod_core.cli.unreached import ServerUnreachable
 os.setuid(65534)
 try:
     ControlConnection(pathlib.Path(sys.argv[1]))

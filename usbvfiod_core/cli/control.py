@@ -17,6 +17,7 @@ import click
 from ..daemon import places
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..vfio_user.access import group_name, user_name
+from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 PROTOCOL = 1
 TIMEOUT = 10.0
@@ -24,18 +25,6 @@ _READ = 64 << 10
 
 Connect = Callable[[], "ControlConnection"]
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class ServerUnreachable(UsbvfiodError):
-    """No server answers at the control socket, or it is none of ours."""
-
-
-class ServerTimeout(UsbvfiodError):
-    """The server takes too long."""
-
-
-class NotAttached(UsbvfiodError):
-    """The server has no such attachment, or several."""
 
 
 _KINDS: dict[str, type[UsbvfiodError]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, unknown
 from ..files import Descriptor, Grant
@@ -55,8 +55,7 @@ class NotAttached(UsbvfiodError):
     """No attachment is meant, or more than one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Argument:
+class _Argument(NamedTuple):
     """What a request takes: its JSON type, and whether it may be left out."""
 
     kind: type

@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
+from ..installed import version
 from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
@@ -234,7 +234,7 @@ class Server:
                 "missing": [str(attachment) for attachment in self.attachments.missing],
                 "sandbox": self._confinement.report,
             },
-            "client": None if client is None else asdict(client),
+            "client": None if client is None else client._asdict(),
             "memory": {"shared": shared, "unshared": mapped - shared},
         }
 

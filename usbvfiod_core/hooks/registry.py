@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -23,6 +22,7 @@ import pluggy
 from ..errors import PluginError
 from ..installation import PLUGINS as OUR_PLUGINS
 from ..installation import installation
+from ..installed import EntryPoint, entry_points
 from ..options import Schema
 from ..sandbox.needs import Needs, declared
 from ..usb.backend import Backend, DeviceInfo
@@ -111,7 +111,7 @@ class Registry:
     def discover(self, selection: PluginSelection = _ALL) -> None:
         """Load every plugin whose entry point is installed and that is wanted. Raises nothing for a plugin's fault."""
         # pluggy calls the implementation that was registered last first.
-        found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name, reverse=True)
+        found = sorted(entry_points(GROUP), key=lambda entry: entry.name, reverse=True)
         loaded = [self._load(entry, selection.wants(entry.name)) for entry in found]
         self.plugins.extend(reversed(loaded))
         self._required = tuple(name_of(each) if is_file(each) else each for each in selection.require)
@@ -192,8 +192,7 @@ class Registry:
                     raise PluginError(f"a backend's name is of letters, digits and dashes, not {name!r}")
                 if name in backends:
                     raise PluginError(f"there already is a backend {name!r}")
-                for cls in (backend.options, *backend.kinds.values()):
-                    Schema(cls)
+                Schema(backend.options)
                 backends[name] = backend
 
             try:
@@ -306,9 +305,7 @@ class Registry:
             yield implementation.plugin_name, _taking(implementation)
 
     def _load(self, entry: EntryPoint, wanted: bool) -> Plugin:
-        plugin = Plugin(entry.name, module=entry.value)
-        if entry.dist is not None:
-            plugin.distribution, plugin.version = entry.dist.name, entry.dist.version
+        plugin = Plugin(entry.name, entry.value, entry.distribution, entry.version)
         if wanted:
             self._import(plugin, entry.load)
         else:

@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..usb.backend import Backend, DeviceInfo
-from ..usb.device import Device
-from .interceptor import Interceptor
-from .needs import RegisterNeeds
-from .options import RegisterOptions
-
 if TYPE_CHECKING:
     import click
+
+    from ..usb.backend import Backend, DeviceInfo
+    from ..usb.device import Device
+    from .interceptor import Interceptor
+    from .needs import RegisterNeeds
+    from .options import RegisterOptions
 
 PLUGIN_API = 1
 """Version of the hooks and of the names in `usbvfiod_core`. It grows when a plugin written for the version before it

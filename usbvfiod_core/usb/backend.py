@@ -56,7 +56,8 @@ class Backend(ABC):
     """The dataclass of its devices' options, which `usbvfiod_core.options` describes."""
     kinds: Mapping[str, type[Any]] = MappingProxyType({})
     """For a backend that makes devices, whose addresses are the kinds that it can make: the dataclass of each kind's
-    options, in the place of `options`. Any other address is refused before a device is opened."""
+    options, in the place of `options`. Any other address is refused before a device is opened. A kind is only looked up
+    when somebody wants it, so that the mapping may import it then."""
 
     @abstractmethod
     def list_devices(self) -> list[DeviceInfo]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import ConfigError
 from ..memory import GuestMemory
@@ -29,8 +28,7 @@ _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class ClientFacts:
+class ClientFacts(NamedTuple):
     """Who is connected. `name` is a guess, and empty like `version` until the client has introduced itself.
 
     `pid` and `uid` are those of the process that connected, as this process sees them.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from ..errors import ConfigError
+from .digest import sha256
 from .needs import MACHINE_ID
 
 
@@ -24,7 +24,7 @@ def parse_mac(text: str) -> bytes:
 
 def stable_mac(text: str) -> bytes:
     """An address for this text, always the same: of one station, locally administered."""
-    digest = hashlib.sha256(f"usbvfiod network {text}".encode()).digest()
+    digest = sha256(f"usbvfiod network {text}".encode())
     return bytes(((digest[0] & 0xFC) | 0x02,)) + digest[1:6]
 
 
