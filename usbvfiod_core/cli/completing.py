@@ -7,25 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import entry_points
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import UsbvfiodError
 from ..hooks.registry import GROUP, Registry
-from ..installed import entry_points
 from .completing_options import options
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
-    Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-VARIABLE = "_USBVFIOD_COMPLETE"
-"""What click looks at under the name `usbvfiod`, to see whether a shell asks."""
+from .control import ControlConnection, find_server
 
 PATIENCE = 2.0
 """Seconds in which a server must answer somebody who waits behind a key."""
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def _offering(choices: Callable[[click.Context], Iterable[tuple[str, str]]]) -> Complete:
@@ -33,8 +29,6 @@ def _offering(choices: Callable[[click.Context], Iterable[tuple[str, str]]]) -> 
 
     @wraps(choices)
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem  # loaded by a shell that completes, by nobody else
-
         try:
             return [
                 CompletionItem(value, help=told) for value, told in choices(context) if value.startswith(incomplete)
@@ -110,7 +104,7 @@ def backends(context: click.Context) -> Iterable[tuple[str, str]]:
 @_offering
 def plugins(context: click.Context) -> Iterable[tuple[str, str]]:
     """Names of installed plugins."""
-    for name in sorted({each.name for each in entry_points(GROUP)}):
+    for name in sorted({each.name for each in entry_points(group=GROUP)}):
         yield name, ""
 
 
@@ -125,8 +119,6 @@ def commands(context: click.Context) -> Iterable[tuple[str, str]]:
 
 def _ask(context: click.Context, request: str) -> dict[str, Any]:
     """What the server that is meant answers. Raises UsbvfiodError."""
-    from .control import ControlConnection, find_server  # a server completes nothing, and asks none
-
     path = find_server(context.params.get("control_path"), context.params.get("vm"), required=True)
     assert path is not None
     with ControlConnection(path, PATIENCE) as server:

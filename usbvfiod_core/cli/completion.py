@@ -14,7 +14,8 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from .completing import VARIABLE
+VARIABLE = "_USBVFIOD_COMPLETE"
+"""What click looks at under the name `usbvfiod`."""
 
 SHELLS = ("bash", "zsh", "fish")
 

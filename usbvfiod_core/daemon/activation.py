@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ..errors import ConfigError
 
@@ -13,7 +13,8 @@ CONTROL = "control"
 """The name (FileDescriptorName=) of the control socket; the other one is the vfio-user socket, whatever its name."""
 
 
-class ActivationSockets(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ActivationSockets:
     """The descriptors that came, None for those that did not."""
 
     server: int | None = None

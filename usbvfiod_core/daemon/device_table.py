@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError, ConfigErrors, Gathered, each_error, unknown
 from ..hooks.options import Declared, backend_options, plugin_options
@@ -24,7 +25,8 @@ from .toml_lines import Place
 _KEYS = ("spec", "backend", "address", "options", "plugins", *CORE_OPTIONS)
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Known:
     """What devices are checked against: the backends, the one of addresses that name none, that of the host's devices
     (see `host_backend`), and the options that plugins have."""
 

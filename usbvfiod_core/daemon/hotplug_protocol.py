@@ -8,8 +8,9 @@ LIST_FOLLOWING how many devices there are, and two bytes for each.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 LENGTH: Final = 3
 """Bytes of a command."""
@@ -37,7 +38,8 @@ class Response(IntEnum):
     INVALID = 6
 
 
-class Command(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Command:
     """What a client wants done with the device of this number on this bus; LIST is for all."""
 
     code: Code

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ..errors import UsbvfiodError
 from .attachments import Attachments
@@ -12,7 +12,8 @@ from .config import Config, DeviceSpec
 from .intents import Attachment
 
 
-class Changes(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Changes:
     """What a new configuration asks for. `ignored` is named as in the file."""
 
     added: tuple[DeviceSpec, ...]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError
 from .toml_lines import Place, TomlLines
@@ -21,7 +22,8 @@ class FileError(ConfigError):
         self.line = line
 
 
-class TomlFile(NamedTuple):
+@dataclass(frozen=True)
+class TomlFile:
     """A file that has been read."""
 
     path: Path

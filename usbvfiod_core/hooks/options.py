@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from ..errors import ConfigError, Gathered, each_error, unknown
 from ..options import Schema, SettingError
@@ -19,7 +20,8 @@ class RegisterOptions(Protocol):
         Raises PluginError if one cannot be used."""
 
 
-class Declared(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Declared:
     """What one plugin has registered; None for what it has not. `unusable` says why it takes no part, if so."""
 
     device: Schema | None = None

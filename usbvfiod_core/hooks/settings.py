@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Settings:
     """What hooks are given for one device: `backend` its backend's options, `options` each plugin's own, by name."""
 
-    backend: Mapping[str, str] = MappingProxyType({})
-    options: Mapping[str, object] = MappingProxyType({})
+    backend: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
-class PluginSelection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PluginSelection:
     """Which of the installed plugins are used.
 
     enable    only these, and those that are required; None for all

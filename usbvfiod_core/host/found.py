@@ -15,8 +15,9 @@ import errno
 import logging
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from . import node
 from .sysfs import SysfsDevice, interface_drivers, present_configuration
@@ -60,7 +61,8 @@ class NodeHands:
         return node.disconnect(self._fd, interface)
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Found:
     """What sysfs said of a device when it was taken."""
 
     configuration: int | None

@@ -16,9 +16,10 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from errno import ENOBUFS
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..errors import DeviceError
 from ..usb.device import Loop
@@ -48,7 +49,8 @@ _IN_ONLYDIR: Final = 0x0100_0000
 _WATCHED: Final = _IN_ATTRIB | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE
 
 
-class Uevent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Uevent:
     """One event of the kernel's device model. `device_path` is below /sys."""
 
     action: str

@@ -10,7 +10,6 @@ import os
 import stat
 
 from ..errors import ConfigError, DeviceError
-from ..files import mode_of, open_path
 from .locks import lock
 
 _KINDS = {
@@ -28,8 +27,8 @@ def open_file(path: str, flags: int, *, what: str, block_device: bool = False) -
 
     Raises ConfigError if it is no regular file (nor a block device, where that will do), OSError.
     """
-    _check(mode_of(path), what, block_device)
-    fd = open_path(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    _check(os.stat(path).st_mode, what, block_device)
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check(os.fstat(fd).st_mode, what, block_device)  # it may be another one by now
         os.set_blocking(fd, True)
@@ -43,7 +42,7 @@ def make_or_open(path: str, flags: int, *, what: str) -> int:
     """Open a regular file, or make it: whoever gets an old one looks at what is in it, and empties nothing. Raises
     ConfigError, OSError."""
     try:
-        return open_path(path, flags | os.O_CREAT | os.O_EXCL)
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
         return open_file(path, flags, what=what)
 

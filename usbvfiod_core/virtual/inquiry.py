@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from .digest import sha256
+import hashlib
+from dataclasses import dataclass
 
 VENDOR = "USBVFIOD"
 PRODUCT = "Flash Drive"
@@ -21,7 +20,8 @@ _RESPONSE_FORMAT = 2
 _NO_LOGICAL_UNIT = 0x7F
 
 
-class Identity(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Identity:
     """What does not change about a disk. `thin`: it can unmap (a disk that may be written)."""
 
     serial: str
@@ -49,7 +49,7 @@ class Identity(NamedTuple):
 
     def _identification(self) -> bytes:
         name = _text(VENDOR, 8) + _text(PRODUCT, 16) + self.serial.encode("ascii", "replace")
-        digest = sha256(name)[:8]
+        digest = hashlib.sha256(name).digest()[:8]
         local = bytes((0x30 | digest[0] & 0x0F,)) + digest[1:]  # NAA 3: locally assigned (7.8.6.6.4)
         return _designator(2, 1, name[:252]) + _designator(1, 3, local)
 
