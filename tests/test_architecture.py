@@ -17,9 +17,12 @@ MAX_LINES = {"usbvfiod_core": 440, "plugins": 440, "tests": 500, "examples": 180
 LAYERS = {
     "errors": 0,
     "installation": 0,
+    "installed": 0,
     "options": 0,
+    "files": 0,
     "usb": 0,
     "host": 1,
+    "sandbox": 1,
     "xhci.spec": 0,
     "pci.vfio": 0,
     "vfio_user.wire": 0,
@@ -76,7 +79,7 @@ LAYERS = {
 are not in a higher one."""
 
 DEPENDENCIES = {"pluggy", "click", "pytest"}
-VOCABULARY = {"usb", "errors", "options"}
+VOCABULARY = {"usb", "errors", "options", "files"}
 
 PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
 IMPURE = {"socket", "os", "asyncio", "threading", "pluggy", "select", "selectors", "subprocess", "signal"}

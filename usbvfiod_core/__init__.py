@@ -5,18 +5,24 @@ The names here are what a plugin needs. They, and the hooks in `usbvfiod_core.ho
 
 from __future__ import annotations
 
-from .errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
-from .hooks.interceptor import InterceptedTransfer, Interceptor
-from .hooks.options import RegisterOptions
-from .hooks.registry import hookimpl
-from .hooks.specs import PLUGIN_API
-from .hooks.wrapper import WrappedDevice
-from .options import NoOptions, SettingError, option
-from .usb.backend import Backend, DeviceInfo
-from .usb.device import Device, DeviceEvents, Loop, Timer
-from .usb.requests import SetupPacket
-from .usb.speed import Speed
-from .usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+    from .files import open_path
+    from .hooks.interceptor import InterceptedTransfer, Interceptor
+    from .hooks.needs import RegisterNeeds
+    from .hooks.options import RegisterOptions
+    from .hooks.registry import hookimpl
+    from .hooks.specs import PLUGIN_API
+    from .hooks.wrapper import WrappedDevice
+    from .options import NoOptions, SettingError, option
+    from .usb.backend import Backend, DeviceInfo
+    from .usb.device import Device, DeviceEvents, Loop, Timer
+    from .usb.requests import SetupPacket
+    from .usb.speed import Speed
+    from .usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType
 
 __all__ = [
     "PLUGIN_API",
@@ -33,6 +39,7 @@ __all__ = [
     "Loop",
     "NoOptions",
     "PluginError",
+    "RegisterNeeds",
     "RegisterOptions",
     "SettingError",
     "SetupPacket",
@@ -44,5 +51,46 @@ __all__ = [
     "UsbvfiodError",
     "WrappedDevice",
     "hookimpl",
+    "open_path",
     "option",
 ]
+
+_MODULES = {
+    "PLUGIN_API": "hooks.specs",
+    "Backend": "usb.backend",
+    "ConfigError": "errors",
+    "Device": "usb.device",
+    "DeviceError": "errors",
+    "DeviceEvents": "usb.device",
+    "DeviceInfo": "usb.backend",
+    "DeviceWithheld": "errors",
+    "InterceptedTransfer": "hooks.interceptor",
+    "Interceptor": "hooks.interceptor",
+    "IsochronousPacket": "usb.transfer",
+    "Loop": "usb.device",
+    "NoOptions": "options",
+    "PluginError": "errors",
+    "RegisterNeeds": "hooks.needs",
+    "RegisterOptions": "hooks.options",
+    "SettingError": "options",
+    "SetupPacket": "usb.requests",
+    "Speed": "usb.speed",
+    "Timer": "usb.device",
+    "Transfer": "usb.transfer",
+    "TransferStatus": "usb.transfer",
+    "TransferType": "usb.transfer",
+    "UsbvfiodError": "errors",
+    "WrappedDevice": "hooks.wrapper",
+    "hookimpl": "hooks.registry",
+    "open_path": "files",
+    "option": "options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a name is when it is wanted (PEP 562): whoever only asks for the version waits for none of it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value

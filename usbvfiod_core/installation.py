@@ -11,11 +11,12 @@ import json
 import shlex
 import sys
 import sysconfig
-from dataclasses import dataclass
 from enum import Enum, auto
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from .installed import distribution
 
 DISTRIBUTION = "usbvfiod"
 PLUGINS = ("usbfs", "libusb", "mass-storage-quirks")
@@ -35,8 +36,7 @@ class Kind(Enum):
     """pip in a virtual environment, or wherever else this Python keeps its packages."""
 
 
-@dataclass(frozen=True)
-class Installation:
+class Installation(NamedTuple):
     """One way in which usbvfiod was installed."""
 
     kind: Kind
@@ -98,11 +98,12 @@ def installation() -> Installation:
 def _sources() -> tuple[Path | None, bool]:
     """The source tree, and whether what runs is that itself. pip notes where it found a package (PEP 610)."""
     try:
-        text = distribution(DISTRIBUTION).read_text("direct_url.json")
-        origin = json.loads(text) if text is not None else {}
+        this = distribution(DISTRIBUTION)
+        text = this.read_text("direct_url.json") if this is not None else ""
+        origin = json.loads(text) if text else {}
         place = urlsplit(origin.get("url", ""))
         editable = bool(origin.get("dir_info", {}).get("editable"))
-    except (PackageNotFoundError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         return None, False
     path = Path(unquote(place.path))
     if place.scheme != "file" or not (path / "plugins").is_dir():

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import ConfigError, Gathered, PluginError, UsbvfiodError, each_error, unknown
 
@@ -62,14 +62,14 @@ class NoOptions:
     """The options of what has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _About:
+class _About(NamedTuple):
     """What `option` says of a field."""
 
     help: str
     lowest: int | None
     highest: int | None
     check: Callable[[Any], object] | None
+    opens: Callable[[Any], int] | None = None
 
 
 _PLAIN = _About("", None, None, None)
@@ -82,20 +82,24 @@ def option(
     lowest: int | None = None,
     highest: int | None = None,
     check: Callable[[Any], object] | None = None,
+    opens: Callable[[Any], int] | None = None,
 ) -> Any:
     """A field of a dataclass of options; without a default it has to be given, which only a device's can be.
 
     `help` is one sentence for `usbvfiod plugins show`. `lowest` and `highest` bound a number; `check` is called with
     any value that was given, and raises ValueError or ConfigError with what is wrong with it.
+
+    `opens` is for the path of a file that the device opens with `open_path`: what the flags for that are, given all
+    options. Then a client of the control socket can open the file itself and pass it. Other paths are only taken from
+    the server's own user and root.
     """
-    about = {_About: _About(help, lowest, highest, check)}
+    about = {_About: _About(help, lowest, highest, check, opens)}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=about)
     return dataclasses.field(default=default, metadata=about)
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One option: its key as it is documented, its type and default."""
 
     key: str
@@ -154,6 +158,15 @@ class Field:
     def _allows(self, number: float) -> bool:
         low, high = self.about.lowest, self.about.highest
         return (low is None or number >= low) and (high is None or number <= high)
+
+
+def paths(options: object) -> list[Path]:
+    """The values that are paths, of an instance of a dataclass of options."""
+    if not dataclasses.is_dataclass(options):
+        return []
+    values = [getattr(options, field.name) for field in dataclasses.fields(options)]
+    flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
+    return [each for each in flat if isinstance(each, Path)]
 
 
 class Schema:
@@ -249,6 +262,26 @@ def from_text(cls: type[_Options], values: Mapping[str, str]) -> _Options:
     """`cls`, a dataclass of options, made of text as it stands in a device specification. Raises ConfigError."""
     made: _Options = Schema(cls).from_text(values)
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class PathOption:
+    """The path that an option has. `flags` is what its file is opened with; None if it cannot be passed open."""
+
+    key: str
+    path: Path
+    flags: int | None
+
+
+def paths_of(options: object) -> list[PathOption]:
+    """The paths in an instance of a dataclass of options."""
+    found = []
+    for key, each in Schema(type(options)).fields.items():
+        value = getattr(options, each.name)
+        values = value if isinstance(value, tuple) else (value,)
+        flags = None if each.about.opens is None or len(values) != 1 else each.about.opens(options)
+        found += [PathOption(key, value, flags) for value in values if isinstance(value, Path)]
+    return found
 
 
 def _of_the_whole(error: Exception, written: Mapping[str, str]) -> list[ConfigError]:

@@ -11,6 +11,7 @@ from .pci.interrupts import Interrupts, Mechanism
 from .usb.device import Loop
 from .vfio_user import transport
 from .vfio_user.access import OWN_USER, SocketAccess
+from .vfio_user.peer import Look, is_private
 from .xhci.controller import Controller
 
 VECTORS = 8
@@ -33,6 +34,7 @@ class ControllerServer:
     any_memory_file     guest memory may lie in files of any file system
     usb2_ports, usb3_ports      the ports of the root hub
     on_ended        called after each client
+    look            how a client's memory map is looked into, see `vfio_user.peer`
     on_closed       called when no client can come any more: `fd` was a connected socket, and has ended
 
     `transport.start()` and `transport.close()` begin and end the serving. Everything is on the loop's thread.
@@ -51,6 +53,7 @@ class ControllerServer:
         any_memory_file: bool = False,
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
+        look: Look = is_private,
     ) -> None:
         self._loop = loop
         self._scheduled = False
@@ -75,6 +78,7 @@ class ControllerServer:
             on_drained=self._run,
             on_ended=on_ended,
             on_closed=on_closed,
+            look=look,
         )
 
     def _run(self) -> None:

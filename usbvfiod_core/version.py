@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
+import sys
 
 from .hooks.specs import PLUGIN_API
+from .installed import version
 
 
 def version_line() -> str:
     """What `usbvfiod --version` prints."""
-    return f"usbvfiod {version('usbvfiod')} (plugin API {PLUGIN_API}, Python {platform.python_version()})"
+    return f"usbvfiod {version('usbvfiod')} (plugin API {PLUGIN_API}, Python {sys.version.split()[0]})"

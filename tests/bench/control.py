@@ -22,7 +22,8 @@ from time import monotonic, perf_counter, sleep
 
 from tests.bench.measure import Comparison, Figure, cpu_seconds
 from tests.e2e.process import ServerProcess
-from usbvfiod_core.cli.control import ControlConnection, ServerUnreachable
+from usbvfiod_core.cli.control import ControlConnection
+from usbvfiod_core.cli.unreached import ServerUnreachable
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver

@@ -107,7 +107,7 @@ def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
     server.wait_for(lambda: "disconnected" in server.log)
     ask("attach", "1")
     assert server.terminate() == 0
-    lines = [line.removeprefix("usbvfiod: ") for line in server.log.splitlines()]
+    lines = [line.removeprefix("usbvfiod: ") for line in server.log.splitlines() if "sandbox: " not in line]
     port = f"port 1 ({drive}): "
     traced = [line for line in lines if line.startswith("trace: ")]
     assert "trace: command Address Device, slot 1: Success" in traced
@@ -246,7 +246,8 @@ def test_commands_find_the_servers_of_a_user(run: Run, control: Path, serve: Ser
 
 AS_NOBODY = """
 import os, sys, pathlib
-from usbvfiod_core.cli.control import ControlConnection, ServerUnreachable
+from usbvfiod_core.cli.control import ControlConnection
+from usbvfiod_core.cli.unreached import ServerUnreachable
 os.setuid(65534)
 try:
     ControlConnection(pathlib.Path(sys.argv[1]))

@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.process import ServerProcess
 from tests.e2e.somebody import ALICE, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 
 pytestmark = only_root
 UNREACHABLE = 8
@@ -206,3 +206,67 @@ def test_what_peers_may_is_read_again(place: Path, start: Start) -> None:
     answers = ask(control, ALICE, STATUS, RELOAD, LIST, STATUS, groups=mine)
     assert [answer["ok"] for answer in answers] == [True, True, True, False]
     assert f"user {ALICE} may not status at this server, only list" in answers[3]["error"]["message"]
+
+
+FLASH = "virtual:flash?serial=1"
+
+
+def test_files_are_opened_with_the_rights_of_whoever_attaches(place: Path, start: Start) -> None:
+    images = place / "images"
+    images.mkdir(0o755)
+    for name, owner in (("mine.img", ALICE), ("server.img", SERVER), ("images/shared.img", SERVER)):
+        (place / name).write_bytes(bytes(1 << 20))
+        os.chown(place / name, owner, owner)
+        os.chmod(place / name, 0o600)
+    (images / "out.img").symlink_to(place / "server.img")
+    rules = f'[control]\ndirectories = ["{images}"]\n[control.allow]\n{ALICE} = ["attach", "list", "detach"]\n'
+    control = place / "control.sock"
+    server = start("--control-mode", "0666", file=rules)
+    before = server.open_files()
+
+    def attach(user: int, spec: str) -> tuple[int, str]:
+        result = run_as(user, "attach", spec, "--control-path", control)
+        return result.returncode, result.stderr.strip()
+
+    # What only she can open, and what only the server can, where it may for her.
+    assert attach(ALICE, f"{FLASH}&image={place}/mine.img&name=mine") == (0, "")
+    assert attach(ALICE, f"{FLASH}&image={images}/shared.img&name=shared") == (0, "")
+    code, error = attach(ALICE, f"{FLASH}&image={place}/server.img")
+    assert (code, f"is not opened by this server for another user, only files below {images}" in error) == (4, True)
+    assert error.endswith(f"{place}/server.img cannot be opened here: Permission denied")
+    assert f"out.img leads out of {images}" in attach(ALICE, f"{FLASH}&image={images}/out.img")[1]
+    code, error = attach(ALICE, f"virtual:serial?link={place}/tty")
+    assert (code, f"only root and the server's own user may give link={place}/tty" in error) == (1, True)
+    # The server's own user may still name what it can open, and root passes what it cannot.
+    assert attach(SERVER, f"{FLASH}&image={place}/server.img&name=server") == (0, "")
+    (place / "root.img").write_bytes(bytes(1 << 20))
+    os.chmod(place / "root.img", 0o600)
+    assert attach(0, f"{FLASH}&image={place}/root.img&name=root") == (0, "")
+    recorded = f"virtual:audio?serial=1&playback={place}/sound.wav&name=sound"
+    assert "Permission denied" in attach(ALICE, recorded)[1], "neither she nor the server for her can make it"
+    assert attach(SERVER, recorded) == (0, "")
+    names = ("mine", "shared", "server", "root", "sound")
+    plugged = {each["name"]: each["state"] for each in ask(control, SERVER, LIST)[0]["attachments"]}
+    assert plugged == dict.fromkeys(names, "plugged")
+    for name in names:
+        [answer] = ask(control, SERVER, {"request": "detach", "attachment": name})
+        assert answer["ok"]
+    assert eventually(lambda: server.open_files() <= before)
+
+
+def test_what_was_passed_is_there_when_the_device_comes_back(place: Path, start: Start) -> None:
+    """Relative paths are those of whoever attaches, and the server needs no right to the file, then or later."""
+    control = place / "control.sock"
+    start("--control-mode", "0666", file=f'[control.allow]\n{ALICE} = ["all"]\n')
+    (place / "mine.img").write_bytes(bytes(1 << 20))
+    os.chown(place / "mine.img", ALICE, ALICE)
+    os.chmod(place / "mine.img", 0o600)
+    words = [*somebody(ALICE), "attach", "--control-path", str(control)]
+    spec = "virtual:flash?image=mine.img&serial=1&mode=manual&name=drive"
+    result = subprocess.run([*words, spec], cwd=place, capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.returncode, result.stderr) == (0, "")
+    [entry] = ask(control, ALICE, LIST)[0]["attachments"]
+    assert (entry["state"], f"image={place}/mine.img&" in entry["spec"]) == ("held", True)
+    attach, move = {"request": "attach", "device": "drive"}, {"request": "move", "attachment": "drive", "port": 10}
+    for answer in ask(control, ALICE, attach, move):
+        assert answer["attachment"]["state"] == "plugged"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from ..errors import ConfigError, ConfigErrors, DeviceError, PluginError, Usbvfi
 from ..hooks.registry import Registry
 from .checks import Mistakes
 from .command import application, selection
-from .control import NotAttached, ServerTimeout, ServerUnreachable
+from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 OK = 0
 FAILURE = 1
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         registry = Registry()
         registry.discover(selection(sys.argv[1:] if arguments is None else arguments))
         group = application(registry)
+        gc.freeze()
+        gc.enable()
         result = group.main(arguments, prog_name="usbvfiod", standalone_mode=False, color=color)
         sys.stdout.flush()
     except (ConfigErrors, Mistakes) as several:

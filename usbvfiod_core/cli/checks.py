@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..daemon.config import CommandLine, Config, ServerSettings, host_backend
 from ..daemon.config_file import ConfigFile, load, merged, unknown_plugins
@@ -25,8 +25,7 @@ class Mistakes(UsbvfiodError):
         super().__init__("; ".join(str(error) for error in self.errors))
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """What the user has given: the command line, its file, and the options that the plugins have."""
 
     registry: Registry

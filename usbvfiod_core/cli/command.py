@@ -19,9 +19,9 @@ from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection
 from ..pci.interrupts import Mechanism
-from . import completing, completion, config, demo, devices, doctor, look, man, plugins, steer, why
+from . import completing
 from .checks import Given, settings
-from .groups import SectionedGroup
+from .groups import Commands, SectionedGroup
 
 _OF_A_SERVER = (
     "socket_path",
@@ -61,11 +61,33 @@ SECTIONS = {
     "Set up": ("demo", "config", "plugins", "completion", "man"),
 }
 
+_COMMANDS = {
+    "devices": "devices:devices",
+    "list": "look:list_attachments",
+    "status": "look:status",
+    "watch": "look:watch",
+    "why": "why:why",
+    "doctor": "doctor:doctor",
+    "attach": "changes:attach",
+    "detach": "changes:detach",
+    "move": "changes:move",
+    "send": "changes:send",
+    "reload": "changes:reload",
+    "log-level": "changes:log_level",
+    "config": "config:config",
+    "plugins": "plugins:plugins",
+    "demo": "demo:demo",
+    "completion": "completion:completion",
+    "man": "man:man",
+}
+"""The modules of this package in which the commands are, and their names there."""
+
 
 def application(registry: Registry) -> click.Group:
     """The command line, with the commands that plugins add."""
     group = SectionedGroup(
         "usbvfiod",
+        commands=Commands({name: f"{__package__}.{place}" for name, place in _COMMANDS.items()}),
         sections=SECTIONS,
         callback=_serve,
         invoke_without_command=True,
@@ -78,12 +100,9 @@ def application(registry: Registry) -> click.Group:
             "controller, with the given devices plugged in. Ends on SIGTERM or SIGINT.\n\n" + EXAMPLES
         ),
     )
-    steering = (steer.attach, steer.detach, steer.move, steer.send, steer.reload, steer.log_level)
-    looking = (devices.devices, look.list_attachments, look.status, look.watch, why.why, doctor.doctor)
-    others = (config.config, plugins.plugins, demo.demo, completion.completion, man.man)
-    for command in (*looking, *steering, *others):
-        group.add_command(command)
     registry.add_commands(group)
+    if completing.VARIABLE in os.environ:
+        from . import completion  # noqa: F401  # it tells click how to complete
     return group
 
 
@@ -198,6 +217,19 @@ def _options() -> list[click.Parameter]:
         ),
         click.Option(["--plugin-files"], is_flag=True, help="Let root load plugins from files."),
         click.Option(["--strict-plugins"], is_flag=True, help="Fail if an installed plugin cannot be used."),
+        click.Option(
+            ["--sandbox"],
+            type=click.Choice(["auto", "on", "off"]),
+            help="Confine the server to what its configuration names: auto as far as the kernel can, on completely or "
+            "not at all.",
+        ),
+        click.Option(
+            ["--sandbox-allow"],
+            metavar="DIRECTORY",
+            multiple=True,
+            callback=_paths,
+            help="Let it open what is below this directory, too, for devices that are attached later; may be repeated.",
+        ),
         click.Option(
             ["--spin"],
             metavar="MICROSECONDS",
@@ -316,6 +348,10 @@ def _interrupts(context: click.Context, parameter: click.Parameter, value: str) 
     if wrong:
         raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(names)}")
     return tuple(Mechanism(name) for name in names if name in chosen)
+
+
+def _paths(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(map(Path, value))
 
 
 def _no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:

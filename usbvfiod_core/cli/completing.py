@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..errors import UsbvfiodError
 from ..hooks.registry import GROUP, Registry
+from ..installed import entry_points
 from .completing_options import options
-from .control import ControlConnection, find_server
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+VARIABLE = "_USBVFIOD_COMPLETE"
+"""What click looks at under the name `usbvfiod`, to see whether a shell asks."""
 
 PATIENCE = 2.0
 """Seconds in which a server must answer somebody who waits behind a key."""
-
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def _offering(choices: Callable[[click.Context], Iterable[tuple[str, str]]]) -> Complete:
@@ -29,6 +33,8 @@ def _offering(choices: Callable[[click.Context], Iterable[tuple[str, str]]]) -> 
 
     @wraps(choices)
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem  # loaded by a shell that completes, by nobody else
+
         try:
             return [
                 CompletionItem(value, help=told) for value, told in choices(context) if value.startswith(incomplete)
@@ -104,7 +110,7 @@ def backends(context: click.Context) -> Iterable[tuple[str, str]]:
 @_offering
 def plugins(context: click.Context) -> Iterable[tuple[str, str]]:
     """Names of installed plugins."""
-    for name in sorted({each.name for each in entry_points(group=GROUP)}):
+    for name in sorted({each.name for each in entry_points(GROUP)}):
         yield name, ""
 
 
@@ -119,6 +125,8 @@ def commands(context: click.Context) -> Iterable[tuple[str, str]]:
 
 def _ask(context: click.Context, request: str) -> dict[str, Any]:
     """What the server that is meant answers. Raises UsbvfiodError."""
+    from .control import ControlConnection, find_server  # a server completes nothing, and asks none
+
     path = find_server(context.params.get("control_path"), context.params.get("vm"), required=True)
     assert path is not None
     with ControlConnection(path, PATIENCE) as server:

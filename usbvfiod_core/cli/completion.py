@@ -14,8 +14,7 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-VARIABLE = "_USBVFIOD_COMPLETE"
-"""What click looks at under the name `usbvfiod`."""
+from .completing import VARIABLE
 
 SHELLS = ("bash", "zsh", "fish")
 

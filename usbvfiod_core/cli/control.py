@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import click
 from ..daemon import places
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..vfio_user.access import group_name, user_name
+from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 PROTOCOL = 1
 TIMEOUT = 10.0
@@ -24,18 +25,6 @@ _READ = 64 << 10
 
 Connect = Callable[[], "ControlConnection"]
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class ServerUnreachable(UsbvfiodError):
-    """No server answers at the control socket, or it is none of ours."""
-
-
-class ServerTimeout(UsbvfiodError):
-    """The server takes too long."""
-
-
-class NotAttached(UsbvfiodError):
-    """The server has no such attachment, or several."""
 
 
 _KINDS: dict[str, type[UsbvfiodError]] = {
@@ -85,18 +74,13 @@ class ControlConnection:
         """Close it."""
         self._socket.close()
 
-    def request(self, name: str, *, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
-        """Ask, and return the answer. `fd` goes with it. Raises the error that the server answers with."""
-        if fd is not None:
-            arguments["fd"] = True
+    def request(self, name: str, *, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        """Ask, and return the answer. `fds` go with it. Raises the error that the server answers with."""
         line = json.dumps({"request": name, **arguments}).encode() + b"\n"
         deadline = time.monotonic() + self.timeout
         try:
-            if fd is None:
-                self._socket.sendall(line)
-            else:
-                sent = socket.send_fds(self._socket, [line], [fd])
-                self._socket.sendall(line[sent:])
+            sent = socket.send_fds(self._socket, [line], fds) if fds else 0
+            self._socket.sendall(line[sent:])
         except OSError as error:
             raise ServerUnreachable(f"the server at {self.path} has closed the connection: {error}") from None
         answer = self._line(deadline)
@@ -107,7 +91,7 @@ class ControlConnection:
             raise _KINDS.get(failure["kind"], UsbvfiodError)(failure["message"])
         return answer
 
-    def events(self, **arguments: bool) -> Iterator[dict[str, Any]]:
+    def events(self, **arguments: Any) -> Iterator[dict[str, Any]]:
         """The answer to `watch`, then each event as it comes, until the server ends."""
         yield self.request("watch", **arguments)
         while True:

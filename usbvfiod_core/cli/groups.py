@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import click
 
 _SUMMARY = 1000
 """Characters, more than any summary has: long ones are wrapped, not cut."""
+
+
+class Commands(MutableMapping[str, click.Command]):
+    """The commands of a group, each imported when somebody wants it: a server needs none, a command only itself.
+
+    `places` says where they are: `module:name`, by their names on the command line.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._commands: dict[str, click.Command | str] = dict(places)
+
+    def __getitem__(self, name: str) -> click.Command:
+        found = self._commands[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            command = getattr(import_module(module), attribute)
+            assert isinstance(command, click.Command)
+            self._commands[name] = found = command
+        return found
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._commands[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._commands[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._commands
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
 
 
 class SectionedGroup(click.Group):

@@ -140,6 +140,8 @@ def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | N
     server, client, memory = answer["server"], answer["client"], answer["memory"]
     serving = "serving" if server["serving"] else f"waiting for {', '.join(server['missing']) or 'devices'}"
     click.echo(f"server   process {server['pid']}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
+    held, missing = server["sandbox"]["stages"], server["sandbox"]["missing"]
+    click.echo(f"sandbox  {', '.join(held) or 'none'}" + (f"; missing: {', '.join(missing)}" if missing else ""))
     if client is None:
         click.echo("client   none is connected")
     else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 
+from ..installed import version
 from . import completing
 
 

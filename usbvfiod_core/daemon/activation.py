@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import ConfigError
 
@@ -13,8 +13,7 @@ CONTROL = "control"
 """The name (FileDescriptorName=) of the control socket; the other one is the vfio-user socket, whatever its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class ActivationSockets:
+class ActivationSockets(NamedTuple):
     """The descriptors that came, None for those that did not."""
 
     server: int | None = None

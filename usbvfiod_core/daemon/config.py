@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError, Gathered, UsbvfiodError, unknown
+from ..files import Grant
 from ..hooks.options import Declared, backend_options, plugin_options
 from ..hooks.settings import PluginSelection, Settings
 from ..installation import installation
@@ -86,6 +87,8 @@ class DeviceSpec:
     """Keep whatever sits in the socket in which the device was found first."""
     plugin_options: Mapping[str, object] = field(default_factory=dict)
     """By plugin, what its own dataclass makes of its options; plugins that are given none are left out."""
+    grant: Grant | None = field(default=None, compare=False)
+    """What may be opened for it; None for whatever the server's user may."""
 
     @property
     def settings(self) -> Settings:
@@ -117,6 +120,10 @@ class ServerSettings:
     strict_plugins: bool = False
     plugin_files: bool = False
     """Root may load plugins from files."""
+    sandbox: Literal["auto", "on", "off"] | None = None
+    """Whether the server confines itself; None for as the environment says."""
+    sandbox_allow: tuple[Path, ...] = ()
+    """Directories below which it may open what is attached later."""
     spin: int = round(SPIN * 1e6)
     usb2_ports: int = USB2_PORTS
     usb3_ports: int = USB3_PORTS

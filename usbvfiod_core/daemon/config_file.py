@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, Gathered, each_error, unknown
 from ..hooks.options import Declared, schema_of
@@ -74,8 +73,7 @@ _ANY_PORT = ServerSettings(usb2_ports=MAX_PORTS - 1, usb3_ports=1)
 """What devices are compared with where it is not known how many ports there are to be."""
 
 
-@dataclass(frozen=True)
-class ConfigFile:
+class ConfigFile(NamedTuple):
     """A file that has been read. `server` has the fields of `ServerSettings` that it gives, by name; `errors` is what
     is wrong in it, as far as that can be told without plugins."""
 

@@ -12,10 +12,10 @@ import logging
 import os
 import socket
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from ..installed import version
 from ..usb.device import Loop, Timer
 from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.listener import SocketPath, listening

@@ -26,13 +26,13 @@ SLICE: Final = 0.001
 """Seconds in one turn of the loop for the requests of a client."""
 
 Reply = Callable[[dict[str, Any]], None]
-Handle = Callable[["ControlClient", dict[str, Any], "int | None", Reply], None]
+Handle = Callable[["ControlClient", dict[str, Any], list[int], Reply], None]
 
 
 class ControlClient:
     """One connection. `work` reads and executes; the owner calls it when the socket is readable or `busy` holds.
 
-    `handle` gets each request with its descriptor, which then belongs to it, and answers once through the reply.
+    `handle` gets each request with its descriptors, which then belong to it, and answers once through the reply.
     `changed` is called when it may have become `readable`, and when it was closed (`open` tells which).
     `watching` is the owner's: whether events are sent to it.
     """
@@ -173,7 +173,7 @@ class ControlClient:
         if not isinstance(identity.get("id", 0), int | str):
             self.send({"ok": False, "error": {"kind": "request", "message": "an id is a number or a text"}})
             return
-        fd = self._fds.popleft() if request.get("fd") is True and self._fds else None
+        fds = [self._fds.popleft() for _ in range(min(_wanted(request), len(self._fds)))]
         self.pending += 1
         answered = False
 
@@ -188,7 +188,7 @@ class ControlClient:
             else:
                 self._changed(self)
 
-        self._handle(self, request, fd, reply)
+        self._handle(self, request, fds, reply)
 
     def _flush(self) -> None:
         try:
@@ -225,3 +225,9 @@ class ControlClient:
     def _drop_fds(self) -> None:
         while self._fds:
             expendable.close(self._fds.popleft())
+
+
+def _wanted(request: dict[str, Any]) -> int:
+    """How many descriptors belong to a request."""
+    files = request.get("files")
+    return (request.get("fd") is True) + (len(files) if isinstance(files, list) else 0)

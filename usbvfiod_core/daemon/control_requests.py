@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, unknown
+from ..files import Descriptor, Grant
+from ..hooks.options import backend_options
+from ..options import paths_of
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop
 from ..vfio_user import expendable
@@ -52,8 +55,7 @@ class NotAttached(UsbvfiodError):
     """No attachment is meant, or more than one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Argument:
+class _Argument(NamedTuple):
     """What a request takes: its JSON type, and whether it may be left out."""
 
     kind: type
@@ -92,7 +94,10 @@ class ControlRequests:
         self._reload = reload
         self._log_level = log_level
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
-            "attach": (self._attach, {"device": _Argument(str), "fd": _Argument(bool, True)}),
+            "attach": (
+                self._attach,
+                {"device": _Argument(str), "fd": _Argument(bool, True), "files": _Argument(list, True)},
+            ),
             "detach": (self._detach, {"attachment": _Argument(str)}),
             "move": (self._move, {"attachment": _Argument(str), "port": _Argument(int)}),
             "send": (self._send, {"attachment": _Argument(str), "words": _Argument(list)}),
@@ -109,12 +114,16 @@ class ControlRequests:
         """Every request."""
         return tuple(self._table)
 
-    def handle(self, client: ControlClient, request: dict[str, Any], fd: int | None, reply: Reply) -> None:
-        """Execute a request and answer it, at once or later. `fd` belongs to it."""
+    def handle(self, client: ControlClient, request: dict[str, Any], fds: list[int], reply: Reply) -> None:
+        """Execute a request and answer it, at once or later. `fds` belong to it: that of the device, then the files."""
+        fd = fds.pop(0) if fds and request.get("fd") is True else None
+        files = [Descriptor(each, expendable.close) for each in fds]
         try:
-            function, arguments = self._check(client, request, fd)
+            function, arguments = self._check(client, request, fd, len(files))
             if fd is not None:
                 arguments["fd"] = fd
+            if "files" in arguments:
+                arguments["files"] = dict(zip(arguments["files"], files, strict=True))
             # A request that fails has not taken the descriptor yet.
             taken, fd = fd, None
             try:
@@ -133,21 +142,50 @@ class ControlRequests:
 
     # -- the requests ------------------------------------------------------------------------------------------------
 
-    def _attach(self, client: ControlClient, reply: Reply, device: str, fd: int | None = None) -> None:
+    def _attach(
+        self,
+        client: ControlClient,
+        reply: Reply,
+        device: str,
+        fd: int | None = None,
+        files: Mapping[str, Descriptor] | None = None,
+    ) -> None:
         def done(result: Attachment | UsbvfiodError) -> None:
             self._answer(reply, result)
 
         known = self._named(device)
         if known is not None:
+            # It keeps what was given when it was made: whoever made it decides what is in it.
             self._attachments.plug(known, done, fd=fd)
             return
         spec = self._parse(device)
+        spec = replace(spec, grant=self._grant(client, spec, files or {}))
         attachments = list(self._attachments)
         if len(attachments) >= MAX_ATTACHMENTS:
             raise DeviceError(f"there are {MAX_ATTACHMENTS} attachments already; detach one first")
         if spec.name and any(each.spec.name == spec.name for each in attachments):
             raise ConfigError(f"there already is an attachment {spec.name}; choose another name or attach that one")
         self._attachments.attach(spec, done, fd=fd, patience=PATIENCE)
+
+    def _grant(self, client: ControlClient, spec: DeviceSpec, files: Mapping[str, Descriptor]) -> Grant:
+        """What may be opened for a device that a client attaches. Raises RequestError for files that are not among its
+        options, Forbidden for paths that are the server's to open, and that the client may not name."""
+        options = backend_options(self._backends[spec.backend], spec.address, spec.options)
+        named = paths_of(options)
+        can_be_given = {each.key: each for each in named if each.flags is not None}
+        given = {}
+        for key, descriptor in files.items():
+            if key not in can_be_given:
+                raise RequestError(f"attach: {spec.text} has no file {key!r} that can be passed")
+            given[str(can_be_given[key].path)] = descriptor
+        if client.peer.trusted:
+            return Grant(given)
+        for plugin in spec.plugin_options.values():
+            named += (replace(each, flags=None) for each in paths_of(plugin))
+        for each in named:
+            if each.flags is None:
+                raise Forbidden(f"attach: only root and the server's own user may give {each.key}={each.path}")
+        return Grant(given, self._gate.policy.directories)
 
     def _detach(self, client: ControlClient, reply: Reply, attachment: str) -> None:
         found = self._select(attachment)
@@ -227,7 +265,7 @@ class ControlRequests:
             reply(failure(result))
 
     def _check(
-        self, client: ControlClient, request: dict[str, Any], fd: int | None
+        self, client: ControlClient, request: dict[str, Any], fd: int | None, files: int
     ) -> tuple[Callable[..., None], dict[str, Any]]:
         """The function of a request and its arguments. Raises RequestError and Forbidden."""
         name = request.pop("request", None)
@@ -247,8 +285,11 @@ class ControlRequests:
         for key, argument in known.items():
             if key not in request and not argument.optional:
                 raise RequestError(f"{name}: {key} is missing")
-        if request.pop("fd", False) and fd is None:
-            raise RequestError(f"{name}: no file descriptor came with the request")
+        wanted = request.get("files", [])
+        if (request.pop("fd", False) and fd is None) or len(wanted) > files:
+            raise RequestError(f"{name}: no file descriptor came with the request, or too few")
+        if len(set(wanted)) != len(wanted):
+            raise RequestError(f"{name}: files names an option twice")
         return function, request
 
     def _named(self, who: str) -> Attachment | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, ConfigErrors, Gathered, each_error, unknown
 from ..hooks.options import Declared, backend_options, plugin_options
@@ -25,8 +24,7 @@ from .toml_lines import Place
 _KEYS = ("spec", "backend", "address", "options", "plugins", *CORE_OPTIONS)
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What devices are checked against: the backends, the one of addresses that name none, that of the host's devices
     (see `host_backend`), and the options that plugins have."""
 

@@ -8,9 +8,8 @@ LIST_FOLLOWING how many devices there are, and two bytes for each.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 LENGTH: Final = 3
 """Bytes of a command."""
@@ -38,8 +37,7 @@ class Response(IntEnum):
     INVALID = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """What a client wants done with the device of this number on this bus; LIST is for all."""
 
     code: Code

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from queue import Full, Queue
@@ -63,15 +63,20 @@ def _set(level: int) -> None:
 
 
 @contextmanager
-def never_waiting() -> Iterator[None]:
+def never_waiting() -> Iterator[Callable[[], None]]:
     """While a guest is served: whoever reads stderr may be slow, or have stopped (a full pipe, Ctrl-S on a terminal).
-    Messages are written by a thread, which may wait for that."""
+    Messages are written by a thread, which may wait for that; it is started by what this yields, or at the end."""
     root = logging.getLogger()
     before = root.handlers[:]
     asides = [_Aside(each) for each in before if type(each) is logging.StreamHandler]
     root.handlers[:] = [*asides, *(each for each in before if type(each) is not logging.StreamHandler)]
+
+    def begin() -> None:
+        for each in asides:
+            each.begin()
+
     try:
-        yield
+        yield begin
     finally:
         root.handlers[:] = before
         for each in asides:
@@ -89,7 +94,11 @@ class _Aside(logging.Handler):
         self._lost = 0
         self._counting = Lock()
         self._thread = Thread(target=self._write, name="usbvfiod-log", daemon=True)
-        self._thread.start()
+
+    def begin(self) -> None:
+        """Write from now on, what has been said already, too."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -103,6 +112,7 @@ class _Aside(logging.Handler):
                 self._lost += 1
 
     def close(self) -> None:
+        self.begin()
         try:
             self._lines.put(None, timeout=_LAST_WORDS)
             self._thread.join(_LAST_WORDS)

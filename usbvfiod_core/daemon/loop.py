@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar, TypeVarTuple
 
+from .on_demand import load_on_demand
 from .selector import SPIN, SpinningSelector
+
+for _name in ("ssl", "asyncio.sslproto"):
+    load_on_demand(_name)
+
+import asyncio  # noqa: E402  # behind those that it would load
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -6,6 +6,7 @@ import logging
 import os
 
 from ..errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+from ..files import granted
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
@@ -23,6 +24,10 @@ class AttachmentRefused(DeviceError):
 
 class DeviceAbsent(DeviceError):
     """The device went while it was being opened."""
+
+
+class SandboxClosed(AttachmentRefused):
+    """The sandbox does not let the server open what the device needs."""
 
 
 def open_device(
@@ -45,13 +50,21 @@ def open_device(
         raise
     if fd is not None:
         return backend.open_fd(fd, options, loop)
+    closed = registry.sandbox_refusal(spec, None)
+    if closed:
+        raise SandboxClosed(closed)
     try:
-        return backend.open(info.address, options, loop)
+        with granted(spec.grant):
+            return backend.open(info.address, options, loop)
     except DeviceWithheld:
         raise
-    except DeviceError as error:
+    except (DeviceError, ConfigError) as error:
+        closed = registry.sandbox_refusal(spec, error)
+        if closed:
+            raise SandboxClosed(closed) from error
         # A device that sits in no socket is one that cannot be pulled out of it.
-        if info.port_path and all(each.address != info.address for each in backend.list_devices()):
+        gone = isinstance(error, DeviceError) and info.port_path
+        if gone and all(each.address != info.address for each in backend.list_devices()):
             raise DeviceAbsent(str(error)) from error
         raise
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from ..errors import UsbvfiodError
 from .attachments import Attachments
@@ -12,8 +12,7 @@ from .config import Config, DeviceSpec
 from .intents import Attachment
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """What a new configuration asks for. `ignored` is named as in the file."""
 
     added: tuple[DeviceSpec, ...]

@@ -8,20 +8,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
+from ..installed import version
 from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from .attachments import Attachments
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
+from .confinement import Confinement
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts, cautions
 from .intents import Attachment, State
@@ -60,8 +61,10 @@ def serve(
     sys.setswitchinterval(SWITCH_INTERVAL)
     loop = ServerLoop(config.spin)
     try:
-        with never_waiting():
-            Server(config, registry, backends, loop, control_fd=control_fd, place=place).run()
+        with never_waiting() as write_log:
+            server = Server(config, registry, backends, loop, control_fd=control_fd, place=place)
+            server.threads_may_start = write_log
+            server.run()
     finally:
         loop.close()
 
@@ -79,7 +82,11 @@ class Server:
         control_fd: int | None = None,
         place: Path | None = None,
     ) -> None:
+        self.threads_may_start: Callable[[], object] = lambda: None
+        """Called when there may be other threads than this one: a sandbox is closed before."""
         self._config = config
+        self._confinement = Confinement(config, registry, backends)
+        self._place = place
         self._backends = backends
         self._reloading = False
         self._loop = loop
@@ -98,6 +105,7 @@ class Server:
             any_memory_file=config.server.any_memory_file,
             on_ended=self._client_ended,
             on_closed=self.stop,
+            look=self._confinement.look,
         )
         self.memory, self.controller, self.transport = served.memory, served.controller, served.transport
         hub = self.controller.hub
@@ -163,12 +171,26 @@ class Server:
             self._errors.append(error)
             self.stop()
             return
+        try:
+            self._confinement.close(self._directories())
+        except ConfigError as error:
+            self._errors.append(error)
+            self.stop()
+            return
+        self.threads_may_start()
         for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
             log.warning("%s", caution)
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self._config.devices:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)
         self._proceed()
+
+    def _directories(self) -> set[Path]:
+        """Where the server's sockets are, which it makes, and removes at its end."""
+        settings = self._config.server
+        paths = (settings.socket_path, settings.control_path, settings.hotplug_socket_path)
+        found = {path.absolute().parent for path in paths if path is not None}
+        return found | ({self._place} if self._place is not None else set())
 
     def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:
         self._starting -= 1
@@ -210,8 +232,9 @@ class Server:
                 "usb3_ports": self._config.server.usb3_ports,
                 "serving": self._serving,
                 "missing": [str(attachment) for attachment in self.attachments.missing],
+                "sandbox": self._confinement.report,
             },
-            "client": None if client is None else asdict(client),
+            "client": None if client is None else client._asdict(),
             "memory": {"shared": shared, "unshared": mapped - shared},
         }
 
@@ -319,6 +342,7 @@ class Server:
         if self._steering.name:
             log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._steering.name)
         where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
+        self._confinement.log()
         log.info("serving on %s", where)
         self._notify("READY=1")
 

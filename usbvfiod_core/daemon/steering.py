@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..usb.backend import Backend
@@ -15,8 +15,10 @@ from .attachments import Attachments
 from .config import ServerSettings, SocketError
 from .control import ControlSocket
 from .control_client import Handle
-from .hotplug_socket import HotplugSocket
 from .peers import HOTPLUG, Gate, Policy
+
+if TYPE_CHECKING:
+    from .hotplug_socket import HotplugSocket
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class Steering:
         try:
             where = _where(settings.hotplug_socket_path, settings.hotplug_fd)
             if where:
+                from .hotplug_socket import HotplugSocket  # few servers have one
+
                 gate = self._gates["hotplug_socket"]
                 hotplug = HotplugSocket(
                     self._loop, attachments, backends, host, gate, **where, access=access["hotplug_socket"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .toml_lines import Place, TomlLines
@@ -22,8 +21,7 @@ class FileError(ConfigError):
         self.line = line
 
 
-@dataclass(frozen=True)
-class TomlFile:
+class TomlFile(NamedTuple):
     """A file that has been read."""
 
     path: Path

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ..errors import ConfigError, Gathered, each_error, unknown
 from ..options import Schema, SettingError
@@ -20,8 +19,7 @@ class RegisterOptions(Protocol):
         Raises PluginError if one cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """What one plugin has registered; None for what it has not. `unusable` says why it takes no part, if so."""
 
     device: Schema | None = None

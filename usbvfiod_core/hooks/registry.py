@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -23,7 +22,9 @@ import pluggy
 from ..errors import PluginError
 from ..installation import PLUGINS as OUR_PLUGINS
 from ..installation import installation
+from ..installed import EntryPoint, entry_points
 from ..options import Schema
+from ..sandbox.needs import Needs, declared
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from . import specs
@@ -94,6 +95,12 @@ class Registry:
         for _, function in _specifications():
             _hookspec(function)
         self._manager.add_hookspecs(specs)
+        self.confined = False
+        """Whether a sandbox is closed; what it refuses to plugins is said once."""
+        self.sandbox_refusal: Callable[[Any, BaseException | None], str] = lambda spec, error: ""
+        """Why the sandbox does not let the server open what a device specification needs, before that is tried or after
+        it has failed; empty if it is not the sandbox. In any thread."""
+        self._refused: set[tuple[str, str, str]] = set()
         self._observer_failures: dict[str, int] = {}
         self._required: tuple[str, ...] = ()
         self._declared: dict[str, Declared] = {}
@@ -104,7 +111,7 @@ class Registry:
     def discover(self, selection: PluginSelection = _ALL) -> None:
         """Load every plugin whose entry point is installed and that is wanted. Raises nothing for a plugin's fault."""
         # pluggy calls the implementation that was registered last first.
-        found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name, reverse=True)
+        found = sorted(entry_points(GROUP), key=lambda entry: entry.name, reverse=True)
         loaded = [self._load(entry, selection.wants(entry.name)) for entry in found]
         self.plugins.extend(reversed(loaded))
         self._required = tuple(name_of(each) if is_file(each) else each for each in selection.require)
@@ -185,8 +192,7 @@ class Registry:
                     raise PluginError(f"a backend's name is of letters, digits and dashes, not {name!r}")
                 if name in backends:
                     raise PluginError(f"there already is a backend {name!r}")
-                for cls in (backend.options, *backend.kinds.values()):
-                    Schema(cls)
+                Schema(backend.options)
                 backends[name] = backend
 
             try:
@@ -194,6 +200,21 @@ class Registry:
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_register_backends", error)
         return backends
+
+    def needs(self) -> Needs:
+        """Ask every plugin what it needs of the system; all together."""
+        needs = Needs()
+        for plugin_name, call in self._implementations("usbvfiod_register_needs"):
+
+            def register(**given: Any) -> None:
+                nonlocal needs
+                needs |= declared(**given)
+
+            try:
+                call(register=register)
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_register_needs", error)
+        return needs
 
     def refusal(self, info: DeviceInfo, settings: Settings) -> str | None:
         """Why `info` may not be attached, with the name of the plugin that says so; None if it may. Raises PluginError
@@ -284,9 +305,7 @@ class Registry:
             yield implementation.plugin_name, _taking(implementation)
 
     def _load(self, entry: EntryPoint, wanted: bool) -> Plugin:
-        plugin = Plugin(entry.name, module=entry.value)
-        if entry.dist is not None:
-            plugin.distribution, plugin.version = entry.dist.name, entry.dist.version
+        plugin = Plugin(entry.name, entry.value, entry.distribution, entry.version)
         if wanted:
             self._import(plugin, entry.load)
         else:
@@ -350,9 +369,14 @@ class Registry:
             raise PluginError("implements no hook")
         return tuple(sorted(marked))
 
-    @staticmethod
-    def _blame(plugin_name: str, hook: str, error: Exception) -> None:
-        log.error("plugin %s: %s failed: %s", plugin_name, hook, _one_line(error))
+    def _blame(self, plugin_name: str, hook: str, error: Exception) -> None:
+        hint, level = "", logging.ERROR
+        if self.confined and isinstance(error, PermissionError):
+            hint = "; the sandbox allows what the plugin declares by usbvfiod_register_needs"
+            refused = (plugin_name, hook, _one_line(error))
+            level = logging.DEBUG if refused in self._refused else logging.ERROR
+            self._refused.add(refused)
+        log.log(level, "plugin %s: %s failed: %s%s", plugin_name, hook, _one_line(error), hint)
         log.debug("plugin %s", plugin_name, exc_info=error)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What hooks are given for one device: `backend` its backend's options, `options` each plugin's own, by name."""
 
-    backend: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, object] = field(default_factory=dict)
+    backend: Mapping[str, str] = MappingProxyType({})
+    options: Mapping[str, object] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class PluginSelection:
+class PluginSelection(NamedTuple):
     """Which of the installed plugins are used.
 
     enable    only these, and those that are required; None for all

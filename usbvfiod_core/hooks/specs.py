@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..usb.backend import Backend, DeviceInfo
-from ..usb.device import Device
-from .interceptor import Interceptor
-from .options import RegisterOptions
-
 if TYPE_CHECKING:
     import click
+
+    from ..usb.backend import Backend, DeviceInfo
+    from ..usb.device import Device
+    from .interceptor import Interceptor
+    from .needs import RegisterNeeds
+    from .options import RegisterOptions
 
 PLUGIN_API = 1
 """Version of the hooks and of the names in `usbvfiod_core`. It grows when a plugin written for the version before it
@@ -51,6 +52,15 @@ def usbvfiod_register_options(register: RegisterOptions) -> None:
 
     When: once for each command that needs devices, before any is parsed. On the main thread.
     An exception: the plugin is not used. `register` raises PluginError for a dataclass that cannot be used.
+    """
+
+
+def usbvfiod_register_needs(register: RegisterNeeds) -> None:
+    """Say what this plugin needs of the system that not every server does, by calling `register`. A server with a
+    sandbox lets nothing else through. Files that the user names, in options of the type `Path`, need no word.
+
+    When: once in a server, before any device is opened. On the main thread; only cheap work.
+    An exception: what this plugin has registered so far holds. `register` raises PluginError for what there is not.
     """
 
 

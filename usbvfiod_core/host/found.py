@@ -15,9 +15,8 @@ import errno
 import logging
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from . import node
 from .sysfs import SysfsDevice, interface_drivers, present_configuration
@@ -61,8 +60,7 @@ class NodeHands:
         return node.disconnect(self._fd, interface)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What sysfs said of a device when it was taken."""
 
     configuration: int | None

@@ -16,10 +16,9 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from errno import ENOBUFS
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import DeviceError
 from ..usb.device import Loop
@@ -49,8 +48,7 @@ _IN_ONLYDIR: Final = 0x0100_0000
 _WATCHED: Final = _IN_ATTRIB | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE
 
 
-@dataclass(frozen=True, slots=True)
-class Uevent:
+class Uevent(NamedTuple):
     """One event of the kernel's device model. `device_path` is below /sys."""
 
     action: str

@@ -13,9 +13,8 @@ client keeps the tables of addresses and of masks to itself: what it does not wa
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .intx import Intx, Target
 from .vfio import INTX_IRQ, MSI_IRQ, MSIX_IRQ
@@ -35,8 +34,7 @@ class Mechanism(Enum):
 ALL: Final = frozenset(Mechanism)
 
 
-@dataclass(frozen=True, slots=True)
-class Enables:
+class Enables(NamedTuple):
     """What a driver has set in configuration space. `messages` is how many MSI vectors it has allocated."""
 
     msix: bool = False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import DeviceError
-from ..options import NoOptions
+from ..options import NoOptions, paths
 from .device import Device, Loop
 from .speed import Speed
 
@@ -55,7 +56,8 @@ class Backend(ABC):
     """The dataclass of its devices' options, which `usbvfiod_core.options` describes."""
     kinds: Mapping[str, type[Any]] = MappingProxyType({})
     """For a backend that makes devices, whose addresses are the kinds that it can make: the dataclass of each kind's
-    options, in the place of `options`. Any other address is refused before a device is opened."""
+    options, in the place of `options`. Any other address is refused before a device is opened. A kind is only looked up
+    when somebody wants it, so that the mapping may import it then."""
 
     @abstractmethod
     def list_devices(self) -> list[DeviceInfo]:
@@ -66,7 +68,8 @@ class Backend(ABC):
         """Open the device at `address`, ready for `Device.attach`.
 
         `options` is an instance of the dataclass that `options` or `kinds` names, made of the `key=value` pairs behind
-        the `?` of a specification; whatever does not fit it was refused before, when the specification was read.
+        the `?` of a specification; whatever does not fit it was refused before, when the specification was read. Files
+        that they name are opened with `open_path`, which knows what was passed and what may be opened.
         Raises ConfigError for an address that it does not know, naming those it does; DeviceError if the device is
         missing or cannot be opened; DeviceWithheld if it is there and its owner does not give it now: the
         attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it.
@@ -81,6 +84,16 @@ class Backend(ABC):
         ConfigError or DeviceError. What comes and goes is not missed: a device that is not there raises nothing.
         """
         return None
+
+    def opens(self, address: str, options: Any) -> Iterable[Path]:
+        """The files that `open` opens, makes or replaces for these arguments: a server with a sandbox opens no others,
+        beside what the plugin registers by `usbvfiod_register_needs`.
+
+        As here, those are the options of the type `Path`, and an address that is one, unless it is of the host. Called
+        in any thread; must not block. Raises nothing.
+        """
+        is_path = address.startswith("/") and not self.of_host
+        return [*paths(options), *([Path(address)] if is_path else [])]
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         """Call `changed` whenever `list_devices` may answer otherwise; return a function that ends that.

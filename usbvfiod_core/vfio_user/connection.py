@@ -17,7 +17,7 @@ from ..usb.device import Loop, Timer
 from . import expendable
 from .ancillary import descriptors, hung_up, peer, room_for
 from .eventfd import LoopEventfds
-from .peer import PrivateFiles
+from .peer import Look, PrivateFiles, is_private
 from .session import MAX_PENDING_FDS, Session
 
 MESSAGE_DEADLINE: Final = 10.0
@@ -54,6 +54,7 @@ class Connection:
         on_gone: Callable[[str | None], object],
         first_message_deadline: bool,
         message_deadline: float = MESSAGE_DEADLINE,
+        look: Look = is_private,
     ) -> None:
         self._socket: Final = sock
         self._fd: Final = sock.fileno()
@@ -68,7 +69,7 @@ class Connection:
             function,
             memory,
             eventfds=LoopEventfds(loop),
-            is_private=PrivateFiles(self.pid),
+            is_private=PrivateFiles(self.pid, look),
             close_fd=expendable.close,
             resume=self._resume,
             introduced=on_introduced,

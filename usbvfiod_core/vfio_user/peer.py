@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -15,6 +16,30 @@ _PATIENCE: Final = 0.2
 not answer; then nothing more of it is looked up."""
 
 
+Look = Callable[[int, int, int], bool]
+"""Whether process `pid` maps a file, by its device and inode, privately and only so; False where it cannot be told."""
+
+
+def is_private(pid: int, device: int, inode: int) -> bool:
+    """`Look`, by this process."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            return kinds(maps, device, inode) == {b"p"}
+    except OSError:
+        return False
+
+
+def kinds(lines: Iterable[bytes], device: int, inode: int) -> set[bytes]:
+    """How a file is mapped, of the lines of a memory map: `p` for privately, `s` for shared."""
+    wanted = [f"{os.major(device):02x}:{os.minor(device):02x}".encode(), str(inode).encode()]
+    found = set()
+    for line in lines:
+        fields = line.split(None, 5)  # range, permissions, offset, device, inode, path (proc_pid_maps(5))
+        if fields[3:5] == wanted:
+            found.add(fields[1][3:4])
+    return found
+
+
 class PrivateFiles:
     """Whether process `pid` maps a file for itself only.
 
@@ -23,8 +48,9 @@ class PrivateFiles:
     No message tells that, but the process's memory map does.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, look: Look = is_private) -> None:
         self._pid = pid
+        self._look = look
         self._known: dict[tuple[int, int], bool] = {}
         self._silent = False
 
@@ -47,19 +73,5 @@ class PrivateFiles:
         if known is None:
             if len(self._known) >= _FILES:
                 return False
-            known = self._known[key] = self._look(status)
+            known = self._known[key] = self._look(self._pid, *key)
         return known
-
-    def _look(self, status: os.stat_result) -> bool:
-        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}".encode()
-        inode = str(status.st_ino).encode()
-        kinds = set()
-        try:
-            with open(f"/proc/{self._pid}/maps", "rb") as maps:
-                for line in maps:
-                    fields = line.split(None, 5)  # range, permissions, offset, device, inode, path (proc_pid_maps(5))
-                    if len(fields) >= 5 and fields[4] == inode and fields[3] == device:
-                        kinds.add(fields[1][3:4])
-        except OSError:
-            return False
-        return kinds == {b"p"}

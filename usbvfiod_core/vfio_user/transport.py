@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import ConfigError
 from ..memory import GuestMemory
@@ -21,6 +20,7 @@ from .access import OWN_USER, SocketAccess
 from .ancillary import hung_up
 from .connection import MESSAGE_DEADLINE, Connection
 from .listener import SocketPath, inherited
+from .peer import Look, is_private
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,7 @@ _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class ClientFacts:
+class ClientFacts(NamedTuple):
     """Who is connected. `name` is a guess, and empty like `version` until the client has introduced itself.
 
     `pid` and `uid` are those of the process that connected, as this process sees them.
@@ -48,6 +47,8 @@ class Server:
     `on_drained` is called after every batch of messages, when all replies are sent: the place to do the work they asked
     for. `on_ended` is called after each client, when its maps and interrupts are dropped. `on_closed` is called when no
     client can come any more because `fd` was a connected socket that has ended. All on the loop's thread.
+
+    `look` is how a client's memory map is looked into, see `peer`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Server:
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
         message_deadline: float = MESSAGE_DEADLINE,
+        look: Look = is_private,
     ) -> None:
         if (path is None) == (fd is None):
             raise ConfigError("a server needs either a socket path or a file descriptor")
@@ -77,6 +79,7 @@ class Server:
         self._inherited_fd: Final = fd
         self._access: Final = access
         self._message_deadline: Final = message_deadline
+        self._look: Final = look
         self._own: SocketPath | None = None
         self._listener: socket.socket | None = None
         self._connection: Connection | None = None
@@ -187,6 +190,7 @@ class Server:
             # A connected socket that was handed down may be waiting for a VM that starts much later.
             first_message_deadline=accepted,
             message_deadline=self._message_deadline,
+            look=self._look,
         )
 
     def _memory_truncated(self) -> None:

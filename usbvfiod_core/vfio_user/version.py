@@ -6,9 +6,8 @@ Every refusal here is fatal: without an agreed version nothing else can be said.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from errno import EINVAL
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from ..errors import ClientError
 from .wire import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, MAJOR, MAX_DATA_XFER_SIZE, MAX_MSG_FDS, MINOR, VERSION_FIELDS
@@ -27,8 +26,7 @@ _OBJECTS: Final = ("migration", "twin_socket")
 _NUMBER_LIMIT: Final = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class ClientVersion:
+class ClientVersion(NamedTuple):
     """What the client said of itself. `name` is a guess from the form of its proposal, for logs and status."""
 
     name: str

@@ -76,10 +76,14 @@ class AudioOptions(SlowOptions):
     """The options of `virtual:audio`."""
 
     playback: Path | None = option(
-        None, "A WAV file that gets what is played: a new one, or one of this device, which grows."
+        None,
+        "A WAV file that gets what is played: a new one, or one of this device, which grows.",
+        opens=lambda options: os.O_RDWR | os.O_CREAT,
     )
     """Without one, what is played is counted only."""
-    capture: Path | None = option(None, "A WAV file that is recorded: stereo, 48 kHz, 16 bits.")
+    capture: Path | None = option(
+        None, "A WAV file that is recorded: stereo, 48 kHz, 16 bits.", opens=lambda options: os.O_RDONLY
+    )
     """Without one, silence is."""
 
     def __post_init__(self) -> None:

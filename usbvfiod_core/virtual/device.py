@@ -34,7 +34,7 @@ from __future__ import annotations
 from abc import ABC
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..usb import data_stage
@@ -46,8 +46,7 @@ from .endpoint import VirtualEndpoint
 from .standard import StandardRequests
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """What a user can say to a device: `call` gets what stands behind the word, from `least` texts to `most`; what it
     returns is answered if it is a text. `arguments` shows them to people."""
 

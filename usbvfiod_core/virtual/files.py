@@ -10,6 +10,7 @@ import os
 import stat
 
 from ..errors import ConfigError, DeviceError
+from ..files import mode_of, open_path
 from .locks import lock
 
 _KINDS = {
@@ -27,8 +28,8 @@ def open_file(path: str, flags: int, *, what: str, block_device: bool = False) -
 
     Raises ConfigError if it is no regular file (nor a block device, where that will do), OSError.
     """
-    _check(os.stat(path).st_mode, what, block_device)
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    _check(mode_of(path), what, block_device)
+    fd = open_path(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check(os.fstat(fd).st_mode, what, block_device)  # it may be another one by now
         os.set_blocking(fd, True)
@@ -42,7 +43,7 @@ def make_or_open(path: str, flags: int, *, what: str) -> int:
     """Open a regular file, or make it: whoever gets an old one looks at what is in it, and empties nothing. Raises
     ConfigError, OSError."""
     try:
-        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return open_path(path, flags | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         return open_file(path, flags, what=what)
 

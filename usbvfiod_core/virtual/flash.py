@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,20 +13,15 @@ from ..options import SettingError, blaming, option
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint
 from ..usb.device import Loop
 from ..usb.moment import Moment
-from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from .bulk_only import INTERFACE_CLASS, BulkOnly
+from .digest import sha256
 from .disk import Disk
-from .endpoint import VirtualEndpoint
 from .image import Image
 from .options import SPEEDS, VirtualOptions
-from .uas import Uas
-from .uas_interface import INTERFACE_CLASS as UAS_INTERFACE_CLASS
-from .uas_interface import STREAMS, pipes
 
 VENDOR_ID = 0x1209
 PRODUCT_ID = 0x0001
-UAS_PRODUCT_ID = 0x0011
 PRODUCT = "Flash Drive"
 EJECTED = "the guest has ejected it; it is there again when the guest restarts, or after detach and attach"
 FAILED = "what the guest wrote last may be lost, and every flush fails until detach and attach"
@@ -40,7 +34,10 @@ class FlashOptions(VirtualOptions):
     """The options of `virtual:flash`. Without `serial` the USB and SCSI serial number is made of the image's path, so
     it stays the same."""
 
-    image: Path = option(help="A file or block device with at least one block.")
+    image: Path = option(
+        help="A file or block device with at least one block.",
+        opens=lambda options: os.O_RDONLY if options.readonly else os.O_RDWR,
+    )
     """Bytes behind the last whole block are not part of the drive and never touched."""
     readonly: bool = option(False, "Opens the image read-only; the drive is write-protected.")
     speed: Literal["full", "high", "super"] = option("super", "How it is connected.")
@@ -128,74 +125,9 @@ class Flash(BulkOnly):
         self._flushed.wait(done)
 
 
-class UasFlash(Flash):
-    """A flash drive with both transports: alternate setting 0 is bulk-only, 1 is UAS."""
-
-    product_id = UAS_PRODUCT_ID
-
-    def __init__(
-        self,
-        image: Image,
-        loop: Loop,
-        *,
-        speed: Speed = Speed.SUPER,
-        serial: str = "",
-        removable: bool = True,
-        stalls: bool = False,
-    ) -> None:
-        super().__init__(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)
-        self.max_streams = STREAMS if speed.is_usb3 else 0
-        self._uas = Uas(self.disk, loop, self.serve, self._uas_back)
-        self._chosen = False
-
-    def describe(self, speed: Speed) -> list[Configuration]:
-        [configuration] = super().describe(speed)
-        if speed == Speed.FULL:
-            return [configuration]
-        setting = Interface(0, *UAS_INTERFACE_CLASS, pipes(speed), alternate=1)
-        return [Configuration((*configuration.interfaces, setting))]
-
-    def process(self, endpoint: VirtualEndpoint) -> None:
-        if self._chosen:
-            self._uas.process(endpoint)
-        else:
-            super().process(endpoint)
-
-    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
-        self._chosen = self.alternates.get(0) == 1
-        if self._chosen:
-            self.suspend_transport()
-            self._uas.start(self.endpoints, streams=self.max_streams > 0, held=self.is_working)
-        else:
-            self._uas.stop()
-            self.hold(self._uas.working > 0)
-            super().restart(endpoints)
-
-    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
-        return None if self._chosen else super().control_request(setup, data)
-
-    def closed(self) -> None:
-        self._uas.stop()
-        super().closed()
-
-    def given_back(self) -> None:
-        if not self._uas.working:
-            super().given_back()
-
-    def thread_back(self) -> None:
-        self._uas.release()
-
-    def _uas_back(self) -> None:
-        if not self._closed:
-            if not self._chosen:
-                self.hold(False)
-        elif not self.is_working:
-            super().given_back()
-
-
 def default_serial(path: str) -> str:
     """Twelve hexadecimal digits, as bulk-only 4.1.1 wants them, the same for the same path."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:12].upper()
+    return sha256(os.fsencode(os.path.realpath(path))).hex()[:12].upper()
 
 
 def check_flash(options: FlashOptions) -> None:
@@ -205,10 +137,10 @@ def check_flash(options: FlashOptions) -> None:
         Image(path, readonly=readonly, block_size=options.blocksize, locked=False).close()
 
 
-def open_flash(options: FlashOptions, loop: Loop) -> Flash:
-    """Open `virtual:flash`. Raises ConfigError and DeviceError."""
+def open_flash(kind: type[Flash], options: FlashOptions, loop: Loop) -> Flash:
+    """Open `virtual:flash` as a drive of this kind. Raises ConfigError and DeviceError."""
     image = Image(str(options.image), readonly=options.readonly, block_size=options.blocksize)
-    return (UasFlash if options.transport == "uas" else Flash)(
+    return kind(
         image,
         loop,
         speed=SPEEDS[options.speed],

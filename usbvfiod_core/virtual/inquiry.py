@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from .digest import sha256
 
 VENDOR = "USBVFIOD"
 PRODUCT = "Flash Drive"
@@ -20,8 +21,7 @@ _RESPONSE_FORMAT = 2
 _NO_LOGICAL_UNIT = 0x7F
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What does not change about a disk. `thin`: it can unmap (a disk that may be written)."""
 
     serial: str
@@ -49,7 +49,7 @@ class Identity:
 
     def _identification(self) -> bytes:
         name = _text(VENDOR, 8) + _text(PRODUCT, 16) + self.serial.encode("ascii", "replace")
-        digest = hashlib.sha256(name).digest()[:8]
+        digest = sha256(name)[:8]
         local = bytes((0x30 | digest[0] & 0x0F,)) + digest[1:]  # NAA 3: locally assigned (7.8.6.6.4)
         return _designator(2, 1, name[:252]) + _designator(1, 3, local)
 

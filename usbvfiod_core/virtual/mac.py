@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from ..errors import ConfigError
+from .digest import sha256
+from .needs import MACHINE_ID
 
 
 def parse_mac(text: str) -> bytes:
@@ -23,14 +24,14 @@ def parse_mac(text: str) -> bytes:
 
 def stable_mac(text: str) -> bytes:
     """An address for this text, always the same: of one station, locally administered."""
-    digest = hashlib.sha256(f"usbvfiod network {text}".encode()).digest()
+    digest = sha256(f"usbvfiod network {text}".encode())
     return bytes(((digest[0] & 0xFC) | 0x02,)) + digest[1:6]
 
 
 def machine_mac(text: str) -> bytes:
     """The same for this text on this host, so that two hosts with a tap0 do not get the same address."""
     try:
-        machine = Path("/etc/machine-id").read_text().strip()
+        machine = Path(MACHINE_ID).read_text().strip()
     except (OSError, UnicodeDecodeError):
         machine = ""
     return stable_mac(f"{machine} {text}")

@@ -43,8 +43,9 @@ from .inbound import ALL, BLOCK_SIZE, FRAMES_A_TURN, MAX_FRAMES, TAG_SIZE, Inbou
 from .looking import check_listener
 from .mac import machine_mac, parse_mac, stable_mac
 from .ncm import ALIGNMENT, FORMATS, MIN_BLOCK, MIN_FRAME, BlockError, BlockReader
+from .needs import TUN
 from .options import SPEEDS, VirtualOptions
-from .tap import TUN, Tap, check_name
+from .tap import Tap, check_name
 
 _log = logging.getLogger(__name__)
 

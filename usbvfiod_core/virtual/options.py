@@ -9,7 +9,6 @@ from ..errors import ConfigError
 from ..options import option
 from ..usb.descriptors import MAX_STRING_UNITS
 from ..usb.speed import Speed
-from .faults import parse_faults
 
 SPEEDS = {"full": Speed.FULL, "high": Speed.HIGH, "super": Speed.SUPER}
 """By the values of the option `speed`."""
@@ -21,12 +20,20 @@ def _check_serial(value: str) -> None:
         raise ConfigError(f"serial is at most {MAX_STRING_UNITS} printable ASCII characters, not {value!r}")
 
 
+def _check_fault(value: str) -> None:
+    """It has to be one that can be made (see `faults`). Raises ConfigError."""
+    if value:
+        from .faults import parse_faults  # only a device that is to fail needs them
+
+        parse_faults(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualOptions:
     """The options of every virtual device."""
 
     serial: str = option("", "Its serial number.", check=_check_serial)
-    fault: str = option("", "What goes wrong, where and how often: stall@in:65536", check=parse_faults)
+    fault: str = option("", "What goes wrong, where and how often: stall@in:65536", check=_check_fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,11 @@ class SerialOptions(VirtualOptions):
 
     link: Path | None = option(None, "Where to make a symbolic link to the pseudo-terminal.")
     connect: Path | None = option(None, "A Unix stream socket at which a program listens, in its place.")
-    file: Path | None = option(None, "A file to which is appended what the guest sends, in its place.")
+    file: Path | None = option(
+        None,
+        "A file to which is appended what the guest sends, in its place.",
+        opens=lambda options: os.O_RDWR | os.O_APPEND | os.O_CREAT,
+    )
     speed: Literal["full", "high"] = option("high", "How it is connected.")
 
     def __post_init__(self) -> None:

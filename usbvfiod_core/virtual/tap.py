@@ -13,8 +13,8 @@ from struct import Struct
 from ..errors import ConfigError, DeviceError
 from ..usb.device import Loop, Timer
 from .frames import FrameEnd
+from .needs import TUN
 
-TUN = "/dev/net/tun"
 _RETRY = 1.0
 """Seconds between two looks for an interface that has been removed."""
 _MESSAGES = 64

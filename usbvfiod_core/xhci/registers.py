@@ -8,7 +8,7 @@ there is no second map that could drift from the first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import spec
 
@@ -25,8 +25,7 @@ PAGE_SIZE_4K = 1
 """PAGESIZE bit 0: pages of 4 KiB (5.4.3)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(NamedTuple):
     """One dword: what it holds after a reset and which bits a driver can write.
 
     `rw` bits take the written value, `rw1c` bits are cleared by writing 1; all others are read-only. Bits that start

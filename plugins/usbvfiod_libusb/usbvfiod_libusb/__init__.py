@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from usbvfiod_core import Backend, hookimpl
+from usbvfiod_core import Backend, RegisterNeeds, hookimpl
+from usbvfiod_core.host.needs import register_host_needs
 
 from .backend import LibusbBackend
 
@@ -15,3 +16,9 @@ usbvfiod_requires = ">=1,<2"
 def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
     """Register the backend. The library is loaded when the first device is opened, not here."""
     register(LibusbBackend())
+
+
+@hookimpl
+def usbvfiod_register_needs(register: RegisterNeeds) -> None:
+    """Register what all backends of real devices need."""
+    register_host_needs(register)

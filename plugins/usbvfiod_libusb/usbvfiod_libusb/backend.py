@@ -22,7 +22,6 @@ from usbvfiod_core.host.taken import Taken
 
 from . import binding
 from .binding import Libusb
-from .device import LibusbDevice
 from .status import ERROR_BUSY, ERROR_IO, ERROR_NO_DEVICE, error_code
 
 log = logging.getLogger(__name__)
@@ -71,8 +70,10 @@ class LibusbBackend(Backend):
             raise
         return self._open(fd, device, options, loop)
 
-    def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> LibusbDevice:
+    def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Device:
         """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""
+        from .device import LibusbDevice  # whoever only lists devices, or asks for help, need not wait for it
+
         assert device.speed is not None
         context = handle = None
         note = Taken(device, notes=options.reattach)

@@ -380,3 +380,21 @@ def test_words_are_a_list_of_texts(rig: ControlRig, words: object) -> None:
     talker.send(json.dumps({"request": "send", "attachment": "1", "words": words}).encode() + b"\n")
     error = talker.answer()["error"]
     assert (error["kind"], error["message"]) == ("request", "send: words is a list of texts")
+
+
+def test_files_that_do_not_fit(rig: ControlRig, tmp_path: Path) -> None:
+    """Whatever goes wrong, the descriptors that came are closed."""
+    talker = rig.talk()
+    (tmp_path / "file").write_text("x")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    before = len(os.listdir("/proc/self/fd"))
+    for fds, files, message in (
+        ((), ["image"], "no file descriptor came with the request, or too few"),
+        ((fd,), ["image", "other"], "no file descriptor came with the request, or too few"),
+        ((fd, fd), ["image", "image"], "files names an option twice"),
+        ((fd,), ["image"], "toys:2-1 has no file 'image' that can be passed"),
+    ):
+        error = talker.ask("attach", fds, device="toys:2-1", files=files)["error"]
+        assert (error["kind"], message in error["message"]) == ("request", True), error
+        assert len(os.listdir("/proc/self/fd")) == before
+    os.close(fd)

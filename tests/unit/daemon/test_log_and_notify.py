@@ -136,7 +136,8 @@ def read_to(reader: int, last: bytes) -> list[str]:
 def test_nobody_waits_for_a_reader_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = logging.getLogger("usbvfiod_core")
     with pipe(monkeypatch) as reader:
-        with log.never_waiting():
+        with log.never_waiting() as begin:
+            begin()
             ours.info("%s", "x" * (1 << 20))  # more than a pipe holds
             assert select.select([reader], [], [], 10)[0]
             for number in range(log.KEPT + 10):
@@ -151,9 +152,25 @@ def test_nobody_waits_for_a_reader_of_the_log(monkeypatch: pytest.MonkeyPatch) -
         assert read_to(reader, b"alone") == ["usbvfiod: alone"]
 
 
+def test_what_is_said_before_there_may_be_threads_is_written_then_or_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = logging.getLogger("usbvfiod_core")
+    with pipe(monkeypatch) as reader:
+        for begun in (True, False):
+            with log.never_waiting() as begin:
+                ours.info("early")
+                assert not [thread for thread in threading.enumerate() if thread.name == "usbvfiod-log"]
+                if begun:
+                    begin()
+                    assert read_to(reader, b"early") == ["usbvfiod: early"]
+        assert read_to(reader, b"early") == ["usbvfiod: early"]
+
+
 def test_a_message_that_cannot_be_formatted_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with pipe(monkeypatch) as reader:
-        with log.never_waiting():
+        with log.never_waiting() as begin:
+            begin()
             logging.getLogger("usbvfiod_core").info("%d", "no number")
             logging.getLogger("usbvfiod_core").info("the next")
         text = "\n".join(read_to(reader, b"the next"))
@@ -163,7 +180,8 @@ def test_a_message_that_cannot_be_formatted_hurts_nobody(monkeypatch: pytest.Mon
 def test_the_end_does_not_wait_for_a_reader_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_LAST_WORDS", 0.05)
     with pipe(monkeypatch) as reader:
-        with log.never_waiting():
+        with log.never_waiting() as begin:
+            begin()
             for _ in range(log.KEPT + 10):
                 logging.getLogger("usbvfiod_core").info("%s", "x" * 1000)
         os.set_blocking(reader, False)

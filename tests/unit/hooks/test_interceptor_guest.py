@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from tests.unit.virtual.drive import read_10, write_10
 from usbvfiod_core import Device, InterceptedTransfer, Interceptor, Loop, Speed, TransferStatus
 from usbvfiod_core.hooks.interception import InterceptedDevice, intercept
-from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.uas import UasClient
-from usbvfiod_core.virtual.flash import FlashOptions, open_flash
+from usbvfiod_core.virtual import VirtualBackend
 
 BLOCKS, BLOCK = 512, 512
 
@@ -144,7 +143,7 @@ def test_a_drive_behind_any_detour(
     guest = Guest()
     try:
         device = behind(
-            open_flash(from_text(FlashOptions, {"image": str(image), **options}), guest.bus.loop),
+            VirtualBackend().open("flash", {"image": str(image), **options}, guest.bus.loop),
             guest.bus.loop,
             *plans,
         )

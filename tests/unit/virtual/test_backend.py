@@ -50,6 +50,7 @@ def test_it_opens_what_it_lists(image: Path, tmp_path: Path) -> None:
             assert isinstance(device, kinds[info.address])
             assert (device.vendor_id, device.product_id) == (info.vendor_id, info.product_id)
             assert device.speed == info.speed
+            assert info.name.startswith(device.name.partition(" (")[0])
             device.close()
     loop.run_ready()
     loop.close()

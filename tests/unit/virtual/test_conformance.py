@@ -17,7 +17,7 @@ from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.audio import Audio
 from usbvfiod_core.virtual.faults import parse_faults
 from usbvfiod_core.virtual.faulty import FaultyDevice
-from usbvfiod_core.virtual.flash import Flash, UasFlash
+from usbvfiod_core.virtual.flash import Flash
 from usbvfiod_core.virtual.frames import Stream
 from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.keyboard import Keyboard
@@ -26,6 +26,7 @@ from usbvfiod_core.virtual.loopback import Loopback
 from usbvfiod_core.virtual.network import Network
 from usbvfiod_core.virtual.pointer import Mouse, Pointer, Tablet
 from usbvfiod_core.virtual.serial import Serial
+from usbvfiod_core.virtual.uas_flash import UasFlash
 
 
 @pytest.mark.parametrize("speed", [Speed.FULL, Speed.HIGH, Speed.SUPER])

@@ -32,7 +32,7 @@ BIG = 512 * 1024  # a write of this size goes through a thread
 
 
 def opened(path: Path, **options: str) -> Flash:
-    return open_flash(from_text(FlashOptions, {"image": str(path), **options}), StepLoop())
+    return open_flash(Flash, from_text(FlashOptions, {"image": str(path), **options}), StepLoop())
 
 
 def test_defaults(image: Path) -> None:
@@ -237,7 +237,7 @@ def test_close_gives_the_image_back_when_no_thread_uses_it(image: Path, content:
     if what == "write":
         assert image.read_bytes()[:BIG] == content[-BIG:]
     Flash(
-        open_flash(from_text(FlashOptions, {"image": str(image)}), StepLoop()).disk.image, StepLoop()
+        open_flash(Flash, from_text(FlashOptions, {"image": str(image)}), StepLoop()).disk.image, StepLoop()
     ).disk.image.close()
 
 
@@ -309,7 +309,7 @@ def test_real_threads(image: Path, content: bytes) -> None:
             threads[-1].start()
 
     loop = Threaded(virtual_time=False)
-    drive = Drive(open_flash(from_text(FlashOptions, {"image": str(image)}), loop), loop)
+    drive = Drive(open_flash(Flash, from_text(FlashOptions, {"image": str(image)}), loop), loop)
     for turn in range(5):
         data = content[turn * 1000 :][:BIG]
         assert drive.write(write_10(turn, BIG // 512), data) == (b"", PASSED, 0, False)

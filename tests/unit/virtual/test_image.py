@@ -85,7 +85,7 @@ def test_less_than_one_block(tmp_path: Path, size: int, block_size: int) -> None
 def test_a_file_that_cannot_be_written(image: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     real = os.open
 
-    def refuse(path: str, flags: int) -> int:
+    def refuse(path: str, flags: int, mode: int = 0o777) -> int:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(code, os.strerror(code))
         return real(path, flags)
@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_written(image: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_that_cannot_be_opened(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str, flags: int) -> int:
+    def refuse(path: str, flags: int, mode: int = 0o777) -> int:
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(os, "open", refuse)

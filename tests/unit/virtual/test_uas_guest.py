@@ -16,8 +16,8 @@ from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.uas import ABORT_TASK, CHECK_CONDITION, ORDERED, UasClient, UasError
 from usbvfiod_core.usb.speed import Speed
-from usbvfiod_core.virtual.flash import UasFlash
 from usbvfiod_core.virtual.image import Image
+from usbvfiod_core.virtual.uas_flash import UasFlash
 
 OUT_OF_RANGE = read_10(1 << 20, 1)
 BLOCKS = 4096

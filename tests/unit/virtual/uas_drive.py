@@ -14,8 +14,8 @@ from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
-from usbvfiod_core.virtual.flash import UasFlash
 from usbvfiod_core.virtual.image import Image
+from usbvfiod_core.virtual.uas_flash import UasFlash
 
 COMMAND, STATUS, DATA_IN, DATA_OUT = 0x04, 0x83, 0x81, 0x02
 SIMPLE, HEAD_OF_QUEUE, ORDERED, ACA = 0, 1, 2, 4

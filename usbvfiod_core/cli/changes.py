@@ -10,11 +10,12 @@ import click
 from ..daemon.config import host_backend, parse_device
 from ..daemon.log import LEVEL_NAMES
 from ..daemon.matching import find
-from ..errors import DeviceError
+from ..errors import DeviceError, UsbvfiodError
 from ..hooks.registry import Registry
 from . import completing
 from .control import Connect, control_options
 from .output import print_object, printable
+from .passing import files_of
 
 
 @click.command()
@@ -32,11 +33,23 @@ def attach(registry: Registry, spec: str, open_here: bool, as_json: bool, connec
     """Plug a device into a running server's VM, and keep it plugged in.
 
     SPEC is a device specification as for --device, or the number or name of an attachment that is there. A device that
-    is not there now is plugged in when it comes.
+    is not there now is plugged in when it comes. Files that SPEC names, such as an image, are opened here, with the
+    caller's rights, and passed to the server.
     """
     with connect() as server:
         if not open_here:
-            answer = server.request("attach", device=spec)
+            with files_of(registry, spec) as opened:
+                try:
+                    answer = server.request(
+                        "attach",
+                        device=opened.spec,
+                        **({"files": list(opened.files)} if opened.files else {}),
+                        fds=list(opened.files.values()),
+                    )
+                except UsbvfiodError as error:
+                    if not opened.failures:
+                        raise
+                    raise type(error)("; ".join((str(error), *opened.failures))) from None
         else:
             node = _node(registry, spec, server.request("list")["attachments"])
             try:
@@ -44,7 +57,7 @@ def attach(registry: Registry, spec: str, open_here: bool, as_json: bool, connec
             except OSError as error:
                 raise DeviceError(f"{node} cannot be opened: {error.strerror}") from None
             try:
-                answer = server.request("attach", device=spec, fd=fd)
+                answer = server.request("attach", device=spec, fd=True, fds=[fd])
             finally:
                 os.close(fd)
     _show(answer["attachment"], as_json)

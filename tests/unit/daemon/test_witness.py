@@ -1,0 +1,68 @@
+"""The shell that looks into memory maps, asked about this process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from usbvfiod_core.daemon.witness import Witness
+from usbvfiod_core.testing.limits import wait_until
+from usbvfiod_core.vfio_user.peer import is_private
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    witness = Witness()
+    yield witness
+    witness.close()
+    os.waitpid(witness.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ((mmap.MAP_PRIVATE,), True),
+        ((mmap.MAP_SHARED,), False),
+        ((mmap.MAP_PRIVATE, mmap.MAP_SHARED), False),
+        ((), False),
+    ],
+)
+def test_it_sees_what_the_process_itself_would_see(witness: Witness, flags: tuple[int, ...], wanted: bool) -> None:
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 1 << 16)
+    status = os.fstat(fd)
+    maps = [mmap.mmap(fd, 1 << 16, flags=each) for each in flags]
+    for look in (witness, is_private):
+        assert look(os.getpid(), status.st_dev, status.st_ino) is wanted
+    for each in maps:
+        each.close()
+    os.close(fd)
+
+
+def test_of_a_process_that_is_not_there_it_tells_nothing(witness: Witness) -> None:
+    assert witness(2**22 + 1, 1, 1) is False
+    assert witness(0, 1, 1) is False
+
+
+def test_it_has_nothing_of_the_server_but_its_socket() -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    witness = Witness()
+    os.close(write)
+    assert os.read(read, 1) == b""  # no copy of it is open
+    os.close(read)
+    environment = Path(f"/proc/{witness.pid}/environ").read_bytes().split(b"\0")
+    assert {each.split(b"=")[0] for each in environment if each} <= {b"PATH", b"LC_ALL", b"PWD"}
+    witness.close()
+    os.waitpid(witness.pid, 0)
+
+
+def test_one_that_is_gone_answers_no_more(witness: Witness) -> None:
+    os.kill(witness.pid, 9)
+    wait_until(lambda: os.waitid(os.P_PID, witness.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG), "it lives")
+    assert witness(os.getpid(), 1, 1) is False
+    assert witness(os.getpid(), 1, 1) is False

@@ -1,0 +1,89 @@
+"""What the parts of a server need of the system: they declare it, and the sandbox lets nothing else through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from ..errors import PluginError
+from .calls import known
+
+FAMILIES: Final = {"unix": 1, "inet": 2, "inet6": 10, "netlink": 16}
+"""Address families of sockets (include/linux/socket.h); of inet and inet6 only streams can be had."""
+
+CAPABILITIES: Final = {"chown": 0, "dac_override": 1, "net_admin": 12}
+"""Capabilities that a part may keep (include/uapi/linux/capability.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one part needs, or all together (`|`).
+
+    system_calls    names as in the manual, beyond the default set
+    ioctls          request numbers; of those with a size in them, exactly as they are called
+    ioctl_types     letters: all requests of this type (include/uapi/asm-generic/ioctl.h)
+    sockets         keys of FAMILIES
+    read, write     files, and directories with all that is below them; what is not there is left out
+    create          directories in which entries are made and removed, but no file is read or written
+    connect         TCP ports that are connected
+    capabilities    keys of CAPABILITIES, if the process has them
+    """
+
+    system_calls: frozenset[str] = frozenset()
+    ioctls: frozenset[int] = frozenset()
+    ioctl_types: frozenset[str] = frozenset()
+    sockets: frozenset[str] = frozenset()
+    read: frozenset[Path] = frozenset()
+    write: frozenset[Path] = frozenset()
+    create: frozenset[Path] = frozenset()
+    connect: frozenset[int] = frozenset()
+    capabilities: frozenset[str] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(*(getattr(self, each.name) | getattr(other, each.name) for each in fields(Needs)))
+
+
+def declared(
+    *,
+    system_calls: Iterable[str] = (),
+    ioctls: Iterable[int] = (),
+    ioctl_types: Iterable[str] = (),
+    sockets: Iterable[str] = (),
+    read: Iterable[str | Path] = (),
+    write: Iterable[str | Path] = (),
+    connect: Iterable[int] = (),
+    capabilities: Iterable[str] = (),
+) -> Needs:
+    """What a plugin declares, checked. Raises PluginError."""
+    for what, given, right in (
+        ("a system call", system_calls := frozenset(system_calls), known()),
+        ("an address family", sockets := frozenset(sockets), FAMILIES),
+        ("a capability that can be kept", capabilities := frozenset(capabilities), CAPABILITIES),
+    ):
+        wrong = sorted(given - set(right))
+        if wrong:
+            raise PluginError(f"{wrong[0]!r} is not the name of {what}")
+    types = frozenset(ioctl_types)
+    if any(len(each) != 1 or not each.isascii() for each in types):
+        raise PluginError(f"the type of an ioctl is one character, unlike {sorted(types)}")
+    requests = frozenset(ioctls)
+    if any(not 0 <= each < 1 << 32 for each in requests):
+        raise PluginError("an ioctl's request has 32 bits")
+    ports = frozenset(connect)
+    if any(not 0 < each < 1 << 16 for each in ports):
+        raise PluginError("a TCP port is from 1 to 65535")
+    if ports:
+        sockets |= {"inet", "inet6"}
+    return Needs(
+        system_calls,
+        requests,
+        types,
+        sockets,
+        frozenset(map(Path, read)),
+        frozenset(map(Path, write)),
+        frozenset(),
+        ports,
+        capabilities,
+    )

@@ -1,0 +1,82 @@
+"""The flash drive of `virtual:flash?transport=uas`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..usb.descriptors import Configuration, Interface
+from ..usb.device import Loop
+from ..usb.requests import SetupPacket
+from ..usb.speed import Speed
+from .endpoint import VirtualEndpoint
+from .flash import Flash
+from .image import Image
+from .uas import Uas
+from .uas_interface import INTERFACE_CLASS, STREAMS, pipes
+
+PRODUCT_ID = 0x0011
+
+
+class UasFlash(Flash):
+    """A flash drive with both transports: alternate setting 0 is bulk-only, 1 is UAS."""
+
+    product_id = PRODUCT_ID
+
+    def __init__(
+        self,
+        image: Image,
+        loop: Loop,
+        *,
+        speed: Speed = Speed.SUPER,
+        serial: str = "",
+        removable: bool = True,
+        stalls: bool = False,
+    ) -> None:
+        super().__init__(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)
+        self.max_streams = STREAMS if speed.is_usb3 else 0
+        self._uas = Uas(self.disk, loop, self.serve, self._uas_back)
+        self._chosen = False
+
+    def describe(self, speed: Speed) -> list[Configuration]:
+        [configuration] = super().describe(speed)
+        if speed == Speed.FULL:
+            return [configuration]
+        setting = Interface(0, *INTERFACE_CLASS, pipes(speed), alternate=1)
+        return [Configuration((*configuration.interfaces, setting))]
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        if self._chosen:
+            self._uas.process(endpoint)
+        else:
+            super().process(endpoint)
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        self._chosen = self.alternates.get(0) == 1
+        if self._chosen:
+            self.suspend_transport()
+            self._uas.start(self.endpoints, streams=self.max_streams > 0, held=self.is_working)
+        else:
+            self._uas.stop()
+            self.hold(self._uas.working > 0)
+            super().restart(endpoints)
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        return None if self._chosen else super().control_request(setup, data)
+
+    def closed(self) -> None:
+        self._uas.stop()
+        super().closed()
+
+    def given_back(self) -> None:
+        if not self._uas.working:
+            super().given_back()
+
+    def thread_back(self) -> None:
+        self._uas.release()
+
+    def _uas_back(self) -> None:
+        if not self._closed:
+            if not self._chosen:
+                self.hold(False)
+        elif not self.is_working:
+            super().given_back()
