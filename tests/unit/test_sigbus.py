@@ -228,3 +228,94 @@ def test_a_machine_without_a_handler(monkeypatch: pytest.MonkeyPatch, caplog: py
     memory.check()
     assert memory.regions[0].view is None
     os.close(fd)
+
+
+RANDOM = """
+import random, signal, socket, sys, time
+from usbvfiod_core.usb.transfer import IsochronousPacket, Transfer, TransferType
+from usbvfiod_core.virtual.isochronous import contents, fill
+
+times, choice = int(sys.argv[1]), random.Random(7)
+SIZE = PAGES * PAGE_SIZE
+parent = os.getpid()
+helper = os.fork()
+if not helper:  # another process, so that it comes in the middle of everything
+    while os.getppid() == parent:
+        os.ftruncate(fd, choice.choice((0, SIZE, choice.randrange(PAGES) * PAGE_SIZE)))
+        time.sleep(choice.random() * 0.0003)
+    os._exit(0)
+image = os.memfd_create("image")
+os.write(image, bytes(SIZE))
+left, right = socket.socketpair()
+lost = []
+memory.truncated = lambda: lost.append(1)
+faults = done = in_kernel = 0
+
+def work(windows, length):
+    transfer = Transfer(0x81, TransferType.ISOCHRONOUS, windows, length, lambda transfer: None)
+    packet = IsochronousPacket(length // 3, length // 2)
+    yield lambda: transfer.write(b"x" * length)
+    yield transfer.read
+    yield lambda: fill(transfer, packet, b"y" * packet.length)
+    yield lambda: bytes(contents(transfer, packet))
+    yield lambda: b"".join(windows)
+    yield lambda: bytearray().join(windows)
+    yield lambda: os.preadv(image, windows, 0)
+    yield lambda: os.pwritev(image, windows, 0)
+    yield lambda: left.send(windows[0][:4000]) and right.recv_into(windows[-1])
+    yield lambda: io.BytesIO(b"z" * length).readinto(windows[0])
+    yield lambda: struct.unpack_from("<8I", windows[0])
+    yield lambda: memory.window(windows_at & ~0xFFF, PAGE_SIZE).cast("Q")[5]
+
+try:
+    while done < times:
+        try:
+            os.ftruncate(fd, SIZE)
+            memory.map(0, SIZE, fd)
+        except Exception as error:
+            assert "bytes, the map needs" in str(error) or "cannot be mapped" in str(error), error
+            continue
+        for _ in range(100):
+            windows_at = choice.randrange(SIZE - 3 * PAGE_SIZE)
+            length = choice.choice((32, 600, 5000))
+            windows = memory.windows(windows_at, length, write=True)
+            for access in work(windows, length):
+                try:
+                    access()
+                except OSError as error:
+                    assert error.errno == 14, error
+                    in_kernel += 1
+            del windows, access
+            memory.check()
+            if lost:
+                done += 1
+                break
+        lost.clear()
+        memory.unmap_all()
+        memory.settle()
+finally:
+    os.kill(helper, signal.SIGKILL)
+print(done, memory._guard.faults, in_kernel)
+"""
+
+
+def truncate_at_random(times: int) -> list[int]:
+    result = subprocess.run([sys.executable, "-c", PREPARE + RANDOM, str(times)], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    return [int(word) for word in result.stdout.split()]
+
+
+@needs_handler
+def test_truncated_at_random_moments() -> None:
+    done, faults, in_kernel = truncate_at_random(300)
+    assert done == 300
+    assert faults > 30
+    assert in_kernel
+
+
+@needs_handler
+@pytest.mark.long
+def test_truncated_at_random_moments_long() -> None:
+    done, faults, _ = truncate_at_random(100_000)
+    assert done == 100_000
+    assert faults > 10_000

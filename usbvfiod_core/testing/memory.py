@@ -46,10 +46,11 @@ class GuestRam:
     """Guest physical memory in one memfd, sealed against shrinking as VMMs do it.
 
     `layout` is a sequence of (address, size), page-aligned and not overlapping. By default there are 64 MiB at
-    1 MiB and 64 MiB at 4 GiB; pages cost nothing until they are touched. `spans` says where each lies in `fd`.
+    1 MiB and 64 MiB at 4 GiB; pages cost nothing until they are touched. `spans` says where each lies in `fd`. Without
+    `sealed` it can shrink, as Cloud Hypervisor's can; then an access here may end this process (SIGBUS).
     """
 
-    def __init__(self, layout: Sequence[tuple[int, int]] | None = None) -> None:
+    def __init__(self, layout: Sequence[tuple[int, int]] | None = None, *, sealed: bool = True) -> None:
         layout = layout if layout is not None else ((BELOW_4_GIB, 64 << 20), (ABOVE_4_GIB, 64 << 20))
         spans: list[Span] = []
         offset = 0
@@ -63,7 +64,8 @@ class GuestRam:
         self.spans = tuple(spans)
         self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, offset)
-        fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
+        if sealed:
+            fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
         self._map = mmap.mmap(self.fd, offset, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._view = memoryview(self._map)
         self._dwords = self._view.cast("I")
