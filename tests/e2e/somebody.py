@@ -34,6 +34,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     sys.argv[:] = ["usbvfiod", "plugins", "--json"]
     main()
 import usbvfiod_core.daemon.server, usbvfiod_core.cli.steer, http, email, encodings.idna
+import usbvfiod_core.sandbox.files, usbvfiod_core.sandbox.stages, usbvfiod_core.daemon.witness
 os.setgroups(groups)
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)

@@ -50,7 +50,7 @@ def test_the_service_is_hardened() -> None:
     )
     rating = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
     assert rating is not None, result.stderr
-    assert float(rating[1]) < 2.0
+    assert float(rating[1]) <= 1.2
 
 
 def test_the_command_of_the_service_is_one() -> None:

@@ -101,13 +101,15 @@ class Confinement:
             capabilities=frozenset({"chown"} if any(groups) else ()),
             # The file is read again, and whoever edits it puts another one in its place.
             read=frozenset() if file is None else frozenset({file.absolute().parent}),
-            write=frozenset(config.server.sandbox_allow),
+            write=frozenset((*config.server.sandbox_allow, *config.control.directories)),
             create=frozenset(directories),
         )
         return self._registry.needs() | of_files(named) | own
 
     def _refusal(self, spec: DeviceSpec, error: BaseException | None) -> str:
         """`Registry.sandbox_refusal`."""
+        if spec.grant is not None and spec.grant.directories is not None:
+            return ""  # below these the sandbox is open, and nothing else is opened for another user
         named = self._files(spec)
         closed = self._closed_to(named if _is_refused(error) else [path for path in named if path.exists()])
         if not closed:
@@ -134,7 +136,7 @@ class Confinement:
         self._witness = Witness()
 
     def _files(self, spec: DeviceSpec) -> list[Path]:
-        """What `spec` names of files, in the options of its backend and of plugins."""
+        """What `spec` names of files that are still to be opened, in the options of its backend and of plugins."""
         backend = self._backends[spec.backend]
         try:
             options = backend_options(backend, spec.address, spec.options)
@@ -143,7 +145,8 @@ class Confinement:
         named = list(backend.opens(spec.address, options))
         for each in spec.plugin_options.values():
             named += paths(each)
-        return [path.absolute() for path in named]
+        given = spec.grant.given if spec.grant is not None else {}
+        return [path.absolute() for path in named if str(path) not in given]
 
 
 def _is_refused(error: BaseException | None) -> bool:

@@ -6,7 +6,8 @@ So each device has a file while it is taken, `taken-2-1.4.json`, with how it was
 holds a lock on its file, and removes it when the device has been given back. A file without a lock has been left over:
 whoever opens the device goes on with what it says, and a server gives back at its start all that it has not opened.
 
-The files are in a directory that does not outlive the host's boot; where there is none, nothing is noted.
+Where there is no directory for the files, nothing is noted. What is left of an earlier boot says so, and counts for
+nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ _NOTED_BYTES: Final = 64 << 10
 
 
 def directory() -> Path | None:
-    """Where the files are: the directory that systemd has made for the service, /run/usbvfiod for root, otherwise the
+    """Where the files are: a directory that systemd has made for the service, /run/usbvfiod for root, otherwise the
     user's runtime directory; None where there is none of these."""
-    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    if given:
-        return Path(given)
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):  # the second one may be gone when the next server starts
+        given = os.environ.get(name, "").partition(":")[0]
+        if given:
+            return Path(given)
     if os.geteuid() == 0:
         return Path("/run/usbvfiod")
     users = os.environ.get("XDG_RUNTIME_DIR")

@@ -228,6 +228,7 @@ def test_without_a_directory_nothing_is_noted(place: Place) -> None:
             7,
             "/run/usbvfiod/web",
         ),
+        ({"STATE_DIRECTORY": "/var/lib/x", "RUNTIME_DIRECTORY": "/run/x"}, 7, "/var/lib/x"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, 7, "/run/user/7/usbvfiod"),
         ({"XDG_RUNTIME_DIR": "/run/user/0"}, 0, "/run/usbvfiod"),
         ({}, 0, "/run/usbvfiod"),
@@ -237,7 +238,7 @@ def test_without_a_directory_nothing_is_noted(place: Place) -> None:
 def test_where_the_files_are(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], user: int, expected: str | None
 ) -> None:
-    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
