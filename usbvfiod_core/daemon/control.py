@@ -106,7 +106,8 @@ class ControlSocket:
                 timer.cancel()
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
+            if self._own is None:
+                self._listener.close()
             self._listener = None
         if self._own is not None:
             self._own.close()

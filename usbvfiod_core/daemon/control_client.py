@@ -223,8 +223,9 @@ class ControlClient:
             self.close()
 
     def _drop_fds(self) -> None:
-        while self._fds:
-            expendable.close(self._fds.popleft())
+        if self._fds:
+            expendable.close(*self._fds)
+            self._fds.clear()
 
 
 def _wanted(request: dict[str, Any]) -> int:

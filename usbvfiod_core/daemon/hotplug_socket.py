@@ -84,7 +84,8 @@ class HotplugSocket:
         if listener is not None:
             if self._listening:
                 self._loop.remove_reader(listener.fileno())
-            listener.close()
+            if self._own is None:
+                listener.close()
         if self._own is not None:
             self._own.close()
         for client in list(self._clients):
@@ -223,8 +224,8 @@ class _Client:
         self._open = False
         self._stop_reading()
         self._socket.close()
-        while self._fds:
-            expendable.close(self._fds.pop())
+        expendable.close(*self._fds)
+        self._fds.clear()
         self._closed(self)
 
     def _readable(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
+from ..vfio_user.directory import alone_beside
 from ..vfio_user.listener import probe
 
 VARIABLE: Final = "USBVFIOD_CONTROL"
@@ -24,6 +25,8 @@ SYSTEM: Final = Path("/run/usbvfiod")
 MAX_ENTRIES: Final = 1000
 """Entries of the directory that are looked at; there are not so many servers."""
 
+_PATIENCE: Final = 1.0
+"""Seconds to wait for other servers that are just starting or ending."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -58,9 +61,10 @@ def prepare(place: Path) -> None:
         raise ConfigError(f"{place}: {error.strerror}") from None
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{place}: somebody else may write there")
-    for path in _files(place):
-        if probe(str(path)) in (ECONNREFUSED, ENOENT):
-            path.unlink(missing_ok=True)
+    with alone_beside(place / "any", _PATIENCE):
+        for path in _files(place):
+            if probe(str(path)) in (ECONNREFUSED, ENOENT):
+                path.unlink(missing_ok=True)
 
 
 def names(socket_path: Path | None) -> Iterator[str]:

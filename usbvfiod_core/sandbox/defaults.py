@@ -21,6 +21,8 @@ sched_getscheduler sched_get_priority_max sched_get_priority_min capget
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range dup dup2 dup3 fcntl lseek
 fstat fsync fdatasync sync_file_range ftruncate fallocate fadvise64 readahead copy_file_range flock pipe pipe2 eventfd
 eventfd2 memfd_create splice fchmod fchown fgetxattr fstatfs
+# the kernel signals eventfds by these (vfio_user/signalling)
+io_setup io_submit io_getevents
 # waiting
 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 signalfd4
 inotify_init1 inotify_add_watch inotify_rm_watch

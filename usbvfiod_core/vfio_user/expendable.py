@@ -44,12 +44,15 @@ def ask(call: Callable[[], T], seconds: float, otherwise: T) -> T:
     return asking.answer[0] if asking.answer else otherwise
 
 
-def close(fd: int) -> None:
-    """Close a descriptor that somebody else has passed: at once, or as soon as that is possible."""
-    if in_memory(fd):
-        os.close(fd)
+def close(*fds: int) -> None:
+    """Close descriptors that somebody else has passed: at once, or as soon as that is possible."""
+    others = [fd for fd in fds if not _closes_at_once(fd)]
+    for fd in fds:
+        if fd not in others:
+            os.close(fd)
+    if not others:
         return
-    _unclosed.append(fd)
+    _unclosed.extend(others)
     ask(_close_all, 0.0 if _stuck else MOMENT, None)
 
 
@@ -76,6 +79,14 @@ class _Asking(Thread, Generic[T]):
             self.answer = answer
             _stuck.discard(self)
         _close_all()  # what has come meanwhile, and no thread was there for
+
+
+def _closes_at_once(fd: int) -> bool:
+    """Whether it is one of a memory file, pipe or eventfd. The name of any other file begins with a slash."""
+    try:
+        return in_memory(fd) or os.readlink(f"/proc/self/fd/{fd}").startswith(("pipe:[", "anon_inode:[eventfd]"))
+    except OSError:
+        return False
 
 
 def _close_all() -> None:

@@ -13,25 +13,51 @@ from typing import Final
 
 from ..errors import ConfigError
 from .access import OWN_USER, OWNER_ONLY, SocketAccess
+from .directory import Directory
 
 MAX_PATH: Final = 107
 """Bytes of a socket path: what sockaddr_un holds besides the NUL."""
 BACKLOG: Final = 64
+_PATIENCE: Final = 2.0
+_LAST_PATIENCE: Final = 0.2
+"""Seconds that the start, and the end, wait for others who are busy in the same directory."""
 
 
 class SocketPath:
     """A listening socket at a path that is removed again by `close`, if it is still ours then.
 
-    A stale socket is replaced, one that answers is not. `access` says who may connect besides root, and holds before
-    anybody can; unless told otherwise that is our own user only.
+    A stale socket is replaced, one that answers is not, and of servers that start together one has it. `access` says
+    who may connect besides root, and holds before anybody can; unless told otherwise that is our own user only.
     """
 
     def __init__(self, path: str, access: SocketAccess = OWN_USER) -> None:
         _check_form(path)
         self.path: Final = path
-        _remove_stale(path)
         self.socket: Final = _unix_socket()
+        self._directory: Final = Directory(path)
         try:
+            with self._directory.alone(_PATIENCE):
+                self._inode: Final = self._listen(path, access)
+        except BaseException:
+            self._directory.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening, and remove the path unless somebody else has replaced it."""
+        # While the socket is open, no other can have the number of its inode.
+        with self._directory.alone(_LAST_PATIENCE):
+            try:
+                status = os.lstat(self.path)
+                if (status.st_dev, status.st_ino) == self._inode:
+                    os.unlink(self.path)
+            except OSError:
+                pass  # gone already, or no longer ours to remove
+        self.socket.close()
+        self._directory.close()
+
+    def _listen(self, path: str, access: SocketAccess) -> tuple[int, int]:
+        try:
+            _remove_stale(path)
             os.fchmod(self.socket.fileno(), OWNER_ONLY)  # before bind, which takes the mode over
             self.socket.bind(path)
             status = os.lstat(path)
@@ -50,17 +76,7 @@ class SocketPath:
         except OSError as error:
             self.socket.close()
             raise ConfigError(f"cannot listen at socket path {path}: {error.strerror}") from None
-        self._inode: Final = (status.st_dev, status.st_ino)
-
-    def close(self) -> None:
-        """Stop listening, and remove the path unless somebody else has replaced it."""
-        self.socket.close()
-        try:
-            status = os.lstat(self.path)
-            if (status.st_dev, status.st_ino) == self._inode:
-                os.unlink(self.path)
-        except OSError:
-            pass  # gone already, or no longer ours to remove
+        return status.st_dev, status.st_ino
 
 
 def check_path(path: str) -> None:

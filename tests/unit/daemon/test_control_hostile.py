@@ -114,7 +114,7 @@ def test_who_is_refused_may_have_hung_up(rig: ControlRig, fds: int) -> None:
         polite.send(b'{"request": "list"}\n')
         assert polite.answer()["ok"]
         polite.close()
-    rig.loop.run_ready()
+    rig.loop.advance(1.0)  # it may have had its share of the time
     assert none_left_open(before)
     assert rig.control.clients == 0
 
@@ -216,7 +216,7 @@ def test_thousands_of_connections(rig: ControlRig) -> None:
     assert rig.loop.run_until(lambda: rig.control.clients == 1, 10)
     assert watcher.ask("list")["ok"]
     watcher.close()
-    rig.loop.advance(0.05)
+    rig.loop.advance(1.0)  # it may have had its share of the time
     assert none_left_open(before)
 
 
@@ -243,7 +243,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(rig: ControlRig) -> None:
     assert "file descriptors" in dribble.answer()["error"]["message"]
     for talker in rig.talkers:
         talker.close()
-    rig.loop.run_ready()
+    rig.loop.advance(1.0)  # it may have had its share of the time
     os.close(reading)
     os.close(writing)
     assert none_left_open(before)
