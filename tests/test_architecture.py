@@ -20,6 +20,7 @@ LAYERS = {
     "installed": 0,
     "options": 0,
     "files": 0,
+    "visible": 0,
     "usb": 0,
     "host": 1,
     "sandbox": 1,

@@ -15,6 +15,7 @@ from ..errors import ConfigError, ConfigErrors, DeviceError, PluginError, Usbvfi
 from ..hooks.registry import Registry
 from .checks import Mistakes
 from .command import application, selection
+from .output import say, say_lines
 from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 OK = 0
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(str(error), FAILURE)
     except Exception as error:
-        traceback.print_exc()
+        say_lines(traceback.format_exc().rstrip(), err=True)
         return _fail(f"internal error, please report it with the lines above: {type(error).__name__}", FAILURE)
     return result if isinstance(result, int) else OK
 
@@ -84,5 +85,5 @@ def exit_code(error: UsbvfiodError) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"usbvfiod: error: {' '.join(message.split())}", err=True)
+    say(f"usbvfiod: error: {' '.join(message.split())}", err=True)
     return code

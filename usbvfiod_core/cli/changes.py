@@ -14,7 +14,7 @@ from ..errors import DeviceError, UsbvfiodError
 from ..hooks.registry import Registry
 from . import completing
 from .control import Connect, control_options
-from .output import print_object, printable
+from .output import print_object, say
 from .passing import files_of
 
 
@@ -80,7 +80,7 @@ def detach(attachment: str, as_json: bool, connect: Connect) -> None:
         return
     again = f"usbvfiod attach {found['name'] or found['number']}"
     after = "" if found["state"] == "gone" else f"; `{again}` plugs it in again"
-    click.echo(f"{_label(found)}: detached{after}")
+    say(f"{_label(found)}: detached{after}")
 
 
 @click.command()
@@ -109,7 +109,7 @@ def send(attachment: str, words: tuple[str, ...], as_json: bool, connect: Connec
     if as_json:
         print_object({"text": text})
     elif text:
-        click.echo(printable(text))
+        say(text)
 
 
 @click.command()
@@ -124,13 +124,13 @@ def reload(as_json: bool, connect: Connect) -> None:
         return
     for change in ("added", "removed"):
         for text in answer[change]:
-            click.echo(f"{change} {text}")
+            say(f"{change} {text}")
     for text in answer["ignored"]:
-        click.echo(f"{text} is read only at start; restart the server to apply it", err=True)
+        say(f"{text} is read only at start; restart the server to apply it", err=True)
     for error in answer["errors"]:
-        click.echo(error, err=True)
+        say(error, err=True)
     if not answer["added"] and not answer["removed"]:
-        click.echo("no device has changed")
+        say("no device has changed")
 
 
 @click.command("log-level")
@@ -163,9 +163,9 @@ def _show(attachment: dict[str, Any], as_json: bool) -> None:
         told = f"{attachment['product']} is plugged into port {attachment['port']}"
     else:
         told = attachment["state"] + (f": {attachment['reason']}" if attachment["reason"] else "")
-    click.echo(printable(f"{_label(attachment)}: {told}"))
+    say(f"{_label(attachment)}: {told}")
 
 
 def _label(attachment: dict[str, Any]) -> str:
     """What its user calls it."""
-    return printable(attachment["name"] or attachment["spec"])
+    return str(attachment["name"] or attachment["spec"])

@@ -14,6 +14,7 @@ import click
 from ..errors import UsbvfiodError
 from ..hooks.registry import GROUP, Registry
 from ..installed import entry_points
+from ..visible import visible
 from .completing_options import options
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def _offering(choices: Callable[[click.Context], Iterable[tuple[str, str]]]) -> 
 
         try:
             return [
-                CompletionItem(value, help=told) for value, told in choices(context) if value.startswith(incomplete)
+                CompletionItem(value, help=visible(told))
+                for value, told in choices(context)
+                if value.startswith(incomplete) and value.isprintable()  # else it would be another line, or several
             ]
         except (UsbvfiodError, OSError):
             return []

@@ -15,6 +15,7 @@ from ..hooks.options import Declared
 from ..options import Schema
 from .checks import Given
 from .groups import SectionedGroup
+from .output import say, say_lines
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -36,7 +37,7 @@ def check(given: Given) -> None:
     be absent.
     """
     made, _ = given.complete(beforehand=True)
-    click.echo(f"ok: {_count(len(made.devices), 'device')}, {_count(len(made.plugins), 'configured plugin')}")
+    say(f"ok: {_count(len(made.devices), 'device')}, {_count(len(made.plugins), 'configured plugin')}")
 
 
 @config.command()
@@ -44,9 +45,9 @@ def check(given: Given) -> None:
 def show(given: Given) -> None:
     """Print the configuration as a file that says the same, with the plugins' defaults."""
     made, _ = given.complete()
-    click.echo("\n".join(toml(made, given.declared)), nl=False)
+    say_lines("\n".join(toml(made, given.declared)).rstrip("\n"))
     for plugin in given.registry.failures:
-        click.echo(f"# plugin {plugin.name} is not used: {plugin.error}")
+        say(f"# plugin {plugin.name} is not used: {plugin.error}")
 
 
 def toml(made: Config, declared: Mapping[str, Declared]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UsbvfiodError
+from .output import say
 
 if TYPE_CHECKING:
     from ..testing.driver import GuestDriver, UsbDevice
@@ -252,9 +253,9 @@ def _program() -> str:
 
 
 def _title(text: str) -> None:
-    click.echo()
+    say()
     click.secho(text, bold=True)
 
 
 def _say(text: str) -> None:
-    click.echo(f"  {text}")
+    say(f"  {text}")

@@ -9,7 +9,7 @@ from ..daemon.report import device_entry
 from ..errors import DeviceError
 from ..hooks.registry import Registry
 from ..usb.backend import DeviceInfo
-from .output import print_json, print_table
+from .output import print_json, print_table, say
 
 
 @click.command()
@@ -33,7 +33,7 @@ def devices(registry: Registry, as_json: bool) -> None:
         titles = ("DEVICE", "ID", "NAME", "SERIAL", "SPEED", "PORT", "DRIVER", "NOTE")
         print_table(titles, [_row(info) for info in found])
     elif not failures:
-        click.echo("no devices", err=True)
+        say("no devices", err=True)
     if failures:
         raise DeviceError("; ".join(failures))
 

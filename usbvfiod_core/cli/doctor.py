@@ -16,7 +16,7 @@ from ..host.usage import Usage
 from ..installation import installation
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, optional_control
-from .output import print_object, print_table
+from .output import print_object, print_table, say, say_lines
 from .why import udev_advice
 
 USBFS_MEMORY = Path("/sys/module/usbcore/parameters/usbfs_memory_mb")
@@ -58,7 +58,9 @@ def doctor(registry: Registry, as_json: bool, connect: Connect | None) -> None:
         print_table(("CHECK", "VERDICT", "WHAT"), [(each.check, each.verdict, each.text) for each in findings])
         for finding in findings:
             if finding.fix:
-                click.echo(f"\n{finding.check}: {finding.text}\n{finding.fix}")
+                say()
+                say(f"{finding.check}: {finding.text}")
+                say_lines(finding.fix)
     if wrong:
         raise SomethingIsWrong(f"{len(wrong)} of {len(findings)} findings are wrong: {wrong[0].check}: {wrong[0].text}")
 

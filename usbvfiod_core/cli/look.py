@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, ControlConnection, control_options
-from .output import print_object, print_table, printable
+from .output import print_object, print_one_line, print_table, say
 
 HOME = "\x1b[H\x1b[J"
 """Moves a terminal's cursor to the upper left corner and clears what is below."""
@@ -29,7 +28,7 @@ def list_attachments(as_json: bool, connect: Connect) -> None:
     elif answer["attachments"]:
         _print_attachments(answer["attachments"])
     else:
-        click.echo("no attachments", err=True)
+        say("no attachments", err=True)
 
 
 @click.command()
@@ -51,7 +50,7 @@ def status(as_json: bool, again: bool, interval: float, connect: Connect) -> Non
         while True:
             answer = server.request("status")
             if again and as_json:
-                click.echo(json.dumps({key: value for key, value in answer.items() if key != "ok"}))
+                print_one_line(answer)
             elif as_json:
                 print_object(answer)
             else:
@@ -73,9 +72,9 @@ def watch(as_json: bool, connect: Connect) -> None:
         try:
             for event in _all_events(server):
                 if as_json:
-                    click.echo(json.dumps(event))
+                    print_one_line(event)
                 else:
-                    click.echo(f"{time.strftime('%H:%M:%S')}  {_sentence(event)}")
+                    say(f"{time.strftime('%H:%M:%S')}  {_sentence(event)}")
         except KeyboardInterrupt:
             return
 
@@ -92,22 +91,22 @@ def _sentence(event: dict[str, Any]) -> str:
     if event["event"] == "attachment":
         attachment = event["attachment"]
         label = attachment["name"] or attachment["spec"]
-        parts = [printable(label), attachment["state"]]
+        parts = [label, attachment["state"]]
         if attachment["port"]:
-            parts.append(f"in port {attachment['port']}: {printable(attachment['product'])}")
+            parts.append(f"in port {attachment['port']}: {attachment['product']}")
         remark = attachment["reason"] or attachment["note"]
         if remark:
-            parts.append(f"({printable(remark)})")
+            parts.append(f"({remark})")
         return " ".join(parts)
     if event["event"] == "device":
         device = event["device"]
         details = [f"{device['vendor_id']:04x}:{device['product_id']:04x}", device["name"]]
         details += [f"serial {device['serial']}"] if device["serial"] else []
         details += [f"port {device['port_path']}"] if device["port_path"] else []
-        return f"device {event['change']}: {device['device']} {printable(' '.join(details))}"
+        return f"device {event['change']}: {device['device']} {' '.join(details)}"
     if event["event"] == "lost":
         return f"{event['count']} events were missed"
-    return json.dumps(event)
+    return str(event)
 
 
 def _print_attachments(attachments: list[dict[str, Any]]) -> None:
@@ -139,21 +138,21 @@ def _row(attachment: dict[str, Any]) -> tuple[str, ...]:
 def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | None, interval: float) -> None:
     server, client, memory = answer["server"], answer["client"], answer["memory"]
     serving = "serving" if server["serving"] else f"waiting for {', '.join(server['missing']) or 'devices'}"
-    click.echo(f"server   process {server['pid']}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
+    say(f"server   process {server['pid']}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
     held, missing = server["sandbox"]["stages"], server["sandbox"]["missing"]
-    click.echo(f"sandbox  {', '.join(held) or 'none'}" + (f"; missing: {', '.join(missing)}" if missing else ""))
+    say(f"sandbox  {', '.join(held) or 'none'}" + (f"; missing: {', '.join(missing)}" if missing else ""))
     if client is None:
-        click.echo("client   none is connected")
+        say("client   none is connected")
     else:
         name = f"{client['name']} {client['version']}".strip() or "a client"
-        click.echo(f"client   {printable(name)}, process {client['pid']}; {_size(memory['shared'])} of memory shared")
+        say(f"client   {name}, process {client['pid']}; {_size(memory['shared'])} of memory shared")
         if memory["unshared"] and not memory["shared"]:
-            click.echo(f"         the guest's memory is not shared ({HOW_TO_SHARE})")
+            say(f"         the guest's memory is not shared ({HOW_TO_SHARE})")
         elif memory["unshared"] >= NOTICED_SIZE:
-            click.echo(f"         {_size(memory['unshared'])} of the guest's memory are not shared ({HOW_TO_SHARE})")
+            say(f"         {_size(memory['unshared'])} of the guest's memory are not shared ({HOW_TO_SHARE})")
     if not answer["attachments"]:
         return
-    click.echo()
+    say()
     _print_attachments(answer["attachments"])
     rows = [
         (
@@ -171,7 +170,7 @@ def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | N
         for key, attachment, endpoint in _endpoints(answer)
     ]
     if rows:
-        click.echo()
+        say()
         titles = (
             "DEVICE",
             "EP",

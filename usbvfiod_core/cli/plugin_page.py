@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import click
-
 from ..hooks.options import Declared
 from ..hooks.registry import Plugin
 from ..options import Schema, plain
 from ..usb.backend import Backend
-from .output import print_table, printable
+from .output import print_table, say
 
 Section = tuple[str, Schema]
 
@@ -63,13 +61,14 @@ def print_page(plugin: Plugin, declared: Declared, backends: Mapping[str, Backen
     )
     for title, text in lines:
         if text:
-            click.echo(f"{title + ':':12}{printable(text)}")
+            say(f"{title + ':':12}{text}")
     for title, schema in _sections(plugin, declared, backends):
-        click.echo(f"\n{title}")
+        say()
+        say(title)
         if schema.fields:
             print_table(("OPTION", "VALUE", "DEFAULT", "WHAT IT IS FOR"), _rows(schema))
         else:
-            click.echo("no options")
+            say("no options")
 
 
 def _sections(plugin: Plugin, declared: Declared, backends: Mapping[str, Backend]) -> Iterator[Section]:

@@ -13,7 +13,7 @@ from ..hooks.registry import Plugin, Registry
 from ..hooks.specs import PLUGIN_API
 from ..installation import installation
 from .groups import SectionedGroup
-from .output import print_json, print_object, print_table
+from .output import print_json, print_object, print_table, say
 from .plugin_page import as_object, facts, print_page
 from .scaffold import KINDS, package, taken
 
@@ -33,7 +33,7 @@ def plugins(context: click.Context, as_json: bool) -> None:
     elif registry.plugins:
         print_table(("PLUGIN", "PACKAGE", "STATUS", "HOOKS"), [_row(plugin) for plugin in registry.plugins])
     else:
-        click.echo("no plugins: is usbvfiod itself installed?", err=True)
+        say("no plugins: is usbvfiod itself installed?", err=True)
 
 
 @plugins.command()
@@ -85,8 +85,8 @@ def new(context: click.Context, name: str, kind: str, directory: Path | None) ->
     for path, text in files.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text)
-        click.echo(target / path)
-    click.echo(f"now: cd {shlex.quote(str(target))} && {installation().development()}", err=True)
+        say(target / path)
+    say(f"now: cd {shlex.quote(str(target))} && {installation().development()}", err=True)
 
 
 def _row(plugin: Plugin) -> tuple[str, ...]:

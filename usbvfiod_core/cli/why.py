@@ -21,7 +21,7 @@ from ..host.usage import Usage
 from ..usb.backend import DeviceInfo
 from . import completing
 from .control import Connect, optional_control
-from .output import print_object, print_table
+from .output import print_object, print_table, say, say_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -
         print_table(("WHO", "ANSWER", "WHY"), [(step.who, step.answer, step.text) for step in steps])
         for step in steps:
             if step.fix:
-                click.echo(f"\nwhat would help ({step.who}):\n{step.fix}")
+                say()
+                say(f"what would help ({step.who}):")
+                say_lines(step.fix)
     if refused and refused[0].who == "specification":
         raise ConfigErrors(ConfigError(step.text) for step in refused)
     if refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -10,11 +9,13 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Lock, Thread
 from typing import TextIO
 
+from ..visible import visible, visible_json
 from ..xhci.journal import TRACE
+from .log_budget import TOLD_AFTER, Budget
 
 LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG, 2: TRACE}
 """Level by verbosity: -1 for -q, 1 for -v, 2 for -vv."""
@@ -26,6 +27,9 @@ LEVEL_NAMES = ("trace", "debug", "info", "warning", "error")
 
 KEPT = 1000
 """Messages that wait for a reader of stderr; what is logged beyond that is lost, and that is said."""
+MESSAGE_MAX = 2000
+TRACEBACK_MAX = 50
+"""Characters of a message, and lines of a traceback, of which the last are kept."""
 _LAST_WORDS = 1.0
 """Seconds in which what waits must be read when serving ends."""
 
@@ -45,6 +49,7 @@ def set_up(verbosity: int, form: str, plugins: Iterable[str] = ()) -> None:
     logging.addLevelName(TRACE, "TRACE")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(Budget())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     verbosity = max(min(verbosity, 2), -1)
@@ -89,6 +94,9 @@ class _Aside(logging.Handler):
     def __init__(self, handler: logging.StreamHandler[TextIO]) -> None:
         super().__init__()
         self.setFormatter(handler.formatter)
+        for each in handler.filters:
+            self.addFilter(each)
+        self._budgets = [each for each in handler.filters if isinstance(each, Budget)]
         self._handler = handler
         self._lines: Queue[str | None] = Queue(KEPT)
         self._lost = 0
@@ -121,35 +129,50 @@ class _Aside(logging.Handler):
         super().close()
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while True:
+            try:
+                line = self._lines.get(timeout=TOLD_AFTER)
+            except Empty:
+                self._tell_left_out(all_of_them=False)
+                continue
+            if line is None:
+                self._tell_left_out(all_of_them=True)
+                return
             with self._counting:
                 lost, self._lost = self._lost, 0
             if lost:
                 message = f"{lost} messages were lost because nobody read them in time"
                 fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
                 line += f"\n{self.format(logging.makeLogRecord(fields))}"
-            stream = self._handler.stream
-            try:
-                stream.write(f"{line}\n")
-                stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody is there any more
+            self._put(line)
+            self._tell_left_out(all_of_them=False)
+
+    def _put(self, line: str) -> None:
+        stream = self._handler.stream
+        try:
+            stream.write(f"{line}\n")
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody is there any more
+
+    def _tell_left_out(self, *, all_of_them: bool) -> None:
+        for budget in self._budgets:
+            for record in budget.due(all_of_them=all_of_them):
+                self._put(self.format(record))
 
 
 class TextFormatter(logging.Formatter):
-    """`usbvfiod: warning: text`; a traceback follows on lines of its own when there is one.
+    """`usbvfiod: warning: text`; a traceback follows on lines of its own, indented, when there is one.
 
-    What acts on a terminal is written as an escape: names in messages come from devices and from the guest.
+    Names in messages come from devices, guests and peers: see `visible`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"usbvfiod: {level}{record.getMessage()}"
-        if not text.isprintable():
-            text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        lines = [f"usbvfiod: {level}{visible(_message(record))}"]
         if record.exc_info:
-            text += f"\n{self.formatException(record.exc_info)}"
-        return text
+            lines += [f"    {visible(line)}" for line in _traceback(self.formatException(record.exc_info))]
+        return "\n".join(lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -160,8 +183,24 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+            entry["exception"] = "\n".join(_traceback(self.formatException(record.exc_info)))
+        return visible_json(entry)
+
+
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    if len(text) > MESSAGE_MAX:
+        text = f"{text[:MESSAGE_MAX]} ... ({len(text) - MESSAGE_MAX} characters more)"
+    left_out = getattr(record, "left_out", 0)
+    more = f" (and {left_out} like it before, which were left out)" if left_out else ""
+    return text + more
+
+
+def _traceback(text: str) -> list[str]:
+    lines = text.split("\n")
+    if len(lines) > TRACEBACK_MAX:
+        lines = [f"... ({len(lines) - TRACEBACK_MAX} lines more)", *lines[-TRACEBACK_MAX:]]
+    return [line[:MESSAGE_MAX] for line in lines]

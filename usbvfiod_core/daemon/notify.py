@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 
+from ..visible import visible
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,8 @@ def notify(state: str) -> bool:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
+            # A line is a message of its own.
+            sender.sendto(visible(state).encode(), socket.MSG_DONTWAIT, address)
     except BlockingIOError:
         return False
     except (OSError, ValueError) as error:

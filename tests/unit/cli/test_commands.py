@@ -27,7 +27,7 @@ from usbvfiod_core import (
 )
 from usbvfiod_core.cli import exit_code, main
 from usbvfiod_core.cli.command import SECTIONS, application
-from usbvfiod_core.cli.output import print_table, printable
+from usbvfiod_core.cli.output import print_table
 from usbvfiod_core.daemon.config import SocketError
 from usbvfiod_core.daemon.opening import AttachmentRefused
 from usbvfiod_core.hooks.registry import Registry
@@ -140,7 +140,17 @@ def test_devices_as_a_table(shelf: ShelfPlugin, capsys: pytest.CaptureFixture[st
     assert main(["devices"]) == 0
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == ["DEVICE", "ID", "NAME", "SERIAL", "SPEED", "PORT", "DRIVER", "NOTE"]
-    assert line.split() == ["shelf:3-1", "0bda:8153", "Net�[31mwork", "77", "super", "3-1", "r8152", "no", "permission"]
+    assert line.split() == [
+        "shelf:3-1",
+        "0bda:8153",
+        "Net\\x1b[31mwork",
+        "77",
+        "super",
+        "3-1",
+        "r8152",
+        "no",
+        "permission",
+    ]
 
 
 def test_devices_as_json(shelf: ShelfPlugin, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +240,8 @@ def test_an_internal_error_is_said_to_be_one(
 def test_tables_leave_empty_columns_out(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("A", "B", "C"), [("1", "", "x"), ("22", "", "")])
     assert capsys.readouterr().out == "A   C\n1   x\n22\n"
-    assert printable("a\tb\x1b\x7fü") == "a�b��ü"
+    print_table(("A",), [("a\tb\x1b\x7fü\n",)])
+    assert capsys.readouterr().out == "A\na\\tb\\x1b\\x7fü\\n\n"
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", ""])

@@ -98,6 +98,47 @@ def test_what_devices_call_themselves_makes_no_lines(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == ("usbvfiod: drive\\nusbvfiod: error: all is lost\\x1b[2J\\u2028 is there\n")
 
 
+HOSTILE = "drive\nusbvfiod: error: all is lost\x1b[2J\x9b2J\x7f\u2028\u202edlog\u200b\udc80"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_neither_do_exceptions_and_nothing_acts_on_a_terminal(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(0, form)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger("usbvfiod").exception("%s fails", HOSTILE)
+    text = capsys.readouterr().err
+    assert text.replace("\n", "").isprintable()
+    if form == "json":
+        [line] = text.splitlines()
+        assert json.loads(line)["message"] == f"{HOSTILE} fails"
+        assert json.loads(line)["exception"].endswith(HOSTILE)
+    else:
+        first, *others = text.splitlines()
+        assert first.startswith("usbvfiod: error: drive\\nusbvfiod: error: all is lost\\x1b[2J\\x9b2J")
+        assert all(line.startswith("    ") for line in others)
+        assert "\\u202edlog\\u200b\\udc80" in others[-1]
+
+
+def test_messages_and_tracebacks_have_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(0, "text")
+
+    def deep(left: int) -> None:
+        if left:
+            deep(left - 1)
+        raise ValueError("x" * 100_000)
+
+    try:
+        deep(200)
+    except ValueError:
+        logging.getLogger("usbvfiod").exception("%s", "y" * 10_000)
+    text = capsys.readouterr().err
+    assert "yyy ... (8000 characters more)" in text
+    assert len(text.splitlines()) <= log.TRACEBACK_MAX + 2
+    assert len(text) < 20_000
+
+
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(0, "json")
     say()
@@ -120,6 +161,8 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         log.set_up(0, "text")
+        logging.getLogger().handlers[0].filters.clear()
+        monkeypatch.setattr(log, "MESSAGE_MAX", 1 << 21)
         yield reader
     os.close(reader)
 
