@@ -160,15 +160,6 @@ class Field(NamedTuple):
         return (low is None or number >= low) and (high is None or number <= high)
 
 
-def paths(options: object) -> list[Path]:
-    """The values that are paths, of an instance of a dataclass of options."""
-    if not dataclasses.is_dataclass(options):
-        return []
-    values = [getattr(options, field.name) for field in dataclasses.fields(options)]
-    flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
-    return [each for each in flat if isinstance(each, Path)]
-
-
 class Schema:
     """A dataclass from which options are made. Raises PluginError if it cannot be used for that.
 

@@ -13,7 +13,10 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.test_life import block, guest
+from usbvfiod_core.cli.control import ControlConnection
+from usbvfiod_core.errors import UsbvfiodError
 from usbvfiod_core.sandbox import landlock, seccomp
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 pytestmark = pytest.mark.skipif(not landlock.abi() or bool(seccomp.missing()), reason="the kernel cannot confine here")
@@ -127,21 +130,25 @@ def test_a_plugin_gets_what_it_declares(tmp_path: Path, run: Run, serve: Serve, 
     assert "not on Mondays" in done.stderr
 
 
-def test_what_is_attached_later_has_to_be_named_or_below_a_directory(
+def test_what_is_attached_later_is_passed_or_below_a_directory(
     tmp_path: Path, run: Run, serve: Serve, control: Path
 ) -> None:
     allowed, other = tmp_path / "allowed", tmp_path / "other"
     for directory in (allowed, other):
         directory.mkdir()
         (directory / "drive.img").write_bytes(bytes(4096))
-    server = serve("--sandbox=on", "--sandbox-allow", allowed, "--control-path", control)
+    file = tmp_path / "vm.toml"
+    file.write_text(f'[control]\ndirectories = ["{allowed}"]\n')
+    server = serve("--sandbox=on", "--config", file, "--control-path", control)
+    with ControlConnection(control, PATIENCE) as connection:
+        with pytest.raises(UsbvfiodError) as refused:
+            connection.request("attach", device=f"virtual:flash?image={other}/drive.img")
+        assert f"the sandbox is closed to {other}/drive.img" in str(refused.value)
+        assert "[control] directories" in str(refused.value)
+        for kind in (f"flash?image={allowed}/drive.img", f"audio?playback={allowed}/new.wav", "serial"):
+            connection.request("attach", device=f"virtual:{kind}")
     done = run("attach", "--control-path", control, f"virtual:flash?image={other}/drive.img")
-    assert done.returncode == 4
-    assert f"the sandbox is closed to {other}/drive.img" in done.stderr
-    assert f"--sandbox-allow {other}" in done.stderr
-    for kind in (f"flash?image={allowed}/drive.img", f"audio?playback={allowed}/new.wav", "serial"):
-        done = run("attach", "--control-path", control, f"virtual:{kind}")
-        assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     assert server.errors == []
     assert server.terminate() == 0
 

@@ -9,6 +9,7 @@ there, too: `python3` imports all of them.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from tests.vm import initramfs, lab_packages
 from tests.vm import tree as debian
 from tests.vm.guest import Guest
+from usbvfiod_core.daemon import confinement
 from usbvfiod_core.testing import limits
 from usbvfiod_core.testing.limits import scaled
 
@@ -61,6 +63,7 @@ class System(Guest):
         variables = {"PYTHONPATH": ":".join([*path, "/exchange/distributions", "/site"]), "PYTHONUNBUFFERED": "1"}
         variables["USBVFIOD_EXCHANGE"] = str(self.exchange)
         variables[limits.VARIABLE] = str(scaled(SLOWNESS))
+        variables[confinement.VARIABLE] = os.environ.get(confinement.VARIABLE, "")
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         (self.exchange / "environment").write_text("".join(lines))
 

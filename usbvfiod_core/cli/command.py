@@ -224,13 +224,6 @@ def _options() -> list[click.Parameter]:
             "not at all.",
         ),
         click.Option(
-            ["--sandbox-allow"],
-            metavar="DIRECTORY",
-            multiple=True,
-            callback=_paths,
-            help="Let it open what is below this directory, too, for devices that are attached later; may be repeated.",
-        ),
-        click.Option(
             ["--spin"],
             metavar="MICROSECONDS",
             type=click.IntRange(0, MAX_SPIN),
@@ -348,10 +341,6 @@ def _interrupts(context: click.Context, parameter: click.Parameter, value: str) 
     if wrong:
         raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(names)}")
     return tuple(Mechanism(name) for name in names if name in chosen)
-
-
-def _paths(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Path, ...]:
-    return tuple(map(Path, value))
 
 
 def _no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:

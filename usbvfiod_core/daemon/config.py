@@ -122,8 +122,6 @@ class ServerSettings:
     """Root may load plugins from files."""
     sandbox: Literal["auto", "on", "off"] | None = None
     """Whether the server confines itself; None for as the environment says."""
-    sandbox_allow: tuple[Path, ...] = ()
-    """Directories below which it may open what is attached later."""
     spin: int = round(SPIN * 1e6)
     usb2_ports: int = USB2_PORTS
     usb3_ports: int = USB3_PORTS

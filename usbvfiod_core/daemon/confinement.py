@@ -1,8 +1,8 @@
 """The sandbox of a server: what goes into it, when it is closed, and what is said of it.
 
 It is closed once, when the plugins are imported and the control sockets are there, before any device is opened and any
-thread is started. From then on the server opens the files that its configuration names, those below the directories
-of `sandbox-allow`, what the plugins declare, and no others.
+thread is started. From then on the server opens the files that its configuration names, those below the
+`directories` of `[control]`, what the plugins declare, and no others.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry
-from ..options import paths
-from ..sandbox.needs import Needs
+from ..options import paths_of
 from ..usb.backend import Backend
 from ..vfio_user.peer import is_private
 from .config import Config, DeviceSpec
+
+if TYPE_CHECKING:
+    from ..sandbox.needs import Needs
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +90,11 @@ class Confinement:
     def needs(self, directories: Iterable[Path] = ()) -> Needs:
         """What this server needs of the system, all together."""
         from ..sandbox.files import of_files
+        from ..sandbox.needs import Needs
 
         config = self._config
         named = [path for spec in config.devices for path in self._files(spec)]
-        named += [path for options in config.plugins.values() for path in paths(options)]
+        named += [each.path for options in config.plugins.values() for each in paths_of(options)]
         file = config.command_line.file
         settings = config.server
         groups = (settings.socket_group, settings.control_group, settings.hotplug_socket_group)
@@ -101,7 +104,7 @@ class Confinement:
             capabilities=frozenset({"chown"} if any(groups) else ()),
             # The file is read again, and whoever edits it puts another one in its place.
             read=frozenset() if file is None else frozenset({file.absolute().parent}),
-            write=frozenset((*config.server.sandbox_allow, *config.control.directories)),
+            write=frozenset(config.control.directories),
             create=frozenset(directories),
         )
         return self._registry.needs() | of_files(named) | own
@@ -115,8 +118,8 @@ class Confinement:
         if not closed:
             return ""
         return (
-            f"the sandbox is closed to {closed[0]}: this server opens what its configuration named at its start, and "
-            f"files below --sandbox-allow; restart it with --sandbox-allow {closed[0].parent}"
+            f"the sandbox is closed to {closed[0]}: this server opens what its configuration named at its start; pass "
+            "it open, as `usbvfiod attach` does, or name its directory in [control] directories and restart"
         )
 
     def look(self, pid: int, device: int, inode: int) -> bool:
@@ -144,9 +147,9 @@ class Confinement:
             return []  # it is refused for that
         named = list(backend.opens(spec.address, options))
         for each in spec.plugin_options.values():
-            named += paths(each)
-        given = spec.grant.given if spec.grant is not None else {}
-        return [path.absolute() for path in named if str(path) not in given]
+            named += (option.path for option in paths_of(each))
+        passed = {} if spec.grant is None else spec.grant.given
+        return [path.absolute() for path in named if str(path) not in passed]
 
 
 def _is_refused(error: BaseException | None) -> bool:

@@ -24,7 +24,6 @@ from ..installation import PLUGINS as OUR_PLUGINS
 from ..installation import installation
 from ..installed import EntryPoint, entry_points
 from ..options import Schema
-from ..sandbox.needs import Needs, declared
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from . import specs
@@ -37,6 +36,8 @@ from .settings import PluginSelection, Settings
 
 if TYPE_CHECKING:
     import click
+
+    from ..sandbox.needs import Needs
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +204,8 @@ class Registry:
 
     def needs(self) -> Needs:
         """Ask every plugin what it needs of the system; all together."""
+        from ..sandbox.needs import Needs, declared  # nobody but a server with a sandbox pays for it
+
         needs = Needs()
         for plugin_name, call in self._implementations("usbvfiod_register_needs"):
 

@@ -11,7 +11,6 @@ Documentation/networking/filter.rst). Pure: a `Filter` in, instructions out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -59,8 +58,7 @@ class Instruction(NamedTuple):
     k: int
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """What is allowed: `calls` by name whatever their arguments are, and what of the calls with
     conditions is. Threads may name themselves (prctl), and ask for their own limits (prlimit64)."""
 
@@ -72,7 +70,7 @@ class Filter:
     streams: frozenset[int] = frozenset()
     """Of sockets that are streams."""
     threads: bool = True
-    refusal: int = field(default=ERRNO | EPERM)
+    refusal: int = ERRNO | EPERM
 
 
 def program(wanted: Filter, machine: str) -> list[Instruction]:

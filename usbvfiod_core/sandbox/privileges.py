@@ -4,11 +4,12 @@ and more memory, descriptors and core files than it needs."""
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 from collections.abc import Collection
 from struct import pack
 from typing import Final
+
+from .kernel import checked, libc
 
 MEMORY: Final = 4 << 30
 """Bytes of the process's own memory, the stacks of hundreds of threads included; guest memory is not part of it."""
@@ -34,21 +35,18 @@ def not_dumpable() -> None:
 
 def drop_capabilities(kept: Collection[int] = ()) -> None:
     """Give up every capability of this thread but those that are `kept`, as far as it has them. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
     for number in range(_LAST_CAPABILITY + 1):
         if number not in kept and libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) and ctypes.get_errno() == 22:
             break  # the kernel has no more; what may not be dropped, without CAP_SETPCAP, cannot be gained either
     header = pack("=Ii", _CAPABILITY_VERSION, 0)
     data = ctypes.create_string_buffer(24)
-    if libc.capget(header, data):
-        raise OSError(ctypes.get_errno(), f"capget: {os.strerror(ctypes.get_errno())}")
+    checked(libc.capget(header, data), "capget")
     effective, permitted, _, more_effective, more_permitted, _ = memoryview(data).cast("B").cast("I").tolist()
     mask = sum(1 << number for number in kept)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     wanted = (effective & low, permitted & low, 0, more_effective & high, more_permitted & high, 0)
-    if libc.capset(header, pack("=6I", *wanted)):
-        raise OSError(ctypes.get_errno(), f"capset: {os.strerror(ctypes.get_errno())}")
+    checked(libc.capset(header, pack("=6I", *wanted)), "capset")
 
 
 def limit() -> None:
@@ -70,6 +68,4 @@ def _least(limit: int, most: int) -> int:
 
 
 def _prctl(what: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(what, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")
+    checked(libc.prctl(what, value, 0, 0, 0), "prctl")

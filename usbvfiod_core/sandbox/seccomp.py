@@ -10,6 +10,7 @@ from typing import Final
 
 from .bpf import Instruction, assembled
 from .calls import AUDIT_ARCH, numbers
+from .kernel import libc
 
 _SET_MODE_FILTER: Final = 1
 _TSYNC: Final = 1
@@ -36,7 +37,7 @@ def missing() -> str:
     try:
         actions = _ACTIONS.read_text().split()
     except OSError:
-        return "" if ctypes.CDLL(None).prctl(21, 0, 0, 0, 0) == 0 else "the kernel has none"  # PR_GET_SECCOMP
+        return "" if libc.prctl(21, 0, 0, 0, 0) == 0 else "the kernel has none"  # PR_GET_SECCOMP
     return "" if "errno" in actions else "the kernel cannot refuse system calls"
 
 
@@ -45,7 +46,6 @@ def install(instructions: Sequence[Instruction], *, logged: bool = True) -> None
     process must have given up new privileges before. Raises OSError."""
     text = assembled(instructions)
     program = _Program(len(instructions), text)
-    libc = ctypes.CDLL(None, use_errno=True)
     call = numbers(machine())["seccomp"]
     for flags in (_TSYNC | _LOG * logged, _TSYNC):  # kernels before 4.14 log nothing
         code = libc.syscall(

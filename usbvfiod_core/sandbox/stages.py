@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import landlock, privileges, seccomp
 from .bpf import EPERM, ERRNO, KILL, Filter, program, without_clone3
@@ -26,8 +25,7 @@ _CAP_SYS_PTRACE: Final = 19
 _STREAMS: Final = ("inet", "inet6")
 
 
-@dataclass(frozen=True, slots=True)
-class Confined:
+class Confined(NamedTuple):
     """What holds from now on, and what does not; both for people."""
 
     stages: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import DeviceError
-from ..options import NoOptions, paths
+from ..options import NoOptions, paths_of
 from .device import Device, Loop
 from .speed import Speed
 
@@ -93,7 +93,7 @@ class Backend(ABC):
         in any thread; must not block. Raises nothing.
         """
         is_path = address.startswith("/") and not self.of_host
-        return [*paths(options), *([Path(address)] if is_path else [])]
+        return [*(each.path for each in paths_of(options)), *([Path(address)] if is_path else [])]
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         """Call `changed` whenever `list_devices` may answer otherwise; return a function that ends that.
