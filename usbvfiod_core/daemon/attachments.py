@@ -15,7 +15,7 @@ from functools import partial
 from ..errors import ConfigError, DeviceError, DeviceWithheld, UsbvfiodError
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
-from ..usb.device import Device, Loop
+from ..usb.device import Device
 from ..vfio_user import expendable
 from .assignment import assign
 from .config import DeviceSpec, Mode, check_backend
@@ -23,12 +23,17 @@ from .guest_ports import GuestPorts, RootHub, wrong_kind
 from .intents import WITHHELD_PACE, Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, describe, kind_of
-from .opening import AttachmentRefused, DeviceAbsent, choose_port, explained, open_device
+from .opening import (
+    OPEN_NOTICE,
+    AttachmentRefused,
+    DeviceAbsent,
+    OpeningLoop,
+    Openings,
+    choose_port,
+    explained,
+)
 
 log = logging.getLogger(__name__)
-
-OPEN_NOTICE = 2.0
-"""Seconds after which a device that is still being opened is mentioned in the log, and others do not wait for it."""
 
 
 class Attachments:
@@ -38,18 +43,18 @@ class Attachments:
     """
 
     def __init__(
-        self, loop: Loop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend], ports: GuestPorts
+        self, loop: OpeningLoop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend], ports: GuestPorts
     ) -> None:
         self._loop = loop
         self._hub = hub
         self._registry = registry
         self._backends = backends
         self._attachments: list[Attachment] = []
-        self._results: dict[Attachment, Device | BaseException] = {}
         self._count = 0
         self._closing = False
         self._when_empty: Callable[[], object] | None = None
         self.ports = ports
+        self._openings = Openings(loop, registry, backends, self, self._finish, self._set)
         self.inventory = Inventory(loop, backends, self._listed, self._wants)
         self.changed: Callable[[Attachment], object] = lambda attachment: None
 
@@ -114,6 +119,8 @@ class Attachments:
             return
         attachment.wanted = attachment.allowed = True
         attachment.waiters.append(done)
+        if self._openings.runs(attachment):
+            self._set(attachment, State.OPENING)
         if attachment.holds:
             if fd is not None:
                 attachment.drop_fd()
@@ -142,6 +149,8 @@ class Attachments:
             attachment.waiters.append(done)
         if attachment.state is State.PLUGGED:
             self._unplug(attachment, why)
+        elif attachment.state is State.OPENING:
+            self._loop.call_later(OPEN_NOTICE, self._give_up, attachment)
         elif not attachment.holds:
             self._loop.call_soon(self._rest, attachment)
 
@@ -203,8 +212,7 @@ class Attachments:
             self.inventory.look(backend)
             return
         self._set(attachment, State.OPENING)
-        identify = partial(self._backends[backend].identify_fd, fd)
-        self._loop.run_blocking(identify, partial(self._identified, attachment, fd))
+        self._openings.identify(attachment, fd, partial(self._identified, attachment, fd))
 
     def _identified(self, attachment: Attachment, fd: int, result: DeviceInfo | BaseException) -> None:
         try:
@@ -267,21 +275,7 @@ class Attachments:
         attachment.info = info
         attachment.trying(self._loop.time())
         self._set(attachment, State.OPENING)
-        spec = attachment.spec
-        call = partial(open_device, self._registry, self._backends[spec.backend], spec, info, fd, self._loop)
-        self._loop.run_blocking(call, partial(self._opened, attachment))
-
-    def _opened(self, attachment: Attachment, result: Device | BaseException) -> None:
-        self._results[attachment] = result
-        self._settle()
-
-    def _settle(self) -> None:
-        """Plug in what was opened, new attachments in the order they were asked for: so they get the same ports."""
-        in_turn = True
-        for attachment in self:
-            if attachment in self._results and (in_turn or not attachment.fresh):
-                self._finish(attachment, self._results.pop(attachment))
-            in_turn = in_turn and not attachment.fresh
+        self._openings.open(attachment, fd)
 
     def _finish(self, attachment: Attachment, result: Device | BaseException) -> None:
         try:
@@ -299,7 +293,8 @@ class Attachments:
         if self._closing or not attachment.wanted:
             device.close()
             raise DeviceError(self._why_not)
-        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, self._loop)
+        loop = attachment.loop or self._loop
+        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, loop)
         attachment.device, attachment.note = device, ""
         try:
             port_id = choose_port(self.ports, attachment, device)
@@ -394,7 +389,7 @@ class Attachments:
             self.ports.release(attachment)
             self._attachments.remove(attachment)
             self._arrive(attachment, State.GONE)
-            self._settle()
+            self._openings.settle()
             self._check_empty()
         elif not attachment.wanted:
             self._arrive(attachment, State.HELD, "it was detached")
@@ -408,7 +403,7 @@ class Attachments:
             self._set(attachment, state, reason)
             attachment.answer(attachment)
             if fresh:
-                self._settle()
+                self._openings.settle()
 
     def _set(self, attachment: Attachment, state: State, reason: str = "") -> None:
         if (attachment.state, attachment.reason) != (state, reason):
@@ -419,10 +414,14 @@ class Attachments:
 
     def _slow(self, attachment: Attachment) -> None:
         """It takes long: nobody waits for it any more."""
-        log.warning("device %s takes long to open", attachment.spec.text)
         attachment.fresh = False
         attachment.answer(attachment)
-        self._settle()
+        self._openings.settle()
+
+    def _give_up(self, attachment: Attachment) -> None:
+        """It was to be detached; if it is still being opened, nobody waits for that."""
+        if self._openings.give_up(attachment):
+            self._rest(attachment)
 
     def _later(self, attachment: Attachment, delay: float) -> None:
         """Look for its device again after `delay` seconds."""

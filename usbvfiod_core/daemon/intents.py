@@ -12,7 +12,7 @@ from typing import Final
 
 from ..errors import DeviceError, UsbvfiodError
 from ..usb.backend import DeviceInfo
-from ..usb.device import Device, Timer
+from ..usb.device import Device, Loop, Timer
 from ..vfio_user import expendable
 from .config import DeviceSpec, Mode
 from .matching import leads_nowhere, missing
@@ -85,6 +85,8 @@ class Attachment:
         """What was logged last of what is wrong."""
         self.name = spec.text
         self.device: Device | None = None
+        self.loop: Loop | None = None
+        """That of its device."""
         self.port_id = 0
         self.wanted = spec.mode is not Mode.MANUAL
         self.allowed = spec.mode is not Mode.ASK

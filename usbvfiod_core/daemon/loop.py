@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -20,6 +20,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 32
+"""Of a loop, and of each that is apart."""
+IDLE = 10.0
+"""Seconds after which a thread without work ends."""
 
 SWITCH_INTERVAL = 0.0002
 """Seconds that the loop waits at most for a thread that computes (sys.setswitchinterval, for the whole process).
@@ -29,10 +32,10 @@ Listing and opening devices is mostly that, and Python's own 5 ms are many trans
 class BlockingCalls(ABC):
     """`Loop.run_blocking` by threads, for a loop that has `call_soon_threadsafe`."""
 
-    def __init__(self) -> None:
-        self._threads = _Threads()
+    def __init__(self, threads: int = MAX_THREADS) -> None:
+        self._threads = _Threads(threads)
         self.blocking = 0
-        """Calls that `run_blocking` has not given back yet."""
+        """Calls that `run_blocking` has not given back yet; with those of loops that are apart and awaited."""
 
     @abstractmethod
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
@@ -46,7 +49,7 @@ class BlockingCalls(ABC):
         """
 
         def given_back(result: T | BaseException) -> None:
-            self.blocking -= 1
+            self.count(-1)
             then(result)
 
         def job() -> None:
@@ -60,8 +63,12 @@ class BlockingCalls(ABC):
             except RuntimeError:
                 pass  # the loop has been closed meanwhile: nobody is waiting any more
 
-        self.blocking += 1
+        self.count(1)
         self._threads.run(job)
+
+    def count(self, change: int) -> None:
+        """So many calls more have begun, or ended."""
+        self.blocking += change
 
 
 class EmbeddingLoop(BlockingCalls):
@@ -79,6 +86,10 @@ class EmbeddingLoop(BlockingCalls):
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
         return self._loop.call_soon_threadsafe(callback, *args)
 
+    def apart(self, *, awaited: bool = True, threads: int = MAX_THREADS) -> LoopApart:
+        """See `LoopApart`."""
+        return LoopApart(self, awaited, threads)
+
 
 class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
     """An asyncio event loop that is also a `usb.device.Loop`."""
@@ -89,6 +100,10 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
         BlockingCalls.__init__(self)
         self._in_event = False
         self._afterwards: list[Callable[[], object]] = []
+
+    def apart(self, *, awaited: bool = True, threads: int = MAX_THREADS) -> LoopApart:
+        """See `LoopApart`."""
+        return LoopApart(self, awaited, threads)
 
     def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         """As asyncio's, and what `callback` leaves to `call_afterwards` is done in the same turn of the loop."""
@@ -118,10 +133,33 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
                     each()
 
 
-class _Threads:
-    """Threads that are started when they are needed and kept for the next call."""
+class LoopApart(BlockingCalls):
+    """A loop with threads of its own: what hangs in them, such as a file on a server that does not answer, keeps
+    nobody waiting who uses the loop itself or another one apart. `awaited`: the end waits for its calls. At most so
+    many `threads`."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: EmbeddingLoop | ServerLoop, awaited: bool, threads: int) -> None:
+        super().__init__(threads)
+        self.time, self.call_soon, self.call_later = loop.time, loop.call_soon, loop.call_later
+        self.add_reader, self.remove_reader = loop.add_reader, loop.remove_reader
+        self.add_writer, self.remove_writer = loop.add_writer, loop.remove_writer
+        self._loop = loop
+        self._awaited = awaited
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
+        return self._loop.call_soon_threadsafe(callback, *args)
+
+    def count(self, change: int) -> None:
+        super().count(change)
+        if self._awaited:
+            self._loop.count(change)
+
+
+class _Threads:
+    """Threads that are started when they are needed, and kept until there has been no call for IDLE seconds."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = Lock()
         self._waiting = 0
@@ -133,7 +171,7 @@ class _Threads:
                 self._waiting -= 1
                 start = False
             else:
-                start = self._started < MAX_THREADS
+                start = self._started < self._most
                 self._started += start
         self._jobs.put(job)
         if start:
@@ -142,7 +180,15 @@ class _Threads:
 
     def _serve(self) -> None:
         while True:
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=IDLE)
+            except Empty:
+                with self._lock:
+                    if not self._waiting:
+                        continue  # every thread that waits has been promised a job
+                    self._waiting -= 1
+                    self._started -= 1
+                return
             job()
             del job
             with self._lock:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, Protocol
 
 from ..errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
 from ..files import granted
@@ -13,7 +16,7 @@ from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .config import DeviceSpec
 from .guest_ports import GuestPorts, wrong_kind
-from .intents import Attachment
+from .intents import Attachment, State
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,112 @@ class DeviceAbsent(DeviceError):
 
 class SandboxClosed(AttachmentRefused):
     """The sandbox does not let the server open what the device needs."""
+
+
+OPEN_NOTICE: Final = 2.0
+"""Seconds after which a device that is still being opened is mentioned, others do not wait for it, and whoever detaches
+it does not either."""
+
+OPENING_THREADS: Final = 256
+"""Openings that can hang before one waits for another: those of many attachments, and of many that were given up."""
+
+SLOW = "it takes long to open; detach gives it up"
+
+
+class OpeningLoop(Loop, Protocol):
+    """The loop that attachments are on."""
+
+    def apart(self, *, awaited: bool = ..., threads: int = ...) -> Loop:
+        """A loop whose `run_blocking` waits for nobody else's calls, nor the end for them unless they are `awaited`."""
+        ...
+
+
+class Openings:
+    """Devices that are being opened in threads, in which nothing else is done. Each device gets a loop of its own, so
+    that none waits for what another one does in threads.
+
+    An opening may hang for as long as a file system does. Then its attachment says so, and can be given up.
+    """
+
+    def __init__(
+        self,
+        loop: OpeningLoop,
+        registry: Registry,
+        backends: Mapping[str, Backend],
+        attachments: Iterable[Attachment],
+        opened: Callable[[Attachment, Device | BaseException], object],
+        changed: Callable[[Attachment, State, str], object],
+    ) -> None:
+        """`attachments` are those there are. `opened` is told what came of an opening that was not given up; `changed`
+        sets the reason for a state."""
+        self._loop = loop
+        self._threads = loop.apart(awaited=False, threads=OPENING_THREADS)
+        self._registry = registry
+        self._backends = backends
+        self._attachments = attachments
+        self._opened = opened
+        self._changed = changed
+        self._running: set[Attachment] = set()
+        self._results: dict[Attachment, Device | BaseException] = {}
+
+    def runs(self, attachment: Attachment) -> bool:
+        """Whether its device is being opened, given up or not."""
+        return attachment in self._running
+
+    def identify(self, attachment: Attachment, fd: int, then: Callable[[DeviceInfo | BaseException], object]) -> None:
+        """Ask the backend which device a descriptor is of."""
+
+        def identified(result: DeviceInfo | BaseException) -> None:
+            self._running.discard(attachment)
+            then(result)
+
+        self._begin(attachment)
+        self._threads.run_blocking(partial(self._backends[attachment.spec.backend].identify_fd, fd), identified)
+
+    def open(self, attachment: Attachment, fd: int | None) -> None:
+        """Open the device of an attachment, `attachment.info`, behind `fd` if one is given."""
+        attachment.loop = self._loop.apart()
+        spec = attachment.spec
+        backend = self._backends[spec.backend]
+        call = partial(open_device, self._registry, backend, spec, attachment.info, fd, attachment.loop)
+        self._begin(attachment)
+        self._threads.run_blocking(call, partial(self._done, attachment))
+
+    def settle(self) -> None:
+        """Pass on what was opened, new attachments in the order they were asked for: so they get the same ports."""
+        in_turn = True
+        for attachment in self._attachments:
+            if attachment in self._results and (in_turn or not attachment.fresh):
+                self._opened(attachment, self._results.pop(attachment))
+            in_turn = in_turn and not attachment.fresh
+
+    def give_up(self, attachment: Attachment) -> bool:
+        """It was to be detached a while ago: whether it is still being opened, and what comes of it is not wanted."""
+        if attachment.state is not State.OPENING or attachment.wanted:
+            return False
+        log.warning("device %s does not open and is given up; it is closed if it opens", attachment.spec.text)
+        late = self._results.pop(attachment, None)
+        if isinstance(late, Device):
+            late.close()
+        return True
+
+    def _begin(self, attachment: Attachment) -> None:
+        self._running.add(attachment)
+        self._loop.call_later(OPEN_NOTICE, self._slow, attachment, attachment.since)
+
+    def _slow(self, attachment: Attachment, since: float) -> None:
+        if attachment.state is State.OPENING and attachment.since == since and attachment in self._running:
+            log.warning("device %s takes long to open", attachment.spec.text)
+            self._changed(attachment, State.OPENING, SLOW)
+
+    def _done(self, attachment: Attachment, result: Device | BaseException) -> None:
+        self._running.discard(attachment)
+        if attachment.state is State.OPENING:
+            self._results[attachment] = result
+            self.settle()
+        elif not isinstance(result, BaseException):
+            log.info("device %s was opened after it had been given up; it is closed", attachment.spec.text)
+            result.close()
 
 
 def open_device(

@@ -105,6 +105,10 @@ class StepLoop:
         """Run `call` in the next step and give its result, or its exception, to `then`."""
         self.call_soon(self._blocking, call, then)
 
+    def apart(self, *, awaited: bool = True, threads: int = 0) -> StepLoop:
+        """The same loop: there are no threads that could hang."""
+        return self
+
     @property
     def watched(self) -> tuple[int, ...]:
         """File descriptors that are being watched; empty again when everything is closed."""

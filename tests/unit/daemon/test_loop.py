@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import selectors
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from usbvfiod_core.daemon.loop import MAX_THREADS, ServerLoop
 from usbvfiod_core.daemon.selector import FULL_CREDIT, PAUSE, PROBE_EVERY, SpinningSelector
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.usb.device import Loop
 
 
@@ -95,6 +96,61 @@ def test_more_calls_than_threads_are_all_done_and_threads_are_used_again(loop: S
     loop.run_forever()
     assert sorted(got) == list(range(calls))
     assert threading.active_count() - before <= MAX_THREADS
+
+
+def test_calls_that_hang_keep_nobody_waiting_who_is_apart(loop: ServerLoop) -> None:
+    gate = threading.Event()
+    openings, *drives = loop.apart(awaited=False), loop.apart(), loop.apart()
+    ended: list[object] = []
+    for hanging in (openings, drives[0]):
+        for _ in range(2 * MAX_THREADS):
+            hanging.run_blocking(lambda: gate.wait(PATIENCE), ended.append)
+    for each in (drives[1], loop):
+        each.run_blocking(lambda: 5, lambda result: loop.stop() if result == 5 else None)
+        late = loop.call_later(PATIENCE, pytest.fail, "it waits")
+        loop.run_forever()
+        late.cancel()
+    assert not ended
+    assert (loop.blocking, drives[0].blocking, drives[1].blocking) == (2 * MAX_THREADS, 2 * MAX_THREADS, 0)
+    gate.set()
+    while len(ended) < 4 * MAX_THREADS:
+        loop.run_until_complete(asyncio.sleep(0.001))
+    assert (loop.blocking, openings.blocking) == (0, 0)
+
+
+def test_threads_without_work_end(loop: ServerLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usbvfiod_core.daemon.loop.IDLE", 0.001)
+    before = set(threading.enumerate())
+    for turn in range(200):
+        apart = loop.apart()
+        for _ in range(turn % 5):
+            apart.run_blocking(lambda: time.sleep(0.0005), lambda result: None)
+        while loop.blocking:
+            loop.run_until_complete(asyncio.sleep(0.0005))
+    assert eventually(lambda: set(threading.enumerate()) <= before)
+    loop.run_blocking(lambda: 5, lambda result: loop.stop())
+    loop.run_forever()
+
+
+def test_what_is_apart_is_the_same_loop(loop: ServerLoop) -> None:
+    apart: Loop = loop.apart()
+    reader, writer = os.pipe()
+    seen: list[str] = []
+
+    def readable() -> None:
+        apart.remove_reader(reader)
+        seen.append("readable")
+
+    apart.add_reader(reader, readable)
+    os.write(writer, b"x")
+    apart.call_soon(seen.append, "soon")
+    apart.call_soon_threadsafe(seen.append, "threadsafe")
+    apart.call_later(0.0, loop.call_later, 0.0, loop.stop)
+    loop.run_forever()
+    assert sorted(seen) == ["readable", "soon", "threadsafe"]
+    assert abs(apart.time() - loop.time()) < PATIENCE
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_call_that_never_ends_does_not_keep_the_loop(loop: ServerLoop) -> None:

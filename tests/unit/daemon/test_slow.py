@@ -10,10 +10,9 @@ import pytest
 
 from tests.unit.daemon.toys import TOYS, Rig, WatchedToys, descriptor, none_left_open, open_descriptors, rig_of
 from usbvfiod_core import DeviceError
-from usbvfiod_core.daemon.attachments import OPEN_NOTICE
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.intents import Attachment, State
-from usbvfiod_core.daemon.opening import open_device
+from usbvfiod_core.daemon.opening import OPEN_NOTICE, SLOW, open_device
 
 
 class Threads:
@@ -102,6 +101,85 @@ def test_a_device_that_is_detached_while_it_opens_is_closed(rig: Rig, threads: T
     threads.finish("2-1")
     assert results == [attachment]
     assert (attachment.state, rig.hub.ports, rig.backend.toys[0].closed) == (State.HELD, {}, 1)
+
+
+def test_a_device_that_hangs_says_so_and_can_be_given_up(
+    rig: Rig, threads: Threads, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(rig, "2-1", "2-2")
+    hanging, other = rig.attachments
+    rig.loop.advance(OPEN_NOTICE)
+    threads.finish("2-2")
+    assert (hanging.state, hanging.reason, other.reason) == (State.OPENING, SLOW, "")
+    results: list[object] = []
+    rig.attachments.detach(hanging, results.append)
+    rig.loop.advance(OPEN_NOTICE - 0.01)
+    assert results == []
+    rig.loop.advance(0.02)
+    assert (results, hanging.state) == ([hanging], State.HELD)
+    assert "device toys:2-1 does not open and is given up; it is closed if it opens" in caplog.text
+    threads.finish("2-1")
+    assert (hanging.state, rig.backend.toys[-1].closed) == (State.HELD, 1)
+    assert rig.hub.ports.keys() == {other.port_id}
+    assert "was opened after it had been given up" not in caplog.text or caplog.text.count("given up") == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_device_that_was_given_up_and_is_wanted_again_is_not_opened_twice(
+    rig: Rig, threads: Threads, fails: bool
+) -> None:
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    rig.attachments.detach(attachment)
+    rig.loop.advance(OPEN_NOTICE)
+    assert attachment.state is State.HELD
+    asked = rig.ask(attachment)
+    assert (asked, attachment.state) == ([], State.OPENING)
+    if fails:
+        rig.backend.failures["2-1"] = DeviceError("broken")
+    threads.finish("2-1")
+    assert (attachment.state, attachment.plugs) == ((State.RETRYING, 0) if fails else (State.PLUGGED, 1))
+    assert len(rig.backend.opened) <= 1
+
+
+def test_one_that_is_given_up_for_good_is_closed_when_it_opens(rig: Rig, threads: Threads) -> None:
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    results: list[object] = []
+    rig.attachments.detach(attachment, results.append, forget=True)
+    rig.loop.advance(OPEN_NOTICE)
+    assert (results, attachment.state, tuple(rig.attachments)) == ([attachment], State.GONE, ())
+    threads.finish("2-1")
+    assert rig.backend.toys[0].closed == 1
+
+
+def test_a_descriptor_that_cannot_be_identified_now_is_closed_when_that_ends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Callable[[], object]] = []
+    run = rig.loop.run_blocking
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.loop, "run_blocking", lambda call, then: calls.append(partial(run, call, then)))
+        answered: list[object] = []
+        spec = parse_device("toys:2-1", TOYS)
+        rig.attachments.attach(spec, answered.append, fd=descriptor(rig, "2-1"))
+        [attachment] = rig.attachments
+        rig.attachments.detach(attachment, forget=True)
+        rig.loop.advance(OPEN_NOTICE)
+        assert attachment.state is State.GONE
+    for call in calls:
+        call()
+    rig.loop.run_ready()
+    assert (rig.backend.opened, none_left_open(before)) == ([], True)
+
+
+def test_the_end_does_not_wait_for_one_that_hangs(rig: Rig, threads: Threads) -> None:
+    start(rig, "2-1")
+    ended: list[int] = []
+    rig.attachments.close(lambda: ended.append(1))
+    rig.loop.advance(OPEN_NOTICE)
+    assert ended == [1]
 
 
 def test_nobody_else_gets_a_device_that_is_being_opened(rig: Rig, threads: Threads) -> None:
