@@ -47,7 +47,7 @@ def test_make_install(debian: Chroot) -> None:
         output = debian.run(line)
     assert "mass-storage-quirks" in output
     program = f"{HOME}/.local/bin/usbvfiod"
-    assert plugins(debian, program) == {"virtual", "usbfs", "libusb", "mass-storage-quirks"}
+    assert plugins(debian, program) == {"virtual", "usbfs", "libusb", "mass-storage-quirks", "usbguard-rules"}
     assert "the guest reads: Hello, guest!" in debian.run(f"{program} demo --size 8")
     check_beside(HOME / ".local", debian.tree)
     debian.run("make uninstall")
@@ -80,10 +80,10 @@ def test_packages(debian: Chroot) -> None:
         debian.run(f"gzip --test /usr/share/man/man1/{page.name}")
     said = debian.run("usbvfiod --socket-path usb.sock --device libusb:1-1 2>&1 || true")
     assert "`sudo apt install ./usbvfiod-libusb_*_all.deb" in said
-    debian.run("sudo apt install ./dist/usbvfiod-mass-storage-quirks_*.deb")
+    debian.run("sudo apt install ./dist/usbvfiod-mass-storage-quirks_*.deb ./dist/usbvfiod-usbguard-rules_*.deb")
     if debian.suite != "bookworm":  # whose module for libusb is too old
         debian.run("sudo apt install ./dist/usbvfiod-libusb_*.deb")
-        assert plugins(debian, "usbvfiod") == {"virtual", "usbfs", "libusb", "mass-storage-quirks"}
+        assert plugins(debian, "usbvfiod") == {"virtual", "usbfs", "libusb", "mass-storage-quirks", "usbguard-rules"}
         debian.run("usbvfiod devices")
     debian.run("sudo apt install --no-install-recommends lintian")
     print(debian.run("lintian --fail-on error dist/*.deb"))

@@ -16,7 +16,8 @@ from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.xhci import spec
 
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
-EXAMPLES.append(ROOT / "plugins/usbvfiod_mass_storage_quirks")  # which needs nothing of the system, as they do
+EXAMPLES += [ROOT / "plugins/usbvfiod_mass_storage_quirks", ROOT / "plugins/usbvfiod_usbguard_rules"]
+"""And the plugins that need nothing of the system either."""
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -29,7 +30,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_found_through_its_entry_point(environment: Path) -> None:
     plugins = venv.usable_plugins(environment)
-    assert set(plugins) == {"virtual", "dice", "fault-injector", "fifo", "interface-mask", "mass-storage-quirks"}
+    assert set(plugins) == {
+        "virtual", "dice", "fault-injector", "fifo", "interface-mask", "mass-storage-quirks", "usbguard-rules",
+    }  # fmt: skip
     dice = plugins["dice"]
     assert (dice["distribution"], dice["version"], dice["module"]) == ("usbvfiod-dice", "1.0", "usbvfiod_dice")
     assert (dice["hooks"], dice["requires"], dice["error"]) == (["usbvfiod_register_backends"], ">=1,<2", "")

@@ -16,7 +16,13 @@ from usbvfiod_core.testing.limits import scaled
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-DISTRIBUTIONS = {"usbvfiod", "usbvfiod_libusb", "usbvfiod_mass_storage_quirks", "usbvfiod_usbfs"}
+DISTRIBUTIONS = {
+    "usbvfiod",
+    "usbvfiod_libusb",
+    "usbvfiod_mass_storage_quirks",
+    "usbvfiod_usbfs",
+    "usbvfiod_usbguard_rules",
+}
 
 
 def release(tree: Path) -> dict[str, str]:

@@ -169,12 +169,15 @@ class Registry:
     def _settings(self, plugin: str, settings: Settings) -> dict[str, Any]:
         """The arguments that every hook about a device has."""
         declared = self._declared.get(plugin, Declared())
-        options, config = settings.options.get(plugin), self._config.get(plugin)
+        options = settings.options.get(plugin)
         if options is None and declared.device is not None:
             options = declared.device.default()
-        if config is None and declared.config is not None:
-            config = declared.config.default()
-        return {"backend_options": settings.backend, "options": options, "config": config}
+        return {"backend_options": settings.backend, "options": options, "config": self._config_of(plugin)}
+
+    def _config_of(self, plugin: str) -> Any:
+        """The argument `config` of every hook of a plugin."""
+        config, declared = self._config.get(plugin), self._declared.get(plugin, Declared())
+        return declared.config.default() if config is None and declared.config is not None else config
 
     # -- the hooks ----------------------------------------------------------------------------------------------
 
@@ -274,7 +277,7 @@ class Registry:
             if failures >= OBSERVER_FAILURES:
                 continue
             try:
-                call(info=info, port_id=port_id, event=event)
+                call(info=info, port_id=port_id, event=event, config=self._config_of(plugin_name))
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_observe_attachments", error)
                 self._observer_failures[plugin_name] = failures + 1

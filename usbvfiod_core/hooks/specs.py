@@ -104,7 +104,7 @@ def usbvfiod_intercept_device(
     """
 
 
-def usbvfiod_observe_attachments(info: DeviceInfo, port_id: int, event: str) -> None:
+def usbvfiod_observe_attachments(info: DeviceInfo, port_id: int, event: str, config: Any) -> None:
     """Learn that a device was plugged into a port of the controller or has left it.
 
     When: after it happened; `event` is "plugged" or "unplugged", `port_id` counts from 1. On the loop's thread; it

@@ -1,0 +1,26 @@
+"""The plugin's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from usbvfiod_core import option
+
+from .policy import Policy
+from .rules import Target
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Which rules hold for all devices of a server."""
+
+    rules: tuple[Path, ...] = option((), "Files of rules, and directories whose *.conf are such files, in this order.")
+    default: Literal["allow", "block"] = option("block", "What becomes of a device to which no rule applies.")
+    policy: Policy | None = field(init=False, compare=False, repr=False, default=None)
+    """The rules; None without files."""
+
+    def __post_init__(self) -> None:
+        if self.rules:
+            object.__setattr__(self, "policy", Policy(self.rules, Target(self.default)))
