@@ -93,10 +93,21 @@ class UsbfsHandle:
         """Clear an endpoint's halt at both ends."""
         self._call(CLEAR_HALT, ctypes.byref(ctypes.c_uint(endpoint)))
 
-    def submit(self, kind: int, endpoint: int, data: bytes | int, packets: int = 0, *, setup: bytes = b"") -> int:
-        """Start a transfer of these bytes, or for so many; isochronous: in so many packets. Returns its key."""
+    def submit(
+        self,
+        kind: int,
+        endpoint: int,
+        data: bytes | int,
+        packets: int = 0,
+        *,
+        setup: bytes = b"",
+        into: memoryview | None = None,
+    ) -> int:
+        """Start a transfer of these bytes, or for so many; isochronous: in so many packets. Returns its key. What comes
+        is put into memory of the caller's, if there is some."""
         content = bytearray(setup) + bytearray(data)
-        buffer = (ctypes.c_char * max(1, len(content))).from_buffer_copy(bytes(content) or b"\0")
+        space = ctypes.c_char * max(1, len(content))
+        buffer = space.from_buffer_copy(bytes(content) or b"\0") if into is None else space.from_buffer(into)
         urb = _urb(packets)()
         values = {"type": kind, "endpoint": endpoint, "buffer": ctypes.addressof(buffer)}
         values |= {"buffer_length": len(content), "number_of_packets": packets, "flags": ISO_ASAP if packets else 0}
