@@ -147,7 +147,8 @@ class Withdrawn:
 
 
 def _replace(address: int, size: int) -> bool:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+    # Shared with nobody, but called so: what is private counts as data, of which a process may not have much.
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
     return bool(libc_mmap(address, size, _PROT, flags, -1, 0) == address)
 
 

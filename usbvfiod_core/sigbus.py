@@ -65,7 +65,7 @@ f049ff4510           ; lock inc qword ptr [r13 + 16]
 488b7308             ; mov rsi, [rbx + 8]
 4829fe               ; sub rsi, rdi
 ba03000000           ; mov edx, 3
-41ba32400000         ; mov r10d, 0x4032
+41ba31400000         ; mov r10d, 0x4031
 49c7c0ffffffff       ; mov r8, -1
 4531c9               ; xor r9d, r9d
 b809000000           ; mov eax, 9
@@ -124,7 +124,7 @@ cc0c00f9             ; str x12, [x6, #24]
 e0030aaa             ; mov x0, x10
 61010acb             ; sub x1, x11, x10
 620080d2             ; mov x2, #3
-430688d2             ; mov x3, #0x4032
+230688d2             ; mov x3, #0x4031
 04008092             ; mov x4, #-1
 050080d2             ; mov x5, #0
 c81b80d2             ; mov x8, #222

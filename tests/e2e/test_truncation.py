@@ -35,6 +35,7 @@ FAILURES = (UsbvfiodError, OSError, ValueError, KeyError, IndexError)
 EXPECTED = (
     "is plugged into port",
     "serving on",
+    "sandbox: ",
     "has connected",
     "has disconnected",
     "was dropped: it has truncated",
@@ -101,7 +102,7 @@ def server(tmp_path: Path, talker: Callable[[], None]) -> Iterator[ServerProcess
         f"virtual:network?socket={tmp_path / 'network'}",
     ]
     options = [word for device in devices for word in ("--device", device)]
-    with ServerProcess(tmp_path / "socket", [*options, "--no-control"]) as server:
+    with ServerProcess(tmp_path / "socket", [*options, "--no-control", "--sandbox=auto"]) as server:
         assert eventually((tmp_path / "tty").exists)
         talker()
         yield server

@@ -154,6 +154,27 @@ def test_many_threads_at_once() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "alive\n", "")
 
 
+@needs_handler
+def test_where_nothing_may_become_executable_and_data_is_short() -> None:
+    """As in the units and the sandbox: MemoryDenyWriteExecute, and a limit of data far below the size of the guest."""
+    result = child("""
+        import ctypes, resource
+        ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE; older kernels do not have it
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+        big = os.memfd_create("big")
+        os.ftruncate(big, 64 << 30)
+        memory.map(1 << 40, 64 << 30, big)
+        kept = memory.window(1 << 40, 8)
+        memory.withdraw([kept]).revoke()
+        memory.window((1 << 40) + (5 << 30), 8)
+        os.ftruncate(big, 0)
+        for place in range(0, 64 << 30, 1 << 30):
+            memory.write((1 << 40) + place, b"no fault")
+        assert memory._guard.faults == 1
+    """)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 FOREIGN = """
 import mmap
 own = os.memfd_create("own")
