@@ -5,11 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.unit.xhci.kit import BULK_IN, USBCMD, USBSTS, Rig, codes, of_type, reg, spec
-from usbvfiod_core.testing.fake_device import INTERRUPT_IN
+from usbvfiod_core.testing.client import VfioUserClient
+from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.fake_device import INTERRUPT_IN, FakeDevice
+from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.memory import GuestRam
+from usbvfiod_core.testing.served import ServedController
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus
 from usbvfiod_core.xhci.controller import HALT_SECONDS
 from usbvfiod_core.xhci.engine import CANCEL_TIMEOUT
@@ -239,3 +245,25 @@ def _all_but(rig: Rig, exception: Transfer) -> Callable[[Transfer], None]:
             honest(rig.device, transfer)
 
     return cancel
+
+
+def test_a_client_that_has_gone(tmp_path: Path) -> None:
+    """When the next one is served, nothing of the device's reaches the memory of the last guest, which may live on."""
+    device = FakeDevice()
+    device.cancels = False
+    ram = GuestRam()
+    with ServedController(tmp_path / "socket") as served:
+        served.plug(device)
+        bus = served.connect(ram=ram)
+        driver = GuestDriver(bus)
+        usb = driver.start().enumerate(driver.wait_for_port().port_id)
+        buffer = ram.allocate(LENGTH)
+        usb.pipe(BULK_IN).submit(length=LENGTH, buffer=buffer)
+        served.wait_until(lambda: bool(device.held[BULK_IN]))
+        late = Late(device.held[BULK_IN][0])
+        bus.client.close()
+        with VfioUserClient.connect(served.path, wait=PATIENCE):
+            ram.write(buffer, OWN[:LENGTH])
+            served.call(late.write)
+            assert ram.read(buffer, LENGTH) == OWN[:LENGTH]
+    late.close()
