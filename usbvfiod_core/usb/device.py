@@ -105,7 +105,11 @@ class Device(ABC):
     def cancel(self, transfer: Transfer) -> None:
         """End a transfer in flight soon: it is still completed by `transfer.complete`, with CANCELLED and what had
         been moved, or with its real result if it won the race. After that its windows are not touched any more. The
-        driver is told what had been moved, and what it submits next begins behind that."""
+        driver is told what had been moved, and what it submits next begins behind that.
+
+        One that is not back after a second is given up on: its windows are no memory of the guest's any more, so that
+        what is done to them late is lost.
+        """
 
     @abstractmethod
     def reset(self, done: Callable[[], object]) -> None:
