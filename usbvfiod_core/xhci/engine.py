@@ -352,6 +352,8 @@ class TransferEngine(ABC):
 
     def _overdue(self) -> None:
         self._deadline = None
+        for td in (td for ring in self.rings() for td in ring.inflight if not td.ended):
+            log.error("endpoint %#04x: the device keeps a cancelled transfer: %r", self.address, td.transfer)
         self._xhc.revoke(self.give_up(), self.revoked)
 
     def give_up(self) -> list[memoryview]:
@@ -362,7 +364,6 @@ class TransferEngine(ABC):
         for ring in self.rings():
             for td in ring.inflight:
                 if not td.ended:
-                    log.error("endpoint %#04x: the device keeps a cancelled transfer: %r", self.address, td.transfer)
                     td.ended = True
                     kept += td.windows or ()
         self._outstanding = 0
