@@ -115,7 +115,7 @@ class ControlConnection:
         line, self._buffer = self._buffer.split(b"\n", 1)
         answer = json.loads(line)
         if not isinstance(answer, dict):
-            raise ValueError("it does not answer with objects")
+            raise ValueError("it does not answer with JSON objects")
         return answer
 
 

@@ -130,7 +130,9 @@ class InterceptedTransfer(Transfer):
             return
         if self.is_in:
             if self.stage not in (UP, HOLDING_UP, HELD_UP):
-                raise ValueError("an IN transfer has no data yet on its way down; see answer")
+                raise ValueError(
+                    "an IN transfer has no data yet on its way down; answer(data) gives it some without the device"
+                )
             if len(data) > self.length:
                 raise ValueError(f"{len(data)} bytes do not fit into {self.length}")
             self.actual = self.write(data)

@@ -1,7 +1,7 @@
 """The data stage of a control transfer for which a driver has less room than its request says, or none.
 
-A driver is to see to it that the length of the Data Stage TD is wLength, but may break that rule for the sake of a
-device (xHCI 4.11.2.2). A controller sends the setup packet as it is and moves as many packets as there is room for:
+The length of the Data Stage TD should be wLength, but a driver may break that rule for the sake of a device (xHCI
+4.11.2.2). A controller sends the setup packet as it is and moves as many packets as there is room for:
 
 - IN: a packet that is longer than the room that is left is a Babble. Where whole packets fill the room, the status
   stage follows early, which a device has to accept (USB 2.0 8.5.3). Without a data stage, a USB 2 device puts its data
@@ -19,8 +19,8 @@ _USB3_PACKET = 512
 
 
 def received(sent: int, room: int, packet_size: int) -> tuple[TransferStatus, int]:
-    """How a data stage ends, and how much of it is moved, for which a device has `sent` bytes in packets of
-    `packet_size` and the driver `room`."""
+    """How an IN data stage ends, and how many bytes of it are moved, if the device has `sent` bytes and the driver has
+    room for `room`. `packet_size` is that of endpoint 0."""
     babbles = sent > room and (room % packet_size or (not room and packet_size < _USB3_PACKET))
     return TransferStatus.BABBLE if babbles else TransferStatus.COMPLETED, min(sent, room)
 
@@ -34,9 +34,8 @@ def answer(transfer: Transfer, data: bytes, packet_size: int) -> None:
 
 
 def fit(transfer: Transfer, packet_size: int) -> None:
-    """Make a control transfer whose data stage is shorter than wLength one that any host's system can send: until it is
-    completed, its room (IN) or its wLength (OUT) is another one. A host's system sends no setup packet that asks for
-    more than follows."""
+    """Change a control transfer with less room than wLength so that a host's kernel accepts it: the room (IN) or
+    wLength (OUT) is another one until the transfer is completed, and then as before."""
     setup = transfer.setup
     if setup is None or transfer.length >= setup.length:
         return

@@ -50,13 +50,13 @@ class DeviceEvents(Protocol):
         ...
 
     def remote_wakeup(self) -> None:
-        """The device signals resume while its port is suspended (USB 2.0 7.1.7.7), or is about to be: then it
-        wakes when it is suspended, unless a transfer of the device (but of endpoint 0) has ended well in between."""
+        """The device signals resume (USB 2.0 7.1.7.7). If its port is not suspended yet, it wakes as soon as it is,
+        unless a transfer of an endpoint other than 0 has succeeded in between."""
         ...
 
     def note(self, text: str) -> None:
-        """What people should know of the device now that its state does not tell, such as that the guest has ejected
-        its medium; empty: nothing any more. `usbvfiod list` shows it."""
+        """A remark for people beside the device's state, such as that the guest has ejected its medium. It replaces the
+        one before; empty for none. `usbvfiod list` shows it."""
         ...
 
     def microframe(self) -> int:
@@ -87,9 +87,9 @@ class Device(ABC):
         """The device is plugged in; keep `events` to tell of disconnection and remote wake-up."""
 
     def route(self, endpoint: int, type: TransferType) -> Callable[[Transfer], None]:
-        """What the transfers of an endpoint are submitted to: `submit`, or a shorter way. Asked whenever the driver
-        configures the endpoint (address as in its descriptor); a wrapper that has no interest in it answers with the
-        route of the device it wraps, and costs it nothing."""
+        """What takes the transfers of an endpoint (address as in its descriptor): `submit`, or a shorter way. Called
+        when the driver configures the endpoint. A wrapper without interest in it returns the route of the device that
+        it wraps, and then costs nothing."""
         return self.submit
 
     @abstractmethod
@@ -120,14 +120,14 @@ class Device(ABC):
         """
 
     def controller_reset(self) -> None:
-        """The controller was reset, with no transfer in flight: whoever drives the device next is another one, such as
-        firmware, a guest that has rebooted, or the next VM; its port reset follows. A device that keeps something for
-        its driver beyond a port reset (that the medium was ejected) is now as when it was plugged in."""
+        """The controller was reset, with no transfer in flight. Another driver comes: firmware, a guest that has
+        rebooted, or the next VM. It will reset the port. A device that keeps something beyond a port reset (that the
+        medium was ejected) forgets it now."""
         return
 
     def command(self, words: Sequence[str]) -> str:
-        """Do what its user says to it (`usbvfiod send`); what is to be answered, if anything. Raises ConfigError for
-        what it does not understand, saying what it does; DeviceError if that cannot be done now."""
+        """Do what the user asks (`usbvfiod send`), and return the answer, often empty. Raises ConfigError for words that
+        the device does not know, with those that it does; DeviceError if it cannot do that now."""
         raise ConfigError(f"{self.name} takes no words")
 
     @abstractmethod

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Moment:
-    """`wait` before or after `came`, which counts once: each call that waits is called once, in order."""
+    """Calls whoever waits once it has come, in the order in which they began to wait."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], object]] | None = []
@@ -19,7 +19,7 @@ class Moment:
             self._waiting.append(call)
 
     def came(self) -> None:
-        """It is now, if it was not before."""
+        """It has happened. Only the first call counts."""
         waiting, self._waiting = self._waiting, None
         for call in waiting or ():
             call()

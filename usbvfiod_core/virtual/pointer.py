@@ -154,7 +154,9 @@ class Tablet(Pointer):
     def move(self, x: float, y: float) -> None:
         """Point to a place, 0 to 1 of the screen's width and height."""
         if not (0 <= x <= 1 and 0 <= y <= 1):
-            raise ConfigError(f"there is no place {x} {y}; X and Y are from 0 (left, top) to 1 (right, bottom)")
+            raise ConfigError(
+                f"the place {x} {y} is outside the screen; X and Y are from 0 (left, top) to 1 (right, bottom)"
+            )
         self.check_room(1)
         self.place = (round(x * RANGE), round(y * RANGE))
         self.send(self.report())

@@ -129,7 +129,7 @@ def test_it_stays_there(tablet: Desk) -> None:
 
 @pytest.mark.parametrize("place", [("1.01", "0"), ("0", "-0.1"), ("nan", "0"), ("inf", "0")])
 def test_places_there_are_not(tablet: Desk, place: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"there is no place .*; X and Y are from 0 \(left, top\) to 1"):
+    with pytest.raises(ConfigError, match=r"the place .* is outside the screen; X and Y are from 0 \(left, top\) to 1"):
         tablet.pointer.command(("move", *place))
     assert tablet.reports() == []
 
