@@ -130,9 +130,7 @@ class InterceptedTransfer(Transfer):
             return
         if self.is_in:
             if self.stage not in (UP, HOLDING_UP, HELD_UP):
-                raise ValueError(
-                    "an IN transfer has no data yet on its way down; answer(data) gives it some without the device"
-                )
+                raise ValueError("an IN transfer has no data on its way down yet; `answer` gives it some")
             if len(data) > self.length:
                 raise ValueError(f"{len(data)} bytes do not fit into {self.length}")
             self.actual = self.write(data)

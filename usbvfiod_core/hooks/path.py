@@ -97,9 +97,7 @@ class Path:
     def settle(self, transfer: InterceptedTransfer, status: TransferStatus, actual: int) -> None:
         """The interceptor says how it ends. Raises ValueError if the device has it."""
         if transfer.stage == PASSED:
-            raise ValueError(
-                "the device has this transfer; change it on its way up, in the method that ends in _completed"
-            )
+            raise ValueError("the device has this transfer; change it in the method for its way up")
         transfer.status, transfer.actual = status, actual
         if transfer.stage in (UP, HOLDING_UP):
             transfer.stage = UP

@@ -126,8 +126,8 @@ class Device(ABC):
         return
 
     def command(self, words: Sequence[str]) -> str:
-        """Do what the user asks (`usbvfiod send`), and return the answer, often empty. Raises ConfigError for words that
-        the device does not know, with those that it does; DeviceError if it cannot do that now."""
+        """Do what the user asks (`usbvfiod send`), and return the answer, often empty. Raises ConfigError for words
+        that the device does not know, with those that it does; DeviceError if it cannot do that now."""
         raise ConfigError(f"{self.name} takes no words")
 
     @abstractmethod
