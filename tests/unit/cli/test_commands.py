@@ -195,7 +195,7 @@ def test_plugins(capsys: pytest.CaptureFixture[str]) -> None:
     [virtual] = [plugin for plugin in listed["plugins"] if plugin["name"] == "virtual"]
     assert virtual["module"] == "usbvfiod_core.virtual"
     assert (virtual["distribution"], virtual["version"]) == ("usbvfiod", version("usbvfiod"))
-    assert virtual["hooks"] == ["usbvfiod_register_backends"]
+    assert virtual["hooks"] == ["usbvfiod_register_backends", "usbvfiod_register_needs"]
     assert virtual["error"] == ""
     assert Path(virtual["origin"]).is_file()
     assert main(["plugins"]) == 0
