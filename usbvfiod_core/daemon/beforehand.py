@@ -50,7 +50,7 @@ def device_errors(ports: GuestPorts, spec: DeviceSpec, backend: Backend) -> Iter
     if speed is None:
         speed = _speed(spec, backend)
     if speed is not None and spec.port not in ports.of_kind(speed.is_usb3):
-        yield SettingError("port", wrong_kind(ports, f"device {spec.text}", speed.is_usb3, spec.port))
+        yield SettingError("port", wrong_kind(ports, "it", speed.is_usb3, spec.port))
 
 
 def _speed(spec: DeviceSpec, backend: Backend) -> Any:

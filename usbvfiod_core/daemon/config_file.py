@@ -150,8 +150,9 @@ def load(
             gathered.errors.append(_at_server(error, None if by_hand else read_file))
         ports = GuestPorts(server.usb2_ports, server.usb3_ports)
         for index, spec in enumerate(devices):
-            if not any(at == index for at, _ in wrong):
-                wrong += ((index, error) for error in device_errors(ports, spec, backends[spec.backend]))
+            said_already = {error.key for at, error in wrong if at == index}
+            found = device_errors(ports, spec, backends[spec.backend])
+            wrong += ((index, error) for error in found if error.key not in said_already)
     for index, error in wrong:
         said = tables[index]
         gathered.errors.append(_of_device(devices[index], error) if said is None else said.error(error.key, str(error)))

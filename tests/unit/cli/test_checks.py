@@ -158,7 +158,7 @@ def test_what_a_start_would_find_is_found_before(tmp_path: Path, capsys: pytest.
         "virtual:flash?image=.": "image . is a directory",
         "virtual:flash?image=small": "image small has 100 bytes, less than one block",
         "virtual:flash?image=image&port=3": "needs a USB 3 port, and port 3 is not one; use 9 to 15",
-        "virtual:mouse?port=12": "device virtual:mouse?port=12 needs a USB 2 port, and port 12 is not one; use 1 to 8",
+        "virtual:mouse?port=12": "it needs a USB 2 port, and port 12 is not one; use 1 to 8",
         "virtual:audio?playback=none/a.wav": "cannot write none/a.wav: the directory none does not exist",
         "virtual:audio?playback=fifo": "recording fifo is a FIFO; name a regular file",
         "virtual:audio?capture=fifo": "recording fifo is a FIFO; name a regular file",
@@ -188,6 +188,15 @@ def test_what_a_start_would_find_is_found_before(tmp_path: Path, capsys: pytest.
         assert code == 4
         assert message in errors[0]
     assert left == ["fifo", "image", "small", "vm.toml"], "nothing was made"
+
+
+def test_all_that_is_wrong_with_a_device_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device = f"virtual:flash?image={tmp_path}/none&port=40"
+    code, errors = said(capsys, "--device", device, "config", "check")
+    assert code == 2
+    assert [device in error for error in errors] == [True, True]
+    assert "port 40 does not exist" in errors[0]
+    assert "none does not exist" in errors[1]
 
 
 def test_what_a_server_has_is_not_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
