@@ -92,7 +92,7 @@ def test_other_commands_refuse_plugins_that_are_not_there(capsys: pytest.Capture
 def test_a_plugin_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "show", "virtual"]) == 0
     page = capsys.readouterr().out
-    assert "hooks:      usbvfiod_register_backends\n" in page
+    assert "hooks:      usbvfiod_register_backends, usbvfiod_register_needs\n" in page
     for kind in VIRTUAL.kinds:
         assert f"\nvirtual:{kind}?OPTION=VALUE\n" in page
     assert "\nimage      a path                    required  A file or block device" in page
