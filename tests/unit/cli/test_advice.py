@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -246,7 +247,7 @@ def test_a_host_without_usb(shelf: Shelf, host: Path, answers: Answers, monkeypa
 def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     output = capsys.readouterr().out
-    assert f"_USBVFIOD_COMPLETE={shell}_complete" in output
+    assert re.search(rf"_USBVFIOD_COMPLETE[= ]{shell}_complete", output)
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=output, text=True, check=True, timeout=PATIENCE)
 
@@ -315,6 +316,7 @@ def test_memory_that_is_not_shared(
 ) -> None:
     """One NUMA node without share=on is wrong, and what no VMM shares is not."""
     server = {"pid": 1, "serving": True, "seconds": 1.0, "socket": "/run/vm.sock", "missing": []}
+    server |= {"sandbox": {"stages": [], "missing": []}}
     client = {"pid": 2, "uid": 0, "name": "QEMU", "version": ""}
     memory = {"shared": shared, "unshared": unshared}
     status = {"server": server, "client": client, "memory": memory, "attachments": []}
