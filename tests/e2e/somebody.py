@@ -33,7 +33,10 @@ user, groups = int(user), [int(each) for each in groups.split(",") if each]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     sys.argv[:] = ["usbvfiod", "plugins", "--json"]
     main()
-import usbvfiod_core.daemon.server, usbvfiod_core.cli.steer, http, email, encodings.idna
+import usbvfiod_core.daemon.server, usbvfiod_core.cli.changes, http, email, encodings.idna
+import usbvfiod_core.virtual.digest, usbvfiod_core.virtual.audio
+import usbvfiod_core.virtual.serial, usbvfiod_core.virtual.flash
+usbvfiod_core.virtual.digest.sha256(b"")
 import usbvfiod_core.sandbox.files, usbvfiod_core.sandbox.stages, usbvfiod_core.daemon.witness
 os.setgroups(groups)
 os.setresgid(user, user, user)

@@ -34,7 +34,9 @@ NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 
 CLONE_THREAD: Final = 0x10000
 SOCK_STREAM: Final = 1
-PR_SET_NAME: Final = 15
+PRCTLS: Final = (15, 16, 3, 21, 23, 27, 39)
+"""Naming a thread, and asking: PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_GET_SECCOMP, PR_CAPBSET_READ,
+PR_GET_SECUREBITS, PR_GET_NO_NEW_PRIVS. The C library's modules for users' names do."""
 _X32: Final = 0x40000000
 _TYPE_MASK: Final = 0xF
 _IOC_TYPE: Final = 0xFF00
@@ -60,7 +62,7 @@ class Instruction(NamedTuple):
 
 class Filter(NamedTuple):
     """What is allowed: `calls` by name whatever their arguments are, and what of the calls with
-    conditions is. Threads may name themselves (prctl), and ask for their own limits (prlimit64)."""
+    conditions is. Threads may name themselves and ask what they may (prctl), and ask for their limits."""
 
     calls: frozenset[str]
     ioctls: frozenset[int] = frozenset()
@@ -82,7 +84,7 @@ def program(wanted: Filter, machine: str) -> list[Instruction]:
         "socket": _socket(wanted, refuse),
         "clone": _clone(wanted, refuse),
         "clone3": _ALLOWED if wanted.threads else refuse,
-        "prctl": [_argument(0), *_when(PR_SET_NAME, _ALLOWED), *refuse],
+        "prctl": [_argument(0), *(each for number in PRCTLS for each in _when(number, _ALLOWED)), *refuse],
         "prlimit64": _prlimit(refuse),
     }
     plain = wanted.calls - conditions.keys()
