@@ -21,6 +21,7 @@ LAYERS = {
     "options": 0,
     "files": 0,
     "visible": 0,
+    "search_path": 0,
     "usb": 0,
     "host": 1,
     "sandbox": 1,

@@ -6,6 +6,8 @@ from __future__ import annotations
 import gc
 import sys
 
+from . import search_path
+
 
 def main() -> int:
     """Run the command line; return the exit code, which docs/cli.md explains."""
@@ -14,6 +16,7 @@ def main() -> int:
 
         print(version_line())
         return 0
+    search_path.clean()
     # What is loaded stays, and looking through it for garbage again and again is a sixth of the start.
     gc.disable()
     from .cli import main as run

@@ -41,6 +41,8 @@ def load_file(path: str, *, as_root: bool) -> ModuleType:
         with open(path, "rb") as file:
             if privileged:
                 _check_writers(os.fstat(file.fileno()))
+            else:
+                _check_everybody(os.fstat(file.fileno()), path)
             source = file.read()
     except OSError as error:
         raise PluginError(f"cannot be read: {error.strerror}") from error
@@ -62,3 +64,12 @@ def _check_writers(status: os.stat_result) -> None:
         raise PluginError("usbvfiod runs as root, and the file belongs to another user: `chown root` it")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PluginError("usbvfiod runs as root, and other users can write the file: `chmod go-w` it")
+
+
+def _check_everybody(status: os.stat_result, path: str) -> None:
+    """Raises PluginError if anybody at all could have written the file, or put it where it is."""
+    if status.st_mode & stat.S_IWOTH:
+        raise PluginError("everybody can write the file: `chmod o-w` it")
+    directory = os.stat(os.path.dirname(os.path.abspath(path)))
+    if directory.st_mode & stat.S_IWOTH and status.st_uid not in (0, os.geteuid()):
+        raise PluginError("the file belongs to another user, and everybody can write to its directory")

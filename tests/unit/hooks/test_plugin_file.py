@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from usbvfiod_core.daemon.config_file import read
+from usbvfiod_core.errors import PluginError
+from usbvfiod_core.hooks.plugin_file import load_file
 from usbvfiod_core.hooks.registry import Plugin, Registry
 from usbvfiod_core.hooks.settings import PluginSelection, Settings
 from usbvfiod_core.usb.backend import DeviceInfo
@@ -153,3 +155,23 @@ def test_in_a_configuration_file(tmp_path: Path) -> None:
         path.write_text(f'[plugins]\n{key} = ["{value}"]\n')
         [error] = read(path).errors
         assert "belongs in require, by its absolute path" in str(error)
+
+
+def test_nobody_loads_a_file_that_everybody_can_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.chmod(0o666)
+    with pytest.raises(PluginError, match="everybody can write the file: `chmod o-w` it"):
+        load_file(str(path), as_root=False)
+    path.chmod(0o664)
+    load_file(str(path), as_root=False)
+    path.parent.chmod(0o1777)
+    load_file(str(path), as_root=False)
+    real = os.fstat
+
+    def of_another(fd: int) -> os.stat_result:
+        return os.stat_result((*real(fd)[:4], 2000, *real(fd)[5:10]))
+
+    monkeypatch.setattr(os, "fstat", of_another)
+    with pytest.raises(PluginError, match="belongs to another user, and everybody can write to its directory"):
+        load_file(str(path), as_root=False)
+    path.parent.chmod(0o755)
+    load_file(str(path), as_root=False)
