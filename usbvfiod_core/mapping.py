@@ -53,6 +53,14 @@ _get_buffer = ctypes.PYFUNCTYPE(_int, ctypes.py_object, ctypes.POINTER(_Buffer),
 _release_buffer = ctypes.PYFUNCTYPE(None, ctypes.POINTER(_Buffer))(("PyBuffer_Release", ctypes.pythonapi))
 
 
+def map_over(address: int, size: int, fd: int, offset: int) -> None:
+    """Put `size` bytes of a file, shared, in the place of the pages at `address`; memory of nobody's if `fd` is -1.
+    Raises OSError."""
+    kind = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if libc_mmap(address, size, _PROT, kind | _MAP_FIXED, fd, offset) != address:
+        raise _error("a page of registers cannot be mapped")
+
+
 class Place:
     """Where a file is mapped: `size` bytes from `address` on, in pages of `page` bytes."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from .memory import GuestMemory
 from .pci.function import PciFunction
 from .pci.interrupts import Interrupts, Mechanism
+from .shared_area import PageOffer, offered
 from .usb.device import Loop
 from .vfio_user import transport
 from .vfio_user.access import OWN_USER, SocketAccess
@@ -32,6 +34,7 @@ class ControllerServer:
     access          who may connect to `path`
     mechanisms      how the function offers to interrupt
     any_memory_file     guest memory may lie in files of any file system
+    interrupter_page    whether clients may map the interrupters' registers; "auto": those that gain by it
     usb2_ports, usb3_ports      the ports of the root hub
     on_ended        called after each client
     look            how a client's memory map is looked into, see `vfio_user.peer`
@@ -51,6 +54,7 @@ class ControllerServer:
         usb2_ports: int = 8,
         usb3_ports: int = 7,
         any_memory_file: bool = False,
+        interrupter_page: PageOffer = "auto",
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
         look: Look = is_private,
@@ -75,6 +79,7 @@ class ControllerServer:
             path=path,
             fd=fd,
             access=access,
+            shares=partial(offered, interrupter_page),
             on_drained=self._run,
             on_ended=on_ended,
             on_closed=on_closed,

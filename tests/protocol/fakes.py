@@ -11,6 +11,7 @@ from usbvfiod_core.daemon.loop import ServerLoop
 from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.pci.function import REGISTERS_SIZE, PciFunction
 from usbvfiod_core.pci.interrupts import ALL, Interrupts, Mechanism
+from usbvfiod_core.shared_area import SharedArea
 from usbvfiod_core.testing.limits import PATIENCE, scaled
 from usbvfiod_core.vfio_user.transport import Server
 
@@ -36,6 +37,11 @@ class FakeController:
         self.slow = False
         self.broken = False
         self.waiting: list[Callable[[], object]] = []
+        self.shared: SharedArea | None = None
+        self.wanted: list[bool] = []
+
+    def share(self, wanted: bool) -> None:
+        self.wanted.append(wanted)
 
     def read(self, offset: int, size: int) -> int:
         self._check("read", offset, size)

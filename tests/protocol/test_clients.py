@@ -199,9 +199,9 @@ def test_a_flood_leaves_the_loop_its_turn(serving: Serving, client: RawClient) -
     "request_bytes",
     [
         region_write(0, 0, b"abcd", flags=wire.NO_REPLY),
-        region_read(0, 0, 0x3000, flags=wire.NO_REPLY),
-        region_read(0, 0, 0x3000),
-        region_write(0, 0, bytes(0x3000)),
+        region_read(0, 0, 0x4000, flags=wire.NO_REPLY),
+        region_read(0, 0, 0x4000),
+        region_write(0, 0, bytes(0x4000)),
         region_write(0, 0, bytes(1 << 20)),
         message(
             wire.REGION_WRITE_MULTI,
@@ -235,7 +235,7 @@ def test_no_message_is_dear_enough_to_stop_the_loop(serving: Serving, client: Ra
     assert eventually(pour, pace=0)
     flood = False
     steps = [after - before for before, after in pairwise(turns)]
-    assert max(steps) <= CHUNKS * 256 * 4 + 0x3000 // 4
+    assert max(steps) <= CHUNKS * 256 * 4 + 0x4000 // 4
 
 
 def test_clients_wait_while_there_are_no_descriptors(

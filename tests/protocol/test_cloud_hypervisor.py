@@ -152,8 +152,8 @@ def start(hypervisor: CloudHypervisor, memfd: int, intx: int) -> None:
     vectors = hypervisor.irq_info(2)
     control = int.from_bytes(hypervisor.read(7, 0x72, 2), "little")
     assert (control & 0x7FF) + 1 == vectors == 8
-    assert hypervisor.read(7, 0x74, 4) == struct.pack("<I", 0x3000)
-    assert hypervisor.read(7, 0x78, 4) == struct.pack("<I", 0x4000)
+    assert hypervisor.read(7, 0x74, 4) == struct.pack("<I", 0x4000)
+    assert hypervisor.read(7, 0x78, 4) == struct.pack("<I", 0x5000)
     assert hypervisor.irq_info(1) == 8
     control = int.from_bytes(hypervisor.read(7, 0x82, 2), "little")
     assert control == 0x86  # off, 64-bit, as many as MSI-X has, without masks
@@ -191,7 +191,7 @@ def test_start_run_and_unplug(hypervisor: CloudHypervisor, serving: Serving, mem
     # Off, and on again: another set of descriptors.
     hypervisor.set_irqs(0x21, 0, 0, [])
     serving.interrupt(0)
-    assert hypervisor.read(0, 0x4000, 8) == bytes([1, 0, 0, 0, 0, 0, 0, 0])
+    assert hypervisor.read(0, 0x5000, 8) == bytes([1, 0, 0, 0, 0, 0, 0, 0])
     hypervisor.set_irqs(0x24, 0, 1, [eventfds[15]], index=0)
     hypervisor.write(7, 0x70, struct.pack("<I", 0x00070011))
     assert os.eventfd_read(eventfds[15]) == 1  # it has not been lost on the way
@@ -199,7 +199,7 @@ def test_start_run_and_unplug(hypervisor: CloudHypervisor, serving: Serving, mem
     hypervisor.set_irqs(0x24, 0, 7, eventfds[8:15])
     hypervisor.write(7, 0x72, bytes.fromhex("0780"))
     assert os.eventfd_read(eventfds[8]) == 1
-    assert hypervisor.read(0, 0x4000, 8) == bytes(8)
+    assert hypervisor.read(0, 0x5000, 8) == bytes(8)
 
     # Unplugged.
     hypervisor.dma_unmap(0, RAM // 2)

@@ -132,7 +132,7 @@ def test_reset_keeps_what_is_the_clients(client: RawClient, serving: Serving, me
     client.write(7, 0x10, b"\0\0\xbe\xfe\1\0\0\0")
     client.write(7, 0x3C, b"\x0b")
     client.write(7, 0x72, b"\x07\xc0")
-    client.write(0, 0x3000, b"\xaa" * 16)
+    client.write(0, 0x4000, b"\xaa" * 16)
     serving.interrupt(5)
     assert serving.controller.bus_master
     assert client.errno(RESET) == 0
@@ -141,8 +141,8 @@ def test_reset_keeps_what_is_the_clients(client: RawClient, serving: Serving, me
     assert client.read(7, 0x10, 8) == b"\x04" + bytes(7)
     assert client.read(7, 0x3C, 1) == b"\0"
     assert client.read(7, 0x72, 2) == b"\x07\0"
-    assert client.read(0, 0x3000, 16) == bytes(12) + b"\1\0\0\0"
-    assert client.read(0, 0x4000, 8) == bytes(8)
+    assert client.read(0, 0x4000, 16) == bytes(12) + b"\1\0\0\0"
+    assert client.read(0, 0x5000, 8) == bytes(8)
     os.pwrite(memfd, b"still here", 0x100)
     assert serving.memory.read(0x100, 10) == b"still here"
     client.be_master()

@@ -95,10 +95,10 @@ class TestAssignment:
         client.write(7, 0x72, b"\7\x80")
         serving.interrupt(2)
         serving.interrupt(2)
-        assert client.read(0, 0x4000, 8) == bytes([4, 0, 0, 0, 0, 0, 0, 0])
+        assert client.read(0, 0x5000, 8) == bytes([4, 0, 0, 0, 0, 0, 0, 0])
         assert client.errno(set_irqs(TRIGGER_EVENTFD, 0, 4), eventfds[:4]) == 0
         assert [count(fd) for fd in eventfds[:4]] == [0, 0, 1, 0]
-        assert client.read(0, 0x4000, 8) == bytes(8)
+        assert client.read(0, 0x5000, 8) == bytes(8)
 
     def test_of_one_eventfd_to_two_vectors(self, client: RawClient, serving: Serving, eventfds: list[int]) -> None:
         assert client.errno(set_irqs(TRIGGER_EVENTFD, 0, 2), [eventfds[0], eventfds[0]]) == 0
@@ -329,7 +329,7 @@ class TestWhichOne:
         client.write(7, 0x04, b"\x02\0")
         serving.interrupt(0)
         assert [count(fd) for fd in told] == [0, 0, 0]
-        assert client.read(0, 0x4000, 8) == bytes([1]) + bytes(7)
+        assert client.read(0, 0x5000, 8) == bytes([1]) + bytes(7)
         client.be_master()
         assert [count(fd) for fd in told] == [0, 0, 1]
 
@@ -369,7 +369,7 @@ def test_only_what_is_offered_is_there(
                 assert struct.unpack("<IIII", reply.payload)[3] == vectors
             serving.interrupt(0)
             assert count(fd) == 1
-            assert client.read(0, 0x3000, 4) == bytes(4)
+            assert client.read(0, 0x4000, 4) == bytes(4)
     finally:
         os.close(fd)
         serving.close()

@@ -70,7 +70,7 @@ def config() -> bytes:
     space[0x34] = 0x70
     space[0x3D] = 1
     space[0x60:0x62] = bytes.fromhex("3020")
-    space[0x70:0x7C] = bytes.fromhex("11800700 00300000 00400000")
+    space[0x70:0x7C] = bytes.fromhex("11800700 00400000 00500000")
     space[0x80:0x84] = bytes.fromhex("05008600")
     return bytes(space)
 
@@ -103,8 +103,8 @@ def realize(qemu: Qemu, memfd: int, eventfd: int) -> None:
     qemu.write(7, 0x30, bytes(4))
     qemu.read(7, 0x10, bytes.fromhex("04000000"))
     qemu.read(7, 0x72, bytes.fromhex("0700"))
-    qemu.read(7, 0x74, bytes.fromhex("00300000"))
-    qemu.read(7, 0x78, bytes.fromhex("00400000"))
+    qemu.read(7, 0x74, bytes.fromhex("00400000"))
+    qemu.read(7, 0x78, bytes.fromhex("00500000"))
     qemu.ask(wire.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, 2, 0), struct.pack("<IIII", 16, 1, 2, 8))
     irq_info(qemu, 1, 1, 8)
     intx(qemu, eventfd)
@@ -175,7 +175,7 @@ def linux(qemu: Qemu, serving: Serving, eventfds: list[int]) -> None:
         qemu.irqs(0x24, 2, vector, 1, eventfds[vector])
     serving.interrupt(1)
     assert os.eventfd_read(eventfds[1]) == 1
-    qemu.read(0, 0x4000, bytes(8))
+    qemu.read(0, 0x5000, bytes(8))
 
 
 def unbind(qemu: Qemu, eventfd: int) -> None:

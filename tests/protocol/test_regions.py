@@ -89,8 +89,8 @@ def test_registers_in_every_width(client: RawClient, serving: Serving, size: int
         (0x24, 8, [(0x24, 4), (0x28, 4)]),
         (0x20, 3, [(0x20, 2), (0x22, 1)]),
         (0x20, 16, [(0x20, 4), (0x24, 4), (0x28, 4), (0x2C, 4)]),
-        (0x2FFC, 8, [(0x2FFC, 4)]),
-        (0x2FFE, 4, [(0x2FFE, 2)]),
+        (0x3FFC, 8, [(0x3FFC, 4)]),
+        (0x3FFE, 4, [(0x3FFE, 2)]),
     ],
 )
 def test_other_accesses_are_split_into_aligned_ones(
@@ -100,7 +100,7 @@ def test_other_accesses_are_split_into_aligned_ones(
     client.write(0, offset, data)
     assert [(at, size) for _, at, size in serving.controller.accesses] == pieces
     serving.controller.accesses.clear()
-    inside = min(count, 0x3000 - offset)
+    inside = min(count, 0x4000 - offset)
     assert client.read(0, offset, count)[:inside] == data[:inside]
     assert [(at, size) for _, at, size in serving.controller.accesses] == pieces
 

@@ -251,6 +251,13 @@ def _options() -> list[click.Parameter]:
             help="The kinds of interrupt that the controller offers the guest.",
         ),
         click.Option(
+            ["--interrupter-page"],
+            type=click.Choice(["auto", "on", "off"]),
+            default="auto",
+            show_default=True,
+            help="Let the VMM map the interrupters' registers; auto: if it is Cloud Hypervisor.",
+        ),
+        click.Option(
             ["--any-memory-file"],
             is_flag=True,
             help="Accept guest memory in files of any file system, not only in memory.",

@@ -21,6 +21,7 @@ from ..hooks.settings import PluginSelection, Settings
 from ..installation import installation
 from ..options import SettingError
 from ..pci.interrupts import Mechanism
+from ..shared_area import PageOffer, possible
 from ..usb.backend import Backend
 from ..vfio_user.access import SocketAccess, access_mistakes, socket_access
 from .address_forms import meant
@@ -131,6 +132,9 @@ class ServerSettings:
     any_memory_file: bool = False
     """Guest memory may lie in files of any file system."""
 
+    interrupter_page: PageOffer = "auto"
+    """Whether the VMM may map the interrupters' registers."""
+
     def __post_init__(self) -> None:
         gathered = Gathered()
         gathered.errors += (SettingError(key, message) for key, message in self._mistakes())
@@ -148,6 +152,8 @@ class ServerSettings:
                 f"usb2-ports {self.usb2_ports} and usb3-ports {self.usb3_ports} are more than the {MAX_PORTS} ports "
                 "that an xHCI controller has at most",
             )
+        if self.interrupter_page == "on" and not possible():
+            yield "interrupter-page", "interrupter-page needs an x86-64 host with pages of 4 KiB"
         if not 0 <= self.spin <= MAX_SPIN:
             yield "spin", f"spin is a number of microseconds from 0 to {MAX_SPIN}, not {self.spin}"
         for key, fd in (("fd", self.fd), ("hotplug-fd", self.hotplug_fd)):

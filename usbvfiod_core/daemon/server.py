@@ -103,6 +103,7 @@ class Server:
             usb2_ports=ports.usb2,
             usb3_ports=ports.usb3,
             any_memory_file=config.server.any_memory_file,
+            interrupter_page=config.server.interrupter_page,
             on_ended=self._client_ended,
             on_closed=self.stop,
             look=self._confinement.look,

@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..shared_area import SharedArea
 from .config_space import CONFIG_SIZE, ConfigSpace
 from .interrupts import Interrupts, InterruptSource, Mechanism
 from .msix import MsixTable
 from .vfio import BAR0_REGION, CONFIG_REGION
 
 BAR0_SIZE: Final = 0x8000
-REGISTERS_SIZE: Final = 0x3000
-MSIX_TABLE: Final = 0x3000
-MSIX_PBA: Final = 0x4000
-_PBA_END: Final = 0x5000
+REGISTERS_SIZE: Final = 0x4000
+MSIX_TABLE: Final = 0x4000
+MSIX_PBA: Final = 0x5000
+_PBA_END: Final = 0x6000
 
 
 class BarHandler(InterruptSource, Protocol):
@@ -35,6 +36,15 @@ class BarHandler(InterruptSource, Protocol):
 
     def write(self, offset: int, value: int, size: int) -> None:
         """As `read`. Does no work on guest memory: the client may be waiting for the reply."""
+        ...
+
+    @property
+    def shared(self) -> SharedArea | None:
+        """What of the registers a client may map now."""
+        ...
+
+    def share(self, wanted: bool) -> None:
+        """A client has come, and is offered a part of the registers to map, or is not. Called in the power-on state."""
         ...
 
     def reset(self, done: Callable[[], object]) -> None:
@@ -74,6 +84,10 @@ class PciFunction:
         if region == BAR0_REGION:
             return BAR0_SIZE
         return CONFIG_SIZE if region == CONFIG_REGION else 0
+
+    def shared_area(self, region: int) -> SharedArea | None:
+        """What of a region a client may map."""
+        return self.controller.shared if region == BAR0_REGION else None
 
     def read_region(self, region: int, offset: int, count: int) -> bytes:
         """`count` bytes of a region. What lies outside it reads as ones."""

@@ -269,7 +269,8 @@ class SocketBus(Bus):
     Maps all of `ram`, assigns an eventfd to each vector of the mechanism `interrupts`, enables memory access, bus
     mastering and that mechanism. `vectors` limits how many vectors are used; of MSI it is a power of two. `posted`
     chooses between QEMU's way to write registers (no reply) and Cloud Hypervisor's (wait for the reply). Owns `client`
-    and `ram`: `close` closes them.
+    and `ram`: `close` closes them. `mapped` reaches what the server lets a client map without a message, as Cloud
+    Hypervisor does.
     """
 
     def __init__(
@@ -278,6 +279,7 @@ class SocketBus(Bus):
         ram: GuestRam | None = None,
         *,
         posted: bool = True,
+        mapped: bool = False,
         interrupts: Mechanism = Mechanism.MSIX,
         vectors: int | None = None,
     ) -> None:
@@ -290,6 +292,7 @@ class SocketBus(Bus):
         super().__init__(ram if ram is not None else GuestRam(), count, interrupts)
         self.client = client
         self.posted = posted
+        self.areas = client.map_region(vfio.BAR0_REGION) if mapped else []
         self._held: list[bytes] | None = None
         self._told = False
         self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
@@ -345,12 +348,21 @@ class SocketBus(Bus):
         raise UsbvfiodError(f"the device has no PCI capability {capability:#x}")
 
     def read(self, offset: int, size: int = 4) -> int:
+        for area in self.areas:
+            if 0 <= offset - area.offset < len(area.content):
+                at = offset - area.offset
+                return int.from_bytes(area.content[at : at + size], "little")
         value = int.from_bytes(self.client.region_read(vfio.BAR0_REGION, offset, size), "little")
         self.end_of_interrupt()
         return value
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         data = value.to_bytes(size, "little")
+        for area in self.areas:
+            if 0 <= offset - area.offset < len(area.content):
+                at = offset - area.offset
+                area.content[at : at + size] = data
+                return
         if self._held is not None:
             self._held.append(self.client.posted_write(vfio.BAR0_REGION, offset, data))
         else:
@@ -377,6 +389,8 @@ class SocketBus(Bus):
     def close(self) -> None:
         self.client.close()
         self.ram.close()
+        for area in self.areas:
+            area.content.close()
         for fd in self.eventfds:
             os.close(fd)
         self.eventfds.clear()

@@ -8,6 +8,7 @@ and returns what comes back, for negative tests.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import socket
 import time
@@ -21,6 +22,7 @@ from .limits import PATIENCE
 
 __all__ = [
     "IrqInfo",
+    "MappedArea",
     "Message",
     "RegionInfo",
     "ReplyError",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 _PACK_REGION = wire.REGION_MESSAGE.pack
+_ROOM = 4096
+"""Bytes offered for a reply with capabilities."""
 _REGION_SIZE = wire.REGION_MESSAGE.size
 
 
@@ -43,6 +47,14 @@ class RegionInfo:
     size: int
     offset: int
     capabilities: bytes = b""
+
+
+@dataclass(frozen=True)
+class MappedArea:
+    """A part of a region, from `offset` on, that the server shares."""
+
+    offset: int
+    content: mmap.mmap
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,14 @@ DEFAULT_CAPABILITIES: dict[str, Any] = {
     "pgsizes": wire.DEFAULT_PGSIZES,
 }
 """What `negotiate` proposes: the keys and values of QEMU, without migration."""
+
+
+CLOUD_HYPERVISOR: dict[str, Any] = {
+    "max_msg_fds": 8,
+    "max_data_xfer_size": wire.MAX_DATA_XFER_SIZE,
+    "migration": {"pgsize": wire.DEFAULT_PGSIZES},
+}
+"""What Cloud Hypervisor proposes, as version 0.1."""
 
 
 class VfioUserClient(ClientConnection):
@@ -156,6 +176,26 @@ class VfioUserClient(ClientConnection):
         reply = self.request(wire.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
         _, flags, regions, irqs = wire.DEVICE_INFO.unpack_from(reply.payload)
         return flags, regions, irqs
+
+    def map_region(self, index: int) -> list[MappedArea]:
+        """Map what the server lets a client map of a region, as Cloud Hypervisor does."""
+        reply = self.request(wire.DEVICE_GET_REGION_INFO, wire.REGION_INFO.pack(_ROOM, 0, index, 0, 0, 0))
+        try:
+            _, flags, _, at, _, offset = wire.REGION_INFO.unpack_from(reply.payload)
+            if not flags & wire.REGION_FLAG_MMAP:
+                return []
+            (fd,) = reply.fds
+            while at:
+                kind, _, following, count, _ = wire.SPARSE_MMAP.unpack_from(reply.payload, at)
+                if kind == wire.SPARSE_MMAP_ID:
+                    content = memoryview(reply.payload)[at + wire.SPARSE_MMAP.size :]
+                    areas = wire.SPARSE_MMAP_AREA.iter_unpack(content[: count * wire.SPARSE_MMAP_AREA.size])
+                    return [MappedArea(begin, mmap.mmap(fd, size, offset=offset + begin)) for begin, size in areas]
+                at = following
+            raise VfioUserError(f"region {index} can be mapped, and no area is named")
+        finally:
+            for fd in reply.fds:
+                os.close(fd)
 
     def region_info(self, index: int, *, argsz: int = wire.REGION_INFO.size) -> RegionInfo:
         """DEVICE_GET_REGION_INFO; asks again with the larger argsz where the region has capabilities."""

@@ -37,6 +37,8 @@ from .wire import (
     MAX_DATA_XFER_SIZE,
     MAX_WRITE_MULTI,
     REGION_ACCESS,
+    REGION_FLAG_CAPS,
+    REGION_FLAG_MMAP,
     REGION_FLAG_READ,
     REGION_FLAG_WRITE,
     REGION_INFO,
@@ -44,6 +46,9 @@ from .wire import (
     REGION_READ,
     REGION_WRITE,
     REGION_WRITE_MULTI,
+    SPARSE_MMAP,
+    SPARSE_MMAP_AREA,
+    SPARSE_MMAP_ID,
     WRITE_MULTI_COUNT,
     WRITE_MULTI_ENTRY,
 )
@@ -66,7 +71,7 @@ class Commands:
     """The commands as one client may give them; `handlers` is the table.
 
     `complain` logs a fault of the client's that gets no error reply; `fault` logs the exception being handled, which is
-    our own, as the failure of a command.
+    our own, as the failure of a command. `send_fd` sends a descriptor along with the reply that is being made.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Commands:
         wait: Wait,
         complain: Callable[[str], None],
         fault: Callable[[int], None],
+        send_fd: Callable[[int], None],
     ) -> None:
         self._function: Final = function
         self._memory: Final = memory
@@ -87,6 +93,7 @@ class Commands:
         self._complain: Final = complain
         self._unshared: Final = UnsharedRanges(complain, is_private)
         self._fault: Final = fault
+        self._send_fd: Final = send_fd
         self.handlers: Final[dict[int, Handler]] = {
             DMA_MAP: self._dma_map,
             DMA_UNMAP: self._dma_unmap,
@@ -127,7 +134,16 @@ class Commands:
         region: int = REGION_INFO.unpack_from(payload)[2]
         size = self._function.region_size(_region(region))
         flags = REGION_FLAG_READ | REGION_FLAG_WRITE if size else 0
-        return REGION_INFO.pack(REGION_INFO.size, flags, region, 0, size, 0)
+        area = self._function.shared_area(region)
+        if area is None:
+            return REGION_INFO.pack(REGION_INFO.size, flags, region, 0, size, 0)
+        flags |= REGION_FLAG_MMAP | REGION_FLAG_CAPS
+        capability = SPARSE_MMAP.pack(SPARSE_MMAP_ID, 1, 0, 1, 0) + SPARSE_MMAP_AREA.pack(area.offset, area.size)
+        needed = REGION_INFO.size + len(capability)
+        if int.from_bytes(payload[:4], "little") < needed:
+            return REGION_INFO.pack(needed, flags, region, 0, size, 0)  # the client asks again, with room
+        self._send_fd(area.fd)
+        return REGION_INFO.pack(needed, flags, region, REGION_INFO.size, size, 0) + capability
 
     def _get_region_io_fds(self, payload: bytes, fds: list[int]) -> bytes:
         _at_least(payload, REGION_IO_FDS)

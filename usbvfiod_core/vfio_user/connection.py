@@ -207,17 +207,32 @@ class Connection:
         """Send what the socket takes; True if that was all."""
         output = self._output
         try:
-            sent = self._socket.send(output, _SEND)
+            sent = self._send_with_fd() if self.session.output_fds else self._socket.send(output, _SEND)
         except BlockingIOError:
             return not output
         except OSError:
             output.clear()  # the client is gone; reading says so
+            self.session.output_fds.clear()
             return True
         if sent < len(output):
             del output[:sent]
             return False
         output.clear()
         return True
+
+    def _send_with_fd(self) -> int:
+        """Send what comes before the next reply that has a descriptor; or that reply, and what follows it up to the
+        next one. A descriptor arrives with the first byte that is sent with it."""
+        fds, output = self.session.output_fds, bytes(self._output)
+        start, fd = fds[0]
+        if start:
+            sent = self._socket.send(output[:start], _SEND)
+        else:
+            stop = fds[1][0] if len(fds) > 1 else len(output)
+            sent = socket.send_fds(self._socket, [output[:stop]], [fd], _SEND)
+            del fds[0]
+        fds[:] = [(at - sent, fd) for at, fd in fds]
+        return sent
 
     def _writable(self) -> None:
         if self._flush():

@@ -105,6 +105,7 @@ class Session:
             wait=self._wait,
             complain=self._complain,
             fault=self._fault,
+            send_fd=self._send_fd,
         )
         self._close_fd: Final = close_fd
         self._resume: Final = resume
@@ -115,6 +116,8 @@ class Session:
         """Who the client is; None until it has said VERSION."""
         self.output = bytearray()
         """Replies to send, in order; little more than one message's. The transport deletes what it has sent."""
+        self.output_fds: list[tuple[int, int]] = []
+        """Where in `output` a reply begins that has a descriptor, and the descriptor, which stays its owner's."""
         self.space: memoryview
         """Where to receive to; never empty while `process` has returned False."""
         self.partial = False
@@ -303,6 +306,9 @@ class Session:
         self._fence = REGISTERS_SIZE - 4
         self._introduced()
         return reply
+
+    def _send_fd(self, fd: int) -> None:
+        self.output_fds.append((len(self.output), fd))
 
     def _wait(self, begin: Callable[[Callable[[], object]], object], finish: Callable[[], bytes]) -> bytes | None:
         """Reply with `finish()` once `begin` is done, which may be at once; None if later."""

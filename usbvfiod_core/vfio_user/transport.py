@@ -46,7 +46,9 @@ class Server:
 
     `on_drained` is called after every batch of messages, when all replies are sent: the place to do the work they asked
     for. `on_ended` is called after each client, when its maps and interrupts are dropped. `on_closed` is called when no
-    client can come any more because `fd` was a connected socket that has ended. All on the loop's thread.
+    client can come any more because `fd` was a connected socket that has ended. `shares` says of a client, by its name,
+    whether it may map registers.
+    All on the loop's thread.
 
     `look` is how a client's memory map is looked into, see `peer`.
     """
@@ -65,6 +67,7 @@ class Server:
         on_closed: Callable[[], object] | None = None,
         message_deadline: float = MESSAGE_DEADLINE,
         look: Look = is_private,
+        shares: Callable[[str], bool] = lambda client: False,
     ) -> None:
         if (path is None) == (fd is None):
             raise ConfigError("a server needs either a socket path or a file descriptor")
@@ -80,6 +83,7 @@ class Server:
         self._access: Final = access
         self._message_deadline: Final = message_deadline
         self._look: Final = look
+        self._shares: Final = shares
         self._own: SocketPath | None = None
         self._listener: socket.socket | None = None
         self._connection: Connection | None = None
@@ -203,6 +207,10 @@ class Server:
         client = self.client
         assert client is not None
         log.info("a client has connected: %s (process %d)", f"{client.name} {client.version}".strip(), client.pid)
+        try:
+            self._function.controller.share(self._shares(client.name))
+        except OSError as error:
+            log.warning("the client cannot map the interrupters' registers, and goes on by messages: %s", error)
 
     def _client_gone(self, reason: str | None) -> None:
         connection = self._connection

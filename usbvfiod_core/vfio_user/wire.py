@@ -116,6 +116,12 @@ REGION_FLAG_READ: Final = 0x1
 REGION_FLAG_WRITE: Final = 0x2
 REGION_FLAG_MMAP: Final = 0x4
 REGION_FLAG_CAPS: Final = 0x8
+SPARSE_MMAP: Final = Struct("<HHIII")
+"""A capability of a region (struct vfio_region_info_cap_sparse_mmap): id, version, offset of the next capability,
+number of areas, and a reserved dword; then the areas, which may be mapped."""
+SPARSE_MMAP_ID: Final = 1
+SPARSE_MMAP_AREA: Final = Struct("<QQ")
+"""offset into the region, size."""
 
 # -- VFIO_USER_DEVICE_GET_REGION_IO_FDS -----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
+from ..shared_area import SharedArea
 from ..usb.device import Device, Loop, Timer
 from . import registers as reg
 from . import spec
@@ -90,6 +91,7 @@ class Controller:
         self._commands = CommandRing(registers, memory, self)
         self.post = self.interrupters.post
         self.deliver_interrupts = self.interrupters.deliver
+        self.share = self.interrupters.share
         self.has_port = self.hub.has_port
         self.device_at = self.hub.device_at
         self.counters_at = self.hub.counters_at
@@ -131,6 +133,7 @@ class Controller:
 
     def _doorbell(self, slot_id: int, value: int) -> None:
         """5.6: ignored while halted or halting, for a slot that is not enabled, and for an endpoint that is not."""
+        self.interrupters.look_again()
         if not self._fetching:
             return
         if slot_id:
@@ -253,6 +256,11 @@ class Controller:
         if self._reset_due:
             self._reset_due = False
             self._drain_for_reset()
+
+    @property
+    def shared(self) -> SharedArea | None:
+        """The registers that the client may map."""
+        return self.interrupters.shared
 
     @property
     def pending_interrupts(self) -> int:

@@ -74,6 +74,10 @@ class EventRing:
             return False
         return True
 
+    def begins_at(self, erdp: int) -> bool:
+        """Whether this is its first entry."""
+        return bool(self._segments) and self._segments[0].address == erdp
+
     @property
     def empty(self) -> bool:
         """Whether the driver has taken every event."""

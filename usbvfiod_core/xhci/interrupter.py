@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..memory import GuestMemory
 from ..usb.device import Loop, Timer
 from . import registers as reg
 from . import spec
@@ -34,13 +33,13 @@ class Interrupter:
         self,
         index: int,
         registers: reg.RegisterFile,
-        memory: GuestMemory,
+        ring: EventRing,
         loop: Loop,
         interrupt: Callable[[int], bool],
         dirty: Callable[[Interrupter], None],
     ) -> None:
         self.index = index
-        self.ring = EventRing(memory)
+        self.ring = ring
         self.queued = False
         """Whether it waits for its `flush`; kept by the controller."""
         self._registers = registers
@@ -98,8 +97,7 @@ class Interrupter:
     def check_shared(self) -> None:
         """Raises UnsharedMemoryError if the client does not share the memory of the event ring that the registers name,
         or of its table."""
-        count = min(self._dwords[self._erstsz] & spec.ERSTSZ_MASK, ERST_MAX)
-        self.ring.check_shared(self._pointer(self._erstba) & ~0x3F, count)
+        self.ring.check_shared(*self._table())
 
     def run_started(self) -> None:
         """USBCMD.RS was set: read the segment table that was set while halted, in whatever order (5.5.2.3.2)."""
@@ -119,7 +117,7 @@ class Interrupter:
             ring, self._pending = self._saved
             self._new_table = False
             self.ring.restore(ring)
-            self.ring.move_dequeue(self._pointer(self._erdp) & ~0xF)
+            self.ring.move_dequeue(self._dequeue())
 
     def flush(self) -> None:
         """Do what register writes have asked for, and interrupt if it is due. Raises GuestMemoryError."""
@@ -128,11 +126,11 @@ class Interrupter:
             self._set_up()
         if self._moved:
             self._moved = False
-            ring.move_dequeue(self._pointer(self._erdp) & ~0xF)
+            ring.move_dequeue(self._dequeue())
             if ring.held:
                 ring.release()
                 self._pending = True
-        if not self._pending or self._dwords[self._erdp] & spec.ERDP_EHB:
+        if not self._pending or self._busy():
             return
         if ring.empty:
             self._pending = False
@@ -146,22 +144,20 @@ class Interrupter:
                 return
             self._not_before = now + interval * IMOD_UNIT
         self._pending = False
-        self._dwords[self._iman] |= spec.IMAN_IP
-        self._dwords[self._erdp] |= spec.ERDP_EHB
+        self._set_ip()
         self._dwords[_USBSTS] |= spec.USBSTS_EINT
         self.deliver()
 
     @property
     def asserted(self) -> bool:
         """IP is set, and IE and USBCMD.INTE allow it to be told (4.17.5)."""
-        allowed = self._dwords[_USBCMD] & spec.USBCMD_INTE
-        return bool(allowed) and self._dwords[self._iman] & _ASSERTED == _ASSERTED
+        return self._allowed and self._dwords[self._iman] & _ASSERTED == _ASSERTED
 
     def deliver(self) -> None:
         """Send the message if IP is set and allowed; called when IP, IE or USBCMD.INTE becomes set, or when there has
         come a way for it. A message clears IP (4.17.5); without one IP is the driver's to clear."""
         if self.asserted and self._interrupt(self.index):
-            self._dwords[self._iman] &= ~spec.IMAN_IP
+            self._clear_ip()
 
     # -- registers -----------------------------------------------------------------------------------------------
 
@@ -206,15 +202,38 @@ class Interrupter:
         """HCH is clear. While it is set, guest memory is left alone: the driver may have written half an address."""
         return not self._dwords[_USBSTS] & spec.USBSTS_HCH
 
+    @property
+    def _allowed(self) -> bool:
+        """USBCMD.INTE."""
+        return bool(self._dwords[_USBCMD] & spec.USBCMD_INTE)
+
     def _pointer(self, index: int) -> int:
         return self._dwords[index] | self._dwords[index + 1] << 32
 
+    def _table(self) -> tuple[int, int]:
+        """Address of the segment table, and its segments."""
+        count = min(self._dwords[self._erstsz] & spec.ERSTSZ_MASK, ERST_MAX)
+        return self._pointer(self._erstba) & ~0x3F, count
+
+    def _dequeue(self) -> int:
+        return self._pointer(self._erdp) & ~0xF
+
+    def _busy(self) -> bool:
+        """The driver handles an interrupt, and has not said that it has finished."""
+        return bool(self._dwords[self._erdp] & spec.ERDP_EHB)
+
+    def _set_ip(self) -> None:
+        self._dwords[self._iman] |= spec.IMAN_IP
+        self._dwords[self._erdp] |= spec.ERDP_EHB
+
+    def _clear_ip(self) -> None:
+        self._dwords[self._iman] &= ~spec.IMAN_IP
+
     def _set_up(self) -> None:
         self._new_table = False
-        count = min(self._dwords[self._erstsz] & spec.ERSTSZ_MASK, ERST_MAX)
-        self.ring.set_up(self._pointer(self._erstba) & ~0x3F, count)
+        self.ring.set_up(*self._table())
         # SeaBIOS and FreeBSD write ERDP before ERSTBA.
-        self.ring.move_dequeue(self._pointer(self._erdp) & ~0xF)
+        self.ring.move_dequeue(self._dequeue())
         self.ring.release()
 
     def _interval_over(self) -> None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
+from ..shared_area import SharedArea
 from ..usb.device import Loop
 from . import registers as reg
 from . import spec
+from .event_ring import EventRing
 from .interrupter import Interrupter
 
-_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+if TYPE_CHECKING:
+    from ..shared_page import SharedPage
+    from .shared_interrupter import SharedInterrupter
+
+_USBSTS_OFFSET = reg.OPERATIONAL_BASE + spec.USBSTS
+_USBSTS = _USBSTS_OFFSET >> 2
+_Kind = TypeVar("_Kind", bound=Interrupter)
 
 
 class Interrupters:
@@ -38,8 +47,58 @@ class Interrupters:
         """Those for which `flush` is wanted; always the same list."""
         self.blocked = False
         """Whether an event ring is full, so that nothing new may be fetched (4.9.4)."""
-        self._all = [Interrupter(index, registers, memory, loop, interrupt, self._look_at) for index in range(count)]
+        self._rings = [EventRing(memory) for _ in range(count)]
+        self._registers = registers
+        self._loop = loop
+        self._interrupt = interrupt
+        self._page: SharedPage | None = None
+        self._shared: list[SharedInterrupter] = []
+        self._all: list[Interrupter] = []
+        self._make(Interrupter)
+
+    def _make(self, kind: type[_Kind]) -> list[_Kind]:
+        made = [
+            kind(index, self._registers, ring, self._loop, self._interrupt, self._look_at)
+            for index, ring in enumerate(self._rings)
+        ]
+        self._all = list(made)
         self.primary = self._all[0]
+        return made
+
+    @property
+    def shared(self) -> SharedArea | None:
+        """The page of their registers, if a client may map it."""
+        return self._page.area if self._page is not None else None
+
+    def share(self, wanted: bool) -> None:
+        """Let the client that has come map their registers, or not. Called in the power-on state. Raises OSError."""
+        if wanted is (self._page is not None):
+            return
+        self.dirty.clear()
+        writers = self._registers.writers
+        if self._page is not None:
+            page, self._page, self._shared = self._page, None, []
+            page.close()
+            del writers[_USBSTS_OFFSET]
+            self._make(Interrupter)
+        else:
+            from ..shared_page import SharedPage
+            from .shared_interrupter import SharedInterrupter
+
+            self._page = SharedPage(self._registers.bytes, reg.INTERRUPTER_PAGE)
+            writers[_USBSTS_OFFSET] = self._write_usbsts
+            self._shared = self._make(SharedInterrupter)
+
+    def look_again(self) -> None:
+        """The guest has done something: what waits for registers that it writes without a message is looked at."""
+        for interrupter in self._shared:
+            interrupter.look_again()
+
+    def _write_usbsts(self, value: int) -> None:
+        self._registers.store_masked(_USBSTS_OFFSET, value)
+        if value & spec.USBSTS_EINT:
+            for interrupter in self._shared:
+                interrupter.acknowledged()
 
     def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:
         """Publish an event, `control` without its cycle bit, on an interrupter; the primary one stands in for one that

@@ -8,15 +8,18 @@ there is no second map that could drift from the first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from mmap import mmap
 from typing import NamedTuple
 
 from . import spec
 
 OPERATIONAL_BASE = 0x40
-RUNTIME_BASE = 0x1800
-"""Behind the registers of the last port that there can be."""
-DOORBELL_BASE = 0x2000
-REGISTER_SPACE = 0x3000
+INTERRUPTER_PAGE = 0x2000
+"""All interrupters' registers and nothing else: a page that a client may map."""
+RUNTIME_BASE = INTERRUPTER_PAGE - spec.INTERRUPTERS
+"""MFINDEX is in the page before."""
+DOORBELL_BASE = 0x3000
+REGISTER_SPACE = 0x4000
 """Bytes of BAR0 that belong to the controller."""
 
 MIN_SLOTS = 64
@@ -122,8 +125,8 @@ class RegisterFile:
         if min(usb2_ports, usb3_ports) < 1 or ports > spec.MAX_PORTS:
             raise ValueError(f"a controller has at least one port of each kind, and up to {spec.MAX_PORTS} in all")
         self.max_slots = max(MIN_SLOTS, ports)
-        self._bytes = bytearray(REGISTER_SPACE)
-        self.dwords = memoryview(self._bytes).cast("I")
+        self.bytes = mmap(-1, REGISTER_SPACE)
+        self.dwords = memoryview(self.bytes).cast("I")
         self.writers: dict[int, Callable[[int], None]] = {}
         self.readers: dict[int, Callable[[], int]] = {}
         self._rows = {offset: register for _, offset, register in register_map(ports, interrupters)}
@@ -146,7 +149,7 @@ class RegisterFile:
             reader = self.readers.get(at)
             if reader is not None:
                 self.dwords[at >> 2] = reader()
-        return int.from_bytes(self._bytes[max(offset, 0) : offset + size], "little")
+        return int.from_bytes(self.bytes[max(offset, 0) : offset + size], "little")
 
     def write(self, offset: int, value: int, size: int) -> None:
         """Write `size` bytes at `offset` as a driver does; a wider or narrower access is split into dwords.

@@ -24,35 +24,35 @@ def test_sizes() -> None:
 
 def test_pages_of_bar0() -> None:
     pci, controller = function()
-    controller.registers[:] = b"\x11" * 0x3000
-    pci.write_region(0, 0x3000, b"\x22" * 128)
+    controller.registers[:] = b"\x11" * 0x4000
+    pci.write_region(0, 0x4000, b"\x22" * 128)
     pci.write_region(7, 0x72, b"\0\x80")
     controller.interrupt(4)
     whole = pci.read_region(0, 0, BAR0_SIZE)
-    assert whole[:0x3000] == b"\x11" * 0x3000
-    assert whole[0x3000:0x4000] == (b"\x22" * 128).ljust(0x1000, b"\0")
-    assert whole[0x4000:0x5000] == b"\x10".ljust(0x1000, b"\0")
-    assert whole[0x5000:] == bytes(0x3000)
+    assert whole[:0x4000] == b"\x11" * 0x4000
+    assert whole[0x4000:0x5000] == (b"\x22" * 128).ljust(0x1000, b"\0")
+    assert whole[0x5000:0x6000] == b"\x10".ljust(0x1000, b"\0")
+    assert whole[0x6000:] == bytes(0x2000)
 
 
 def test_an_access_across_the_pages() -> None:
     pci, controller = function()
-    pci.write_region(0, 0x2FFE, b"abcd")
-    assert controller.writes == [(0x2FFE, 0x6261, 2)]
-    assert pci.read_region(0, 0x2FFE, 4) == b"abcd"
     pci.write_region(0, 0x3FFE, b"abcd")
-    assert pci.read_region(0, 0x3FFE, 4) == bytes(4)
+    assert controller.writes == [(0x3FFE, 0x6261, 2)]
+    assert pci.read_region(0, 0x3FFE, 4) == b"abcd"
+    pci.write_region(0, 0x4FFE, b"abcd")
+    assert pci.read_region(0, 0x4FFE, 4) == bytes(4)
     pci.write_region(0, 0, b"\xff" * BAR0_SIZE)
-    assert pci.read_region(0, 0x3000, 130) == b"\xff" * 128 + bytes(2)
-    assert pci.read_region(0, 0x4000, 8) == bytes(8)
+    assert pci.read_region(0, 0x4000, 130) == b"\xff" * 128 + bytes(2)
+    assert pci.read_region(0, 0x5000, 8) == bytes(8)
 
 
 def test_the_pending_bit_array_cannot_be_written() -> None:
     pci, controller = function()
     pci.write_region(7, 0x72, b"\0\x80")
     controller.interrupt(0)
-    pci.write_region(0, 0x4000, b"\xff" * 8)
-    assert pci.read_region(0, 0x4000, 8) == b"\1" + bytes(7)
+    pci.write_region(0, 0x5000, b"\xff" * 8)
+    assert pci.read_region(0, 0x5000, 8) == b"\1" + bytes(7)
 
 
 @pytest.mark.parametrize("region", range(9))
@@ -94,7 +94,7 @@ def test_reset_waits_for_the_controller() -> None:
     controller.interrupt(1)
     done: list[bool] = []
     pci.reset(lambda: done.append(True))
-    assert (controller.bus_master, pci.read_region(0, 0x4000, 8)) == (False, bytes(8))
+    assert (controller.bus_master, pci.read_region(0, 0x5000, 8)) == (False, bytes(8))
     assert pci.read_region(7, 4, 4) == b"\0\0\x10\0"
     assert done == []
     controller.waiting[0]()
@@ -120,7 +120,7 @@ def test_the_pending_bit_array_is_read_as_bytes() -> None:
     pci, controller = function()
     pci.write_region(7, 0x72, b"\0\x80")
     controller.interrupt(0, 7)
-    assert pci.read_region(0, 0x4000, 8) == bytes([0x81, 0, 0, 0, 0, 0, 0, 0])
+    assert pci.read_region(0, 0x5000, 8) == bytes([0x81, 0, 0, 0, 0, 0, 0, 0])
     assert pci.read_region(0, 0x4001, 4) == bytes(4)
 
 
@@ -137,8 +137,8 @@ def test_registers_are_memory_in_any_width(offset: int, data: bytes) -> None:
     """Every access is split into aligned ones (the fake checks that), and none is lost or made up."""
     pci, controller = function()
     pci.write_region(0, offset, data)
-    expected = bytearray(0x3000)
-    inside = data[: max(0x3000 - offset, 0)]
+    expected = bytearray(0x4000)
+    inside = data[: max(0x4000 - offset, 0)]
     expected[offset : offset + len(inside)] = inside
     assert controller.registers == expected
     assert sum(size for _, _, size in controller.accesses) == len(inside)
