@@ -100,7 +100,8 @@ class BesideLab:
             yield ports
 
     def _start(self) -> Running:
-        command = f"python3 -m usbvfiod_core --socket-path {PLACE}/usb.sock --control-path {CONTROL}"
+        # The guest's memory is there the memory of a PCI device, a file of sysfs.
+        command = f"python3 -m usbvfiod_core --any-memory-file --socket-path {PLACE}/usb.sock --control-path {CONTROL}"
         self.lab.run(f"rm -rf {PLACE}; mkdir {PLACE}")
         running = self.lab.start(f"echo $$ > {PLACE}/pid; exec {command} 2> {PLACE}/log")
         self.lab.wait_until(f"grep 'serving on' {PLACE}/log", START_TIMEOUT)
