@@ -9,7 +9,7 @@ PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 STAMP := $(VENV)/usbvfiod.stamp
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
-.PHONY: help demo install uninstall deb release test test-long vm bench docs recording lint clean
+.PHONY: help demo install uninstall deb release test test-long fuzz coverage vm bench docs recording lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
@@ -18,6 +18,8 @@ help:
 	@echo "make release    wheels, source distributions, checksums and a bill of materials, in dist"
 	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
 	@echo "make test-long  the long loops as well"
+	@echo "make fuzz       what may be hostile does anything, each target for EACH=60 seconds; TARGETS="client control" chooses"
+	@echo "make coverage   branches of the controller and the vfio-user server that tests and corpora reach"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
 	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables, and pages of the API into build/api"
@@ -62,6 +64,15 @@ test: $(STAMP)
 test-long: $(STAMP)
 	@! command -v cargo >/dev/null || $(RUN) -m tests.crate.client
 	$(RUN) -m pytest -rs
+
+fuzz: $(STAMP)
+	$(RUN) -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[fuzz]'
+	$(RUN) -m tests.fuzz --seconds $(or $(EACH),60) $(TARGETS)
+
+coverage: $(STAMP)
+	$(RUN) -m coverage run --branch --source=usbvfiod_core/xhci,usbvfiod_core/vfio_user --data-file=build/coverage \
+		-m pytest -q -p no:cacheprovider -m "not long" tests/unit/xhci tests/protocol tests/stateful tests/fuzz
+	$(RUN) -m coverage report --data-file=build/coverage --show-missing --skip-covered --fail-under=95
 
 vm: $(STAMP)
 	$(RUN) tests/vm/prepare.py

@@ -1,5 +1,5 @@
-"""For all tests: which are collected here, in which order and beside which, how long they may take, and that they leave
-logging as they found it.
+"""For all tests: which are collected here, in which order and beside which, how long they may take, that they leave
+logging as they found it, and that none hides an exception that the code logs.
 
 Tests in directories named `lab` need the lab (tests/vm/lab.py): Linux with USB devices that may be broken. Elsewhere
 they are not even collected; tests/vm/test_lab.py runs them there, as part of the whole suite.
@@ -8,12 +8,14 @@ they are not even collected; tests/vm/test_lab.py runs them there, as part of th
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.heard import Heard, told
 from usbvfiod_core.testing.limits import SCALE, scaled
 
 IN_LAB = "usbvfiod.lab" in Path("/proc/cmdline").read_text().split()
@@ -85,3 +87,15 @@ def loggers() -> list[logging.Logger]:
     """All that there are."""
     made = logging.Logger.manager.loggerDict.values()
     return [logging.getLogger(), *(logger for logger in made if isinstance(logger, logging.Logger))]
+
+
+@pytest.fixture(autouse=True)
+def nothing_hidden(request: pytest.FixtureRequest, logging_as_it_was: None) -> Iterator[None]:
+    """A test fails if an exception was logged while it ran (see `heard.is_fault`), unless it says that it provokes it:
+    `@pytest.mark.faults(PATTERN, ...)`, of which one must be found in each. What nobody has taken, pytest reports."""
+    with Heard(unraisable=False) as heard:
+        yield
+    patterns = [pattern for marker in request.node.iter_markers("faults") for pattern in marker.args]
+    unexpected = [text for text in map(told, heard.faults) if not any(re.search(each, text) for each in patterns)]
+    if unexpected:
+        pytest.fail("logged, and not expected by @pytest.mark.faults:\n" + "\n".join(unexpected), pytrace=False)

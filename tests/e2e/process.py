@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.heard import no_traceback
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 COMMAND = (sys.executable, "-m", "usbvfiod_core")
@@ -19,7 +20,8 @@ _SLOWNESS = re.compile(r": warning: plugin .* took [0-9.]+ s( to load)?$")
 
 
 class ServerProcess:
-    """`usbvfiod` with `arguments`. `wait_ready` waits until it serves; leaving `with` ends it, whatever its state."""
+    """`usbvfiod` with `arguments`. `wait_ready` waits until it serves; leaving `with` ends it, whatever its state.
+    The test fails if it has logged an exception, unless `tracebacks` says that this is what the test provokes."""
 
     def __init__(
         self,
@@ -30,7 +32,9 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         socket_path: Path | None = None,
         command: Sequence[str | Path] = COMMAND,
+        tracebacks: bool = False,
     ) -> None:
+        self._tracebacks = tracebacks
         self.log_path = directory / "server.log"
         self.socket_path = socket_path or directory / "usb.sock"
         if not pass_fds:
@@ -55,6 +59,8 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        if error is None and not self._tracebacks:
+            no_traceback(self.log)
 
     @property
     def log(self) -> str:

@@ -191,7 +191,9 @@ def enumerate_all(driver: object) -> dict[int, UsbDevice]:
 
 @pytest.mark.parametrize("where", ["submit", "twice", "reset", "close"])
 def test_a_rude_device_harms_nobody_else(where: str, serve: Serve, rude: dict[str, str], image: Path) -> None:
-    server = serve("--device", f"rude:{where}", "--device", f"virtual:flash?image={image}", environment=rude)
+    server = serve(
+        "--device", f"rude:{where}", "--device", f"virtual:flash?image={image}", environment=rude, tracebacks=True
+    )
     with guest(server) as driver:
         disk = MassStorage(driver.enumerate(9))
         if where != "reset":
@@ -296,7 +298,7 @@ def test_who_insists_on_a_device_is_not_served_without(more: str, run: Run, tmp_
 
 
 def test_a_device_that_never_opens_does_not_keep_the_server(tmp_path: Path, rude: dict[str, str]) -> None:
-    with ServerProcess(tmp_path, ["--device", "rude:hang"], environment=rude) as server:
+    with ServerProcess(tmp_path, ["--device", "rude:hang"], environment=rude, tracebacks=True) as server:
         server.wait_for(lambda: "takes long to open" in server.log)
         assert server.terminate() == 0
         assert "does not open" in server.log

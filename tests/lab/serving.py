@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.heard import no_traceback
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
@@ -81,3 +82,4 @@ class Served:
         code = self.process.wait(PATIENCE)
         print(self.log.read_text())
         assert code == 0
+        no_traceback(self.log.read_text())

@@ -108,6 +108,7 @@ def test_done_twice_or_late_answers_once(client: RawClient, slow: Serving) -> No
     assert client.alive()
 
 
+@pytest.mark.faults("failed by a fault of the server's own")
 def test_a_fault_of_our_own_costs_one_message(
     client: RawClient, serving: Serving, memfd: int, caplog: pytest.LogCaptureFixture
 ) -> None:

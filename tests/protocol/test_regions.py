@@ -170,6 +170,7 @@ class TestWriteMulti:
         assert [offset for offset, _, _ in serving.controller.writes] == [0x20]
 
 
+@pytest.mark.faults("failed by a fault of the server's own")
 class TestOurOwnFaults:
     """A controller that raises costs the message, is logged, and the client gets replies of the length it waits for."""
 

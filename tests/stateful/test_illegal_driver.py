@@ -7,9 +7,7 @@ works, or the controller has stopped, says so, and works again after a reset.
 from __future__ import annotations
 
 import gc
-import logging
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import strategies as st
@@ -253,14 +251,6 @@ class IllegalDriver(RuleBasedStateMachine):
         pipe.submit(length=16)
         if not rig.usbsts & STOPPED:
             assert len(self.other.submitted) == submitted + 1
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """What a maltreated controller has to say is no news here."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def test_an_illegal_driver() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.heard import no_traceback
 from tests.vm.guest import vfio_user_arguments
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.limits import PATIENCE
@@ -71,7 +72,10 @@ class UsbvfiodServer:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+        log = self.log()
         shutil.rmtree(self.directory)
+        if value is None:
+            no_traceback(log)
 
     @property
     def arguments(self) -> list[str]:

@@ -175,15 +175,21 @@ class StepLoop:
             if key.fd == self._wake:
                 os.eventfd_read(self._wake)
                 continue
-            for event, (callback, args) in list(key.data.items()):
+            for event, call in list(key.data.items()):
                 if events & event:
-                    self._ready.append((callback, args))
+                    self._ready.append((self._event, (key.fd, event, call)))
         now = self.time()
         while self._timers and self._timers[0][0] <= now:
             _, _, timer = heapq.heappop(self._timers)
             if not timer.cancelled:
                 timer.cancelled = True
                 self._ready.append((timer.callback, timer.args))
+
+    def _event(self, fd: int, event: int, call: tuple[Callable[..., object], tuple[Any, ...]]) -> None:
+        """Something has happened, unless nobody watches any more: as asyncio's, which cancels it then."""
+        if self._readers.get(fd, {}).get(event) is call:
+            callback, args = call
+            callback(*args)
 
     def _watch(self, fd: int, event: int, call: tuple[Callable[..., object], tuple[Any, ...]] | None) -> bool:
         if fd < 0:

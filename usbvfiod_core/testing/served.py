@@ -103,7 +103,8 @@ class ServerProcess:
     """`usbvfiod` as its users start it: a process that serves on `path`, with the given options.
 
     Returns when the socket is there. Raises UsbvfiodError with what the process printed if it ends instead.
-    `stop` ends it with SIGTERM and returns the exit code.
+    `stop` ends it with SIGTERM and returns the exit code. Leaving `with` stops it, and raises UsbvfiodError if it has
+    logged an exception with its traceback.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = PATIENCE) -> None:
@@ -125,8 +126,10 @@ class ServerProcess:
     def __enter__(self) -> ServerProcess:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.stop()
+        if kind is None and "Traceback" in self.output:
+            raise UsbvfiodError(f"the server has logged an exception:\n{self.output}")
 
     def connect(self, *, ram: GuestRam | None = None, posted: bool = True) -> SocketBus:
         """A bus over a new connection."""

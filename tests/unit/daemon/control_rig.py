@@ -115,10 +115,10 @@ class Talker:
 class ControlRig(Rig):
     """Attachments with a control socket at `path`, on a loop in virtual time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, loop: StepLoop | None = None) -> None:
         super().__init__(WatchedToys())
         self.loop.close()
-        self.loop = StepLoop()
+        self.loop = loop or StepLoop()
         self.attachments = self.make_attachments()
         self.hub.at_once = True
         self.path = directory / "control.sock"
@@ -140,6 +140,7 @@ class ControlRig(Rig):
                     "usb3_ports": 7,
                     "serving": True,
                     "missing": [],
+                    "sandbox": {"mode": "off", "stages": [], "missing": []},
                 },
                 "client": None,
                 "memory": {"shared": 0, "unshared": 0},

@@ -146,6 +146,7 @@ def test_a_device_that_answers_nonsense_is_asked_twice_at_most(fake: FakeDevice,
 
 
 @pytest.mark.parametrize("result", [None, "text", bytes(70_000), 3, [1], b"", b"\x09\x02"])
+@pytest.mark.faults(r"plugin plug0: Wrong\.configuration_descriptor failed")
 def test_an_edit_that_fails_fails_the_request(stack: Stack, result: object, caplog: pytest.LogCaptureFixture) -> None:
     class Wrong(Interceptor):
         def configuration_descriptor(self, raw: bytes) -> bytes:

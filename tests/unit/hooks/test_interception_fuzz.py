@@ -3,9 +3,9 @@ ends twice, none moves outside of its memory, and its order is kept."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,13 +16,18 @@ from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.fake_device import FakeDevice
 from usbvfiod_core.testing.loop import StepLoop
 
+# What the interceptors raise, what is wrong with what they do, and what the device raises.
+pytestmark = pytest.mark.faults(
+    r"plugin any: .*: (RuntimeError: as it likes|TypeError: returned 7|ValueError: )",
+    r"fake device: submit raised[\s\S]*RuntimeError: no$",
+)
+
 ENDPOINTS = {
     0x81: TransferType.BULK,
     0x02: TransferType.BULK,
     0x83: TransferType.INTERRUPT,
     0x04: TransferType.ISOCHRONOUS,
 }
-LOG = logging.getLogger("usbvfiod_core.hooks")
 STATUSES = st.sampled_from([each for each in TransferStatus if each is not TransferStatus.COMPLETED])
 Verb = Callable[[InterceptedTransfer], object]
 
@@ -88,7 +93,6 @@ class Anything(Interceptor):
 class Anyhow(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        LOG.setLevel(logging.CRITICAL)
         self.loop = StepLoop()
         self.fake = FakeDevice()
         self.fake._addresses |= set(ENDPOINTS)
@@ -187,7 +191,6 @@ class Anyhow(RuleBasedStateMachine):
             assert not transfer.faults, (transfer, transfer.faults)
 
     def teardown(self) -> None:
-        LOG.setLevel(logging.NOTSET)
         if not hasattr(self, "bench"):
             self.loop.close()
             return

@@ -164,6 +164,7 @@ def test_a_setup_packet_is_changed(fake: FakeDevice, stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("setup", [SetupPacket(0x40, 7, 1, 2, 8), SetupPacket(0xC0, 7, 1, 2, 9), None])
+@pytest.mark.faults(r"plugin plug0: Setup\.control failed, the transfer fails: ValueError")
 def test_a_setup_packet_keeps_its_data_stage(
     fake: FakeDevice, stack: Stack, setup: SetupPacket | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +325,7 @@ def test_many_pieces_are_no_recursion(fake: FakeDevice, stack: Stack) -> None:
     ],
 )
 @pytest.mark.parametrize("data", [8, b"12345678"])
+@pytest.mark.faults(r"plugin plug0: Bulk\.bulk failed, the transfer fails")
 def test_what_is_nonsense_fails_the_transfer(
     verb: Callable[[InterceptedTransfer], object],
     data: int | bytes,
@@ -350,6 +352,7 @@ def test_what_is_nonsense_fails_the_transfer(
         lambda transfer: setattr(transfer, "status", None),
     ],
 )
+@pytest.mark.faults(r"plugin plug0: Bulk\.(bulk|bulk_completed) failed, the transfer fails")
 def test_what_is_nonsense_on_the_way_up(
     verb: Callable[[InterceptedTransfer], object], fake: FakeDevice, stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -359,6 +362,7 @@ def test_what_is_nonsense_on_the_way_up(
     assert "plugin plug0: " in caplog.text
 
 
+@pytest.mark.faults(r"plugin plug0: Bulk\.bulk failed, the transfer fails: ZeroDivisionError")
 def test_a_fault_is_said_less_and_less_often(fake: FakeDevice, stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
     bench = stack(Bulk(lambda transfer: 1 / 0))
     for _ in range(100):

@@ -146,6 +146,7 @@ def test_a_device_is_pulled_out_by_an_interceptor(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("method", ["was_reset", "closed"])
+@pytest.mark.faults(r"plugin plug0: Diary\.fails failed, which changes nothing: RuntimeError: no")
 def test_faults_in_its_life_change_nothing(
     method: str, fake: FakeDevice, stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:

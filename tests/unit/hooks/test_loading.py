@@ -211,6 +211,7 @@ def test_hooks_get_the_options_of_their_plugin() -> None:
         (lambda register: 1 / 0, "ZeroDivisionError"),
     ],
 )
+@pytest.mark.faults("plugin plug: usbvfiod_register_options failed")
 def test_a_plugin_whose_options_fail_takes_no_part(register: Callable[..., Any], message: str) -> None:
     registry = Registry()
     hooks = {"usbvfiod_register_options": register, "usbvfiod_admit_device": lambda info: "no"}
@@ -222,6 +223,7 @@ def test_a_plugin_whose_options_fail_takes_no_part(register: Callable[..., Any],
 
 
 @pytest.mark.parametrize("answer", [lambda info: 1 / 0, lambda info: "an interceptor", lambda info: Interceptor])
+@pytest.mark.faults("plugin plug: usbvfiod_intercept_device failed: ZeroDivisionError")
 def test_a_device_that_cannot_be_intercepted_is_closed(answer: Callable[..., object]) -> None:
     registry = Registry()
     registry.register(plugin(usbvfiod_intercept_device=answer), "plug")

@@ -228,6 +228,7 @@ def test_every_hook_has_arguments_and_a_contract() -> None:
         assert "exception" in text.lower(), name
 
 
+@pytest.mark.faults("plugin [ac]: usbvfiod_register_backends failed")
 def test_backends_are_registered_and_faults_cost_only_their_plugin(caplog: pytest.LogCaptureFixture) -> None:
     def half(register: Callable[[Backend], None]) -> None:
         register(PileBackend("half"))
@@ -243,6 +244,7 @@ def test_backends_are_registered_and_faults_cost_only_their_plugin(caplog: pytes
 
 
 @pytest.mark.parametrize("backend", [PileBackend("with:colon"), PileBackend(""), PileBackend("-"), "pile", None])
+@pytest.mark.faults("plugin plug: usbvfiod_register_backends failed")
 def test_what_is_no_backend_is_not_registered(backend: Any) -> None:
     registry = Registry()
     taken(registry, usbvfiod_register_backends=lambda register: register(backend))
@@ -277,6 +279,7 @@ def test_admission_takes_the_first_refusal() -> None:
         (lambda info: False, "plugin plug answered False instead of None or a reason"),
     ],
 )
+@pytest.mark.faults("plugin plug: usbvfiod_admit_device failed: ZeroDivisionError")
 def test_admission_fails_closed(answer: Callable[..., object], reason: str) -> None:
     registry = Registry()
     taken(registry, usbvfiod_admit_device=answer)
@@ -302,6 +305,7 @@ def test_wrappers_are_put_on_in_order_and_the_last_is_outermost() -> None:
 
 
 @pytest.mark.parametrize("answer", [lambda device: 1 / 0, lambda device: "a device"])
+@pytest.mark.faults("plugin plug: usbvfiod_wrap_device failed: ZeroDivisionError")
 def test_a_device_that_cannot_be_wrapped_is_closed(answer: Callable[..., object]) -> None:
     registry = Registry()
     taken(registry, usbvfiod_wrap_device=answer)
@@ -327,6 +331,7 @@ def test_a_wrapper_passes_on_what_it_leaves_alone_without_a_call_of_its_own() ->
     assert (inner.log, resets) == (["close"], [1])
 
 
+@pytest.mark.faults("plugin b: usbvfiod_observe_attachments failed: ValueError: blind|plugin b failed 3 times")
 def test_an_observer_that_keeps_failing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
 
@@ -345,6 +350,7 @@ def test_an_observer_that_keeps_failing_is_dropped(caplog: pytest.LogCaptureFixt
     assert "plugin b failed 3 times and is not called any more" in caplog.text
 
 
+@pytest.mark.faults("plugin plug: usbvfiod_observe_attachments failed: ValueError")
 def test_an_observer_that_fails_now_and_then_is_kept() -> None:
     calls: list[int] = []
 
@@ -360,6 +366,9 @@ def test_an_observer_that_fails_now_and_then_is_kept() -> None:
     assert calls == list(range(20))
 
 
+@pytest.mark.faults(
+    "plugin a: there already is a command|plugin b: usbvfiod_register_commands failed: ZeroDivisionError"
+)
 def test_commands_are_added_but_do_not_replace_others(caplog: pytest.LogCaptureFixture) -> None:
     def add(group: click.Group) -> None:
         @group.command("mine")
@@ -383,6 +392,7 @@ def test_commands_are_added_but_do_not_replace_others(caplog: pytest.LogCaptureF
     assert "plugin b: usbvfiod_register_commands failed: ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.faults("plugin plug: usbvfiod_admit_device failed: ValueError: two lines")
 def test_faults_are_one_line_and_the_traceback_is_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
     def fails(info: DeviceInfo) -> str:
         raise ValueError("two\nlines")

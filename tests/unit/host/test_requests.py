@@ -137,6 +137,7 @@ def test_a_configuration_that_is_not_there_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("failure", [TransferStatus.ERROR, TransferStatus.STALL, RuntimeError("a bug")])
+@pytest.mark.faults("scripted: RuntimeError: a bug")
 def test_a_configuration_that_fails_is_a_stall(
     bench: Bench, failure: TransferStatus | Exception, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -109,3 +109,25 @@ def test_a_loop_without_end_is_reported(loop: StepLoop) -> None:
     again()
     with pytest.raises(LoopError, match="still busy"):
         loop.run_ready()
+
+
+def test_who_stops_watching_is_not_called_any_more() -> None:
+    """Even if something has happened already, to two descriptors at a time: found by fuzzing the hotplug socket."""
+    loop, called = StepLoop(), []
+    reading, writing = os.pipe()
+    other, other_writing = os.pipe()
+
+    def first(fd: int, others: int) -> None:
+        called.append(fd)
+        loop.remove_reader(fd)
+        loop.remove_reader(others)
+
+    loop.add_reader(reading, first, reading, other)
+    loop.add_reader(other, first, other, reading)
+    os.write(writing, b"x")
+    os.write(other_writing, b"x")
+    loop.run_ready()
+    assert len(called) == 1
+    loop.close()
+    for fd in (reading, writing, other, other_writing):
+        os.close(fd)

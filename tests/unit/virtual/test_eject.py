@@ -175,6 +175,7 @@ def test_other_devices_are_as_new_as_well(guest: Guest, address: str) -> None:
     assert usb.control_in(read.request_type, read.request, read.value, read.index, len(data)) == bytes(len(data))
 
 
+@pytest.mark.faults("fake device: controller_reset raised")
 def test_a_device_that_fails_at_it_costs_nothing_else(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
     class Bad(FakeDevice):
         def controller_reset(self) -> None:

@@ -151,6 +151,7 @@ def test_ports_that_do_not_fit(bus: DirectBus, speed: Speed, port_id: int, messa
         bus.plug(FakeDevice(USB2), 3)
 
 
+@pytest.mark.faults("fake device: reset raised")
 def test_a_reset_that_raises_ends(hub: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
     it = hub(USB2)
 

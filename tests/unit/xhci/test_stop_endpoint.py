@@ -229,6 +229,7 @@ def test_a_device_that_keeps_a_cancelled_transfer(rig: Rig, caplog: pytest.LogCa
     rig.works()
 
 
+@pytest.mark.faults("fake device: cancel raised")
 def test_a_cancel_that_raises(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     def broken(transfer: object) -> None:
         raise ValueError("a bug in a backend")

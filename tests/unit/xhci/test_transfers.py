@@ -360,6 +360,7 @@ def test_a_buffer_outside_memory_is_a_trb_error(rig: Rig, address: int, in_front
     rig.works()
 
 
+@pytest.mark.faults("fake device: submit raised")
 def test_a_device_that_raises_costs_one_transfer(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     def broken(transfer: Transfer) -> bytes:
         raise ValueError("a bug in a backend")

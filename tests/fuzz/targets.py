@@ -1,0 +1,11 @@
+"""Fuzzing by coverage and by cost: what everybody who may be hostile can send. See `python -m tests.fuzz --help`."""
+
+TARGETS = {
+    "client": "a vfio-user client with real descriptors",
+    "controller": "a guest's driver, with all virtual devices",
+    "control": "clients of the control socket and the hotplug socket",
+    "storage": "a guest with a drive behind the plugin mass-storage-quirks",
+    "descriptors": "what devices and the host's kernel say of devices",
+    "configuration": "what users write",
+}
+"""The modules here that have `play(actions, watch)`."""

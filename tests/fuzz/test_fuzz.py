@@ -1,0 +1,121 @@
+"""What the fuzzers have found worth keeping is played in each run, and some seconds of what chance makes of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.corpus import stored
+from tests.fuzz.engine import Target, generated, load
+from tests.fuzz.inputs import Actions
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.watch import FindError, TooSlowError, Watch, WatchedLoop
+
+SECONDS = 2.0
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Records are looked at when they are made; nobody needs to keep them."""
+    caplog.set_level(logging.WARNING)
+
+
+@pytest.mark.faults("")  # those that a target does not expect are its finds
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_corpus(name: str) -> None:
+    target = Target(load(name))
+    corpus = stored(name)
+    assert corpus
+    for data in corpus:
+        target.once(data)
+    number, end = 0, time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        target.once(generated(name, number, corpus))
+        number += 1
+
+
+@pytest.mark.faults("")
+@pytest.mark.long
+@pytest.mark.parametrize("name", TARGETS)
+def test_by_chance_for_long(name: str) -> None:
+    target, corpus, seed = Target(load(name)), stored(name), random.randrange(1 << 30)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        target.once(generated(name, seed, corpus))
+        seed += 1
+
+
+# -- that they would find something ----------------------------------------------------------------------------------
+
+
+@pytest.mark.faults("")
+def test_an_exception_that_is_only_logged_is_found() -> None:
+    def play(actions: Actions, watch: Watch) -> None:
+        try:
+            raise KeyError("a fault")
+        except KeyError:
+            logging.getLogger("usbvfiod_core.anywhere").exception("it goes on")
+
+    with pytest.raises(FindError, match=r"it goes on[\s\S]*KeyError: 'a fault'"):
+        Target(play).once(b"")
+
+
+def test_an_exception_that_nobody_takes_is_found() -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise KeyError("a fault")
+
+    def play(actions: Actions, watch: Watch) -> None:
+        Broken()
+
+    with pytest.raises(FindError, match="KeyError: 'a fault'"):
+        Target(play).once(b"")
+
+
+def test_a_turn_that_takes_long_is_found() -> None:
+    tries = []
+
+    def play(actions: Actions, watch: Watch) -> None:
+        loop = WatchedLoop(watch)
+        tries.append(loop)
+        try:
+            loop.call_soon(lambda: sum(range(3_000_000)))
+            loop.run_ready()
+        finally:
+            loop.close()
+
+    with pytest.raises(TooSlowError, match="a turn took"):
+        Target(play, 0.002).once(b"")
+    assert len(tries) == 3
+
+
+def test_objects_lines_and_descriptors_are_found(tmp_path: Path) -> None:
+    kept: list[object] = []
+
+    def hoard(actions: Actions, watch: Watch) -> None:
+        kept.extend([each] for each in range(500_000))
+        watch.look()
+
+    def talk(actions: Actions, watch: Watch) -> None:
+        for _ in range(1000):
+            logging.getLogger("usbvfiod_core.anywhere").warning("again")
+
+    def leak(actions: Actions, watch: Watch) -> None:
+        kept.append((tmp_path / "file").open("w"))
+
+    for play, what in ((hoard, "objects were kept"), (talk, "lines of the log"), (leak, "descriptors are left")):
+        with pytest.raises(FindError, match=what):
+            Target(play).once(b"")
+    kept.pop().close()  # type: ignore[attr-defined]
+
+
+def test_the_same_bytes_are_the_same_story() -> None:
+    assert generated("client", 7, [b"abc", b"defg"]) == generated("client", 7, [b"abc", b"defg"])
+    actions = Actions(bytes([5, 1, 250, 1, 2, 3, 4, 3, 9, 9]))
+    assert (actions.below(3), actions.flag(), actions.number(4), actions.some(3)) == (2, True, 0x04030201, b"\x09\x09")
+    assert not actions
+    assert (actions.below(3), actions.number(2), actions.blob(2)) == (0, 0, b"\0\0")
