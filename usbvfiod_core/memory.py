@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 4096
 MAX_REGIONS = 65535
+MAX_FILES = 512
+"""Files that are mapped at a time. Each is a descriptor, of which a process has 1024 unless told otherwise; the others
+are for devices and for the control socket."""
 ADDRESS_LIMIT = 1 << 64
 
 NOTICED_SIZE = 128 << 20
@@ -98,7 +101,7 @@ class GuestMemory:
         """Map `size` bytes at `address`, backed by `fd` from `offset` on; the caller keeps and may close `fd`.
 
         The same mapping again is no error. Raises ClientError: EINVAL for a malformed range or an unsuitable file,
-        EEXIST for an overlap, ENOSPC above MAX_REGIONS, EACCES for a writable map of a read-only file.
+        EEXIST for an overlap, ENOSPC above MAX_REGIONS or MAX_FILES, EACCES for a writable map of a read-only file.
         """
         if size <= 0 or address < 0 or address + size > ADDRESS_LIMIT:
             raise ClientError(errno.EINVAL, f"DMA map {address:#x}+{size:#x} is not a range of 64-bit addresses")
@@ -337,6 +340,10 @@ class GuestMemory:
         known = self._backings.get(key)
         if known is not None and len(known.view) >= needed:
             return known
+        if len(self._backings) >= MAX_FILES:
+            self.settle()
+            if len(self._backings) >= MAX_FILES:
+                raise ClientError(errno.ENOSPC, f"guest memory in more than {MAX_FILES} files")
         try:
             return Backing(fd, key, status.st_size)
         except (OSError, ValueError, OverflowError) as error:

@@ -227,3 +227,25 @@ def test_a_file_on_tmpfs_is_in_memory() -> None:
     with tempfile.TemporaryFile(dir="/dev/shm") as file:
         file.truncate(PAGE_SIZE)
         GuestMemory().map(0, PAGE_SIZE, file.fileno())
+
+
+def test_files_leave_descriptors_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usbvfiod_core.memory.MAX_FILES", 3)
+    memory = GuestMemory()
+
+    def map_file(number: int) -> None:
+        fd = os.memfd_create("one of many")
+        try:
+            os.ftruncate(fd, PAGE_SIZE)
+            memory.map(number * PAGE_SIZE, PAGE_SIZE, fd)
+        finally:
+            os.close(fd)
+
+    for number in range(3):
+        map_file(number)
+    with pytest.raises(ClientError, match="more than 3 files") as caught:
+        map_file(3)
+    assert caught.value.errno == errno.ENOSPC
+    memory.unmap(0, PAGE_SIZE)
+    map_file(3)
+    assert len(memory.regions) == 3
