@@ -174,8 +174,9 @@ class Server:
             return
         try:
             self._confinement.close(self._directories())
-        except ConfigError as error:
-            self._errors.append(error)
+        except Exception as error:
+            reason = f"the sandbox cannot be closed: {type(error).__name__}: {error}"
+            self._errors.append(error if isinstance(error, ConfigError) else ConfigError(reason))
             self.stop()
             return
         self.threads_may_start()
