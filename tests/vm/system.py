@@ -63,7 +63,7 @@ class System(Guest):
         variables = {"PYTHONPATH": ":".join([*path, "/exchange/distributions", "/site"]), "PYTHONUNBUFFERED": "1"}
         variables["USBVFIOD_EXCHANGE"] = str(self.exchange)
         variables[limits.VARIABLE] = str(scaled(SLOWNESS))
-        variables[confinement.VARIABLE] = os.environ.get(confinement.VARIABLE, "")
+        variables[confinement.VARIABLE] = os.environ.get(confinement.VARIABLE, "kill")
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         (self.exchange / "environment").write_text("".join(lines))
 

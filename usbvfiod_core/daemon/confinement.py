@@ -39,7 +39,7 @@ def default_mode() -> str:
     named = os.environ.get(VARIABLE, "")
     if named not in ("", "kill", *MODES):
         raise ConfigError(f"{VARIABLE} is one of {', '.join(MODES)} and kill, not {named!r}")
-    return {"": "off", "kill": "on"}.get(named, named)
+    return {"": "auto", "kill": "on"}.get(named, named)
 
 
 class Confinement:
