@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -63,17 +64,40 @@ def test_help_comes_at_once(run: Run) -> None:
     assert min(taken) < 0.3
 
 
+def processor_seconds(*command: str | Path) -> float:
+    """What a program takes of the processor, the least of five times."""
+    taken = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken)
+
+
+def test_the_version_takes_less_than_the_libraries_alone() -> None:
+    libraries = processor_seconds("-c", "import click, pluggy")
+    assert processor_seconds("-m", "usbvfiod_core", "--version") < libraries
+
+
+def test_an_idle_server_with_three_drives_takes_little_memory(serve: Serve, image: Path) -> None:
+    """Half of it is Python with asyncio, click and pluggy. Without bytecode beside the modules it is a tenth more."""
+    server = serve(*[f"--device=virtual:flash?image={image}&readonly=true"] * 3)
+    assert server.status("RssAnon") < 21_000
+    assert server.status("RssAnon") + server.status("RssFile") < 29_000
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_server_at_once(number: signal.Signals, usb_serve: Serve) -> None:
-    server = usb_serve("--device", "virtual:keyboard")
+def test_a_signal_ends_an_idle_server_at_once(number: signal.Signals, serve: Serve) -> None:
+    server = serve("--device", "virtual:keyboard")
     started = time.monotonic()
     assert server.terminate(number) == 0
     assert time.monotonic() - started < 2
 
 
-def test_it_takes_little_memory_of_its_own(usb_serve: Serve, image: Path) -> None:
+def test_it_takes_little_memory_of_its_own(serve: Serve, image: Path) -> None:
     devices = [f"--device=virtual:flash?image={image}&readonly=true"] * 3
-    server = usb_serve(*devices, "--device=virtual:keyboard", "--device=virtual:loopback")
+    server = serve(*devices, "--device=virtual:keyboard", "--device=virtual:loopback")
     with guest(server) as driver:
         for port in driver.connected_ports():
             usb = driver.enumerate(port.port_id)
@@ -86,14 +110,14 @@ def test_it_takes_little_memory_of_its_own(usb_serve: Serve, image: Path) -> Non
     assert own < 60_000
 
 
-def test_guests_that_are_killed_leave_no_memory_behind(usb_serve: Serve, run: Run, image: Path, tmp_path: Path) -> None:
-    before, after = survive(usb_serve, run, image, tmp_path, 20)
+def test_guests_that_are_killed_leave_no_memory_behind(serve: Serve, run: Run, image: Path, tmp_path: Path) -> None:
+    before, after = survive(serve, run, image, tmp_path, 20)
     assert after < before + 20_000
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_an_idle_server_sleeps(connected: bool, usb_serve: Serve, image: Path) -> None:
-    server = usb_serve("--device", f"virtual:flash?image={image}", "--device", "virtual:keyboard")
+def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> None:
+    server = serve("--device", f"virtual:flash?image={image}", "--device", "virtual:keyboard")
 
     def wakeups(seconds: float) -> int:
         before = server.status("voluntary_ctxt_switches")
@@ -112,8 +136,8 @@ def test_an_idle_server_sleeps(connected: bool, usb_serve: Serve, image: Path) -
         assert wakeups(3) <= 2
 
 
-def test_further_clients_are_turned_away_at_once(usb_serve: Serve, image: Path) -> None:
-    server = usb_serve("--device", f"virtual:flash?image={image}")
+def test_further_clients_are_turned_away_at_once(serve: Serve, image: Path) -> None:
+    server = serve("--device", f"virtual:flash?image={image}")
     with guest(server):
         for _ in range(20):
             started = time.monotonic()

@@ -29,20 +29,19 @@ class Allowance:
     def __init__(self, slots: int) -> None:
         self.size = max(TOTAL // slots, LEAST)
         self.left = self.size
-        self._waiting: list[Share] = []
+        self.waiting: list[Share] = []
+        """Those that `wait`."""
 
     def wait(self, share: Share) -> None:
         """Call `share.freed` when there is more."""
-        if share not in self._waiting:
-            self._waiting.append(share)
+        if share not in self.waiting:
+            self.waiting.append(share)
 
-    def give_back(self, units: int) -> None:
-        """Something was retired."""
-        self.left += units
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for share in waiting:
-                share.freed()
+    def freed(self) -> None:
+        """Something was given back while there are some `waiting`."""
+        waiting, self.waiting = self.waiting, []
+        for share in waiting:
+            share.freed()
 
 
 class Share:
@@ -74,7 +73,10 @@ class Share:
     def give_back(self, units: int) -> None:
         """A TD was retired, or is back on its ring."""
         self._used -= units
-        self._allowance.give_back(units)
+        allowance = self._allowance
+        allowance.left += units
+        if allowance.waiting:
+            allowance.freed()
 
     def add_ring(self) -> None:
         """The endpoint has one more ring. A driver with so many that nothing is left has only itself to blame."""
@@ -83,5 +85,6 @@ class Share:
 
     def end(self) -> None:
         """The endpoint is Disabled: everything that it still has is given back."""
-        units, self._used, self._rings = self._used + self._rings, 0, 0
-        self._allowance.give_back(units)
+        self._used += self._rings
+        self._rings = 0
+        self.give_back(self._used)

@@ -182,7 +182,7 @@ class Controller:
 
     def run(self) -> bool:
         """Do what is pending; True if more is left, and `run` should be called again soon."""
-        nothing = not (self._turns or self.interrupters.dirty or self.hub.dirty or self._commands_due)
+        nothing = not (self._turns.waiting or self.interrupters.dirty or self.hub.dirty or self._commands_due)
         if nothing and not (self._reset_due or self._halt_due):
             return False  # most register accesses are such
         self._in_run = True
@@ -202,7 +202,11 @@ class Controller:
             self._halt_due = False
             self._drain_for_halt()
         turns, hub, interrupters = self._turns, self.hub, self.interrupters
-        if not self.bus_master and self.running and (turns or self._commands_due or hub.dirty or interrupters.dirty):
+        if (
+            not self.bus_master
+            and self.running
+            and (turns.waiting or self._commands_due or hub.dirty or interrupters.dirty)
+        ):
             raise GuestMemoryError(0, 0, "the PCI command register forbids the controller to access memory")
         self.memory.check()
         if self._remapping.waits():
@@ -217,13 +221,13 @@ class Controller:
             self._commands_due = False
             if self._commands.run():
                 self._commands_due = more = True
-        if turns:
+        if turns.waiting:
             turns.run(fetching=self._fetching)
         if interrupters.dirty:
             interrupters.flush()
         if interrupters.blocked:
             return False
-        return more or self._commands_due or bool(hub.dirty) or (bool(turns) and self._fetching)
+        return more or self._commands_due or bool(hub.dirty) or (turns.waiting and self._fetching)
 
     # -- devices -------------------------------------------------------------------------------------------------
 

@@ -182,18 +182,26 @@ class Interrupter:
         # The driver hands the handler-busy bit and the pointer over in one store; both count from here on.
         old = self._dwords[self._erdp]
         self._dwords[self._erdp] = value & ~spec.ERDP_EHB | old & ~value & spec.ERDP_EHB
-        self._moved = True
-        if old & value & spec.ERDP_EHB:
-            self._pending = True  # flush drops it again if the driver has taken all events
-        if not self.queued:
-            self._dirty(self)
+        self._move(handled=bool(old & value & spec.ERDP_EHB))
 
     def write_erdp_hi(self, value: int) -> None:
         if value != self._dwords[self._erdp + 1]:
             self._dwords[self._erdp + 1] = value
+            self._move(handled=False)
+
+    def _move(self, *, handled: bool) -> None:
+        """The driver has written ERDP; `handled`: and has cleared EHB. If it has taken all events, which it mostly has,
+        there is no more to do."""
+        ring = self.ring
+        if not (self._pending or self._new_table or ring.held):
+            ring.move_dequeue(self._dequeue())
+            if not handled or ring.empty:
+                return
+        else:
             self._moved = True
-            if not self.queued:
-                self._dirty(self)
+        self._pending |= handled
+        if not self.queued:
+            self._dirty(self)
 
     # -- own ---------------------------------------------------------------------------------------------------
 

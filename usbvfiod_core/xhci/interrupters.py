@@ -44,7 +44,7 @@ class Interrupters:
         self._work_due = work_due
         self._failed = failed
         self.dirty: list[Interrupter] = []
-        """Those for which `flush` is wanted; always the same list."""
+        """Those for which `flush` is wanted."""
         self.blocked = False
         """Whether an event ring is full, so that nothing new may be fetched (4.9.4)."""
         self._rings = [EventRing(memory) for _ in range(count)]
@@ -113,13 +113,12 @@ class Interrupters:
         except GuestMemoryError as error:
             self._failed(error)
             return
-        if target.blocked:
+        if target.ring.held:
             self.blocked = True
 
     def flush(self) -> None:
         """Do what register writes have asked for, and send the interrupts that are due. Raises GuestMemoryError."""
-        dirty = self.dirty.copy()
-        self.dirty.clear()
+        dirty, self.dirty = self.dirty, []
         for interrupter in dirty:
             interrupter.queued = False
             interrupter.flush()

@@ -39,19 +39,17 @@ class Runnable(Protocol):
 
 
 class Turns:
-    """The endpoints that are ready; true while there are any."""
+    """The endpoints that are ready; `waiting` while there are any."""
 
     def __init__(self, interrupters: Interrupters) -> None:
         self._interrupters = interrupters
         self._new: deque[Runnable] = deque()
         self._unfinished: deque[Runnable] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._new or self._unfinished)
+        self.waiting = False
 
     def add(self, endpoint: Runnable) -> None:
         """An endpoint has something to do."""
-        endpoint.queued = True
+        endpoint.queued = self.waiting = True
         self._new.append(endpoint)
 
     def run(self, *, fetching: bool) -> None:
@@ -63,11 +61,14 @@ class Turns:
         new, unfinished = self._new, self._unfinished
         now = monotonic_ns()
         deadline = now + RUN_NS
-        share = RUN_NS // max(len(new) + len(unfinished), 1)
-        for queue, most in ((new, len(new) + MORE), (unfinished, len(unfinished))):
+        first, second = len(new), len(unfinished)
+        share = RUN_NS // (first + second or 1)
+        for queue, most in ((new, first + MORE), (unfinished, second)):
             for index in range(most):
                 if not queue:
                     break
+                if not now:
+                    now = monotonic_ns()
                 endpoint = queue.popleft()
                 late = now > deadline and not (queue is unfinished and index == 0)
                 if (not fetching or late or self._interrupters.blocked) and not endpoint.draining:
@@ -77,4 +78,5 @@ class Turns:
                 if endpoint.run(now + share) and not endpoint.queued:
                     endpoint.queued = True
                     unfinished.append(endpoint)
-                now = monotonic_ns()
+                now = 0
+        self.waiting = bool(new or unfinished)
