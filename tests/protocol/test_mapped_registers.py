@@ -38,7 +38,7 @@ def area(serving: Serving) -> Iterator[SharedArea]:
 class TestRegionInfo:
     def test_without_room_says_how_much_is_needed(self, client: RawClient, area: SharedArea) -> None:
         reply = client.ask(region_info(0, 32))
-        assert reply.payload == struct.pack("<IIIIQQ", 64, FLAGS, 0, 0, 0x8000, 0)
+        assert reply.payload == struct.pack("<IIIIQQ", 64, FLAGS, 0, 32, 0x8000, 0)
 
     @pytest.mark.parametrize("argsz", [64, 65, 1 << 20])
     def test_with_room_brings_area_and_descriptor(self, client: RawClient, area: SharedArea, argsz: int) -> None:

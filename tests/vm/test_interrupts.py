@@ -123,6 +123,23 @@ def test_a_guest_with_plain_msi_and_the_way_to_the_pin_and_back(boot: Callable[.
     guest.qmp("query-status")
 
 
+@pytest.mark.parametrize(
+    ("kernel_arguments", "kind"),
+    [("", "PCI-MSIX"), pytest.param("pci=nomsi", "IO-APIC", marks=pytest.mark.long)],
+)
+def test_a_guest_that_writes_the_interrupters_registers_without_a_message(
+    boot: Callable[..., Machine], kernel_arguments: str, kind: str
+) -> None:
+    """QEMU maps them as well if it is offered them, though it gains nothing by it."""
+    machine = boot("--interrupter-page", "on", kernel_arguments=kernel_arguments)
+    assert machine.interrupts()[1].startswith(kind)
+    assert machine.use_the_drive() > 50
+    machine.use_the_loopback()
+    machine.rebind(messages=True)
+    assert machine.use_the_drive() > 50
+    machine.check_logs()
+
+
 @pytest.mark.skipif(riscv.why_unavailable() is not None, reason=str(riscv.why_unavailable()))
 def test_another_processor_on_a_board_without_messages(boot: Callable[..., Machine]) -> None:
     machine = boot(board=riscv.board())

@@ -140,10 +140,11 @@ class Commands:
         flags |= REGION_FLAG_MMAP | REGION_FLAG_CAPS
         capability = SPARSE_MMAP.pack(SPARSE_MMAP_ID, 1, 0, 1, 0) + SPARSE_MMAP_AREA.pack(area.offset, area.size)
         needed = REGION_INFO.size + len(capability)
+        info = REGION_INFO.pack(needed, flags, region, REGION_INFO.size, size, 0)
         if int.from_bytes(payload[:4], "little") < needed:
-            return REGION_INFO.pack(needed, flags, region, 0, size, 0)  # the client asks again, with room
+            return info  # the client asks again, with room; QEMU takes no offset of 0 here, as Linux answers it
         self._send_fd(area.fd)
-        return REGION_INFO.pack(needed, flags, region, REGION_INFO.size, size, 0) + capability
+        return info + capability
 
     def _get_region_io_fds(self, payload: bytes, fds: list[int]) -> bytes:
         _at_least(payload, REGION_IO_FDS)
