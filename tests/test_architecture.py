@@ -22,6 +22,7 @@ LAYERS = {
     "files": 0,
     "visible": 0,
     "search_path": 0,
+    "rights": 0,
     "usb": 0,
     "host": 1,
     "sandbox": 1,
@@ -75,6 +76,7 @@ LAYERS = {
     "virtual": 8,  # as far from the core as anybody's plugin
     "daemon": 8,
     "embedding": 9,
+    "opener": 9,
     "testing": 10,
     "cli": 11,
     "version": 8,
@@ -84,7 +86,7 @@ LAYERS = {
 are not in a higher one."""
 
 DEPENDENCIES = {"pluggy", "click", "pytest"}
-VOCABULARY = {"usb", "errors", "options", "files"}
+VOCABULARY = {"usb", "errors", "options", "files", "rights"}
 
 PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
 IMPURE = {"socket", "os", "asyncio", "threading", "pluggy", "select", "selectors", "subprocess", "signal"}

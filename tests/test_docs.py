@@ -20,7 +20,7 @@ import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests import prose, recording
-from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl
+from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl, opener
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine, ServerSettings
 from usbvfiod_core.daemon.config_file import load
@@ -137,6 +137,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_no_option_is_documented_that_does_not_exist() -> None:
     known = {option for command in commands().values() for parameter in command.params for option in parameter.opts}
     known |= {"--help", "-h", "-vv"}
+    known |= {option for action in opener.parser()._actions for option in action.option_strings}
     written = set(re.findall(r"`(--?[a-z][a-z0-9-]*)", COMMAND_LINE))
     assert written <= known
 

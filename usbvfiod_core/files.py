@@ -20,6 +20,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from . import rights
 from .errors import DeviceError
 
 _OPENAT2: Final = 437  # on every architecture
@@ -76,7 +77,12 @@ def open_path(path: str, flags: int, mode: int = 0o666) -> int:
     if given is not None:
         return _again(given.fd, path, flags)
     if grant is None or grant.directories is None:
-        return os.open(path, flags | os.O_CLOEXEC, mode)
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, mode)
+        except PermissionError:
+            if not rights.has_opener() or flags & os.O_CREAT:
+                raise
+            return rights.ask(path, flags)
     return open_beneath(grant.directories, path, flags, mode)
 
 
@@ -87,8 +93,12 @@ def mode_of(path: str) -> int:
     if given is not None:
         return os.fstat(given.fd).st_mode
     if grant is None or grant.directories is None:
-        return os.stat(path).st_mode
-    fd = open_beneath(grant.directories, path, os.O_PATH)
+        try:
+            return os.stat(path).st_mode
+        except PermissionError:
+            fd = rights.ask(path, os.O_RDONLY)
+    else:
+        fd = open_beneath(grant.directories, path, os.O_PATH)
     try:
         return os.fstat(fd).st_mode
     finally:

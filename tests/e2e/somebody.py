@@ -26,18 +26,18 @@ OPERATORS = 54330
 """A group."""
 
 _BECOME = """
-import contextlib, io, os, sys
+import contextlib, importlib, io, os, pkgutil, sys
+import email, encodings.idna, http, json, pty, resource, tomllib, usbvfiod_core
 from usbvfiod_core.cli import main
 _, user, groups, *arguments = sys.argv
 user, groups = int(user), [int(each) for each in groups.split(",") if each]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     sys.argv[:] = ["usbvfiod", "plugins", "--json"]
     main()
-import usbvfiod_core.daemon.server, usbvfiod_core.cli.changes, http, email, encodings.idna
-import usbvfiod_core.virtual.digest, usbvfiod_core.virtual.audio
-import usbvfiod_core.virtual.serial, usbvfiod_core.virtual.flash
+for module in pkgutil.walk_packages(usbvfiod_core.__path__, "usbvfiod_core."):
+    if not module.name.startswith(("usbvfiod_core.testing", "usbvfiod_core.__main__")):
+        importlib.import_module(module.name)
 usbvfiod_core.virtual.digest.sha256(b"")
-import usbvfiod_core.sandbox.files, usbvfiod_core.sandbox.stages, usbvfiod_core.daemon.witness
 os.setgroups(groups)
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)

@@ -17,10 +17,11 @@ from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CommandLine
 from usbvfiod_core.daemon.config_file import load
 from usbvfiod_core.hooks.registry import Registry
+from usbvfiod_core.opener import parser as opener_parser
 from usbvfiod_core.testing.limits import PATIENCE, scaled
 
 CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
-UNITS = sorted((CONTRIB / "systemd").glob("*@.*"))
+UNITS = sorted(path for path in (CONTRIB / "systemd").iterdir() if path.suffix in (".service", ".socket"))
 
 
 def settings(unit: Path) -> dict[str, str]:
@@ -31,7 +32,7 @@ def settings(unit: Path) -> dict[str, str]:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for unit in UNITS:
-        text = unit.read_text().replace("/usr/bin/usbvfiod", "/bin/true")  # which has to exist
+        text = re.sub(r"/usr/bin/usbvfiod\S*", "/bin/true", unit.read_text())  # which has to exist
         (tmp_path / unit.name.replace("@", "@web")).write_text(text)
     for unit in UNITS:
         path = tmp_path / unit.name.replace("@", "@web")
@@ -43,8 +44,13 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-def test_the_service_is_hardened() -> None:
-    unit = CONTRIB / "systemd/usbvfiod@.service"
+@pytest.mark.parametrize("name", ["usbvfiod@.service", "usbvfiod-opener.service", "opener.conf"])
+def test_the_services_are_hardened(tmp_path: Path, name: str) -> None:
+    unit = tmp_path / name.replace("opener.conf", "asking.service")
+    unit.write_text((CONTRIB / "systemd" / name).read_text())
+    if name == "opener.conf":
+        server = (CONTRIB / "systemd/usbvfiod@.service").read_text()
+        unit.write_text(f"{server}\n{unit.read_text()}")
     result = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True, timeout=scaled(60)
     )
@@ -58,8 +64,13 @@ def test_the_command_of_the_service_is_one() -> None:
     assert words[0] == "/usr/bin/usbvfiod"
     context = application(Registry()).make_context("usbvfiod", words[1:], obj=Registry())
     assert str(context.params["control_path"]) == "/run/usbvfiod/%i/control.sock"
+    words = shlex.split(settings(CONTRIB / "systemd/usbvfiod-opener.service")["ExecStart"])
+    assert words[0] == "/usr/bin/usbvfiod-opener"
+    assert opener_parser().parse_args(words[1:]).node == ["/dev/bus/usb/*/*"]
     sockets = {
-        settings(unit)["FileDescriptorName"]: settings(unit)["ListenStream"] for unit in UNITS if "socket" in unit.name
+        settings(unit)["FileDescriptorName"]: settings(unit)["ListenStream"]
+        for unit in UNITS
+        if "@.socket" in unit.name
     }
     assert sockets == {"usb": str(context.params["socket_path"]), "control": str(context.params["control_path"])}
 

@@ -123,6 +123,47 @@ def test_a_device_comes_back_at_another_speed(backend: str, tmp_path: Path) -> N
         assert ports == [(low, high), (high, low), (low, high), (high, low)]
 
 
+def test_a_server_without_rights_asks_the_opener(backend: str, stack: ExitStack) -> None:
+    """At first, when the device is plugged in anew, and after the opener has been started anew."""
+    gadget = stack.enter_context(gadget_zero())
+    device = gadget.bind()
+    device.node.chmod(0o600)
+    directory = Path("/tmp") / f"opened-{backend}-{os.getpid()}"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, NOBODY, NOBODY)
+    path = directory / "opener"
+
+    def start_opener() -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "usbvfiod_core.opener", "--socket", str(path), "--socket-group", str(NOBODY)]
+        words += ["--allow", str(NOBODY), "--node", "/dev/bus/usb/*/*"]
+        opener = stack.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+        stack.callback(opener.kill)
+        assert opener.stderr is not None
+        assert "serving on" in opener.stderr.readline()
+        return opener
+
+    opener = start_opener()
+    server = Served(directory, "--opener", str(path), user=NOBODY)
+    stack.callback(server.close)
+    driver = GuestDriver(stack.enter_context(closing(server.connect()))).start()
+    spec = f"{backend}:0525:a4a0?name=zero"
+    assert server.ask("attach", device=spec)["attachment"]["state"] == "plugged"
+    guest = driver.enumerate(1)
+    for _ in range(2):
+        assert len(guest.bulk_in(0x81, 1 << 20)) == 1 << 20
+        guest.reset()
+    opener.terminate()
+    assert opener.wait(scaled(10)) == 0
+    assert len(guest.bulk_in(0x81, 4096)) == 4096, "what was opened is not the opener's any more"
+    gadget.unbind()
+    gone(guest)
+    gadget.bind().node.chmod(0o600)
+    server.wait("retrying", "no opener answers at")
+    start_opener()
+    server.wait("plugged")
+    assert len(driver.enumerate(1).bulk_in(0x81, 4096)) == 4096
+
+
 def test_a_server_without_rights_is_passed_a_device(backend: str, stack: ExitStack) -> None:
     """It cannot open the device's node, neither at first nor when the device is plugged in anew."""
     gadget = stack.enter_context(gadget_zero())

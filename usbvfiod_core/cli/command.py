@@ -36,6 +36,7 @@ _OF_A_SERVER = (
     "hotplug_socket_group",
     "hotplug_socket_mode",
     "hotplug_fd",
+    "opener",
     "backend",
 )
 
@@ -168,6 +169,12 @@ def _options() -> list[click.Parameter]:
             metavar="N",
             type=click.IntRange(min=0),
             help="The same, on this inherited listening socket.",
+        ),
+        click.Option(
+            ["--opener"],
+            metavar="PATH",
+            type=click.Path(path_type=Path),
+            help="Have device nodes opened by the usbvfiod-opener that listens on this Unix socket.",
         ),
         click.Option(
             ["--backend"],

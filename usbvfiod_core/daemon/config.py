@@ -114,6 +114,8 @@ class ServerSettings:
     hotplug_socket_group: str | None = None
     hotplug_socket_mode: str | None = None
     hotplug_fd: int | None = None
+    opener: Path | None = None
+    """Where to ask for what this user may not open."""
     backend: str | None = None
     verbose: int = 0
     quiet: bool = False

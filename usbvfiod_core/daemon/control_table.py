@@ -64,11 +64,14 @@ def _rule(who: str, requests: Any) -> Rule:
         if each not in (*REQUESTS, ALL):
             raise ConfigError(unknown("request", each, (*REQUESTS, ALL)))
     named = frozenset(REQUESTS if ALL in requests else requests)
+    return Rule(who, named, **who_is(who))
+
+
+def who_is(who: str) -> dict[str, int]:
+    """The number that a user, `@` and a group, or ANYONE stands for: `uid`, `gid` or nothing. Raises ConfigError."""
     if who == ANYONE:
-        return Rule(who, named)
-    if who.startswith("@"):
-        return Rule(who, named, gid=group_id(who[1:]))
-    return Rule(who, named, uid=_user_id(who))
+        return {}
+    return {"gid": group_id(who[1:])} if who.startswith("@") else {"uid": _user_id(who)}
 
 
 def _user_id(user: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..installed import version
+from ..rights import use_opener
 from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
@@ -118,6 +119,7 @@ class Server:
         hub.noted = self._noted
         self._declared = registry.declared()
         self._host = host_backend(backends)
+        use_opener(config.server.opener)
         self._steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
         self.requests = ControlRequests(
             loop,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DeviceError
+from ..rights import has_opener
 from ..usb.backend import DeviceInfo
 from ..usb.speed import Speed
 from .reading import Reading
@@ -270,7 +271,9 @@ def not_authorized(device: SysfsDevice) -> str | None:
 
 
 def access_problem(device: SysfsDevice) -> str | None:
-    """Why this process may not open the device, and what would help; None if it may."""
+    """Why this process may not open the device, and what would help; None if it may, or somebody else opens it."""
+    if has_opener():
+        return None
     try:
         if os.access(device.node, os.R_OK | os.W_OK):
             return None

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
+from ..rights import open_node
 from . import sysfs
 from .found import USBFS, Found, Hands, NodeHands
 from .sysfs import SysfsDevice
@@ -138,7 +139,7 @@ def _give_back(file: _File, device: SysfsDevice | None) -> None:
         return
     if USBFS in device.drivers.values():
         raise OSError(f"another program has {device.node}")
-    fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
+    fd = open_node(device.node)
     try:
         found.give_back(NodeHands(fd), configuration=device.configuration)
     finally:

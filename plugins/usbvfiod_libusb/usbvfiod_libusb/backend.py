@@ -19,6 +19,7 @@ from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.host.taken import Taken
+from usbvfiod_core.rights import open_node
 
 from . import binding
 from .binding import Libusb
@@ -51,7 +52,7 @@ class LibusbBackend(Backend):
     def open(self, address: str, options: HostOptions, loop: Loop) -> Device:
         device = admit(sysfs.find(address, self._scan()), options)
         try:
-            fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_node(device.node)
         except OSError as error:
             raise DeviceError(_open_problem(device, error)) from error
         return self._open(fd, device, options, loop)
@@ -119,7 +120,7 @@ class LibusbBackend(Backend):
 
 def _open_problem(device: SysfsDevice, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return sysfs.access_problem(device) or f"no permission for {device.node}"
+        return sysfs.access_problem(device) or f"no permission for {device.node}: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return f"{device.label} ({device.name}) is gone, or {device.node} is not to be seen from here"
     return f"{device.node}: {error.strerror}"

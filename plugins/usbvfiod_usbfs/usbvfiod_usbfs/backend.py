@@ -12,6 +12,7 @@ from usbvfiod_core.host import hotplug, sysfs, taken
 from usbvfiod_core.host.gate import admit
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.rights import open_node
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
@@ -29,7 +30,7 @@ class UsbfsBackend(Backend):
     def open(self, address: str, options: HostOptions, loop: Loop) -> Device:
         device = admit(sysfs.find(address, sysfs.scan()), options)
         try:
-            fd = os.open(device.node, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_node(device.node)
         except OSError as error:
             if error.errno in _GONE and device.now() is device:
                 raise DeviceError(f"{device.node} has been unplugged") from None

@@ -1,0 +1,190 @@
+"""The opener: real processes of several users, who get what they are to get and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.process import ServerProcess
+from tests.e2e.somebody import ALICE, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
+from usbvfiod_core.opener import PER_USER
+from usbvfiod_core.testing.limits import PATIENCE, eventually, wait_until
+
+pytestmark = only_root
+
+ASK = """
+import os, socket, sys
+path, user, groups, *requests = sys.argv[1:]
+user, groups = int(user), [int(each) for each in groups.split(",") if each]
+os.setgroups(groups)
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+for request in requests:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(path)
+        sock.send(bytes.fromhex(request))
+        answer, fds, _, _ = socket.recv_fds(sock, 4096, 1)
+        print(int.from_bytes(answer[:4], "little"), answer[4:].decode(), *(os.pread(fd, 9, 0).decode() for fd in fds))
+"""
+
+
+def ask(path: Path, user: int, *requests: bytes, groups: tuple[int, ...] = ()) -> list[str]:
+    """The answers, each as errno, reason, and what is in the file."""
+    words = [sys.executable, "-S", "-c", ASK, str(path), str(user), ",".join(map(str, groups))]
+    words += [each.hex() for each in requests]
+    return subprocess.check_output(words, text=True, timeout=PATIENCE).splitlines()
+
+
+@contextmanager
+def opener(place: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A running opener at `place`/opener, of root."""
+    words = [sys.executable, "-m", "usbvfiod_core.opener", "--socket", str(place / "opener"), *options]
+    with (place / "opener.log").open("w") as log, subprocess.Popen(words, stderr=log, text=True) as process:
+        try:
+            said = (place / "opener.log").read_text
+            wait_until(lambda: "serving on" in said(), said)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with public_directory() as directory:
+        files = directory / "files"
+        files.mkdir(mode=0o700)
+        (files / "secret").write_text("secret")
+        (directory / "other").write_text("other")
+        (directory / "other").chmod(0o600)
+        (files / "link").symlink_to(directory / "other")
+        os.mkfifo(files / "fifo")
+        yield directory
+
+
+def test_who_gets_what(place: Path) -> None:
+    path, files = place / "opener", place / "files"
+    options = (
+        "--socket-group",
+        str(OPERATORS),
+        "--allow",
+        str(ALICE),
+        "--below",
+        str(files),
+        "--node",
+        "/dev/bus/usb/001/*",
+    )
+    with opener(place, *options) as process:
+        assert (path.stat().st_mode & 0o777, path.stat().st_gid) == (0o660, OPERATORS)
+        requests = {
+            f"w{files}/secret": "0  secret",
+            f"r{files}/secret": "0  secret",
+            f"w{files}/missing": "2 No such file or directory",
+            f"w{place}/other": f"13 the opener does not open it: {place}/other is not below a directory of --below",
+            f"w{files}/../other": "is not below a directory",
+            f"w{files}/link": "is not below a directory",
+            f"w{files}/fifo": "is neither a file nor a block device",
+            f"w{files}": "is neither a file nor a block device",
+            "w/dev/bus/usb/002/001": "/dev/bus/usb/002/001 matches no --node",
+            "w/dev/bus/usb/001/../../../null": "is not below a directory",
+            "w/dev/null": "is not below a directory",
+            f"x{files}/secret": "this is not a request",
+            "w": "this is not a request",
+            "w" + "/x" * 3000: "this is not a request",
+            f"w{files}/sec\0ret": "this is not a request",
+        }
+        answers = ask(path, ALICE, *map(str.encode, requests), groups=(OPERATORS,))
+        for answer, (request, wanted) in zip(answers, requests.items(), strict=True):
+            assert wanted in answer, request
+        [refused] = ask(path, BOB, f"r{files}/secret".encode(), groups=(OPERATORS,))
+        assert refused == "13 the opener does not open it: --allow does not name this user, nor a group of it"
+        with pytest.raises(subprocess.CalledProcessError):
+            ask(path, BOB, b"r/")  # the socket is not open to him
+        assert f"user {BOB}: --allow does not name this user" in (place / "opener.log").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+        assert not path.exists()
+
+
+def test_those_who_say_nothing_hold_up_nobody_else(place: Path) -> None:
+    path = place / "opener"
+    with opener(place, "--allow", "*", "--socket-group", str(OPERATORS), "--below", str(place / "files")):
+        silent = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2 * PER_USER)]
+        for each in silent:
+            each.connect(str(path))
+        request = f"r{place}/files/secret".encode()
+        assert ask(path, ALICE, request, groups=(OPERATORS,)) == ["0  secret"]
+        assert eventually(lambda: sum(_is_closed(each) for each in silent) == PER_USER)
+        for each in silent:
+            each.close()
+        assert eventually(lambda: _answers(path, request))
+
+
+def _answers(path: Path, request: bytes) -> bool:
+    try:
+        return ask(path, 0, request) == ["0  secret"]
+    except subprocess.CalledProcessError:
+        return False
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--allow", "no-such-user"], 2, "there is no user 'no-such-user' on this host"),
+        (["--allow", "@no-such"], 2, "there is no group 'no-such' on this host"),
+        (["--allow", "*", "--node", "/dev/*"], 2, "--node /dev/*: the nodes of USB devices are /dev/bus/usb/BBB/DDD"),
+        (["--allow", "*", "--below", "here"], 2, "--below here is not an absolute path"),
+        (["--allow", "*"], 3, "give --socket PATH"),
+        (["--allow", "*", "--socket", "/missing/x"], 3, "cannot listen at /missing/x: No such file or directory"),
+        ([], 2, "--allow"),
+    ],
+)
+def test_what_is_wrong_is_said(capfd: pytest.CaptureFixture[str], options: list[str], code: int, message: str) -> None:
+    from usbvfiod_core.opener import main
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            raise SystemExit(main(options))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == code
+    assert message in capfd.readouterr().err
+
+
+def test_a_server_asks_for_what_it_may_not_open(place: Path) -> None:
+    """A file of a configured device, now, and after the opener has been started anew."""
+    image = place / "files/drive.img"
+    image.write_bytes(bytes(1 << 20))
+    image.chmod(0o600)
+    home = place / "home"
+    home.mkdir()
+    os.chown(home, SERVER, SERVER)
+    device = f"virtual:flash?image={image}&serial=1&name=drive"
+    control = home / "control.sock"
+    words = ("--opener", place / "opener", "--control-path", control, "--device", device)
+    options = ("--socket-group", str(SERVER), "--allow", str(SERVER), "--below", str(place / "files"))
+    with opener(place, *options), ServerProcess(home, words, command=somebody(SERVER)) as server:
+        server.wait_ready()
+        assert "is plugged into port" in server.log
+        assert run_as(SERVER, "detach", "drive", "--control-path", control).returncode == 0
+        other = f"virtual:flash?image={place}/other"
+        assert "Permission denied" in run_as(SERVER, "attach", other, "--control-path", control).stderr
+    missing = run_as(SERVER, "--socket-path", home / "usb.sock", "--no-control", *words[:2], "--device", device)
+    assert missing.returncode == 4
+    assert f"no opener answers at {place}/opener: No such file or directory" in missing.stderr

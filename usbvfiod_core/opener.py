@@ -1,0 +1,214 @@
+"""`usbvfiod-opener`: opens device nodes and files for servers that have no right to them; one for a host.
+
+What it opens, and for whom, its own command line says. It reads nothing but the path that it is asked for: no
+descriptors of devices, nothing of sysfs, no configuration. Each connection has a process of its own for a few seconds,
+so that a file system that does not answer holds up nobody else. It does not know what servers are, and survives them.
+`rights` has the protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from .daemon.control_table import who_is
+from .daemon.peers import Peer, Rule
+from .errors import ConfigError, DeviceError
+from .files import open_beneath
+from .rights import MAX_PATH
+from .vfio_user.access import OWNER_ONLY, socket_access
+
+MAX_CHILDREN: Final = 64
+"""Connections at a time; others wait in the socket's queue."""
+PER_USER: Final = 16
+"""Of one user; more of them are hung up on."""
+PATIENCE: Final = 10
+"""Seconds after which a process of one connection is ended."""
+_NODE: Final = re.compile(r"/dev/bus/usb/[0-9]{3}/[0-9]{3}")
+_MAJOR: Final = 189
+_LISTEN_FD: Final = 3  # sd_listen_fds(3)
+
+
+class Refused(Exception):
+    """Nothing is opened; the message says why."""
+
+
+class Opener:
+    """What peers of `rules` may have opened: device nodes that match one of `nodes`, and files below `directories`."""
+
+    def __init__(self, rules: Sequence[Rule], nodes: Sequence[str], directories: Sequence[Path]) -> None:
+        self._rules = rules
+        self._nodes = nodes
+        self._directories = tuple(directories)
+
+    def serve(self, listener: socket.socket) -> None:
+        """Answer whoever comes, until a signal ends this."""
+        children: dict[int, int] = {}
+        while True:
+            for ended in _ended(len(children), wait=len(children) >= MAX_CHILDREN):
+                del children[ended]
+            sock, _ = listener.accept()
+            user = Peer.of(sock).uid
+            if list(children.values()).count(user) >= PER_USER:
+                sock.close()
+                continue
+            child = os.fork()
+            if child:
+                children[child] = user
+                sock.close()
+                continue
+            try:
+                listener.close()
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(PATIENCE)
+                self.answer(sock)
+            finally:
+                os._exit(0)
+
+    def answer(self, sock: socket.socket) -> None:
+        """Answer the one request of a connection."""
+        try:
+            peer = Peer.of(sock)
+            request = sock.recv(MAX_PATH + 2)
+            fd = self.open(peer, request)
+        except Refused as error:
+            _say(f"user {peer.uid}: {error}")
+            sock.send(errno.EACCES.to_bytes(4, "little") + f"the opener does not open it: {error}".encode())
+        except OSError as error:
+            sock.send((error.errno or errno.EIO).to_bytes(4, "little") + (error.strerror or "").encode())
+        else:
+            socket.send_fds(sock, [bytes(4)], [fd])
+
+    def open(self, peer: Peer, request: bytes) -> int:
+        """Open what a request asks for. Raises Refused and OSError."""
+        if not any(rule.concerns(peer) for rule in self._rules):
+            raise Refused("--allow does not name this user, nor a group of it")
+        access, path = request[:1], os.fsdecode(request[1:])
+        if access not in (b"r", b"w") or not path.startswith("/") or "\0" in path or len(request) > MAX_PATH:
+            raise Refused("this is not a request")
+        flags = os.O_RDONLY if access == b"r" else os.O_RDWR
+        if _NODE.fullmatch(path):
+            if not any(fnmatchcase(path, pattern) for pattern in self._nodes):
+                raise Refused(f"{path} matches no --node")
+            fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+            status = os.fstat(fd)
+            if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) != _MAJOR:
+                raise Refused(f"{path} is not the node of a USB device")
+            return fd
+        try:
+            # Looked at first: opening a FIFO, or some devices, does something.
+            looked = open_beneath(self._directories, path, os.O_PATH)
+            fd = open_beneath(self._directories, path, flags | os.O_NONBLOCK | os.O_NOCTTY) if _is_file(looked) else -1
+        except DeviceError:
+            raise Refused(f"{path} is not below a directory of --below") from None
+        if fd < 0 or not _is_file(fd):
+            raise Refused(f"{path} is neither a file nor a block device")
+        os.set_blocking(fd, True)
+        return fd
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; the exit code: 0 when it was ended by a signal, 2 for a wrong command line, 3 for the socket."""
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        rules = [Rule(who, frozenset(), **who_is(who)) for who in options.allow]
+        for node in options.node:
+            if not node.startswith("/dev/bus/usb/"):
+                raise ConfigError(f"--node {node}: the nodes of USB devices are /dev/bus/usb/BBB/DDD")
+        for directory in options.below:
+            if not directory.is_absolute():
+                raise ConfigError(f"--below {directory} is not an absolute path")
+        access = socket_access(options.socket_group, None)
+    except ConfigError as error:
+        _say(f"error: {error}")
+        return 2
+    try:
+        listener = _inherited() or _listening(options.socket)
+        if options.socket is not None:
+            access.apply(str(options.socket))
+            listener.listen()
+    except (ConfigError, OSError) as error:
+        _say(f"error: {error}")
+        return 3
+    _say(f"serving on {options.socket or 'the socket of systemd'}")
+    try:
+        Opener(rules, options.node, options.below).serve(listener)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if options.socket is not None:
+            options.socket.unlink(missing_ok=True)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
+    made = argparse.ArgumentParser(
+        prog="usbvfiod-opener",
+        description="Open device nodes and files for usbvfiod servers that have no right to them.",
+    )
+    made.add_argument("--socket", type=Path, metavar="PATH", help="listen here, if systemd gives no socket")
+    made.add_argument("--socket-group", metavar="GROUP", help="let this group connect to it")
+    who = "serve this user, @GROUP, or * for whoever can connect; may be repeated"
+    made.add_argument("--allow", action="append", required=True, metavar="WHO", help=who)
+    node = "open nodes like this, /dev/bus/usb/*/* for all; may be repeated"
+    made.add_argument("--node", action="append", default=[], metavar="PATTERN", help=node)
+    below = "open files below this directory; may be repeated"
+    made.add_argument("--below", action="append", default=[], type=Path, metavar="DIRECTORY", help=below)
+    return made
+
+
+def _inherited() -> socket.socket | None:
+    """The socket that systemd has made."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    sock = socket.socket(fileno=_LISTEN_FD)
+    if sock.type != socket.SOCK_SEQPACKET:
+        raise ConfigError("the socket has to be a ListenSequentialPacket= of the unit")
+    return sock
+
+
+def _listening(path: Path | None) -> socket.socket:
+    if path is None:
+        raise ConfigError("give --socket PATH")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    os.fchmod(sock.fileno(), OWNER_ONLY)
+    try:
+        sock.bind(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen at {path}: {error.strerror}") from None
+    return sock
+
+
+def _ended(count: int, *, wait: bool) -> Iterator[int]:
+    """Those of so many processes that have ended; if it is to wait, one at least."""
+    for number in range(count):
+        child, _ = os.waitpid(-1, 0 if wait and not number else os.WNOHANG)
+        if not child:
+            return
+        yield child
+
+
+def _is_file(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def _say(text: str) -> None:
+    print(f"usbvfiod-opener: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
