@@ -33,6 +33,10 @@ class Hanging(Backend):
 @hookimpl
 def usbvfiod_register_backends(register):
     register(Hanging())
+
+@hookimpl
+def usbvfiod_register_needs(register):
+    register(read=[{fifo!r}])
 """
 
 
