@@ -10,14 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.heard import Heard, told
 from usbvfiod_core.testing.limits import SCALE, scaled
+
+# Tests of a plugin that is installed elsewhere have this file too, and the project's packages from there.
+sys.path.append(str(Path(__file__).parent))
+
+from tests.heard import Heard, told
 
 IN_LAB = "usbvfiod.lab" in Path("/proc/cmdline").read_text().split()
 

@@ -34,7 +34,6 @@ from __future__ import annotations
 from abc import ABC
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..usb import data_stage
@@ -46,14 +45,17 @@ from .endpoint import VirtualEndpoint
 from .standard import StandardRequests
 
 
-class Word(NamedTuple):
+class Word:
     """What a user can say to a device: `call` gets what stands behind the word, from `least` texts to `most`; what it
     returns is answered if it is a text. `arguments` shows them to people."""
 
-    arguments: str
-    call: Callable[..., object]
-    least: int = 0
-    most: int | None = None
+    __slots__ = ("arguments", "call", "least", "most")
+
+    def __init__(self, arguments: str, call: Callable[..., object], least: int = 0, most: int | None = None) -> None:
+        self.arguments = arguments
+        self.call = call
+        self.least = least
+        self.most = most
 
 
 class VirtualDevice(StandardRequests, Device, ABC):
