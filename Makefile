@@ -38,13 +38,13 @@ demo: $(RUNNABLE)
 install:
 	@.ci/environment $(PREFIX)/lib/usbvfiod install
 	install -d $(PREFIX)/bin
-	ln -sf ../lib/usbvfiod/bin/usbvfiod $(PREFIX)/bin/usbvfiod
+	ln -sf ../lib/usbvfiod/bin/usbvfiod ../lib/usbvfiod/bin/usbvfiod-opener $(PREFIX)/bin
 	contrib/install-files $(PREFIX)/bin/usbvfiod / $(PREFIX)
 	@echo "installed: $(PREFIX)/bin/usbvfiod"
 
 uninstall:
 	contrib/install-files remove / $(PREFIX)
-	rm -rf $(PREFIX)/bin/usbvfiod $(PREFIX)/lib/usbvfiod
+	rm -rf $(PREFIX)/bin/usbvfiod $(PREFIX)/bin/usbvfiod-opener $(PREFIX)/lib/usbvfiod
 
 deb:
 	rm -rf build/deb

@@ -114,7 +114,7 @@ class Confinement:
         if spec.grant is not None and spec.grant.directories is not None:
             return ""  # below these the sandbox is open, and nothing else is opened for another user
         named = self._files(spec)
-        closed = self._closed_to(named if _is_refused(error) else [path for path in named if path.exists()])
+        closed = self._closed_to(named if _is_refused(error) else [path for path in named if os.path.exists(path)])
         if not closed:
             return ""
         return (

@@ -49,9 +49,9 @@ def of_files(paths: Iterable[Path]) -> Needs:
     write, create = set(), set()
     for path in paths:
         real = Path(os.path.realpath(path))
-        if real.exists():
+        if os.path.exists(real):  # which Path's own methods do not answer where the server may not look
             write.add(real)
-            if path.is_symlink():
+            if os.path.islink(path):
                 create.add(path.parent)
         elif str(real.parent) not in _TOO_MUCH:
             write.add(real.parent)
@@ -88,7 +88,7 @@ class Opened:
 
     def closed_to(self, paths: Iterable[Path]) -> list[Path]:
         """Those of `paths` that cannot be opened, or made, any more; sockets can be connected wherever they are."""
-        return [path for path in paths if not path.is_socket() and not self._is_open(path)]
+        return [path for path in paths if not _is_socket(path) and not self._is_open(path)]
 
     def _is_open(self, path: Path) -> bool:
         real = os.path.realpath(path)
@@ -100,3 +100,10 @@ class Opened:
         except OSError:
             return False
         return (status.st_dev, status.st_ino) in self._files
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False

@@ -6,12 +6,14 @@ and `policy` decides.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from usbvfiod_core import DeviceInfo, RegisterOptions, hookimpl
 
-from .device import facts
 from .options import ServerOptions
-from .policy import Verdict
-from .rules import Target
+
+if TYPE_CHECKING:
+    from .policy import Verdict
 
 usbvfiod_requires = ">=1,<2"
 
@@ -28,8 +30,10 @@ def usbvfiod_register_options(register: RegisterOptions) -> None:
 def usbvfiod_admit_device(info: DeviceInfo, config: ServerOptions) -> str | None:
     if config.policy is None or info.backend == _EMULATED:
         return None
+    from .device import facts  # with what it needs, of which a server without rules has no use
+
     verdict = config.policy.decide(_name(info), facts(info))
-    return None if verdict.target is Target.ALLOW else _reason(verdict, config)
+    return None if verdict.allows else _reason(verdict, config)
 
 
 @hookimpl

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from usbvfiod_core import option
-
-from .policy import Policy
-from .rules import Target
 
 
 @dataclass(frozen=True)
@@ -18,9 +15,12 @@ class ServerOptions:
 
     rules: tuple[Path, ...] = option((), "Files of rules, and directories whose *.conf are such files, in this order.")
     default: Literal["allow", "block"] = option("block", "What becomes of a device to which no rule applies.")
-    policy: Policy | None = field(init=False, compare=False, repr=False, default=None)
-    """The rules; None without files."""
+    policy: Any = field(init=False, compare=False, repr=False, default=None)
+    """The `Policy`; None without files, when nothing is imported for it either."""
 
     def __post_init__(self) -> None:
         if self.rules:
+            from .policy import Policy
+            from .rules import Target
+
             object.__setattr__(self, "policy", Policy(self.rules, Target(self.default)))

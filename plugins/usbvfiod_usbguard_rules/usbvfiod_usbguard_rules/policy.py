@@ -24,6 +24,11 @@ class Verdict:
     target: Target
     rule: Rule | None
 
+    @property
+    def allows(self) -> bool:
+        """Whether the device may be attached."""
+        return self.target is Target.ALLOW
+
 
 class Policy:
     """The rules of some files, and which devices they have allowed that are there.

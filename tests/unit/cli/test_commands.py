@@ -223,7 +223,7 @@ def test_exit_codes(error: UsbvfiodError, code: int) -> None:
 
 
 def test_a_device_that_does_not_open(shelf: ShelfPlugin, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--socket-path", str(tmp_path / "s"), "--device", "shelf:3-1"]) == 4
+    assert main(["--socket-path", str(tmp_path / "s"), "--device", "shelf:3-1", "--sandbox", "off"]) == 4
     assert capsys.readouterr().err == "usbvfiod: error: device shelf:3-1: stays on the shelf\n"
 
 

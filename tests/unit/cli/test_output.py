@@ -87,7 +87,7 @@ def test_why(lines: Callable[[], list[str]]) -> None:
 
 
 def test_an_error(tmp_path: Path, lines: Callable[[], list[str]]) -> None:
-    assert main(["--socket-path", str(tmp_path / "usb.sock"), "--device", "evil:3-1"]) == 4
+    assert main(["--socket-path", str(tmp_path / "usb.sock"), "--device", "evil:3-1", "--sandbox", "off"]) == 4
     assert any(line.startswith("usbvfiod: error: device evil:3-1: Drive \\x1b[2J") for line in lines())
 
 
