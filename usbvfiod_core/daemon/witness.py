@@ -17,7 +17,11 @@ from typing import Final
 from ..vfio_user.peer import kinds
 
 _SHELL: Final = "/bin/sh"
-_SCRIPT: Final = 'while read -r pid place; do grep -F -- "$place" "/proc/$pid/maps"; echo .; done'
+_SCRIPT: Final = """while read -r pid place; do
+    case $pid in *[!0-9]*) ;; *) grep -F -- "$place" "/proc/$pid/maps" ;; esac
+    echo .
+done"""
+"""Numbers only: a server that somebody has taken over gets no other file out of it."""
 _PATIENCE: Final = 1.0
 """Seconds for an answer; it takes a few milliseconds."""
 _ANSWER: Final = 1 << 16

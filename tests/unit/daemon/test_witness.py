@@ -48,6 +48,14 @@ def test_of_a_process_that_is_not_there_it_tells_nothing(witness: Witness) -> No
     assert witness(0, 1, 1) is False
 
 
+@pytest.mark.parametrize("path", ["..{directory}", "self/root{directory}", "*", "$(id)", "-e"])
+def test_no_other_file_can_be_read_through_it(witness: Witness, tmp_path: Path, path: str) -> None:
+    """Also by somebody who has taken over the server, and with it the socket."""
+    (tmp_path / "maps").write_text("secret place\n")
+    witness._socket.sendall(f"{path.format(directory=tmp_path)} secret\n".encode())
+    assert witness._socket.recv(100) == b".\n"
+
+
 def test_it_has_nothing_of_the_server_but_its_socket() -> None:
     read, write = os.pipe()
     os.set_inheritable(write, True)
