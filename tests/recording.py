@@ -127,7 +127,7 @@ def record(directory: Path) -> list[tuple[Step, str]]:
                     output = guest.run(step.command)
                 if not re.search(step.expected, output):
                     raise RuntimeError(f"{step.command}: {output!r} does not match {step.expected!r}")
-                printed.append((step, output))
+                printed.append((step, output.replace(f"{directory}/", "")))  # whose name is another each time
         finally:
             if guest is not None:
                 guest.kill()

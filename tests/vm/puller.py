@@ -17,6 +17,11 @@ from usbvfiod_core import hookimpl
 
 
 @hookimpl
+def usbvfiod_register_needs(register):
+    register(write=[os.environ["PULLER_FIFO"]])
+
+
+@hookimpl
 def usbvfiod_wrap_device(device, backend_options):
     if os.path.basename(backend_options.get("image", "")) == os.environ["PULLER_IMAGE"]:
         # For reading and writing: so there is no end of file when the other side closes it.

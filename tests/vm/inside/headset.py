@@ -16,6 +16,8 @@ PATIENCE = scaled(60.0)
 RATE = RATES[1]
 COUNT = RATE // 20
 """Audio frames each way."""
+LOST = RATE // 100
+"""Audio frames that the guest's driver may lose at the start of a recording."""
 SILENCE = 30 * RATE
 """Audio frames behind what is played: it is stopped long before."""
 STREAM = ("--buffer-time=5000000", "--period-time=5000", "-t", "raw", "-f", "S16_LE", "-c", "2", "-r", str(RATE))
@@ -41,9 +43,9 @@ def heard(device: Any) -> bytes:
     return data.lstrip(b"\0")[: COUNT * FRAME]
 
 
-def check(what: str, data: bytes) -> None:
-    """`data` are the first COUNT frames, each once and in order."""
-    expected = frames(1, COUNT)
+def check(what: str, data: bytes, first: int = 1) -> None:
+    """`data` are COUNT frames from number `first` on, each once and in order."""
+    expected = frames(first, COUNT)
     if data != expected:
         wrong = next(at for at in range(0, len(expected), FRAME) if data[at : at + FRAME] != expected[at : at + FRAME])
         found = data[wrong : wrong + FRAME].hex() or "nothing"
@@ -59,7 +61,12 @@ def record(words: list[str]) -> None:
     recorder = subprocess.run(recording, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
     assert recorder.returncode == 0, recorder.stderr
     assert "overrun" not in recorder.stderr
-    check("recorded", recorded.read_bytes())
+    data = recorded.read_bytes()
+    # Linux submits its URBs before it says who gets their data (snd_usb_substream_capture_trigger): what comes at once,
+    # as an emulated processor sees it, is lost there.
+    first = int.from_bytes(data[:FRAME], "little")
+    assert 1 <= first <= 1 + LOST, first
+    check("recorded", data, first)
 
 
 def play(words: list[str], device: Any) -> None:
