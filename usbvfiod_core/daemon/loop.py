@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Condition, Thread
 from typing import Any, TypeVar, TypeVarTuple
 
 from .on_demand import load_on_demand
@@ -160,36 +160,36 @@ class _Threads:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._lock = Lock()
-        self._waiting = 0
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._changed = Condition()
+        self._idle = 0
         self._started = 0
 
     def run(self, job: Callable[[], None]) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting -= 1
-                start = False
-            else:
-                start = self._started < self._most
-                self._started += start
-        self._jobs.put(job)
+        with self._changed:
+            self._jobs.append(job)
+            if self._idle:
+                self._changed.notify()
+            # Of those who wait, each takes one. Where no more may be started, whoever is done first takes the next.
+            start = self._idle < len(self._jobs) and self._started < self._most
+            self._started += start
         if start:
             # A daemon thread, because a device that never answers must not keep the process from ending.
             Thread(target=self._serve, name="usbvfiod-blocking", daemon=True).start()
 
     def _serve(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get(timeout=IDLE)
-            except Empty:
-                with self._lock:
-                    if not self._waiting:
-                        continue  # every thread that waits has been promised a job
-                    self._waiting -= 1
-                    self._started -= 1
-                return
+        while (job := self._next()) is not None:
             job()
             del job
-            with self._lock:
-                self._waiting += 1
+
+    def _next(self) -> Callable[[], None] | None:
+        """What to do next; None if there has been nothing for a while."""
+        with self._changed:
+            self._idle += 1
+            try:
+                if not self._jobs and not self._changed.wait_for(lambda: self._jobs, IDLE):
+                    self._started -= 1
+                    return None
+                return self._jobs.popleft()
+            finally:
+                self._idle -= 1

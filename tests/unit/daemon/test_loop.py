@@ -8,6 +8,7 @@ import selectors
 import threading
 import time
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 
@@ -130,6 +131,28 @@ def test_threads_without_work_end(loop: ServerLoop, monkeypatch: pytest.MonkeyPa
     assert eventually(lambda: set(threading.enumerate()) <= before)
     loop.run_blocking(lambda: 5, lambda result: loop.stop())
     loop.run_forever()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_no_call_is_lost_where_more_threads_may_not_be_started(
+    loop: ServerLoop, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """However calls, threads that become free, and threads that end for want of work meet."""
+    monkeypatch.setattr("usbvfiod_core.daemon.loop.IDLE", 0.0005)
+    apart = loop.apart(threads=threads)
+    chance = Random(threads)
+    done: list[int] = []
+    for turn in range(100):
+        count = chance.randrange(1, 9)
+        for _ in range(count):
+            apart.run_blocking(lambda: time.sleep(chance.choice((0, 0, 0.0003, 0.001))), lambda result: done.append(1))
+            time.sleep(chance.choice((0, 0, 0.0004, 0.001)))
+        deadline = time.monotonic() + PATIENCE
+        while loop.blocking and time.monotonic() < deadline:
+            loop.run_until_complete(asyncio.sleep(0.0005))
+        assert loop.blocking == 0, f"in turn {turn}"
+        assert len(done) == count
+        done.clear()
 
 
 def test_what_is_apart_is_the_same_loop(loop: ServerLoop) -> None:
