@@ -25,12 +25,19 @@ ALICE, BOB, SERVER = 54321, 54322, 54323
 OPERATORS = 54330
 """A group."""
 
-_BECOME = """
+BECOME = """
+user, groups = int(user), [int(each) for each in groups.split(",") if each]
+os.setgroups(groups)
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+"""
+"""In a program that has the two as texts, `groups` with commas between: it is that user from here on."""
+
+_USBVFIOD = f"""
 import contextlib, importlib, io, os, pkgutil, sys
 import email, encodings.idna, http, json, pty, resource, tomllib, usbvfiod_core
 from usbvfiod_core.cli import main
 _, user, groups, *arguments = sys.argv
-user, groups = int(user), [int(each) for each in groups.split(",") if each]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     sys.argv[:] = ["usbvfiod", "plugins", "--json"]
     main()
@@ -38,9 +45,7 @@ for module in pkgutil.walk_packages(usbvfiod_core.__path__, "usbvfiod_core."):
     if not module.name.startswith(("usbvfiod_core.testing", "usbvfiod_core.__main__")):
         importlib.import_module(module.name)
 usbvfiod_core.virtual.digest.sha256(b"")
-os.setgroups(groups)
-os.setresgid(user, user, user)
-os.setresuid(user, user, user)
+{BECOME}
 sys.argv[:] = ["usbvfiod", *arguments]
 sys.exit(main())
 """
@@ -48,7 +53,7 @@ sys.exit(main())
 
 def somebody(user: int, *groups: int) -> tuple[str, ...]:
     """The words of a process that is `usbvfiod` as this user, in these groups besides its own; arguments follow."""
-    return sys.executable, "-c", _BECOME, str(user), ",".join(map(str, groups))
+    return sys.executable, "-c", _USBVFIOD, str(user), ",".join(map(str, groups))
 
 
 def run_as(user: int, *arguments: str | Path, groups: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:

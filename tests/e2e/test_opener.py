@@ -14,19 +14,16 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.process import ServerProcess
-from tests.e2e.somebody import ALICE, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
+from tests.e2e.somebody import ALICE, BECOME, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
 from usbvfiod_core.opener import PER_USER
 from usbvfiod_core.testing.limits import PATIENCE, eventually, wait_until
 
 pytestmark = only_root
 
-ASK = """
+ASK = f"""
 import os, socket, sys
 path, user, groups, *requests = sys.argv[1:]
-user, groups = int(user), [int(each) for each in groups.split(",") if each]
-os.setgroups(groups)
-os.setresgid(user, user, user)
-os.setresuid(user, user, user)
+{BECOME}
 for request in requests:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect(path)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.process import ServerProcess
-from tests.e2e.somebody import ALICE, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
+from tests.e2e.somebody import ALICE, BECOME, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
 from usbvfiod_core.testing.limits import PATIENCE, eventually
 
 pytestmark = only_root
@@ -44,13 +44,10 @@ def start(place: Path) -> Iterator[Start]:
         yield start
 
 
-AS = """
+AS = f"""
 import json, os, socket, sys
 user, groups, path, *lines = sys.argv[1:]
-user, groups = int(user), [int(each) for each in groups.split(",") if each]
-os.setgroups(groups)
-os.setresgid(user, user, user)
-os.setresuid(user, user, user)
+{BECOME}
 """
 CONNECT = """
 with socket.socket(socket.AF_UNIX) as client:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.heard import Heard, told
 from usbvfiod_core.testing.limits import scaled
-from usbvfiod_core.testing.loop import STEP_LIMIT, LoopError, StepLoop
+from usbvfiod_core.testing.loop import StepLoop
 
 TURN_SECONDS = scaled(0.05)
 """Processor time of one turn. By design half a millisecond and one TD; the rest is for coverage and slow machines."""
@@ -113,19 +113,12 @@ class WatchedLoop(StepLoop):
         self.most_turns = MOST_TURNS
         self.call_afterwards = self.call_soon
 
-    def run_ready(self) -> None:
-        for _ in range(STEP_LIMIT):
-            if not self._ready:
-                self._collect(0.0)
-                if not self._ready:
-                    return
-            if self.watch.turns >= self.most_turns:
-                raise EnoughError
-            callback, args = self._ready.popleft()
-            self.between()
-            with self.watch.turn(callback):
-                callback(*args)
-        raise LoopError(f"the loop is still busy after {STEP_LIMIT} callbacks; the last was {callback!r}")
+    def _step(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if self.watch.turns >= self.most_turns:
+            raise EnoughError
+        self.between()
+        with self.watch.turn(callback):
+            super()._step(callback, args)
 
 
 def descriptors() -> int:

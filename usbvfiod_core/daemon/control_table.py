@@ -12,12 +12,11 @@ alice = ["list", "status", "watch"]
 from __future__ import annotations
 
 import pwd
-import re
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError, Gathered, unknown
-from ..vfio_user.access import group_id
+from ..vfio_user.access import group_id, number_of
 from .peers import ALL, ANYONE, REQUESTS, Policy, Rule
 from .toml_file import TomlFile
 
@@ -75,11 +74,5 @@ def who_is(who: str) -> dict[str, int]:
 
 
 def _user_id(user: str) -> int:
-    if re.fullmatch("[0-9]{1,10}", user) and int(user) < 0xFFFF_FFFF:
-        return int(user)
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except (KeyError, ValueError, OSError):
-        raise ConfigError(
-            f'there is no user {user!r} on this host; a group is written "@NAME", anyone "{ANYONE}"'
-        ) from None
+    missing = f'there is no user {user!r} on this host; a group is written "@NAME", anyone "{ANYONE}"'
+    return number_of(user, lambda name: pwd.getpwnam(name).pw_uid, missing)

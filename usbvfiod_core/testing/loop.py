@@ -128,8 +128,11 @@ class StepLoop:
                 if not self._ready:
                     return
             callback, args = self._ready.popleft()
-            callback(*args)
+            self._step(callback, args)
         raise LoopError(f"the loop is still busy after {STEP_LIMIT} callbacks; the last was {callback!r}")
+
+    def _step(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        callback(*args)
 
     def run_until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Run until `condition()` holds, for at most `timeout` seconds of this loop's time; whether it holds."""

@@ -7,7 +7,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -108,12 +108,18 @@ def parse_mode(text: str) -> int:
 
 def group_id(group: str) -> int:
     """The number of a group that is given by name or number. Raises ConfigError."""
-    if re.fullmatch("[0-9]{1,10}", group) and int(group) < 0xFFFF_FFFF:
-        return int(group)
+    missing = f"there is no group {group!r} on this host; `getent group` lists them"
+    return number_of(group, lambda name: grp.getgrnam(name).gr_gid, missing)
+
+
+def number_of(name: str, look_up: Callable[[str], int], missing: str) -> int:
+    """The number of a user or a group, which may be given as one. Raises ConfigError with `missing`."""
+    if re.fullmatch("[0-9]{1,10}", name) and int(name) < 0xFFFF_FFFF:
+        return int(name)
     try:
-        return grp.getgrnam(group).gr_gid
+        return look_up(name)
     except (KeyError, ValueError, OSError):
-        raise ConfigError(f"there is no group {group!r} on this host; `getent group` lists them") from None
+        raise ConfigError(missing) from None
 
 
 def group_name(gid: int) -> str:

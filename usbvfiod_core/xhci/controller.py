@@ -133,7 +133,8 @@ class Controller:
 
     def _doorbell(self, slot_id: int, value: int) -> None:
         """5.6: ignored while halted or halting, for a slot that is not enabled, and for an endpoint that is not."""
-        self.interrupters.look_again()
+        if self.interrupters.mapped:
+            self.interrupters.look_again()
         if not self._fetching:
             return
         if slot_id:

@@ -52,7 +52,8 @@ class Interrupters:
         self._loop = loop
         self._interrupt = interrupt
         self._page: SharedPage | None = None
-        self._shared: list[SharedInterrupter] = []
+        self.mapped: list[SharedInterrupter] = []
+        """All of them while the client may map their registers."""
         self._all: list[Interrupter] = []
         self._make(Interrupter)
 
@@ -77,7 +78,7 @@ class Interrupters:
         self.dirty.clear()
         writers = self._registers.writers
         if self._page is not None:
-            page, self._page, self._shared = self._page, None, []
+            page, self._page, self.mapped = self._page, None, []
             page.close()
             del writers[_USBSTS_OFFSET]
             self._make(Interrupter)
@@ -87,17 +88,17 @@ class Interrupters:
 
             self._page = SharedPage(self._registers.bytes, reg.INTERRUPTER_PAGE)
             writers[_USBSTS_OFFSET] = self._write_usbsts
-            self._shared = self._make(SharedInterrupter)
+            self.mapped = self._make(SharedInterrupter)
 
     def look_again(self) -> None:
         """The guest has done something: what waits for registers that it writes without a message is looked at."""
-        for interrupter in self._shared:
+        for interrupter in self.mapped:
             interrupter.look_again()
 
     def _write_usbsts(self, value: int) -> None:
         self._registers.store_masked(_USBSTS_OFFSET, value)
         if value & spec.USBSTS_EINT:
-            for interrupter in self._shared:
+            for interrupter in self.mapped:
                 interrupter.acknowledged()
 
     def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from usbvfiod_core import DeviceInfo
+from usbvfiod_core.usb.descriptors import walk
 
 from .parser import ENCODING
 from .rules import Facts
@@ -16,7 +17,7 @@ from .rules import Facts
 SYSFS = Path("/sys")
 DEVICES = SYSFS / "bus/usb/devices"
 
-_DEVICE, _INTERFACE = 1, 4
+_INTERFACE = 4
 """bDescriptorType (USB 3.2, table 9-6)."""
 _ROOT_HUBS = {("1d6b", "0001"), ("1d6b", "0002"), ("1d6b", "0003")}
 _BCD_DEVICE = slice(12, 14)
@@ -73,12 +74,7 @@ def fingerprint(directory: Path) -> str:
 
 def interface_types(descriptors: bytes) -> list[str]:
     """Class, subclass and protocol of every interface descriptor, in all settings of all configurations."""
-    found, at = [], 0
-    while at + 2 <= len(descriptors) and descriptors[at] >= 2:
-        if descriptors[at + 1] == _INTERFACE and descriptors[at] >= 9 and at + 9 <= len(descriptors):
-            found.append(":".join(f"{part:02x}" for part in descriptors[at + 5 : at + 8]))
-        at += descriptors[at]
-    return found
+    return [each[5:8].hex(":") for kind, each in walk(descriptors) if kind == _INTERFACE and len(each) >= 9]
 
 
 def _hash(data: bytes | str) -> str:
