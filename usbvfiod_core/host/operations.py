@@ -1,8 +1,8 @@
-"""One operation at a time on a device of the host, in a thread, while everything else for the device waits.
+"""One operation at a time on a device that another kernel has, while everything else for the device waits.
 
-Setting a configuration or an alternate setting, clearing a halt and resetting block for milliseconds, with a wedged
-device for seconds, and the host's kernel lets nobody else use the device meanwhile. So nothing may: what a guest
-submits is held, in order, until the operation is over.
+Setting a configuration or an alternate setting, clearing a halt and resetting take milliseconds, with a wedged device
+seconds, and the kernel lets nobody else use the device meanwhile. So nothing may: what a guest submits is held, in
+order, until the operation is over. On this host such a call blocks, and is made in a thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ..usb.transfer import TransferStatus
 log = logging.getLogger(__name__)
 
 Then = Callable[["OperationFailed | None"], object]
+Operation = Callable[[Then], None]
+"""Begins it; what it is given is called once, at once or later on the loop: with None, or with why it failed."""
 
 
 class OperationFailed(Exception):
@@ -34,35 +36,45 @@ class ClaimLost(OperationFailed):
         super().__init__(TransferStatus.ERROR, reason)
 
 
+def in_thread(loop: Loop, name: str, call: Callable[[], None]) -> Operation:
+    """An operation that is a call which may block, of the device that people know as `name`."""
+
+    def begin(done: Then) -> None:
+        def over(result: BaseException | None) -> None:
+            failure = None
+            if isinstance(result, OperationFailed):
+                failure = result
+            elif isinstance(result, BaseException):
+                log.error("%s: %s: %s", name, type(result).__name__, result, exc_info=result)
+                failure = OperationFailed(TransferStatus.ERROR, str(result))
+            done(failure)
+
+        loop.run_blocking(call, over)
+
+    return begin
+
+
 class Operations:
     """The operations of one device. `pause` is called before one starts, `resume` when none is left."""
 
-    def __init__(self, loop: Loop, name: str, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        self._loop = loop
-        self._name = name
+    def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self._pause = pause
         self._resume = resume
-        self._waiting: deque[tuple[Callable[[], None], Then]] = deque()
+        self._waiting: deque[tuple[Operation, Then]] = deque()
         self.running = False
 
-    def run(self, call: Callable[[], None], then: Then) -> None:
-        """Run `call` in a thread after those asked for before; `then` gets None, or why it failed."""
-        self._waiting.append((call, then))
+    def run(self, begin: Operation, then: Then) -> None:
+        """Begin an operation after those asked for before; `then` gets None, or why it failed."""
+        self._waiting.append((begin, then))
         if not self.running:
             self.running = True
             self._pause()
             self._next()
 
     def _next(self) -> None:
-        call, then = self._waiting.popleft()
+        begin, then = self._waiting.popleft()
 
-        def over(result: BaseException | None) -> None:
-            failure = None
-            if isinstance(result, OperationFailed):
-                failure = result
-            elif isinstance(result, BaseException):
-                log.error("%s: %s: %s", self._name, type(result).__name__, result, exc_info=result)
-                failure = OperationFailed(TransferStatus.ERROR, str(result))
+        def over(failure: OperationFailed | None) -> None:
             if self._waiting:
                 then(failure)
                 self._next()
@@ -72,4 +84,4 @@ class Operations:
                 self._resume()
                 then(failure)
 
-        self._loop.run_blocking(call, over)
+        begin(over)

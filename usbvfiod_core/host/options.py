@@ -30,12 +30,18 @@ class InUse(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class HostOptions:
-    """What a backend of the host's devices names as its `options`."""
+class EnumeratedOptions:
+    """What any device has that another kernel has enumerated, this host's or one at the other end of a connection."""
 
     reset: ResetPolicy = option(ResetPolicy.AUTO, "What a reset of the guest's port does to the device.")
     remote_wakeup: bool = option(False, "Whether the guest sees that the device can wake it.")
     """A device of a suspended port is not asked for data, so it would sleep for ever; without this, guests do not
     suspend what must wake them."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions(EnumeratedOptions):
+    """What a backend of the host's devices names as its `options`."""
+
     reattach: bool = option(True, "Whether the host's drivers get the device back at the end.")
     in_use: InUse = option(InUse.REFUSE, "What is done about a device that the host itself uses.")

@@ -1,8 +1,8 @@
-"""Which of a guest's requests reach a device of the host, and what becomes of the others.
+"""Which of a guest's requests reach a device that another kernel has, and what becomes of the others.
 
-The host's kernel has given the device its address and keeps its power management; configurations, alternate settings
-and halts have a side in the kernel, too, so they go through it. The table at the end says it for each request
-(USB 2.0 9.4, USB 3.2 9.4); what is not in it is sent to the device.
+That kernel, the host's or a remote one, has given the device its address and keeps its power management;
+configurations, alternate settings and halts have a side in the kernel, too, so they go through it. The table at the end
+says it for each request (USB 2.0 9.4, USB 3.2 9.4); what is not in it is sent to the device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..usb import requests as usb
 from ..usb.descriptors import CONFIGURATION
 from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus
-from .operations import OperationFailed
+from .operations import OperationFailed, Then
 
 _OUT_DEVICE = usb.RECIPIENT_DEVICE
 _OUT_INTERFACE = usb.RECIPIENT_INTERFACE
@@ -33,11 +33,8 @@ _STATUS_BITS = {
 _ANSWERED = (TransferStatus.COMPLETED, TransferStatus.STALL, TransferStatus.CANCELLED)
 
 
-Then = Callable[[OperationFailed | None], object]
-
-
 class GuestsView(Protocol):
-    """What the requests need of a device, a `HostDevice`; it says there what each is."""
+    """What the requests need of a device, an `EnumeratedDevice`; it says there what each is."""
 
     configuration: int | None
     features: set[int]
@@ -59,9 +56,7 @@ class GuestsView(Protocol):
 
     def select_setting(self, interface: int, alternate: int, then: Then) -> None: ...
 
-    def clear_halt(self, endpoint: int) -> None: ...
-
-    def run_operation(self, call: Callable[[], None], then: Then | None = None) -> None: ...
+    def end_halt(self, endpoint: int, then: Then) -> None: ...
 
 
 def submit(device: GuestsView, transfer: Transfer) -> None:
@@ -151,7 +146,7 @@ def _clear_endpoint_feature(device: GuestsView, transfer: Transfer, setup: Setup
     """Sent as it is, the device's toggle would start anew and the host controller's would not: the next packet is
     lost."""
     if setup.value == usb.FEATURE_ENDPOINT_HALT and device.has_endpoint(setup.index):
-        device.run_operation(lambda: device.clear_halt(setup.index), _end(transfer))
+        device.end_halt(setup.index, _end(transfer))
     else:
         _forward(device, transfer, setup)
 

@@ -1,0 +1,316 @@
+"""A device that another kernel has enumerated: this host's, or that of a host at the other end of a connection.
+
+A guest's driver believes that it has the device to itself: it sets its address, its configuration and its alternate
+settings, clears halts, and resets the port. The kernel that has the device has done some of this and must be asked to
+do the rest, so that both sides and the device agree. Which request means what is the table in `requests.py`; here is
+the state, and the order of things.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from ..usb import data_stage
+from ..usb.descriptors import Configuration
+from ..usb.device import DeviceEvents, Loop
+from ..usb.moment import Moment
+from ..usb.speed import Speed
+from ..usb.transfer import Transfer, TransferStatus
+from . import requests
+from .configurations import configurations
+from .contract import EnumeratedContract
+from .descriptor_filter import without_remote_wakeup, without_streams
+from .operations import ClaimLost, Operation, OperationFailed, Operations, Then
+from .options import EnumeratedOptions, ResetPolicy
+
+log = logging.getLogger(__name__)
+
+
+class EnumeratedDevice(EnumeratedContract):
+    """Everything between endpoint 0 and the device. A backend writes what `EnumeratedContract` has, and calls `gone`
+    when it learns that the device is, `lost` when whoever has it has taken it back.
+
+    descriptors     the device descriptor, followed by all configurations, as sysfs and usbfs give them
+    configuration   the value of the configuration that is set there; None for none, as 0 is a value, too
+    reset_quirk     it is known there that the device does not survive a reset
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        name: str,
+        speed: Speed,
+        descriptors: bytes,
+        configuration: int | None,
+        options: EnumeratedOptions,
+        max_streams: int = 0,
+        reset_quirk: bool = False,
+    ) -> None:
+        self.name = name
+        self.speed = speed
+        self.max_streams = max_streams
+        self._policy = options
+        self.configuration: int | None = None
+        """The value of what the guest has set, None for none; the kernel's may be set meanwhile."""
+        self.features: set[int] = set()
+        """The features of the device (selectors) that the guest has set and the device was not told of."""
+        self.moved = False
+        """Whether something has gone through the endpoints since the configuration was set."""
+        self._loop = loop
+        self._events: DeviceEvents | None = None
+        raws = configurations(descriptors)
+        self._configurations: dict[int, Configuration] = {}
+        for raw in raws:
+            # Of two with the same value, Linux means the first.
+            self._configurations.setdefault(raw[5], Configuration.unpack(raw))
+        self._host_configuration = configuration if configuration in self._configurations else None
+        self._shown = [self._filtered(raw) for raw in raws]
+        self.control_packet_size = speed.control_max_packet_size
+        """Bytes of a packet of endpoint 0."""
+        if not speed.is_usb3 and descriptors[7:8] in (b"\x08", b"\x10", b"\x20", b"\x40"):
+            self.control_packet_size = descriptors[7]
+        self._touched = False
+        self._soft_reset = options.reset is ResetPolicy.NEVER or (reset_quirk and options.reset is ResetPolicy.AUTO)
+        self._operations = Operations(self.pause, self._resumed)
+        self._held: deque[Transfer] = deque()
+        self._stop_later: list[Transfer] = []
+        self._gone = False
+        self._why_gone = ""
+        self._complaint = ""
+        """What was logged last of a configuration that was not set."""
+        self._closed = False
+        self._released = Moment()
+
+    # -- what a backend uses -----------------------------------------------------------------------------------------
+
+    def gone(self) -> None:
+        """The device is not there any more. Transfers in flight must still be completed; no new ones are started."""
+        self.lost("")
+
+    def lost(self, reason: str) -> None:
+        """Whoever has the device has taken it back, or a part of it: for the guest it is gone. Nothing is done to it
+        any more but to release what is still ours. `reason` is for people."""
+        if self._gone:
+            return
+        self._gone = True
+        self._why_gone = reason
+        self._refuse_held(TransferStatus.DISCONNECTED)
+        if self._events is not None and not self._closed:
+            self._events.disconnected()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the device is not to be touched any more, but to release what is claimed."""
+        return self._gone
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been unplugged from the guest."""
+        return self._closed
+
+    def operate(self, begin: Operation, then: Then | None = None) -> None:
+        """Begin an operation when those before it are over, unless the device is lost, while everything else waits;
+        `then` gets None or the failure."""
+        if self._closed:
+            if then is not None:
+                then(OperationFailed(TransferStatus.DISCONNECTED))
+            return
+
+        def unless_gone(over: Then) -> None:
+            if self._gone:
+                over(OperationFailed(TransferStatus.DISCONNECTED))
+            else:
+                begin(over)
+
+        def over(failure: OperationFailed | None) -> None:
+            if isinstance(failure, ClaimLost):
+                self.lost(str(failure))
+            elif failure is not None and failure.status is TransferStatus.DISCONNECTED:
+                self.gone()
+            if then is not None:
+                then(failure)
+            self.operated(failure)
+            self._go_on()
+
+        self._operations.run(unless_gone, over)
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it is reset before it is given back: the guest may have left it in the middle of something."""
+        return self.moved and not self._soft_reset and not self._gone
+
+    def active_configuration(self) -> Configuration | None:
+        """The descriptors of the configuration that is set there; None if none is."""
+        value = self._host_configuration
+        return None if value is None else self._configurations.get(value)
+
+    # -- Device ------------------------------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        self._events = events
+        if self._gone:
+            self._loop.call_soon(events.disconnected)
+
+    def submit(self, transfer: Transfer) -> None:
+        if self._gone or self._closed:
+            transfer.complete(TransferStatus.DISCONNECTED)
+        elif self._operations.running or self._held:
+            self._held.append(transfer)
+        else:
+            self._dispatch(transfer)
+
+    def cancel(self, transfer: Transfer) -> None:
+        if transfer.status is not None:
+            return
+        if transfer in self._held:
+            self._held.remove(transfer)
+            transfer.complete(TransferStatus.CANCELLED)
+        elif self._operations.running and self.exclusive:
+            self._stop_later.append(transfer)
+        else:
+            self.stop(transfer)
+
+    def reset(self, done: Callable[[], object]) -> None:
+        def forget(failure: OperationFailed | None) -> None:
+            if failure is None:
+                self._touched = self.moved = False
+            elif not self._gone:
+                log.warning("%s: the reset failed: %s", self.name, failure)
+            self.configuration = None
+            self.features.clear()
+            done()
+
+        if self._gone or self._closed or not (self._touched or self._policy.reset is ResetPolicy.ALWAYS):
+            forget(None)
+        elif not self._soft_reset:
+            self.operate(self.begin_reset, forget)
+        elif self._host_configuration is not None:
+            self.operate(self.begin_soft_reset, forget)
+        else:
+            forget(None)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._refuse_held(TransferStatus.DISCONNECTED)
+
+        def over(failure: OperationFailed | None) -> None:
+            self.released()
+            self._released.came()
+
+        self._operations.run(self.begin_release, over)
+
+    def when_closed(self, done: Callable[[], object]) -> None:
+        self._released.wait(done)
+
+    def why_gone(self) -> str:
+        return self._why_gone
+
+    # -- what the requests need ----------------------------------------------------------------------------------------
+
+    def forward(self, transfer: Transfer, *, touches: bool) -> None:
+        """Send a control transfer on; `touches` if it may change the device, so that a reset has to be a real one."""
+        if touches:
+            self.about_to_touch()
+            if self._gone:
+                transfer.complete(TransferStatus.DISCONNECTED)
+                return
+        self._touched |= touches
+        data_stage.fit(transfer, self.control_packet_size)
+        self.start(transfer)
+
+    def touched(self) -> None:
+        """The device has shown that a reset has to be a real one."""
+        self._touched = True
+
+    def configuration_descriptor(self, index: int) -> bytes | None:
+        """The configuration with this index as the guest sees it."""
+        return self._shown[index] if index < len(self._shown) else None
+
+    def has_configuration(self, value: int) -> bool:
+        """Whether the device has a configuration of this value."""
+        return value in self._configurations
+
+    def select_configuration(self, value: int, then: Then) -> None:
+        """SET_CONFIGURATION (USB 2.0 9.4.7): only as much as is needed to get there."""
+
+        def over(failure: OperationFailed | None) -> None:
+            if failure is None:
+                self.configuration = self._host_configuration = value
+                self.moved = False
+            elif not self._gone and self._complaint != str(failure):
+                self._complaint = str(failure)
+                log.warning("%s: configuration %d, which the guest wants, is not set: %s", self.name, value, failure)
+            then(failure)
+
+        if not self.has_configuration(value):
+            over(OperationFailed(TransferStatus.STALL, f"there is no configuration {value}"))
+        elif value != self._host_configuration:
+            self._touched = True
+            self.operate(lambda done: self.begin_configuration(value, done), over)
+        elif self.moved:
+            self.operate(self.begin_configuration_again, over)
+        else:
+            over(None)
+
+    def select_setting(self, interface: int, alternate: int, then: Then) -> None:
+        """SET_INTERFACE (USB 2.0 9.4.10)."""
+        configuration = None if self.configuration is None else self.active_configuration()
+        settings = () if configuration is None else configuration.interfaces
+        if not any((each.number, each.alternate) == (interface, alternate) for each in settings):
+            then(OperationFailed(TransferStatus.STALL, f"there is no setting {alternate} of interface {interface}"))
+            return
+        self._touched = self.moved = True
+        self.operate(lambda done: self.begin_setting(interface, alternate, done), then)
+
+    def has_endpoint(self, address: int) -> bool:
+        """Whether the configuration has an endpoint of this address."""
+        configuration = self.active_configuration()
+        return configuration is not None and any(
+            endpoint.address == address for each in configuration.interfaces for endpoint in each.endpoints
+        )
+
+    def end_halt(self, endpoint: int, then: Then) -> None:
+        """CLEAR_FEATURE(ENDPOINT_HALT) (USB 2.0 9.4.5)."""
+        self.operate(lambda done: self.begin_clear_halt(endpoint, done), then)
+
+    # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _filtered(self, raw: bytes) -> bytes:
+        if not self._policy.remote_wakeup:
+            raw = without_remote_wakeup(raw)
+        return raw if self.max_streams else without_streams(raw)
+
+    def _dispatch(self, transfer: Transfer) -> None:
+        refusal = self.refusal(transfer)
+        if refusal is not None:
+            transfer.complete(refusal)
+        elif transfer.setup is None:
+            self._touched = self.moved = True
+            self.start(transfer)
+        else:
+            requests.submit(self, transfer)
+
+    def _resumed(self) -> None:
+        if not self._closed:
+            self.resume()
+
+    def _go_on(self) -> None:
+        """What waited for the operation: transfers to be cancelled, then transfers to be started, in order."""
+        if self._operations.running:
+            return
+        stopping, self._stop_later = self._stop_later, []
+        for transfer in stopping:
+            self.cancel(transfer)
+        # What is submitted meanwhile lines up behind those that are held.
+        while self._held and not self._operations.running:
+            self._dispatch(self._held.popleft())
+
+    def _refuse_held(self, status: TransferStatus) -> None:
+        held, self._held = self._held, deque()
+        for transfer in held:
+            transfer.complete(status)
