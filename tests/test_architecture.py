@@ -25,6 +25,7 @@ LAYERS = {
     "rights": 0,
     "usb": 0,
     "host": 1,
+    "capture": 1,
     "sandbox": 1,
     "xhci.spec": 0,
     "pci.vfio": 0,

@@ -41,6 +41,10 @@ class DeviceWithheld(DeviceError):
     for that to change, however long it takes."""
 
 
+class CaptureError(UsbvfiodError):
+    """A recording that cannot be read or used; the message says what is wrong, and where."""
+
+
 class ClientError(UsbvfiodError):
     """A vfio-user client's message that is refused.
 
