@@ -39,6 +39,7 @@ from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.driver.td import Td, cut
 from usbvfiod_core.testing.driver.trb import Trb, normal
 from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.xhci import spec
 
@@ -98,8 +99,8 @@ def serve(command: list[str], socket: Path, *, replies: bool) -> Iterator[tuple[
     """A server with one device: its process, a driver, and the device, enumerated."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
-            client = VfioUserClient.connect(socket, timeout=60.0, wait=60.0)
-            bus = SocketBus(client, posted=not replies)
+            vmm = CLOUD_HYPERVISOR if replies else QEMU
+            bus = SocketBus(VfioUserClient.connect(socket, vmm=vmm, timeout=60.0, wait=60.0))
             with GuestDriver(bus, timeout=60.0, ring_trbs=256, strict=False) as driver:
                 port = driver.wait_for_port()
                 yield process.pid, driver, driver.enumerate(port.port_id)

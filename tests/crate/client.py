@@ -13,11 +13,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from tests.vm.tree import cache_directory
 from usbvfiod_core.testing.limits import scaled
+from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR
 from usbvfiod_core.vfio_user import wire
 
 SOURCES = ("Cargo.toml", "lib.rs")
@@ -57,6 +59,8 @@ class CrateClient:
     """What a `SocketBus` needs of a `VfioUserClient`, and what Cloud Hypervisor does besides."""
 
     version = "negotiated by the crate"
+
+    vmm = replace(CLOUD_HYPERVISOR, maps=False)
 
     def __init__(self, library: ctypes.CDLL, path: Path) -> None:
         self._library = library

@@ -45,7 +45,7 @@ def test_a_drive_behind_it_through_three_lives(crate: ctypes.CDLL, tmp_path: Pat
             client: Any = CrateClient(crate, server.path)
             assert client.region_size(vfio.BAR0_REGION) == 0x8000
             client.reset()
-            bus = SocketBus(client, posted=False, interrupts=mechanism)
+            bus = SocketBus(client, interrupts=mechanism)
             driver = GuestDriver(bus).start()
             disk = MassStorage(driver.enumerate())
             disk.wait_ready()

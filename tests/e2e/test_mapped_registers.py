@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ import pytest
 from usbvfiod_core.pci.vfio import BAR0_REGION
 from usbvfiod_core.shared_area import PAGE, possible
 from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import CLOUD_HYPERVISOR, VfioUserClient
+from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.served import ServerProcess
+from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU
 from usbvfiod_core.xhci import registers as reg
 
 pytestmark = pytest.mark.skipif(not possible(), reason="needs an x86-64 host with pages of 4 KiB")
@@ -29,9 +31,8 @@ def process(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def connect(process: ServerProcess, *, hypervisor: bool) -> SocketBus:
-    client = VfioUserClient.connect(process.path, wait=PATIENCE, negotiate=False)
-    client.negotiate(CLOUD_HYPERVISOR, minor=1) if hypervisor else client.negotiate()
-    return SocketBus(client, posted=not hypervisor, mapped=True)
+    vmm = CLOUD_HYPERVISOR if hypervisor else replace(QEMU, maps=True)
+    return SocketBus(VfioUserClient.connect(process.path, vmm=vmm, wait=PATIENCE))
 
 
 def test_one_client_after_the_other(process: ServerProcess, tmp_path: Path) -> None:
@@ -47,9 +48,7 @@ def test_one_client_after_the_other(process: ServerProcess, tmp_path: Path) -> N
 
 def test_what_is_written_by_messages_counts_too(process: ServerProcess) -> None:
     """A client that was offered the page and does not map it."""
-    client = VfioUserClient.connect(process.path, wait=PATIENCE, negotiate=False)
-    client.negotiate(CLOUD_HYPERVISOR, minor=1)
-    bus = SocketBus(client, posted=False)
+    bus = process.connect(vmm=replace(CLOUD_HYPERVISOR, maps=False))
     with GuestDriver(bus) as driver:
         assert len(MassStorage(driver.start().enumerate()).read(0, 8)) == 4096
     bus.close()

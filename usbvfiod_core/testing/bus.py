@@ -267,10 +267,9 @@ class SocketBus(Bus):
     """A controller behind a vfio-user socket.
 
     Maps all of `ram`, assigns an eventfd to each vector of the mechanism `interrupts`, enables memory access, bus
-    mastering and that mechanism. `vectors` limits how many vectors are used; of MSI it is a power of two. `posted`
-    chooses between QEMU's way to write registers (no reply) and Cloud Hypervisor's (wait for the reply). Owns `client`
-    and `ram`: `close` closes them. `mapped` reaches what the server lets a client map without a message, as Cloud
-    Hypervisor does.
+    mastering and that mechanism. `vectors` limits how many vectors are used; of MSI it is a power of two. Registers
+    are reached as the client's VMM does it (`Vmm`): writes are posted or waited for, areas that the server shares are
+    mapped or not. Owns `client` and `ram`: `close` closes them.
     """
 
     def __init__(
@@ -278,8 +277,6 @@ class SocketBus(Bus):
         client: VfioUserClient,
         ram: GuestRam | None = None,
         *,
-        posted: bool = True,
-        mapped: bool = False,
         interrupts: Mechanism = Mechanism.MSIX,
         vectors: int | None = None,
     ) -> None:
@@ -291,8 +288,8 @@ class SocketBus(Bus):
         count = min(count, vectors or count)
         super().__init__(ram if ram is not None else GuestRam(), count, interrupts)
         self.client = client
-        self.posted = posted
-        self.areas = client.map_region(vfio.BAR0_REGION) if mapped else []
+        self.posted = client.vmm.posted
+        self.areas = client.map_region(vfio.BAR0_REGION) if client.vmm.maps else []
         self._held: list[bytes] | None = None
         self._told = False
         self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]

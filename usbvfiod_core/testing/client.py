@@ -19,6 +19,7 @@ from typing import Any
 from ..vfio_user import wire
 from .connection import ClientConnection, Message, ReplyError, ReplyTimeoutError, VfioUserError
 from .limits import PATIENCE
+from .vmm import QEMU, Vmm
 
 __all__ = [
     "IrqInfo",
@@ -75,33 +76,23 @@ class ServerVersion:
     capabilities: dict[str, Any] = field(default_factory=dict)
 
 
-DEFAULT_CAPABILITIES: dict[str, Any] = {
-    "max_msg_fds": wire.MAX_MSG_FDS,
-    "max_data_xfer_size": wire.MAX_DATA_XFER_SIZE,
-    "max_dma_maps": wire.DEFAULT_MAX_DMA_MAPS,
-    "pgsizes": wire.DEFAULT_PGSIZES,
-}
-"""What `negotiate` proposes: the keys and values of QEMU, without migration."""
-
-
-CLOUD_HYPERVISOR: dict[str, Any] = {
-    "max_msg_fds": 8,
-    "max_data_xfer_size": wire.MAX_DATA_XFER_SIZE,
-    "migration": {"pgsize": wire.DEFAULT_PGSIZES},
-}
-"""What Cloud Hypervisor proposes, as version 0.1."""
-
-
 class VfioUserClient(ClientConnection):
-    """A client of a vfio-user server. After `negotiate`, `version` is the server's."""
+    """A client of a vfio-user server, as the VMM `vmm`. After `negotiate`, `version` is the server's."""
 
-    def __init__(self, sock: socket.socket, *, timeout: float = PATIENCE) -> None:
+    def __init__(self, sock: socket.socket, *, vmm: Vmm = QEMU, timeout: float = PATIENCE) -> None:
         super().__init__(sock, timeout=timeout)
+        self.vmm = vmm
         self.version: ServerVersion | None = None
 
     @classmethod
     def connect(
-        cls, path: str | os.PathLike[str], *, timeout: float = PATIENCE, wait: float = 0.0, negotiate: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        vmm: Vmm = QEMU,
+        timeout: float = PATIENCE,
+        wait: float = 0.0,
+        negotiate: bool = True,
     ) -> VfioUserClient:
         """Connect to the server at `path` and negotiate; try for `wait` seconds while nobody listens there."""
         deadline = time.monotonic() + wait
@@ -119,7 +110,7 @@ class VfioUserClient(ClientConnection):
             except BaseException:
                 sock.close()
                 raise
-        client = cls(sock, timeout=timeout)
+        client = cls(sock, vmm=vmm, timeout=timeout)
         if negotiate:
             try:
                 client.negotiate()
@@ -131,10 +122,12 @@ class VfioUserClient(ClientConnection):
     # -- messages --------------------------------------------------------------------------------------------------
 
     def negotiate(
-        self, capabilities: dict[str, Any] | None = None, *, major: int = wire.MAJOR, minor: int = wire.MINOR
+        self, capabilities: dict[str, Any] | None = None, *, major: int = wire.MAJOR, minor: int | None = None
     ) -> ServerVersion:
-        """VERSION: propose `capabilities` and return the server's answer."""
-        proposal = DEFAULT_CAPABILITIES if capabilities is None else capabilities
+        """VERSION: propose `capabilities`, those of `vmm` and its version by default; return the server's answer."""
+        proposal = self.vmm.capabilities if capabilities is None else capabilities
+        if minor is None:
+            minor = self.vmm.minor
         data = json.dumps({"capabilities": proposal}, separators=(",", ":")).encode() + b"\0"
         payload = self.request(wire.VERSION, wire.VERSION_FIELDS.pack(major, minor) + data).payload
         if len(payload) < wire.VERSION_FIELDS.size:

@@ -11,6 +11,7 @@ from ..usb.device import Device
 from .bus import DirectBus, SocketBus
 from .driver import GuestDriver, UsbDevice
 from .served import ServedController
+from .vmm import QEMU, Vmm
 
 
 class Guest:
@@ -51,13 +52,13 @@ class ServedGuest:
         self,
         path: str | os.PathLike[str],
         *,
-        posted: bool = True,
+        vmm: Vmm = QEMU,
         interrupts: Mechanism = Mechanism.MSIX,
         vectors: int | None = None,
         **driver_options: Any,
     ) -> None:
         self.server = ServedController(path)
-        self._connect = partial(self.server.connect, posted=posted, interrupts=interrupts, vectors=vectors)
+        self._connect = partial(self.server.connect, vmm=vmm, interrupts=interrupts, vectors=vectors)
         self.driver_options = driver_options
         try:
             self.bus: SocketBus = self._connect()

@@ -22,6 +22,7 @@ from .bus import SocketBus
 from .client import VfioUserClient
 from .limits import PATIENCE, wait_until
 from .memory import GuestRam
+from .vmm import QEMU, Vmm
 
 T = TypeVar("T")
 
@@ -81,13 +82,13 @@ class ServedController:
         self,
         *,
         ram: GuestRam | None = None,
-        posted: bool = True,
+        vmm: Vmm = QEMU,
         interrupts: Mechanism = Mechanism.MSIX,
         vectors: int | None = None,
     ) -> SocketBus:
-        """A bus over a new connection."""
-        client = VfioUserClient.connect(self.path, timeout=self.timeout)
-        return SocketBus(client, ram, posted=posted, interrupts=interrupts, vectors=vectors)
+        """A bus over a new connection, as a VMM of this kind."""
+        client = VfioUserClient.connect(self.path, vmm=vmm, timeout=self.timeout)
+        return SocketBus(client, ram, interrupts=interrupts, vectors=vectors)
 
     def close(self) -> None:
         """Stop serving, unplug all devices and end the thread."""
@@ -100,19 +101,27 @@ class ServedController:
 
 
 class ServerProcess:
-    """`usbvfiod` as its users start it: a process that serves on `path`, with the given options.
+    """`usbvfiod` as its users start it: a process that serves on `path`, with the given options. `python` is the
+    interpreter of another environment, whose usbvfiod is started instead.
 
     Returns when the socket is there. Raises UsbvfiodError with what the process printed if it ends instead.
     `stop` ends it with SIGTERM and returns the exit code. Leaving `with` stops it, and raises UsbvfiodError if it has
     logged an exception with its traceback.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: Sequence[str] = (), *, timeout: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: Sequence[str] = (),
+        *,
+        timeout: float = PATIENCE,
+        python: str | os.PathLike[str] = sys.executable,
+    ) -> None:
         self.path = Path(path)
         self.timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until `stop`)
         self._ended_with = ""
-        command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
+        command = [os.fspath(python), "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
         )
@@ -131,9 +140,9 @@ class ServerProcess:
         if kind is None and "Traceback" in self.output:
             raise UsbvfiodError(f"the server has logged an exception:\n{self.output}")
 
-    def connect(self, *, ram: GuestRam | None = None, posted: bool = True) -> SocketBus:
-        """A bus over a new connection."""
-        return SocketBus(VfioUserClient.connect(self.path, wait=self.timeout), ram, posted=posted)
+    def connect(self, *, ram: GuestRam | None = None, vmm: Vmm = QEMU) -> SocketBus:
+        """A bus over a new connection, as a VMM of this kind."""
+        return SocketBus(VfioUserClient.connect(self.path, vmm=vmm, wait=self.timeout), ram)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """End the process and return its exit code; killed if it takes longer than the timeout."""

@@ -17,6 +17,7 @@ from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
 from usbvfiod_core.testing.guest import ServedGuest
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.memory import GuestRam
+from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus
 from usbvfiod_core.vfio_user import wire
@@ -25,9 +26,9 @@ from usbvfiod_core.xhci import spec
 DATA = bytes(range(256)) * 1000
 
 
-@pytest.fixture(params=[True, False], ids=["posted", "synchronous"])
+@pytest.fixture(params=[QEMU, CLOUD_HYPERVISOR], ids=lambda vmm: vmm.name)
 def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServedGuest]:
-    guest = ServedGuest(tmp_path / "socket", posted=request.param, ring_trbs=256)
+    guest = ServedGuest(tmp_path / "socket", vmm=request.param, ring_trbs=256)
     yield guest
     guest.close()
 

@@ -47,7 +47,7 @@ class Commands:
         queued = Command(trb, self.ring.push(trb))
         self.queue.append(queued)
         if doorbell:
-            self.driver.bus.write(self.driver.capabilities.doorbell_offset, 0)
+            self.driver.ring_doorbell(0, 0)
         return queued
 
     def execute(self, trb: Trb, timeout: float | None = None) -> Event:

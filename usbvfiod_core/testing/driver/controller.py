@@ -17,6 +17,8 @@ from .trb import Event
 _SLICE = 0.1
 _LATE = scaled(1.0)
 """Seconds by which an interrupt may come after its event, on a machine that has other things to do."""
+LINUX_EVENTS = 128
+"""Half a segment of Linux's event rings: after so many events and one it writes ERDP before it goes on."""
 _TRANSFER = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 _TYPE = spec.TRB_TYPE_MASK
 
@@ -44,12 +46,21 @@ class ControllerSide:
     """Who hears of Command Completion Events."""
 
     def __init__(
-        self, bus: Bus, *, interrupts: bool, qword_writes: bool, interrupters: int, timeout: float, strict: bool
+        self,
+        bus: Bus,
+        *,
+        interrupts: bool,
+        qword_writes: bool,
+        interrupters: int,
+        timeout: float,
+        strict: bool,
+        linux: bool,
     ) -> None:
         self.bus = bus
         self.ram = bus.ram
         self.timeout = timeout
         self.strict = strict
+        self.linux = linux
         self.interrupts = interrupts
         self.qword_writes = qword_writes
         self.capabilities: Capabilities = read_capabilities(bus)
@@ -80,7 +91,13 @@ class ControllerSide:
             raise ProtocolError("an event that nobody expects", event.completion_code, event)
 
     def handle_events(self) -> int:
-        """Take all events there are, hand them to the commands and TDs they are for; how many there were."""
+        """Take all events there are, hand them to the commands and TDs they are for; how many there were.
+
+        As Linux's driver only when there has been an interrupt, unless interrupts are off.
+        """
+        if self.linux and self.interrupts:
+            ring = self.event_rings[0] if self.event_rings else None
+            return self._handle_interrupt() if ring is not None and ring.waiting and self._signalled(0) else 0
         count = 0
         for number, ring in enumerate(self.event_rings):
             self._clear_pending(number)
@@ -106,7 +123,8 @@ class ControllerSide:
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout: float | None = None) -> None:
         """Handle events until `condition()`. Raises DriverTimeoutError saying `what`."""
-        self._wait(condition, what, timeout, self.handle_events)
+        handle = self._handle_interrupt if self.linux and self.interrupts else self.handle_events
+        self._wait(condition, what, timeout, handle)
 
     def poll_until(self, condition: Callable[[], bool], what: str, timeout: float | None = None) -> None:
         """Handle events and look at `condition()` again and again, as for a register. Raises DriverTimeoutError."""
@@ -147,8 +165,10 @@ class ControllerSide:
 
     def ring_doorbell(self, slot_id: int, target: int, stream_id: int = 0) -> None:
         """Write any doorbell (5.6)."""
-        value = target | stream_id << spec.DOORBELL_STREAM_SHIFT
-        self.bus.write(self.capabilities.doorbell_offset + 4 * slot_id, value)
+        offset = self.capabilities.doorbell_offset + 4 * slot_id
+        self.bus.write(offset, target | stream_id << spec.DOORBELL_STREAM_SHIFT)
+        if self.linux:
+            self.bus.read(offset)  # flushes the write
 
     # -- for devices and pipes -------------------------------------------------------------------------------------
 
@@ -166,6 +186,38 @@ class ControllerSide:
         self._pipes.pop(pipe.slot_id << 5 | pipe.dci, None)
 
     # -- own -------------------------------------------------------------------------------------------------------
+
+    def _handle_interrupt(self) -> int:
+        """What Linux's driver does in its interrupt handler (`xhci_irq`): how many events there were."""
+        status = self.read_operational(spec.USBSTS)
+        if not status & spec.USBSTS_EINT:
+            return 0
+        self.write_operational(spec.USBSTS, status)
+        if self.bus.mechanism is Mechanism.INTX:
+            offset = self.interrupter_offset(0) + spec.IMAN
+            self.bus.write(offset, self.bus.read(offset) | spec.IMAN_IP)
+        ring, count, since = self.event_rings[0], 0, 0
+        event = ring.take()
+        try:
+            while event is not None:
+                count += 1
+                since += 1
+                self._dispatch(event)
+                if since > LINUX_EVENTS:
+                    self._move_dequeue(0)
+                    since = 0
+                event = ring.take()
+        finally:
+            self._move_dequeue(spec.ERDP_EHB)
+        return count
+
+    def _move_dequeue(self, busy: int) -> None:
+        """As `xhci_update_erst_dequeue`: read ERDP, and write it if the pointer has moved."""
+        ring, offset = self.event_rings[0], self.interrupter_offset(0) + spec.ERDP
+        there = self.bus.read(offset) | self.bus.read(offset + 4) << 32
+        if there & ~0xF != ring.dequeue:
+            self.write_64(offset, ring.dequeue | ring.segment_index | busy)
+            ring.moved = False
 
     def _clear_pending(self, interrupter: int) -> None:
         """Lower the interrupt pin, which no message does for us (4.17.5). Before events are taken: one that comes
@@ -196,6 +248,14 @@ class ControllerSide:
     def _wait(self, condition: Callable[[], bool], what: str, timeout: float | None, handle: Callable[[], int]) -> None:
         bus = self.bus
         deadline = bus.clock() + (self.timeout if timeout is None else timeout)
+        if self.linux and self.interrupts:
+            while not condition():
+                remaining = deadline - bus.clock()
+                if remaining <= 0:
+                    raise DriverTimeoutError(self._state(f"{what} in time"))
+                if self._signalled(remaining):
+                    handle()
+            return
         signalled = True
         while True:
             if handle() and not signalled:

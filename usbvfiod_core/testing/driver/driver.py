@@ -31,6 +31,8 @@ class GuestDriver(SlotDriver):
     high            True: rings above 4 GiB; False: below; None: wherever there is room
     timeout         seconds that anything may take, of the time of the bus
     strict          False: overlook what a controller leaves out of its contexts, to measure others than ours
+    linux           for a doorbell and an interrupt, access exactly the registers that Linux does, in its order,
+                    so that measurements count what a guest does; with one interrupter
 
     It checks the controller on the way and raises `ProtocolError` for what the specification forbids.
     `devices` are the devices by slot id; `port_changes` the ports whose Port Status Change Events came (the owner
@@ -53,6 +55,7 @@ class GuestDriver(SlotDriver):
         high: bool | None = None,
         timeout: float = PATIENCE,
         strict: bool = True,
+        linux: bool = False,
     ) -> None:
         super().__init__(
             bus,
@@ -63,7 +66,10 @@ class GuestDriver(SlotDriver):
             strict=strict,
             ring_trbs=ring_trbs,
             ring_segments=ring_segments,
+            linux=linux,
         )
+        if linux and (interrupters > 1 or qword_writes):
+            raise DriverError("Linux's driver handles one interrupter, and writes registers in halves")
         self.moderation = moderation
         own_vectors = bus.mechanism is Mechanism.MSIX
         if interrupters > self.capabilities.max_interrupters or (own_vectors and interrupters > bus.vectors):

@@ -46,7 +46,6 @@ class Pipe:
         self.failed: Td | None = None
         self.stopped: list[Event] = []
         self._late: Td | None = None
-        self._doorbell = self.driver.capabilities.doorbell_offset + 4 * self.slot_id
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
@@ -91,7 +90,7 @@ class Pipe:
 
     def doorbell(self, stream_id: int = 0) -> None:
         """Ring the endpoint's doorbell (4.7)."""
-        self.driver.bus.write(self._doorbell, self.dci | stream_id << spec.DOORBELL_STREAM_SHIFT)
+        self.driver.ring_doorbell(self.slot_id, self.dci, stream_id)
 
     # -- the endpoint's state --------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class SlotDriver(ControllerSide):
         strict: bool,
         ring_trbs: int,
         ring_segments: int,
+        linux: bool,
     ) -> None:
         super().__init__(
             bus,
@@ -38,6 +39,7 @@ class SlotDriver(ControllerSide):
             interrupters=interrupters,
             timeout=timeout,
             strict=strict,
+            linux=linux,
         )
         self.ring_trbs = ring_trbs
         self.ring_segments = ring_segments
