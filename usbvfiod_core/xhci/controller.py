@@ -95,6 +95,7 @@ class Controller:
         self.has_port = self.hub.has_port
         self.device_at = self.hub.device_at
         self.counters_at = self.hub.counters_at
+        self.tap_at = self.hub.tap_at
         self.port_bandwidth = self.hub.bandwidth
         self.endpoints_at = self.table.endpoints
         self.device_context = self.table.device_context

@@ -18,7 +18,7 @@ from .journal import described
 from .ring import Trb
 from .td import Td, current, data_length
 from .transfer_ring import TransferRing
-from .xhc import Xhc
+from .xhc import Tap, Xhc
 
 HALTING_CODES: dict[TransferStatus | None, int] = {
     TransferStatus.STALL: spec.CC_STALL,
@@ -58,6 +58,10 @@ class Endpoint(TransferEngine):
 
     def rings(self) -> Iterable[TransferRing]:
         return self._rings.values()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Let `tap` see the transfers that are submitted from now on, in the place of whoever saw them before."""
+        self._route = self._direct if tap is None else tap(self.address, self.type, self._direct)
 
     # -- running ---------------------------------------------------------------------------------------------------
 

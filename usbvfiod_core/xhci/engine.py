@@ -68,7 +68,7 @@ class TransferEngine(ABC):
         self._journal = xhc.journal
         self._interrupters = xhc.interrupters
         self._device = device
-        self._route = device.route(self.address, type) if device is not None else _disconnected
+        self._direct = self._route = device.route(self.address, type) if device is not None else _disconnected
         self._limit = IN_FLIGHT[type]
         self.share = Share(allowance, self._fetch_what_waits)
         self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT

@@ -14,6 +14,7 @@ from ..usb.device import Device
 from . import registers as reg
 from . import spec
 from .statistics import EndpointCounters
+from .xhc import Tap
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Port:
         self.is_usb3 = is_usb3
         self.device: Device | None = None
         self.counters: dict[int, EndpointCounters] = {}
+        self.tap: Tap | None = None
+        """Who looks on at the device's transfers."""
         self.queued = False
         """Whether it waits for its `flush`; kept by the controller."""
         self._hub = hub
@@ -95,6 +98,7 @@ class Port:
     def unplug(self) -> None:
         """The device is gone; what is in flight is the controller's business."""
         self.device = None
+        self.tap = None
         self.counters = {}
         self._wakeup = None
         self._resets += 1  # a reset under way does not end at another device

@@ -15,6 +15,7 @@ from .ports import Port
 from .registers import RegisterFile
 from .slot import when_all
 from .statistics import EndpointCounters, EndpointStatistics, describe
+from .xhc import Tap
 
 
 class HubHost(Protocol):
@@ -149,6 +150,18 @@ class RootHub:
             found = counters[address] = EndpointCounters(type)
         found.type = type
         return found
+
+    def tap(self, port_id: int, tap: Tap | None) -> None:
+        """Let `tap` see the transfers of the device at a port from now on, in the place of whoever saw them before.
+
+        Until the device is unplugged. `tap` is asked once for each endpoint, now or when the driver configures it."""
+        self.ports[port_id - 1].tap = tap
+        for endpoint in self._host.endpoints_at(port_id):
+            endpoint.tap(tap)
+
+    def tap_at(self, port_id: int) -> Tap | None:
+        """Who looks on at the transfers of the device at a port."""
+        return self.ports[port_id - 1].tap
 
     def statistics(self) -> list[EndpointStatistics]:
         """See `Controller.statistics`."""

@@ -21,7 +21,7 @@ from .endpoint import Endpoint
 from .isochronous import IsochronousEndpoint
 from .statistics import EndpointCounters
 from .streams import StreamEndpoint
-from .xhc import Xhc
+from .xhc import Tap, Xhc
 
 Finish = Callable[[int], None]
 
@@ -50,6 +50,10 @@ class SlotHost(Xhc, Protocol):
 
     def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters:
         """The counters of an endpoint of the device at a port."""
+        ...
+
+    def tap_at(self, port_id: int) -> Tap | None:
+        """Who looks on at the transfers of the device at a port."""
         ...
 
 
@@ -263,6 +267,7 @@ class Slot:
             endpoint = Endpoint(host, self.slot_id, dci, type, at, source.dequeue, device, self._allowance)
         if device is not None:
             endpoint.counters = host.counters_at(self.port_id, endpoint.address, type)
+            endpoint.tap(host.tap_at(self.port_id))
         endpoint.interrupter = self._interrupter
         endpoint.port_id = self.port_id
         self.endpoints[dci] = endpoint

@@ -13,7 +13,7 @@ from .contexts import DeviceContext
 from .endpoint import Endpoint
 from .slot import Slot
 from .statistics import EndpointCounters
-from .xhc import Xhc
+from .xhc import Tap, Xhc
 
 _DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
 _CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
@@ -29,6 +29,7 @@ class TableHost(Xhc, Protocol):
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None: ...
     def slot_of(self, device: Device) -> Slot | None: ...
     def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters: ...
+    def tap_at(self, port_id: int) -> Tap | None: ...
 
 
 class SlotTable:

@@ -8,10 +8,17 @@ from typing import Protocol
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
 from ..usb.device import Loop
+from ..usb.transfer import Transfer, TransferType
 from .complaints import Complaints
 from .interrupters import Interrupters
 from .journal import Journal
 from .turns import Runnable
+
+Route = Callable[[Transfer], None]
+"""What takes the transfers of an endpoint; see `Device.route`."""
+Tap = Callable[[int, TransferType, Route], Route]
+"""Somebody who looks on: given an endpoint's address, its type and the route of its transfers, the route that they take
+instead. It is the same for what he does not want to see, and ends at the given one for all else."""
 
 
 class Xhc(Protocol):
