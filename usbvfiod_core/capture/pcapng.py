@@ -27,7 +27,7 @@ BYTE_ORDER_MAGIC: Final = 0x1A2B3C4D
 END_OF_OPTIONS: Final = 0
 COMMENT: Final = 1
 SHB_HARDWARE, SHB_OS, SHB_USERAPPL = 2, 3, 4
-IF_NAME, IF_DESCRIPTION, IF_TSRESOL, IF_TSOFFSET, IF_HARDWARE, IF_OS = 2, 3, 9, 14, 15, 12
+IF_NAME, IF_DESCRIPTION, IF_SPEED, IF_TSRESOL, IF_TSOFFSET = 2, 3, 8, 9, 14
 EPB_FLAGS, EPB_DROPCOUNT = 2, 4
 ISB_STARTTIME, ISB_ENDTIME, ISB_IFRECV, ISB_IFDROP = 2, 3, 4, 5
 
@@ -78,10 +78,13 @@ class Writer:
         length = _SECTION.size + len(options) + 4
         return _SECTION.pack(SECTION_HEADER, length, BYTE_ORDER_MAGIC, 1, 0, -1) + options + _LENGTH.pack(length)
 
-    def interface(self, link_type: int, *, snap_length: int = 0, name: str = "", description: str = "") -> bytes:
-        """An Interface Description Block; a snap length of 0 is none."""
+    def interface(
+        self, link_type: int, *, snap_length: int = 0, name: str = "", description: str = "", speed: int = 0
+    ) -> bytes:
+        """An Interface Description Block; a snap length of 0 is none, a `speed` (bits a second) of 0 unknown."""
         told = ((IF_NAME, name), (IF_DESCRIPTION, description))
         options = b"".join(text_option(code, text) for code, text in told if text)
+        options += option(IF_SPEED, speed.to_bytes(8, "little")) if speed else b""
         options += option(IF_TSRESOL, bytes([NANOSECONDS])) + _END
         length = _INTERFACE.size + len(options) + 4
         head = _INTERFACE.pack(INTERFACE_DESCRIPTION, length, link_type, 0, snap_length)
@@ -143,6 +146,8 @@ class Interface:
     snap_length: int = 0
     name: str = ""
     description: str = ""
+    speed: int = 0
+    """Bits a second, 0 if unknown."""
     unit: tuple[int, int] = (1000, 1)
     """Nanoseconds of a unit of time, as a fraction."""
     offset: int = 0
@@ -334,6 +339,8 @@ def _interface(body: bytes, order: Order) -> Interface:
             interface.name = value.decode(errors="replace")
         elif code == IF_DESCRIPTION:
             interface.description = value.decode(errors="replace")
+        elif code == IF_SPEED:
+            (interface.speed,) = Struct(order + "Q").unpack(value)
         elif code == IF_TSRESOL:
             exponent = value[0] & 0x7F
             interface.unit = (1_000_000_000, (2 if value[0] & 0x80 else 10) ** exponent)

@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from ..errors import CaptureError
 from ..usb.requests import SetupPacket
+from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus, TransferType
 
 LINK_TYPE: Final = 220
@@ -43,6 +44,15 @@ SHORT_NOT_OK: Final = 0x0001
 ISO_ASAP: Final = 0x0002
 ZERO_PACKET: Final = 0x0040
 DIRECTION_IN: Final = 0x0200
+
+BITS_A_SECOND: Final = {
+    Speed.LOW: 1_500_000,
+    Speed.FULL: 12_000_000,
+    Speed.HIGH: 480_000_000,
+    Speed.SUPER: 5_000_000_000,
+    Speed.SUPER_PLUS: 10_000_000_000,
+}
+"""As files say it of an interface with one device (`Writer.interface`); records say nothing of speeds."""
 
 IN_PROGRESS: Final = -errno.EINPROGRESS
 """The status of a submission."""

@@ -38,7 +38,10 @@ def packets(raw: bytes) -> list[Packet]:
 def file_of(*datas: bytes) -> bytes:
     """A file of ours."""
     writer, out = Writer(), list[Buffer]()
-    out += [writer.section("usbvfiod"), writer.interface(220, snap_length=256, name="keyboard", description="port 1")]
+    out += [
+        writer.section("usbvfiod"),
+        writer.interface(220, snap_length=256, name="keyboard", description="port 1", speed=12_000_000),
+    ]
     for data in datas:
         writer.packet(out, 0, TIME, (data,), len(data), len(data))
     return b"".join(out)
@@ -49,8 +52,8 @@ def test_the_blocks_are_the_specification_s() -> None:
     assert writer.section("usbvfiod") == block(
         0x0A0D0D0A, pack("<IHHqHH8sI", 0x1A2B3C4D, 1, 0, -1, 4, 8, b"usbvfiod", 0)
     )
-    assert writer.interface(220, snap_length=256, name="k") == block(
-        1, pack("<HHIHH4sHH4sI", 220, 0, 256, 2, 1, b"k", 9, 1, b"\x09", 0)
+    assert writer.interface(220, snap_length=256, name="k", speed=480_000_000) == block(
+        1, pack("<HHIHH4sHHQHH4sI", 220, 0, 256, 2, 1, b"k", 8, 8, 480_000_000, 9, 1, b"\x09", 0)
     )
     size = writer.packet(out, 0, TIME, (b"ab", b"cde"), 5, 9, dropped=3, comment="stream 1")
     written = b"".join(out)
@@ -82,6 +85,7 @@ def test_what_is_written_is_read_again() -> None:
     interface = first.interface
     assert (interface.link_type, interface.snap_length, interface.name) == (220, 256, "keyboard")
     assert (interface.description, interface.received, interface.dropped) == ("port 1", 2, 4)
+    assert interface.speed == 12_000_000
     assert (reader.application, reader.cut) == ("usbvfiod", "")
 
 
