@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+    from .errors import ConfigError, DeviceAway, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
     from .files import open_path
     from .hooks.interceptor import InterceptedTransfer, Interceptor
     from .hooks.needs import RegisterNeeds
@@ -29,6 +29,7 @@ __all__ = [
     "Backend",
     "ConfigError",
     "Device",
+    "DeviceAway",
     "DeviceError",
     "DeviceEvents",
     "DeviceInfo",
@@ -60,6 +61,7 @@ _MODULES = {
     "Backend": "usb.backend",
     "ConfigError": "errors",
     "Device": "usb.device",
+    "DeviceAway": "errors",
     "DeviceError": "errors",
     "DeviceEvents": "usb.device",
     "DeviceInfo": "usb.backend",

@@ -45,6 +45,11 @@ class CaptureError(UsbvfiodError):
     """A recording that cannot be read or used; the message says what is wrong, and where."""
 
 
+class DeviceAway(DeviceError):
+    """The device cannot be had now, and may be later: its host does not answer, or does not offer it. An attachment
+    waits, and tries again by its back-off."""
+
+
 class ClientError(UsbvfiodError):
     """A vfio-user client's message that is refused.
 

@@ -11,7 +11,7 @@ from ..daemon.beforehand import device_errors
 from ..daemon.config import DeviceSpec, ServerSettings, check_backend, host_backend, parse_device
 from ..daemon.guest_ports import GuestPorts
 from ..daemon.matching import Kind, describe, find, kind_of, missing
-from ..errors import ConfigError, ConfigErrors, DeviceError, each_error
+from ..errors import ConfigError, ConfigErrors, DeviceAway, DeviceError, UsbvfiodError, each_error
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..host.options import InUse
@@ -86,6 +86,15 @@ def decide(registry: Registry, text: str, ports: GuestPorts) -> list[Step]:
     if info is None:
         if kind_of(spec.address) is not Kind.OWN:
             return [*steps, Step("device", "later", f"{missing(spec.address)}; it is plugged in when it comes")]
+        try:
+            info = backends[spec.backend].look_up(
+                spec.address, backend_options(backends[spec.backend], spec.address, spec.options)
+            )
+        except DeviceAway as error:
+            return [*steps, Step("device", "later", f"{error}; it is plugged in when that has changed")]
+        except UsbvfiodError as error:
+            return [*steps, Step("device", "no", str(error))]
+    if info is None:
         info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
         steps.append(Step("device", "yes", "the backend can say more only when it opens it"))
     else:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from ..errors import ConfigError, DeviceError, DeviceWithheld, UsbvfiodError
+from ..errors import ConfigError, DeviceAway, DeviceError, DeviceWithheld, UsbvfiodError
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
@@ -20,7 +20,7 @@ from ..vfio_user import expendable
 from .assignment import assign
 from .config import DeviceSpec, Mode, check_backend
 from .guest_ports import GuestPorts, RootHub, wrong_kind
-from .intents import WITHHELD_PACE, Attachment, Done, State, instance
+from .intents import Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, describe, kind_of
 from .opening import (
@@ -284,7 +284,7 @@ class Attachments:
             self._plug(attachment, result)
         except DeviceAbsent:
             self._absent(attachment)
-        except DeviceWithheld as error:
+        except (DeviceWithheld, DeviceAway) as error:
             self._withheld(attachment, error)
         except BaseException as error:
             self._failed(attachment, error)
@@ -330,16 +330,16 @@ class Attachments:
         if self.inventory.has_events(attachment.spec.backend):
             attachment.failures = 0
         else:
-            attachment.failures += 1
-            self._later(attachment, attachment.delay)
+            self._later(attachment, attachment.missed())
 
-    def _withheld(self, attachment: Attachment, error: DeviceWithheld) -> None:
-        """Its device is there, and the host does not give it now."""
+    def _withheld(self, attachment: Attachment, error: DeviceWithheld | DeviceAway) -> None:
+        """Its device is not given now, or its host is not there."""
         if self._is_over(attachment):
             return
-        attachment.withhold(explained(attachment.spec, error))
+        attachment.complain(explained(attachment.spec, error))
+        delay = attachment.missed() if isinstance(error, DeviceAway) else attachment.withhold()
         self._arrive(attachment, State.WAITING, str(error))
-        self._later(attachment, WITHHELD_PACE)
+        self._later(attachment, delay)
 
     def _undecided(self, attachment: Attachment, error: UsbvfiodError) -> None:
         """There are several devices that it may mean, or another attachment has the one."""

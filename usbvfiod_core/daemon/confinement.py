@@ -106,6 +106,7 @@ class Confinement:
             read=frozenset() if file is None else frozenset({file.absolute().parent}),
             write=frozenset(config.control.directories),
             create=frozenset(directories),
+            connect=frozenset(port for spec in config.devices for port in self._ports(spec)),
         )
         return self._registry.needs() | of_files(named) | own
 
@@ -137,6 +138,14 @@ class Confinement:
         from .witness import Witness
 
         self._witness = Witness()
+
+    def _ports(self, spec: DeviceSpec) -> list[int]:
+        """The TCP ports that its backend connects for `spec`."""
+        backend = self._backends[spec.backend]
+        try:
+            return list(backend.connects(spec.address, backend_options(backend, spec.address, spec.options)))
+        except ConfigError:
+            return []  # it is refused for that
 
     def _files(self, spec: DeviceSpec) -> list[Path]:
         """What `spec` names of files that are still to be opened, in the options of its backend and of plugins."""

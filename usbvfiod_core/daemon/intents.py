@@ -178,11 +178,16 @@ class Attachment:
         if loss and not self.wanted:
             self.answer(DeviceError(f"device {self.spec.text} is detached, but {loss}"))
 
-    def withhold(self, error: UsbvfiodError) -> None:
-        """The host does not give its device, which is no failure."""
-        self.complain(error)
+    def withhold(self) -> float:
+        """The host does not give its device, which is no failure. Seconds until it is asked again."""
         self.failures = 0
         self.withheld = instance(self.info)
+        return WITHHELD_PACE
+
+    def missed(self) -> float:
+        """Its device is not there. Seconds until it is looked for again."""
+        self.failures += 1
+        return self.delay
 
     def answer(self, result: Attachment | UsbvfiodError) -> None:
         """Tell the waiters, for whom that is all."""

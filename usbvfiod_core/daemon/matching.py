@@ -19,6 +19,8 @@ _WHOLE_NUMBER = re.compile(r"[0-9A-Fa-f]{4}|.*[*?\[].*")
 _NODE = re.compile(r"/dev/bus/usb/\d+/\d+")
 _PORT_PATH = re.compile(r"[\d*]+-[\d*]+(\.[\d*]+)*")
 _NAME = "name="
+_ELSEWHERE = re.compile(r"\[[^\]]*:[^\]]*\].*", re.DOTALL)
+"""Begins with an IPv6 address, which only a backend of remote devices understands."""
 
 
 class Kind(IntEnum):
@@ -51,7 +53,7 @@ def kind_of(address: str) -> Kind:
         return Kind.NAME
     if _PORT_PATH.fullmatch(address):
         return Kind.PORT_PATH
-    identity = _IDENTITY.fullmatch(address)
+    identity = None if _ELSEWHERE.fullmatch(address) else _IDENTITY.fullmatch(address)
     if identity is None or not (_WHOLE_NUMBER.fullmatch(identity[1]) and _WHOLE_NUMBER.fullmatch(identity[2])):
         return Kind.OWN
     return Kind.IDENTITY if identity[3] is None else Kind.SERIAL

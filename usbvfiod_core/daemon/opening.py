@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
-from ..errors import ConfigError, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
+from ..errors import ConfigError, DeviceAway, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
 from ..files import granted
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry
@@ -144,15 +144,16 @@ def open_device(
 ) -> Device:
     """Ask the plugins whether `info` may be used, and open it, behind `fd` if one is given. In a thread; may block.
 
-    Raises AttachmentRefused, DeviceAbsent, or whatever the backend raises, of which DeviceWithheld is no failure.
+    Raises AttachmentRefused, DeviceAbsent, or whatever the backend raises, of which DeviceWithheld and DeviceAway are
+    no failures.
     """
-    refusal = registry.refusal(info, spec.settings)
-    if refusal is not None:
-        if fd is not None:
-            os.close(fd)
-        raise AttachmentRefused(refusal)
     try:
         options = backend_options(backend, info.address, spec.options)
+        if fd is None and (info.vendor_id, info.product_id) == (0, 0):
+            info = backend.look_up(info.address, options) or info
+        refusal = registry.refusal(info, spec.settings)
+        if refusal is not None:
+            raise AttachmentRefused(refusal)
     except BaseException:
         if fd is not None:
             os.close(fd)
@@ -165,7 +166,7 @@ def open_device(
     try:
         with granted(spec.grant):
             return backend.open(info.address, options, loop)
-    except DeviceWithheld:
+    except (DeviceWithheld, DeviceAway):
         raise
     except (DeviceError, ConfigError) as error:
         closed = registry.sandbox_refusal(spec, error)

@@ -72,7 +72,9 @@ class Backend(ABC):
         that they name are opened with `open_path`, which knows what was passed and what may be opened.
         Raises ConfigError for an address that it does not know, naming those it does; DeviceError if the device is
         missing or cannot be opened; DeviceWithheld if it is there and its owner does not give it now: the
-        attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it.
+        attachment waits then, and asks again every few seconds, or when `list_devices` says something else of it;
+        DeviceAway if its host is not there, or does not offer it: the attachment waits, and tries again by its
+        back-off.
         """
 
     def check(self, address: str, options: Any) -> Speed | None:
@@ -84,6 +86,20 @@ class Backend(ABC):
         ConfigError or DeviceError. What comes and goes is not missed: a device that is not there raises nothing.
         """
         return None
+
+    def look_up(self, address: str, options: Any) -> DeviceInfo | None:
+        """The device at an address that `list_devices` does not list, without taking it: for `usbvfiod why`, and so
+        that plugins which admit devices see what it is before it is opened. None (as here) where only `open` can tell.
+
+        `DeviceInfo.address` stays `address`. Called in a thread; may block. Raises what `open` would.
+        """
+        return None
+
+    def connects(self, address: str, options: Any) -> Iterable[int]:
+        """The TCP ports that `open` connects for these arguments: a server with a sandbox connects no others, beside
+        those that the plugin registers by `usbvfiod_register_needs`. Called in any thread; must not block. Raises
+        nothing."""
+        return ()
 
     def opens(self, address: str, options: Any) -> Iterable[Path]:
         """The files that `open` opens, makes or replaces for these arguments: a server with a sandbox opens no others,

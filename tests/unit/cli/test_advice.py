@@ -17,7 +17,7 @@ from typing import Any
 import click
 import pytest
 
-from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop, hookimpl
+from usbvfiod_core import Backend, Device, DeviceAway, DeviceError, DeviceInfo, Loop, hookimpl
 from usbvfiod_core.cli import doctor, look, main
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.man import page
@@ -47,6 +47,16 @@ class Shelf(Backend):
         if self.failure is not None:
             raise self.failure
         return [GOOD, CLOSED, FORBIDDEN, MOUNTED, HUB, *TWINS]
+
+    def look_up(self, address: str, options: object) -> DeviceInfo | None:
+        match address:
+            case "far/twin":
+                return DeviceInfo("shelf", address, 5, 6, "Twin")
+            case "far/down":
+                raise DeviceAway("far does not answer")
+            case "far/old":
+                raise DeviceError("far speaks version 1.0.6")
+        return None
 
     def open(self, address: str, options: object, loop: Loop) -> Device:
         raise AssertionError("nothing is opened")
@@ -108,6 +118,9 @@ def answers(capsys: pytest.CaptureFixture[str]) -> Answers:
         ("shelf:1d6b:0002", 4, "specification:yes device:yes access:no plugins:yes", "a hub is not passed through"),
         ("shelf:2-1", 4, "specification:yes device:yes plugins:no", "twins are trouble (plugin shelf)"),
         ("shelf:0005:0006", 4, "specification:yes device:no", "is ambiguous"),
+        ("shelf:far/twin", 4, "specification:yes device:yes plugins:no", "twins are trouble (plugin shelf)"),
+        ("shelf:far/down", 0, "specification:yes device:later", ""),
+        ("shelf:far/old", 4, "specification:yes device:no", "far speaks version 1.0.6"),
         ("floor:2-1", 2, "specification:no", "there is no backend 'floor'"),
         ("shelf:2-1?port=x", 2, "specification:no", "port is a number"),
     ],

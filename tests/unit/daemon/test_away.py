@@ -1,0 +1,82 @@
+"""Devices whose host is not there: attachments wait, try again by their back-off, and plugins see what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.unit.daemon.toys import Rig, ToyBackend, rig_of
+from usbvfiod_core import DeviceAway, DeviceInfo
+from usbvfiod_core.daemon.config import Config, ServerSettings, parse_device
+from usbvfiod_core.daemon.confinement import Confinement
+from usbvfiod_core.daemon.intents import RETRIES, State
+
+DOWN = "server:3240 does not answer"
+
+
+class RemoteToys(ToyBackend):
+    """What is at its addresses is not listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices = []
+        self.there: DeviceInfo | Exception | None = None
+
+    def look_up(self, address: str, options: Any) -> DeviceInfo | None:
+        if isinstance(self.there, Exception):
+            raise self.there
+        return self.there
+
+    def connects(self, address: str, options: Any) -> Iterable[int]:
+        return (3240,)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    for rig in rig_of(RemoteToys()):
+        rig.hub.at_once = True
+        yield rig
+
+
+def test_an_attachment_waits_for_a_host_with_back_off(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.backend.failure = DeviceAway(DOWN)
+    attachment = rig.attach("toys:server/1-2?port=4")
+    assert (attachment.state, attachment.reason) == (State.WAITING, DOWN)
+    rig.loop.advance(sum(RETRIES) + 1)
+    assert len(rig.backend.opened) == len(RETRIES) + 1
+    assert caplog.messages == [f"device toys:server/1-2?port=4: {DOWN}"], "it is said once"
+    rig.backend.failure = None
+    assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, RETRIES[-1] + 1)
+    assert (attachment.port_id, attachment.reason, attachment.failures) == (4, "", 0)
+
+
+def test_it_comes_back_to_its_port(rig: Rig) -> None:
+    attachment = rig.attach("toys:server/1-2?port=4")
+    rig.backend.failure = DeviceAway(DOWN)
+    rig.backend.disconnect("server/1-2", "the connection was lost")
+    rig.loop.advance(5)
+    assert (attachment.state, attachment.reason, attachment.port_id) == (State.WAITING, DOWN, 0)
+    rig.backend.failure = None
+    assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, RETRIES[-1] + 1)
+    assert attachment.port_id == 4
+
+
+def test_plugins_see_what_a_device_is_that_is_not_listed(rig: Rig) -> None:
+    assert isinstance(rig.backend, RemoteToys)
+    seen: list[tuple[int, str]] = []
+    rig.plugin("rules", usbvfiod_admit_device=lambda info: seen.append((info.vendor_id, info.serial)))
+    rig.backend.there = DeviceInfo("toys", "server/1-2", 0x1234, 1, "Ball", serial="7")
+    rig.attach("toys:server/1-2")
+    assert seen == [(0x1234, "7")]
+    rig.backend.there = DeviceAway(DOWN)
+    waiting = rig.attach("toys:server/1-3")
+    assert (waiting.state, waiting.reason, len(seen)) == (State.WAITING, DOWN, 1)
+
+
+def test_the_sandbox_lets_configured_ports_be_connected(rig: Rig) -> None:
+    backends = {"toys": rig.backend}
+    spec = parse_device("toys:server/1-2", backends)
+    config = Config(ServerSettings(), (spec,))
+    assert Confinement(config, rig.registry, backends).needs().connect == {3240}

@@ -1,0 +1,163 @@
+"""A link on the loop, with a peer that does as it likes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from usbvfiod_core.remote import Channel, Link, PeerError
+from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.loop import StepLoop
+
+
+class Lines:
+    """A reader of messages that have their length, one byte, in front; 255 is a fault."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.unfinished = self.messages = 0
+        self._head = memoryview(bytearray(1))
+        self._body = memoryview(b"")
+
+    def windows(self) -> list[memoryview]:
+        return [self._body[-self.unfinished :], self._head] if self.unfinished else [self._head]
+
+    def received(self, count: int) -> None:
+        if self.unfinished:
+            taken = min(count, self.unfinished)
+            self.unfinished -= taken
+            count -= taken
+            if not self.unfinished:
+                self.messages += 1
+                self.got.append(bytes(self._body))
+        if count:
+            if self._head[0] == 255:
+                raise PeerError("a length of 255")
+            self.unfinished = self._head[0]
+            self._body = memoryview(bytearray(self.unfinished))
+
+
+class Rig:
+    """A channel and the other end of its link; `lost` is what the channel has said."""
+
+    def __init__(self, timeout: float = 5.0) -> None:
+        self.loop = StepLoop()
+        ours, self.peer = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.peer.setblocking(False)
+        self.reader = Lines()
+        self.lost: list[str] = []
+        self.channel = Channel(self.loop, Link(ours), self.reader, self.lost.append, timeout=timeout)
+        self.channel.start()
+
+    def until_lost(self) -> str:
+        self.loop.run_until(lambda: bool(self.lost), PATIENCE)
+        (reason,) = self.lost
+        return reason
+
+    def take(self) -> bytes:
+        """What the peer can read now, while the channel goes on sending."""
+        got = b""
+        while True:
+            try:
+                part = self.peer.recv(1 << 16)
+            except BlockingIOError:
+                return got
+            got += part
+            self.loop.run_ready()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.channel.close()
+    rig.peer.close()
+    assert rig.loop.watched == ()
+
+
+def test_messages_in_any_pieces(rig: Rig) -> None:
+    for piece in (b"\x03ab", b"c\x02", b"de\x00\x01f", b"\x04g"):
+        rig.peer.sendall(piece)
+        rig.loop.run_ready()
+    assert rig.reader.got == [b"abc", b"de", b"f"]
+    rig.peer.sendall(b"hij")
+    rig.loop.run_ready()
+    assert rig.reader.got[-1] == b"ghij"
+
+
+def test_messages_are_sent_in_order_when_there_is_room(rig: Rig) -> None:
+    large = memoryview(bytes(range(256)) * 4096)
+    rig.channel.send(b"1", large)
+    rig.channel.send(b"2", b"", b"3")
+    assert rig.channel.unsent == 2
+    assert rig.take() == b"1" + large + b"23"
+    assert rig.channel.unsent == 0
+    assert rig.lost == []
+
+
+def test_a_message_that_has_not_begun_is_not_sent(rig: Rig) -> None:
+    data = bytearray(b"x" * (1 << 20))
+    first, second = rig.channel.send(memoryview(data)), rig.channel.send(b"second")
+    rig.channel.send(b"third")
+    assert rig.channel.withdraw(second)
+    assert not rig.channel.withdraw(first), "a part of it has been sent"
+    data[:] = b"y" * len(data)
+    assert rig.take() == b"x" * len(data) + b"third"
+    assert not rig.channel.withdraw(first)
+
+
+def test_a_peer_that_takes_nothing_is_given_up(rig: Rig) -> None:
+    rig.channel.send(bytes(1 << 20))
+    rig.loop.advance(4.9)
+    assert rig.lost == []
+    rig.loop.advance(0.2)
+    assert rig.lost == ["the other end has taken nothing for 5 s"]
+
+
+def test_a_peer_that_takes_a_little_is_not(rig: Rig) -> None:
+    rig.channel.send(bytes(1 << 20))
+    for _ in range(10):
+        rig.loop.advance(4)
+        rig.peer.recv(8192)
+        rig.loop.run_ready()
+    assert rig.lost == []
+
+
+def test_a_byte_a_second_is_too_slow(rig: Rig) -> None:
+    rig.peer.sendall(b"\x80")
+    rig.loop.run_ready()
+    for _ in range(6):
+        if not rig.lost:
+            rig.peer.sendall(b"x")
+            rig.loop.advance(1)
+    assert rig.lost == ["the other end has not finished a message in 5 s"]
+
+
+def test_silence_between_messages_is_no_fault(rig: Rig) -> None:
+    rig.peer.sendall(b"\x01x")
+    rig.loop.run_ready()
+    rig.loop.advance(10_000)
+    assert rig.lost == []
+
+
+def test_the_other_end_leaves(rig: Rig) -> None:
+    rig.peer.close()
+    assert rig.until_lost() == "the other end has closed the connection"
+    rig.channel.send(b"into the void")
+    assert rig.loop.watched == ()
+
+
+def test_what_came_before_the_end_is_read(rig: Rig) -> None:
+    rig.peer.sendall(b"\x01x")
+    rig.peer.close()
+    rig.channel.send(b"nobody is there")
+    rig.until_lost()
+    assert rig.reader.got == [b"x"]
+
+
+def test_a_fault_of_the_peer_ends_it(rig: Rig) -> None:
+    rig.peer.sendall(b"\xff")
+    assert rig.until_lost() == "the other end does not keep to the protocol: a length of 255"

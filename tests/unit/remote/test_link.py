@@ -1,0 +1,237 @@
+"""The ways to the other end, over loopback."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from usbvfiod_core import ConfigError, DeviceAway, DeviceError
+from usbvfiod_core.options import Schema
+from usbvfiod_core.remote import Link, LinkLost, Place, RemoteOptions, connect
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
+
+
+def options(**given: Any) -> RemoteOptions:
+    return RemoteOptions(**{"timeout": 20, **given})
+
+
+def deadline() -> float:
+    return time.monotonic() + PATIENCE
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    with socket.socket(family) as listener:
+        try:
+            listener.bind((request.param, 0))
+        except OSError as error:
+            pytest.skip(f"no {request.param} here: {error}")
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        yield listener
+
+
+def place_of(listener: socket.socket) -> Place:
+    return Place(*listener.getsockname()[:2])
+
+
+def check(link: Link, peer: socket.socket) -> None:
+    """Both ways, and the end."""
+    peer.settimeout(PATIENCE)
+    link.send_all(b"hello", deadline())
+    assert peer.recv(5, socket.MSG_WAITALL if not isinstance(peer, ssl.SSLSocket) else 0) == b"hello"
+    peer.sendall(b"good day")
+    assert link.receive_exactly(8, deadline()) == b"good day"
+    peer.close()
+    with pytest.raises(LinkLost):
+        link.receive_exactly(1, deadline())
+    link.close()
+
+
+def test_tcp(listener: socket.socket) -> None:
+    link = connect(place_of(listener), options(timeout=8))
+    peer = listener.accept()[0]
+    with socket.socket(fileno=socket.dup(link.fileno())) as seen:
+        assert seen.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 8000
+        idle, every, count = (
+            seen.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + every * count <= 8
+        assert seen.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    check(link, peer)
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        link = connect(Place("server", 1), options(unix=tmp_path / "s"))
+        check(link, listener.accept()[0])
+
+
+def test_a_command(tmp_path: Path) -> None:
+    link = connect(Place("server", 1), options(command="cat"))
+    link.send_all(b"hello", deadline())
+    assert link.receive_exactly(5, deadline()) == b"hello"
+    child = link._child
+    assert child is not None
+    link.close()
+    assert child.returncode is not None
+
+
+def test_a_command_that_ends() -> None:
+    link = connect(Place("server", 1), options(command="true"))
+    with pytest.raises(LinkLost, match="closed the connection"):
+        link.receive_exactly(1, deadline())
+    link.close()
+
+
+def test_a_peer_that_says_nothing(listener: socket.socket) -> None:
+    link = connect(place_of(listener), options())
+    with pytest.raises(LinkLost, match="does not answer"):
+        link.receive_exactly(1, time.monotonic() + 0.05)
+    link.close()
+
+
+def refused(place: Place, **given: Any) -> DeviceError:
+    with pytest.raises(DeviceError) as error:
+        connect(place, options(**given))
+    return error.value
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = Place("127.0.0.1", free.getsockname()[1])
+        error = refused(place)
+    assert isinstance(error, DeviceAway)
+    assert str(error) == f"{place}: Connection refused"
+    error = refused(place, unix=tmp_path / "none")
+    assert isinstance(error, DeviceAway)
+    assert "none: No such file" in str(error)
+    error = refused(place, command="/nowhere/at-all")
+    assert isinstance(error, DeviceAway)
+    assert "/nowhere/at-all: No such file" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"unix": "/s", "command": "cat"}, "two ways"),
+        ({"tls-ca": "/ca.pem"}, "needs tls=yes"),
+        ({"tls": "yes", "tls-key": "/key.pem"}, "needs tls-cert"),
+        ({"timeout": "0"}, "from 1"),
+        ({"command": "ssh 'x"}, "No closing quotation"),
+        ({"command": " "}, "names no program"),
+    ],
+)
+def test_options_that_do_not_go(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Schema(RemoteOptions).from_text(given)
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a self-signed certificate for a name, with its key in the same file."""
+    directory = tmp_path_factory.mktemp("certificates")
+
+    def make(name: str) -> Path:
+        made = directory / f"{name}.pem"
+        if not made.exists():
+            command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name}"
+            command += f" -addext subjectAltName=DNS:{name} -keyout {made}.key -out {made}.crt"
+            subprocess.run(command.split(), check=True, capture_output=True)
+            made.write_text(Path(f"{made}.crt").read_text() + Path(f"{made}.key").read_text())
+        return made
+
+    return make
+
+
+class TlsPeer:
+    """Takes one connection and talks TLS to it, in a thread; `stream` when it is there."""
+
+    def __init__(self, listener: socket.socket, own: Path, client: Path | None) -> None:
+        self._listener = listener
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(own)
+        if client is not None:
+            self._context.verify_mode = ssl.CERT_REQUIRED
+            self._context.load_verify_locations(client)
+        self.stream: ssl.SSLSocket | None = None
+        self.error = ""
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        raw = self._listener.accept()[0]
+        raw.settimeout(PATIENCE)
+        try:
+            self.stream = self._context.wrap_socket(raw, server_side=True)
+        except OSError as error:
+            self.error = str(error)
+            raw.close()
+
+    def join(self) -> ssl.SSLSocket:
+        self._thread.join(PATIENCE)
+        assert self.stream is not None, self.error
+        return self.stream
+
+
+def test_tls_with_both_certificates(listener: socket.socket, certificates: Callable[[str], Path]) -> None:
+    server, client = certificates("server.test"), certificates("client.test")
+    peer = TlsPeer(listener, server, client)
+    link = connect(place_of(listener), options(tls=True, tls_ca=server, tls_cert=client, tls_name="server.test"))
+    stream = peer.join()
+    # More than a record: what OpenSSL has decrypted already is not shown by the descriptor.
+    stream.sendall(bytes(range(256)) * 4)
+    first = memoryview(bytearray(3))
+    wait_until(lambda: link.receive([first]), "the first bytes")
+    assert (bytes(first), link.pending) == (b"\x00\x01\x02", True)
+    assert link.receive_exactly(1021, deadline())[-1] == 255
+    check(link, stream)
+
+
+def test_tls_to_somebody_else(listener: socket.socket, certificates: Callable[[str], Path]) -> None:
+    peer = TlsPeer(listener, certificates("other.test"), None)
+    error = refused(place_of(listener), tls=True, tls_ca=certificates("server.test"), tls_name="server.test")
+    assert "its certificate is not accepted" in str(error)
+    assert not isinstance(error, DeviceAway)
+    peer._thread.join(PATIENCE)
+
+
+def test_tls_with_the_wrong_name(listener: socket.socket, certificates: Callable[[str], Path]) -> None:
+    peer = TlsPeer(listener, certificates("server.test"), None)
+    error = refused(place_of(listener), tls=True, tls_ca=certificates("server.test"), tls_name="wrong.test")
+    assert "its certificate is not accepted" in str(error)
+    peer._thread.join(PATIENCE)
+
+
+def test_a_peer_without_tls(listener: socket.socket) -> None:
+    def answer() -> None:
+        with listener.accept()[0] as stream:
+            stream.recv(100)
+            stream.sendall(b"usbip says something else" * 10)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert "does not speak TLS" in str(refused(place_of(listener), tls=True))
+    thread.join(PATIENCE)
+
+
+def test_a_certificate_that_is_none(listener: socket.socket, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("nothing")
+    assert "TLS" in str(refused(place_of(listener), tls=True, tls_ca=tmp_path / "x"))
+    assert "No such file" in str(refused(place_of(listener), tls=True, tls_cert=tmp_path / "y"))

@@ -1,0 +1,31 @@
+"""What backends of remote devices share: where the other end is, the way there, and a connection on the loop.
+
+Plugins import from here; the core itself needs none of it.
+
+1. In a thread, `connect(parse_place(...), options)` makes a `Link`: TCP, TLS, a Unix socket or a command. What has to
+   be said before there is a device is said there, by `Link.send_all` and `Link.receive_exactly`, each with a limit.
+2. The device, an `EnumeratedDevice`, puts a `Channel` on the link: what comes goes where its `Reader` wants it, what is
+   sent waits in order.
+
+A device that cannot be had now is a `DeviceAway`: its attachment waits, and tries again by its back-off.
+"""
+
+from .channel import Channel, Outgoing, PeerError, Reader
+from .link import Link, LinkLost, connect
+from .needs import register_remote_needs
+from .options import RemoteOptions
+from .place import Place, parse_place
+
+__all__ = [
+    "Channel",
+    "Link",
+    "LinkLost",
+    "Outgoing",
+    "PeerError",
+    "Place",
+    "Reader",
+    "RemoteOptions",
+    "connect",
+    "parse_place",
+    "register_remote_needs",
+]

@@ -1,0 +1,237 @@
+"""A link on the loop: what comes goes where a reader wants it, what is sent waits in order, and neither for ever."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from ..usb.device import Loop, Timer
+from ..usb.transfer import behind
+from .link import IOV_MAX, Link, LinkLost
+
+_BURST: Final = 1 << 22
+"""Bytes received in one go; then others have their turn."""
+_READS: Final = 64
+"""System calls in one go."""
+_SLOWEST: Final = 1 << 14
+"""Bytes a second at least while a message is under way."""
+
+
+class PeerError(Exception):
+    """What the other end has sent is not what it may send; the message says what, for people."""
+
+
+class Reader(Protocol):
+    """The machine behind the stream, without a socket: it says where the next bytes go, and is told that they came.
+
+    unfinished  bytes that are missing of a message that has begun; 0 between messages
+    messages    messages that have come so far
+    """
+
+    unfinished: int
+    messages: int
+
+    def windows(self) -> list[memoryview]:
+        """Where the next bytes go, at least one; more than a message's is fine."""
+        ...
+
+    def received(self, count: int) -> object:
+        """So many bytes are there now. Raises PeerError; then nothing more is asked of it."""
+        ...
+
+
+class Outgoing:
+    """A message on its way; `parts` are sent as they are then, so they must not change before."""
+
+    __slots__ = ("begun", "left", "parts")
+
+    def __init__(self, parts: list[memoryview]) -> None:
+        self.parts = parts
+        self.left = sum(map(len, parts))
+        self.begun = False
+
+
+class Channel:
+    """On the loop's thread. `lost` is called once, with a reason for people, when the link is lost or the other end
+    breaks the rules; the channel is closed then. `timeout`: seconds for which nothing moves that should."""
+
+    def __init__(
+        self, loop: Loop, link: Link, reader: Reader, lost: Callable[[str], object], *, timeout: float
+    ) -> None:
+        self._loop = loop
+        self._link = link
+        self._reader = reader
+        self._lost = lost
+        self._timeout = timeout
+        self._queue: deque[Outgoing] = deque()
+        self._watch: Timer | None = None
+        self._seen = (0, 0, 0)
+        """Messages received, bytes received and bytes sent when the watch was set."""
+        self._received = self._sent = 0
+        self._is_writing = False
+        self._is_called = False
+        self.closed = False
+
+    def start(self) -> None:
+        """Receive from now on."""
+        self._loop.add_reader(self._link.fileno(), self._readable)
+        if self._link.pending:
+            self._call()
+
+    def send(self, *parts: bytes | memoryview) -> Outgoing:
+        """Send a message as soon as there is room, after those before it."""
+        message = Outgoing([memoryview(part) for part in parts if len(part)])
+        if not self.closed:
+            self._queue.append(message)
+            if len(self._queue) == 1:
+                self._flush()
+        return message
+
+    def withdraw(self, message: Outgoing) -> bool:
+        """The parts of a message are not to be used any more: it is not sent, if nothing of it has been, which is the
+        answer; else the rest of it is copied."""
+        if not message.left or self.closed:
+            return False
+        if message.begun:
+            message.parts = [memoryview(b"".join(message.parts))]
+            return False
+        self._queue.remove(message)
+        return True
+
+    @property
+    def unsent(self) -> int:
+        """Messages that wait, or are under way."""
+        return len(self._queue)
+
+    def close(self) -> None:
+        """End it, and the link. Nothing is called any more."""
+        if self.closed:
+            return
+        self.closed = True
+        self._queue.clear()
+        self._loop.remove_reader(self._link.fileno())
+        self._write(False)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._link.close()
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _end(self, reason: str) -> None:
+        if not self.closed:
+            self.close()
+            self._lost(reason)
+
+    def _readable(self) -> None:
+        reader, link = self._reader, self._link
+        taken = 0
+        try:
+            for _ in range(_READS):
+                windows = reader.windows()
+                count = link.receive(windows)
+                if count is None:
+                    break
+                taken += count
+                self._received += count
+                reader.received(count)
+                if self.closed or taken >= _BURST:
+                    break
+                if count < sum(map(len, windows)) and not link.pending:
+                    break  # there is no more now
+        except LinkLost as error:
+            self._end(str(error))
+        except PeerError as error:
+            self._end(f"the other end does not keep to the protocol: {error}")
+        if self.closed:
+            return
+        if reader.unfinished and self._watch is None:
+            self._set_watch()
+        if link.pending:
+            self._call()
+
+    def _call(self) -> None:
+        if not self._is_called:
+            self._is_called = True
+            self._loop.call_soon(self._called)
+
+    def _called(self) -> None:
+        self._is_called = False
+        if not self.closed:
+            self._readable()
+
+    def _flush(self) -> None:
+        queue = self._queue
+        try:
+            while queue:
+                if len(queue) == 1:
+                    parts: Sequence[memoryview] = queue[0].parts
+                else:
+                    parts = []
+                    for message in queue:
+                        parts += message.parts
+                        if len(parts) >= IOV_MAX:
+                            break
+                count = self._link.send(parts)
+                if not count:
+                    break
+                self._sent += count
+                self._forget(count)
+        except LinkLost as error:
+            # Whoever sends is in the middle of something.
+            self._write(False)
+            self._loop.call_soon(self._broken, str(error))
+            return
+        if queue and self._link.committed:
+            queue[0].begun = True
+        self._write(bool(queue))
+        if queue and self._watch is None:
+            self._set_watch()
+
+    def _broken(self, reason: str) -> None:
+        """Nothing can be sent any more; what has come is still to be read."""
+        if not self.closed:
+            self._readable()
+        self._end(reason)
+
+    def _forget(self, count: int) -> None:
+        """So many bytes have been sent."""
+        queue = self._queue
+        while count:
+            message = queue[0]
+            if count < message.left:
+                message.parts = behind(message.parts, count)
+                message.left -= count
+                message.begun = True
+                return
+            count -= message.left
+            message.left = 0
+            message.parts = []
+            queue.popleft()
+
+    def _write(self, wanted: bool) -> None:
+        if wanted != self._is_writing:
+            self._is_writing = wanted
+            if wanted:
+                self._loop.add_writer(self._link.fileno(), self._flush)
+            else:
+                self._loop.remove_writer(self._link.fileno())
+
+    def _set_watch(self) -> None:
+        self._seen = (self._reader.messages, self._received, self._sent)
+        self._watch = self._loop.call_later(self._timeout, self._look)
+
+    def _look(self) -> None:
+        """Whether what was under way has come on."""
+        self._watch = None
+        messages, received, sent = self._seen
+        if self._queue and self._sent == sent:
+            self._end(f"the other end has taken nothing for {self._timeout:.0f} s")
+            return
+        stuck = self._reader.unfinished and self._reader.messages == messages
+        if stuck and self._received - received < _SLOWEST * self._timeout:
+            self._end(f"the other end has not finished a message in {self._timeout:.0f} s")
+            return
+        if self._queue or self._reader.unfinished:
+            self._set_watch()
