@@ -56,7 +56,7 @@ EXAMPLES = """\b
   usbvfiod why 10c4:ea60                 why it cannot be plugged in"""
 
 SECTIONS = {
-    "See what there is": ("devices", "list", "status", "watch"),
+    "See what there is": ("devices", "list", "status", "watch", "metrics"),
     "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
     "Find out what is wrong": ("why", "doctor"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
@@ -67,6 +67,7 @@ _COMMANDS = {
     "list": "look:list_attachments",
     "status": "look:status",
     "watch": "look:watch",
+    "metrics": "metrics:metrics",
     "why": "why:why",
     "doctor": "doctor:doctor",
     "attach": "changes:attach",

@@ -54,7 +54,7 @@ class ControlConnection:
             self.greeting = self._line(time.monotonic() + timeout)
         except (OSError, ValueError) as error:
             self._socket.close()
-            raise ServerUnreachable(_unreachable(path, error)) from None
+            raise ServerUnreachable(unreachable(path, error)) from None
         except UsbvfiodError:
             self._socket.close()
             raise
@@ -137,7 +137,7 @@ def _with_control(command: Command, *, required: bool) -> Command:
         type=click.Path(path_type=Path),
         help=f"The server's control socket, if it is not found by itself; also ${places.VARIABLE}.",
     )
-    @click.option("--vm", metavar="NAME", shell_complete=_running, help="The server of this name, where several run.")
+    @click.option("--vm", metavar="NAME", shell_complete=running, help="The server of this name, where several run.")
     @click.option(
         "--timeout",
         metavar="SECONDS",
@@ -171,7 +171,7 @@ def find_server(control_path: Path | None, vm: str | None, *, required: bool) ->
         if required and found:
             raise ConfigError(f"{len(found)} servers run, choose one with --vm NAME: {', '.join(found)}")
         if required:
-            raise ServerUnreachable(_none_found())
+            raise ServerUnreachable(none_found())
         return None
     if "/" in vm or vm in ("", ".", ".."):
         raise ConfigError(f"{vm!r} is not the name of a server")
@@ -181,18 +181,18 @@ def find_server(control_path: Path | None, vm: str | None, *, required: bool) ->
     return found.get(vm, unit)
 
 
-def _running(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def running(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """What a shell offers for --vm."""
     return [name for name in places.servers(places.directory(os.environ)) if name.startswith(incomplete)]
 
 
-def _none_found() -> str:
+def none_found() -> str:
     place = places.directory(os.environ)
     where = f"in {place}" if place is not None else "without $XDG_RUNTIME_DIR"
     return f"no server of this user is found {where}; if one runs, give --control-path PATH or set {places.VARIABLE}"
 
 
-def _unreachable(path: Path, error: OSError | ValueError) -> str:
+def unreachable(path: Path, error: OSError | ValueError) -> str:
     """Why there is no connection, and what to do."""
     if isinstance(error, PermissionError):
         return f"permission denied for {path}: only root, and the user who runs the server, {_owners(path)} may use it"

@@ -39,6 +39,11 @@ def say_lines(text: str, *, err: bool = False) -> None:
         say(line, err=err)
 
 
+def print_text(text: str) -> None:
+    """Print lines in which all that is from outside has been made visible."""
+    click.echo(text, nl=False)
+
+
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under their titles; a column that is empty in every row is left out."""
     kept = [index for index in range(len(titles)) if any(row[index] for row in rows)]

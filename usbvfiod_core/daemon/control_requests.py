@@ -140,6 +140,14 @@ class ControlRequests:
         """An attachment for people."""
         return attachment_entry(attachment, self._attachments.ports.owned(attachment), self._loop.time())
 
+    def status(self, *, percentiles: bool = True) -> dict[str, Any]:
+        """The answer to `status`, without `p50`, `p90` and `p99` if they are not wanted."""
+        endpoints: dict[int, list[dict[str, object]]] = {}
+        for each in self._statistics():
+            endpoints.setdefault(each.port_id, []).append(endpoint_entry(each, percentiles=percentiles))
+        attachments = [{**self.entry(each), "endpoints": endpoints.get(each.port_id, [])} for each in self._attachments]
+        return {**self._status(), "attachments": attachments}
+
     # -- the requests ------------------------------------------------------------------------------------------------
 
     def _attach(
@@ -212,12 +220,7 @@ class ControlRequests:
         reply({"ok": True, "attachments": [self.entry(attachment) for attachment in self._attachments]})
 
     def _show_status(self, client: ControlClient, reply: Reply) -> None:
-        statistics = self._statistics()
-        attachments = []
-        for attachment in self._attachments:
-            own = [each for each in statistics if each.port_id == attachment.port_id]
-            attachments.append({**self.entry(attachment), "endpoints": [endpoint_entry(each) for each in own]})
-        reply({"ok": True, **self._status(), "attachments": attachments})
+        reply({"ok": True, **self.status()})
 
     def _devices(self, client: ControlClient, reply: Reply) -> None:
         results: dict[str, list[DeviceInfo] | BaseException] = {}

@@ -76,6 +76,16 @@ def names(socket_path: Path | None) -> Iterator[str]:
     yield str(os.getpid())
 
 
+def called(place: Path | None, control: Path | None, socket_path: Path | None) -> str:
+    """What commands call the server with this control socket; where they do not find it, what they would."""
+    if control is not None:
+        itself = os.path.realpath(control)
+        for name, path in _entries(place):
+            if os.path.realpath(path) == itself:
+                return name
+    return next(names(socket_path))
+
+
 def link(place: Path, socket_path: Path | None, target: Path) -> Path | None:
     """Make a link to the control socket `target`; None if it is found without one. Raises ConfigError."""
     target = target.absolute()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from ..usb.backend import DeviceInfo
 from ..xhci.statistics import EndpointStatistics
 from .escapes import escaped
@@ -53,8 +51,10 @@ def attachment_entry(attachment: Attachment, ports: dict[bool, int], now: float)
     }
 
 
-def endpoint_entry(statistics: EndpointStatistics) -> dict[str, object]:
+def endpoint_entry(statistics: EndpointStatistics, *, percentiles: bool = True) -> dict[str, object]:
     """What an endpoint has done."""
-    entry = asdict(statistics)
+    entry = {**vars(statistics)}
     del entry["port_id"]
+    if percentiles:
+        entry.update({f"p{number}": statistics.percentile(number / 100) for number in (50, 90, 99)})
     return entry

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from .confinement import Confinement
 from .control_requests import ControlRequests
 from .guest_ports import GuestPorts, cautions
 from .intents import Attachment, State
+from .lateness import Lateness
 from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .notify import notify, watchdog_interval
@@ -132,7 +134,8 @@ class Server:
             reload=self._reload,
             log_level=self._set_log_level,
         )
-        self._started = loop.time()
+        self._started = loop.time(), time.time()
+        self._lateness = Lateness(loop)
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
         self._serving = False
@@ -162,6 +165,7 @@ class Server:
         self._notify("STOPPING=1")
         self.transport.close()
         self._steering.close()
+        self._lateness.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
 
@@ -230,7 +234,11 @@ class Server:
             "server": {
                 "pid": os.getpid(),
                 "usbvfiod": version("usbvfiod"),
-                "seconds": round(self._loop.time() - self._started, 3),
+                "name": self._steering.called,
+                "started": round(self._started[1], 3),
+                "seconds": round(self._loop.time() - self._started[0], 3),
+                "cpu_seconds": round(time.process_time(), 6),
+                "lateness": self._lateness.look(),
                 "socket": "" if self._config.socket_path is None else str(self._config.socket_path),
                 "usb2_ports": self._config.server.usb2_ports,
                 "usb3_ports": self._config.server.usb3_ports,

@@ -47,6 +47,8 @@ class Steering:
         self.hotplug: HotplugSocket | None = None
         self.name = ""
         """What commands find this server by; empty if they do not, or by a link."""
+        self.called = ""
+        """The same, or the best name that there is."""
         self.set_policy(policy)
 
     @property
@@ -87,6 +89,8 @@ class Steering:
         except ConfigError as error:
             raise SocketError(f"hotplug: {error}") from None
         self._be_found(handle)
+        control_path = None if self.control is None else self.control.path
+        self.called = places.called(self._place, control_path, self._settings.socket_path)
 
     def close(self) -> None:
         """Hang up on everybody, and remove what was made."""

@@ -72,10 +72,10 @@ class TransferEngine(ABC):
         self._limit = IN_FLIGHT[type]
         self.share = Share(allowance, self._fetch_what_waits)
         self._event = _EVENT | slot_id << spec.TRB_SLOT_SHIFT | dci << spec.TRB_ENDPOINT_SHIFT
+        self.outstanding = 0
+        """Transfers that the device has."""
         self._due: list[TransferRing] = []
-        self._outstanding = 0
-        self._revoking = False
-        self._running = False
+        self._revoking = self._running = False
         self._drained: list[Callable[[], None]] = []
         self._deadline: Timer | None = None
 
@@ -114,7 +114,7 @@ class TransferEngine(ABC):
         rings take turns at being the first that fetches.
         """
         if self._drained:
-            if self._outstanding == 0 and not self._revoking:
+            if self.outstanding == 0 and not self._revoking:
                 self._finish_drain()
             return False
         self._answer_doorbell()
@@ -211,7 +211,7 @@ class TransferEngine(ABC):
             stream_id=ring.stream_id,
             context=(ring, td),
         )
-        self._outstanding += 1
+        self.outstanding += 1
         if td.unreachable is not None:
             self._xhc.complaints.say(UNSHARED, f"the guest's transfers fail: {td.unreachable.reason}")
             transfer.complete(TransferStatus.ERROR)
@@ -241,7 +241,7 @@ class TransferEngine(ABC):
         transfer.context = None  # a circle of objects would keep views of guest memory until the collector finds it
         if not 0 <= transfer.actual <= transfer.length:
             transfer.status, transfer.actual = TransferStatus.BABBLE, transfer.length
-        self._outstanding -= 1
+        self.outstanding -= 1
         self._look_at(ring)
         if not self._running and not self.queued:
             self._xhc.ready(self)
@@ -269,9 +269,10 @@ class TransferEngine(ABC):
             if self._journal.tracing:
                 self._trace(td, spec.CC_SUCCESS)
             counters = self.counters
-            counters.transfers += 1
             counters.bytes += td.done + td.transfer.actual
-            counters.latency[(monotonic_ns() - td.submitted).bit_length()] += 1
+            ns = monotonic_ns() - td.submitted
+            counters.latency[ns.bit_length()] += 1
+            counters.nanoseconds += ns
 
     def _trace(self, td: Td, code: int) -> None:
         """Log a TD that has ended."""
@@ -324,7 +325,7 @@ class TransferEngine(ABC):
             return
         device = self._device
         running, self._running = self._running, True
-        if device is not None and self._outstanding:
+        if device is not None and self.outstanding:
             for ring in list(self.rings()):
                 # Newest first, so that data that still comes in goes to the oldest.
                 for td in reversed(ring.inflight):
@@ -334,7 +335,7 @@ class TransferEngine(ABC):
                         except Exception:
                             log.exception("%s: cancel raised", device.name)
         self._running = running
-        if self._outstanding == 0:
+        if self.outstanding == 0:
             self._finish_drain()
         else:
             self._deadline = self._xhc.loop.call_later(CANCEL_TIMEOUT, self._overdue)
@@ -366,7 +367,7 @@ class TransferEngine(ABC):
                 if not td.ended:
                     td.ended = True
                     kept += td.windows or ()
-        self._outstanding = 0
+        self.outstanding = 0
         return kept
 
     def revoked(self) -> None:

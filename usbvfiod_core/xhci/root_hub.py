@@ -169,11 +169,11 @@ class RootHub:
         for port in self.ports:
             # Not those of a slot that is left over from a device that was here before.
             live = [each for each in self._host.endpoints_at(port.port_id) if each.counters in port.counters.values()]
-            states = {each.address: each.state for each in live}
+            states = {each.address: (each.state, each.outstanding) for each in live}
             slot_id = live[0].slot_id if live else 0
             for address, counters in sorted(port.counters.items()):
-                state = states.get(address, spec.EP_DISABLED)
-                found.append(describe(port.port_id, address, counters, slot_id=slot_id, state=state))
+                state, queued = states.get(address, (spec.EP_DISABLED, 0))
+                found.append(describe(port.port_id, address, counters, slot_id=slot_id, state=state, queued=queued))
         return found
 
     def bandwidth(self, usb_speed: int) -> bytes | None:

@@ -20,21 +20,27 @@ _BUCKETS = 65
 class EndpointCounters:
     """The counters of one endpoint, plain integers that the transfer engine adds to.
 
-    transfers, bytes   TDs retired with a transfer that ended well, and what they have moved
-    missed             isochronous: service intervals that were not served (Missed Service Error)
-    errors             how often each other completion code that is an error was reported
-    latency            TDs by the bit length of the nanoseconds between `Device.submit` and the retirement
+    bytes         what TDs have moved that were retired with a transfer that ended well
+    latency       these TDs by the bit length of the nanoseconds between `Device.submit` and the retirement
+    nanoseconds   the sum of these times
+    missed        isochronous: service intervals that were not served (Missed Service Error)
+    errors        how often each other completion code that is an error was reported
     """
 
-    __slots__ = ("bytes", "errors", "latency", "missed", "transfers", "type")
+    __slots__ = ("bytes", "errors", "latency", "missed", "nanoseconds", "type")
 
     def __init__(self, type: TransferType) -> None:
         self.type = type
-        self.transfers = 0
         self.bytes = 0
         self.missed = 0
         self.errors: dict[int, int] = {}
         self.latency = [0] * _BUCKETS
+        self.nanoseconds = 0
+
+    @property
+    def transfers(self) -> int:
+        """How many TDs ended well."""
+        return sum(self.latency)
 
     def error(self, code: int) -> None:
         """A completion code other than Success and Short Packet is reported."""
@@ -56,8 +62,10 @@ class EndpointStatistics:
     transfers TDs that ended well since the device was plugged in, and the `bytes` they moved
     errors    how often each error was reported to the driver, by the name of its completion code: {"Stall": 2}
     missed    isochronous service intervals that were not served
-    p50, p90, p99   microseconds that so many per cent of these TDs took at most, from the device's `submit` to the
-              event, known to a factor of 2; None without any TD
+    queued    transfers that the device has now
+    latency   these TDs by their time from the device's `submit` to the event: number n of the list counts those that
+              took less than 2^n nanoseconds and not less than 2^(n-1). It ends with the longest.
+    nanoseconds   the sum of these times
     """
 
     port_id: int
@@ -69,24 +77,35 @@ class EndpointStatistics:
     bytes: int
     errors: dict[str, int] = field(default_factory=dict)
     missed: int = 0
-    p50: float | None = None
-    p90: float | None = None
-    p99: float | None = None
+    queued: int = 0
+    latency: list[int] = field(default_factory=list)
+    nanoseconds: int = 0
+
+    def percentile(self, part: float) -> float | None:
+        """The microseconds that `part` (0 to 1) of the TDs took at most, known to a factor of 2; None without any."""
+        return percentile(self.latency, part)
 
 
-def describe(port_id: int, address: int, counters: EndpointCounters, *, slot_id: int, state: int) -> EndpointStatistics:
+def describe(
+    port_id: int, address: int, counters: EndpointCounters, *, slot_id: int, state: int, queued: int
+) -> EndpointStatistics:
     """The counters of an endpoint for people."""
+    latency = counters.latency.copy()
+    while latency and not latency[-1]:
+        latency.pop()
     return EndpointStatistics(
         port_id,
         slot_id,
         address,
         counters.type.name.lower(),
         ENDPOINT_STATES[state],
-        counters.transfers,
+        sum(latency),
         counters.bytes,
         {spec.COMPLETION_CODES[code]: count for code, count in sorted(counters.errors.items())},
         counters.missed,
-        *(percentile(counters.latency, part) for part in (0.5, 0.9, 0.99)),
+        queued,
+        latency,
+        counters.nanoseconds,
     )
 
 

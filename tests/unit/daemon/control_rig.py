@@ -134,7 +134,11 @@ class ControlRig(Rig):
                 "server": {
                     "pid": 1,
                     "usbvfiod": "0",
+                    "name": "web",
+                    "started": 1e9,
                     "seconds": 1.0,
+                    "cpu_seconds": 0.25,
+                    "lateness": {"latency": [], "nanoseconds": 0},
                     "socket": "",
                     "usb2_ports": 8,
                     "usb3_ports": 7,

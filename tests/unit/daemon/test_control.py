@@ -124,7 +124,7 @@ def test_status_has_what_endpoints_do(rig: ControlRig) -> None:
     talker = rig.talk()
     talker.ask("attach", device="toys:2-1")
     rig.statistics = [
-        EndpointStatistics(1, 2, 0x81, "bulk", "Running", 10, 5120, {"Stall": 2}, 0, 1.5, 2.5, 9.0),
+        EndpointStatistics(1, 2, 0x81, "bulk", "Running", 10, 5120, {"Stall": 2}, 0, 4, [0, 0, 0, 10], 50),
         EndpointStatistics(2, 3, 0x00, "control", "Running", 1, 18),
     ]
     answer = talker.ask("status")
@@ -138,9 +138,12 @@ def test_status_has_what_endpoints_do(rig: ControlRig) -> None:
         "bytes": 5120,
         "errors": {"Stall": 2},
         "missed": 0,
-        "p50": 1.5,
-        "p90": 2.5,
-        "p99": 9.0,
+        "queued": 4,
+        "latency": [0, 0, 0, 10],
+        "nanoseconds": 50,
+        "p50": 0.006,
+        "p90": 0.0076,
+        "p99": pytest.approx(0.00796),
     }
 
 

@@ -34,9 +34,9 @@ def test_every_endpoint_of_a_device(rig: Rig) -> None:
         "bytes": 0,
         "errors": {},
         "missed": 0,
-        "p50": None,
-        "p90": None,
-        "p99": None,
+        "queued": 0,
+        "latency": [],
+        "nanoseconds": 0,
     }
 
 
@@ -47,6 +47,17 @@ def test_transfers_and_bytes(rig: Rig) -> None:
     assert (counted(rig, BULK_IN).transfers, counted(rig, BULK_IN).bytes) == (1, 4), "a short packet"
     after = counted(rig, 0)
     assert (after.transfers - before.transfers, after.bytes - before.bytes) == (1, 18)
+
+
+def test_what_the_device_has_is_queued(rig: Rig) -> None:
+    for _ in range(3):
+        rig.bulk_in.submit(length=8)
+    assert counted(rig, BULK_IN).queued == 3
+    rig.device.finish(rig.device.held[BULK_IN][0], b"x")
+    rig.bus.run()
+    assert (counted(rig, BULK_IN).queued, counted(rig, BULK_IN).transfers) == (2, 1)
+    rig.bulk_in.stop()
+    assert counted(rig, BULK_IN).queued == 0
 
 
 def test_no_ops_move_nothing(rig: Rig) -> None:
@@ -83,7 +94,7 @@ def test_errors_by_kind(rig: Rig, status: TransferStatus, name: str) -> None:
         assert counted(rig, BULK_IN).state == "Halted"
         rig.bulk_in.recover()
     assert counted(rig, BULK_IN).transfers == 0
-    assert counted(rig, BULK_IN).p50 is None
+    assert counted(rig, BULK_IN).percentile(0.5) is None
 
 
 def test_trb_errors(rig: Rig) -> None:
@@ -133,11 +144,14 @@ def test_latency_is_known_to_a_factor_of_two(rig: Rig, monkeypatch: pytest.Monke
         rig.device.answers(BULK_IN, b"x")
         td.wait()
     found = counted(rig, BULK_IN)
-    assert found.p50 is not None
-    assert found.p90 is not None
-    assert found.p99 is not None
-    for told, truth in ((found.p50, 20), (found.p90, 200), (found.p99, 2000)):
+    for part, truth in ((0.5, 20), (0.9, 200), (0.99, 2000)):
+        told = found.percentile(part)
+        assert told is not None
         assert truth / 2 <= told <= truth * 2
+    assert found.nanoseconds == 80 * 20_000 + 18 * 200_000 + 2 * 2_000_000
+    assert sum(found.latency) == found.transfers == 100
+    assert found.latency[-1] == 2, "it ends with the longest"
+    assert len(found.latency) == (2_000_000).bit_length() + 1
 
 
 @pytest.mark.parametrize(

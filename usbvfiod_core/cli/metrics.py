@@ -1,0 +1,70 @@
+"""`usbvfiod metrics`: what all servers of a user have counted, for node_exporter's textfile collector."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from ..daemon.exposition import exposition
+from .control import TIMEOUT, none_found
+from .output import print_text, say
+from .servers import Find, Servers, servers_options
+
+READABLE = 0o644
+"""The mode of a file: node_exporter is another user."""
+
+
+@click.command()
+@click.option(
+    "-w",
+    "--write",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write this file, in one piece, rather than to stdout.",
+)
+@click.option("--openmetrics", is_flag=True, help="In OpenMetrics' format, rather than Prometheus' own.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="Wait this long for the answers.",
+)
+@servers_options
+def metrics(file: Path | None, openmetrics: bool, timeout: float, find: Find) -> None:
+    """Print what all servers of this user have counted, for Prometheus; `-w FILE` for node_exporter."""
+    with Servers(find) as servers:
+        servers.ask()
+        servers.wait(time.monotonic() + timeout)
+    for name, server in servers.known.items():
+        if server.answer is None:
+            say(f"{name}: {server.error or f'it has not answered within {timeout:g} s'}", err=True)
+    if not servers.known:
+        say(none_found(), err=True)
+    answers = {server.called or name: server.answer for name, server in servers.known.items()}
+    text = exposition(answers, openmetrics=openmetrics)
+    if file is None:
+        print_text(text)
+    else:
+        write(file, text)
+
+
+def write(file: Path, text: str) -> None:
+    """Put `text` in the place of `file`: whoever reads it sees the old text or the new one. Raises OSError."""
+    fd, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+    try:
+        with open(fd, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            os.fchmod(fd, READABLE)
+        os.replace(name, file)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
