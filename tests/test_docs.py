@@ -22,8 +22,9 @@ from usbvfiod_usbfs.backend import UsbfsBackend
 from tests import prose, recording
 from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl, opener
 from usbvfiod_core.cli.command import application
-from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine, ServerSettings
+from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine
 from usbvfiod_core.daemon.config_file import load
+from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.hooks.registry import Registry, hook_signatures
 from usbvfiod_core.testing.limits import scaled
 

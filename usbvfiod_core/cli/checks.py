@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..daemon.config import CommandLine, Config, ServerSettings, host_backend
+from ..daemon.config import CommandLine, Config, host_backend
 from ..daemon.config_file import ConfigFile, load, merged, unknown_plugins
+from ..daemon.server_settings import ServerSettings
 from ..errors import ConfigError, Gathered, PluginError, UsbvfiodError, each_error
 from ..hooks.options import Declared
 from ..hooks.plugin_file import is_file, name_of

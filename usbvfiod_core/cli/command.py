@@ -12,9 +12,10 @@ import click
 
 from ..daemon import places
 from ..daemon.activation import take_sockets
-from ..daemon.config import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, CommandLine, ServerSettings
+from ..daemon.config import CommandLine
 from ..daemon.config_file import read
 from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
+from ..daemon.server_settings import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, ServerSettings
 from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ..daemon.config import CORE_OPTIONS, Config, DeviceSpec, ServerSettings
+from ..daemon.config import CORE_OPTIONS, Config, DeviceSpec
 from ..daemon.config_file import LISTS
 from ..daemon.peers import ALL, REQUESTS
+from ..daemon.server_settings import ServerSettings
 from ..hooks.options import Declared
 from ..options import Schema
 from .checks import Given

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from ..daemon.beforehand import device_errors
-from ..daemon.config import DeviceSpec, ServerSettings, check_backend, host_backend, parse_device
+from ..daemon.config import DeviceSpec, check_backend, host_backend, parse_device
 from ..daemon.guest_ports import GuestPorts
 from ..daemon.matching import Kind, describe, find, kind_of, missing
+from ..daemon.server_settings import ServerSettings
 from ..errors import ConfigError, ConfigErrors, DeviceAway, DeviceError, UsbvfiodError, each_error
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry

@@ -13,9 +13,10 @@ from ..hooks.options import backend_options
 from ..options import SettingError
 from ..usb.backend import Backend
 from ..vfio_user.listener import check_path
-from .config import DeviceSpec, ServerSettings
+from .config import DeviceSpec
 from .guest_ports import GuestPorts, no_such_port, wrong_kind
 from .matching import find
+from .server_settings import ServerSettings
 
 _SOCKETS = ("socket_path", "control_path", "hotplug_socket_path")
 

@@ -37,11 +37,9 @@ from ..options import Schema, SettingError
 from ..usb.backend import Backend
 from .beforehand import device_errors, socket_errors
 from .config import (
-    MAX_PORTS,
     CommandLine,
     Config,
     DeviceSpec,
-    ServerSettings,
     check_backend,
     clashes,
     no_backend,
@@ -51,6 +49,7 @@ from .control_table import read_policy
 from .device_table import DeviceTable, Known
 from .guest_ports import GuestPorts
 from .peers import Policy
+from .server_settings import MAX_PORTS, ServerSettings
 from .toml_file import FileError, TomlFile, read_toml
 from .toml_lines import Place
 

@@ -18,7 +18,7 @@ from ..vfio_user import expendable
 from ..xhci.statistics import EndpointStatistics
 from . import log as daemon_log
 from .attachments import Attachments
-from .config import MAX_PORTS, DeviceSpec
+from .config import DeviceSpec
 from .control_client import ControlClient, Reply
 from .escapes import escaped
 from .intents import Attachment, State
@@ -26,6 +26,7 @@ from .matching import describe, matching
 from .opening import AttachmentRefused
 from .peers import Gate
 from .report import attachment_entry, device_entry, endpoint_entry
+from .server_settings import MAX_PORTS
 
 log = logging.getLogger(__name__)
 

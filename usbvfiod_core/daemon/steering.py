@@ -12,10 +12,11 @@ from ..usb.backend import Backend
 from ..usb.device import Loop
 from . import places
 from .attachments import Attachments
-from .config import ServerSettings, SocketError
+from .config import SocketError
 from .control import ControlSocket
 from .control_client import Handle
 from .peers import HOTPLUG, Gate, Policy
+from .server_settings import ServerSettings
 
 if TYPE_CHECKING:
     from .hotplug_socket import HotplugSocket

@@ -9,9 +9,10 @@ import pytest
 
 from tests.unit.daemon.toys import Rig, ToyBackend, rig_of
 from usbvfiod_core import DeviceAway, DeviceInfo
-from usbvfiod_core.daemon.config import Config, ServerSettings, parse_device
+from usbvfiod_core.daemon.config import Config, parse_device
 from usbvfiod_core.daemon.confinement import Confinement
 from usbvfiod_core.daemon.intents import RETRIES, State
+from usbvfiod_core.daemon.server_settings import ServerSettings
 
 DOWN = "server:3240 does not answer"
 

@@ -16,11 +16,11 @@ from usbvfiod_core.daemon.config import (
     Config,
     DeviceSpec,
     Mode,
-    ServerSettings,
     check_backend,
     host_backend,
     parse_device,
 )
+from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.hooks.options import Declared
 from usbvfiod_core.hooks.settings import Settings
 from usbvfiod_core.installation import installation

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.unit.daemon.toys import named
 from usbvfiod_core import ConfigError
 from usbvfiod_core.cli.config import toml
-from usbvfiod_core.daemon.config import CommandLine, Config, Mode, ServerSettings
+from usbvfiod_core.daemon.config import CommandLine, Config, Mode
 from usbvfiod_core.daemon.config_file import load, read
+from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.errors import ConfigErrors
 from usbvfiod_core.hooks.options import Declared
 from usbvfiod_core.hooks.settings import PluginSelection

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from usbvfiod_core import ConfigError
-from usbvfiod_core.daemon.config import ServerSettings
 from usbvfiod_core.daemon.guest_ports import GuestPorts, cautions
+from usbvfiod_core.daemon.server_settings import ServerSettings
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.daemon.control_rig import ControlRig
-from usbvfiod_core.daemon.config import CommandLine, ServerSettings
+from usbvfiod_core.daemon.config import CommandLine
 from usbvfiod_core.daemon.config_file import load, read
 from usbvfiod_core.daemon.peers import HOTPLUG, REQUESTS, Gate, Peer, Policy, Rule, local_users
+from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.errors import ConfigError
 from usbvfiod_core.vfio_user.access import OWN_USER, SocketAccess, socket_access
 from usbvfiod_core.vfio_user.listener import SocketPath
