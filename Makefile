@@ -9,7 +9,7 @@ PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 STAMP := $(VENV)/usbvfiod.stamp
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
-.PHONY: help demo install uninstall deb release test test-long fuzz coverage vm bench docs recording lint clean
+.PHONY: help demo install uninstall deb release test test-long fuzz coverage vm bench bench-against docs recording lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
@@ -22,6 +22,7 @@ help:
 	@echo "make coverage   branches of the controller and the vfio-user server that tests and corpora reach"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
 	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
+	@echo "make bench-against REV=COMMIT  ratios to another commit beside their targets; ARGS=--json for programs"
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables, and pages of the API into build/api"
 	@echo "make recording  record docs/session.svg anew, in a VM"
 	@echo "make lint       format check, lint, types, spelling, phrases"
@@ -80,6 +81,9 @@ vm: $(STAMP)
 bench: $(STAMP)
 	$(RUN) -m pytest tests/bench/budgets.py
 	$(RUN) tests/bench/run.py
+
+bench-against: $(STAMP)
+	@$(RUN) -m tests.bench.against $(or $(REV),$(error which commit? make bench-against REV=...)) $(ARGS)
 
 docs: $(STAMP)
 	$(RUN) -m tests.coverage_document

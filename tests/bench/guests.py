@@ -21,12 +21,11 @@ RUN_TIMEOUT = 120.0
 
 
 class Subject:
-    """One of the guests and its drive."""
+    """A guest and one of its drives; without its `path`, the only one."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, path: str = "") -> None:
         self.guest = guest
-        [disk] = wait_disks(guest, 1)
-        self.path = disk.path
+        self.path = path or wait_disks(guest, 1)[0].path
 
     def seconds(self, block: int, count: int, *, write: bool) -> float:
         """Time in the guest for `count` direct accesses of `block` bytes, from the start of the drive on."""

@@ -88,6 +88,16 @@ def cpu_seconds(pid: int) -> float:
     return total / 1e9
 
 
+def own_megabytes(pid: int) -> float:
+    """Memory of a process: all that is resident but what it shares with others, in MB."""
+    values = {}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("RssAnon", "RssFile"):
+            values[name] = int(value.split()[0]) / 1000
+    return values["RssAnon"] + values["RssFile"]
+
+
 def voluntary_switches(pid: int) -> int:
     """How often the process has gone to sleep."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

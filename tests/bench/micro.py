@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
-from tests.bench.measure import Figure, cpu_seconds, times, voluntary_switches
+from tests.bench.measure import Figure, cpu_seconds, own_megabytes, times, voluntary_switches
 from tests.bench.real_devices import streaming
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
@@ -135,12 +135,7 @@ def small_reads(usb: UsbDevice, pid: int, count: int) -> list[Figure]:
 
 def memory(pid: int) -> list[Figure]:
     """The server's own memory: all that is resident but what it shares with the guest."""
-    values = {}
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("RssAnon", "RssFile"):
-            values[name] = int(value.split()[0]) / 1000
-    return [Figure("memory of its own", "MB", [values["RssAnon"] + values["RssFile"]], 60)]
+    return [Figure("memory of its own", "MB", [own_megabytes(pid)], 60)]
 
 
 def idle(pid: int, seconds: float) -> list[Figure]:

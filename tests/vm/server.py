@@ -40,15 +40,18 @@ class UsbvfiodServer:
         *,
         timeout: float = PATIENCE,
         prefix: Sequence[str] = (),
+        python: str | os.PathLike[str] = sys.executable,
     ) -> None:
-        """`prefix` is a command that runs what stands behind it, such as `nsenter`."""
+        """`prefix` is a command that runs what stands behind it, such as `nsenter`. `python` is the interpreter of
+        another environment, whose usbvfiod is started instead."""
         # Not pytest's directory: the path of a Unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="usbvfiod-"))
         self.socket_path = self.directory / "usb.sock"
         self.control_path = self.directory / "control.sock"
         self.log_path = self.directory / "usbvfiod.log"
         notify_path = self.directory / "notify.sock"
-        self.command = [*prefix, sys.executable, "-m", "usbvfiod_core", "--socket-path", str(self.socket_path)]
+        self.command = [*prefix, os.fspath(python), "-P", "-m", "usbvfiod_core"]  # not from the working directory
+        self.command += ["--socket-path", str(self.socket_path)]
         self.command += ["--control-path", str(self.control_path), *options]
         self.command += [word for device in devices for word in ("--device", device)]
         variables = {**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(notify_path)}

@@ -121,7 +121,8 @@ class ServerProcess:
         self.timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until `stop`)
         self._ended_with = ""
-        command = [os.fspath(python), "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
+        # Not from the working directory: a checkout may be there.
+        command = [os.fspath(python), "-P", "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
         )
