@@ -39,6 +39,9 @@ PACKAGES = (
     "sg3-utils",
     "evtest",
     "alsa-utils",
+    "usbip",  # stock peers of remote devices
+    "usbredirect",
+    "iproute2",  # namespaces, and networks that delay and lose
     "python3",  # runs the backends and their tests in the lab (lab.py); its packages come from the site directory
 )
 # From backports: vfio-user-pci came with 10.1, the release has 10.0; and a second, newer kernel beside the release's.

@@ -212,6 +212,9 @@ class DeviceBench:
                 self.cancel(transfer)
         self.wait(*self.transfers)
         self.close_device()
+        closed: list[bool] = []
+        self.device.when_closed(lambda: closed.append(True))
+        self.loop.run_until(lambda: bool(closed), self.timeout)
         self.loop.run_ready()
         watched = self.loop.watched
         self.loop.close()
@@ -219,6 +222,7 @@ class DeviceBench:
         if len(self._slow) > 1:
             faults += self._slow
         assert not faults, "\n".join(faults)
+        assert closed, f"close() has not given everything back after {self.timeout} s"
         assert not watched, f"after close() the loop still watches the file descriptors {watched}"
 
     def _note_time(self, transfer: WatchedTransfer, what: str, start: _Clock) -> None:
