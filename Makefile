@@ -9,7 +9,7 @@ PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 STAMP := $(VENV)/usbvfiod.stamp
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
-.PHONY: help demo install uninstall deb release test test-long fuzz coverage vm bench bench-against docs recording lint clean
+.PHONY: help demo install uninstall deb release test test-long test-compiled fuzz coverage vm bench bench-against docs recording lint clean
 
 help:
 	@echo "make demo       serve a virtual flash drive and drive it with the built-in guest driver"
@@ -18,6 +18,7 @@ help:
 	@echo "make release    wheels, source distributions, checksums and a bill of materials, in dist"
 	@echo "make test       every test; those that need a VM are skipped, with the reason, where none can run"
 	@echo "make test-long  the long loops as well"
+	@echo "make test-compiled   tests of the controller, the protocol and virtual devices, with compiled modules"
 	@echo "make fuzz       what may be hostile does anything, each target for EACH=60 seconds; TARGETS="client control" chooses"
 	@echo "make coverage   branches of the controller and the vfio-user server that tests and corpora reach"
 	@echo "make vm         prepare the Debian tree, the guest and the lab of the VM tests (once, outside the checkout)"
@@ -65,6 +66,9 @@ test: $(STAMP)
 test-long: $(STAMP)
 	@! command -v cargo >/dev/null || $(RUN) -m tests.crate.client
 	$(RUN) -m pytest -rs
+
+test-compiled: $(STAMP)
+	$(RUN) -m tests.compiled
 
 fuzz: $(STAMP)
 	$(RUN) -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[fuzz]'

@@ -22,9 +22,14 @@ says what the guest sees instead and why. Those files also name functions and te
 """
 
 
+def module(row: Done) -> str:
+    """The module of what does it; a compiled method knows its class only."""
+    return str(getattr(row.by, "__objclass__", row.by).__module__)
+
+
 def function(row: Done) -> str:
     """The name of what does it, below `usbvfiod_core.xhci`."""
-    return f"{row.by.__module__.removeprefix('usbvfiod_core.xhci.')}.{row.by.__qualname__}"
+    return f"{module(row).removeprefix('usbvfiod_core.xhci.')}.{row.by.__qualname__}"
 
 
 def test_of(name: str) -> tuple[Path, str]:

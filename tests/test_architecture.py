@@ -16,6 +16,8 @@ MAX_LINES = {"usbvfiod_core": 440, "plugins": 440, "tests": 500, "examples": 180
 
 LAYERS = {
     "errors": 0,
+    "compiled": 0,
+    "native": 0,
     "installation": 0,
     "installed": 0,
     "options": 0,
@@ -88,7 +90,7 @@ LAYERS = {
 are not in a higher one."""
 
 DEPENDENCIES = {"pluggy", "click", "pytest"}
-VOCABULARY = {"usb", "errors", "options", "files", "rights"}
+VOCABULARY = {"usb", "errors", "native", "options", "files", "rights"}
 
 PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
 IMPURE = {"socket", "os", "asyncio", "threading", "pluggy", "select", "selectors", "subprocess", "signal"}

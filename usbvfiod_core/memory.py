@@ -17,7 +17,7 @@ import os
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .backing import Backing, in_memory
 from .errors import ClientError, GuestMemoryError, UnsharedMemoryError
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from .mapping import Place, Withdrawn
     from .sigbus import Guard
 
-PAGE_SIZE = 4096
-MAX_REGIONS = 65535
-MAX_FILES = 512
+PAGE_SIZE: Final = 4096
+MAX_REGIONS: Final = 65535
+MAX_FILES: Final = 512
 """Files that are mapped at a time. Each is a descriptor, of which a process has 1024 unless told otherwise; the others
 are for devices and for the control socket."""
-ADDRESS_LIMIT = 1 << 64
+ADDRESS_LIMIT: Final = 1 << 64
 
-NOTICED_SIZE = 128 << 20
+NOTICED_SIZE: Final = 128 << 20
 """Bytes that are not shared and are the guest's memory, no device's. QEMU maps firmware (64 MiB at most) and the
 memory of display adapters (64 MiB) in the same way; Linux takes no less than this as a memory module."""
 
-HOW_TO_SHARE = "QEMU: share=on for every memory-backend, Cloud Hypervisor: shared=on"
+HOW_TO_SHARE: Final = "QEMU: share=on for every memory-backend, Cloud Hypervisor: shared=on"
 """What helps where memory of the guest's is not shared; for messages."""
 
-NOT_IN_MEMORY = (
+NOT_IN_MEMORY: Final = (
     "the file is not on a memory file system (memfd, /dev/shm, hugetlbfs), so whoever owns it could keep the server "
     "waiting for its pages for ever; --any-memory-file, or any-memory-file in [server], accepts it"
 )
@@ -72,8 +72,9 @@ class GuestMemory:
     see NOT_IN_MEMORY.
     """
 
-    def __init__(self, *, any_files: bool = False) -> None:
+    def __init__(self, *, any_files: bool = False, max_files: int = MAX_FILES) -> None:
         self.generation = 0
+        self._max_files = max_files
         self._any_files = any_files
         self._starts: list[int] = []
         self._regions: list[Region] = []
@@ -328,8 +329,8 @@ class GuestMemory:
             raise ClientError(errno.EINVAL, f"DMA map: {NOT_IN_MEMORY}")
         try:
             status = os.fstat(fd)
-        except OSError as error:
-            raise ClientError(error.errno or errno.EBADF, f"DMA map: {error.strerror}") from None
+        except OSError as failure:
+            raise ClientError(failure.errno or errno.EBADF, f"DMA map: {failure.strerror}") from None
         if not stat.S_ISREG(status.st_mode):
             raise ClientError(errno.EINVAL, "DMA map: the file descriptor is not a memfd or regular file")
         if status.st_size < needed:
@@ -340,10 +341,10 @@ class GuestMemory:
         known = self._backings.get(key)
         if known is not None and len(known.view) >= needed:
             return known
-        if len(self._backings) >= MAX_FILES:
+        if len(self._backings) >= self._max_files:
             self.settle()
-            if len(self._backings) >= MAX_FILES:
-                raise ClientError(errno.ENOSPC, f"guest memory in more than {MAX_FILES} files")
+            if len(self._backings) >= self._max_files:
+                raise ClientError(errno.ENOSPC, f"guest memory in more than {self._max_files} files")
         try:
             return Backing(fd, key, status.st_size)
         except (OSError, ValueError, OverflowError) as error:

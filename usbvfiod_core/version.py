@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from .compiled import BUILD
 from .hooks.specs import PLUGIN_API
 from .installed import version
 
 
 def version_line() -> str:
     """What `usbvfiod --version` prints."""
-    return f"usbvfiod {version('usbvfiod')} (plugin API {PLUGIN_API}, Python {sys.version.split()[0]})"
+    return f"usbvfiod {version('usbvfiod')} (plugin API {PLUGIN_API}, Python {sys.version.split()[0]}, {BUILD})"

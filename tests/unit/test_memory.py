@@ -229,9 +229,8 @@ def test_a_file_on_tmpfs_is_in_memory() -> None:
         GuestMemory().map(0, PAGE_SIZE, file.fileno())
 
 
-def test_files_leave_descriptors_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usbvfiod_core.memory.MAX_FILES", 3)
-    memory = GuestMemory()
+def test_files_leave_descriptors_for_others() -> None:
+    memory = GuestMemory(max_files=3)
 
     def map_file(number: int) -> None:
         fd = os.memfd_create("one of many")

@@ -138,7 +138,8 @@ def _row(attachment: dict[str, Any]) -> tuple[str, ...]:
 def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | None, interval: float) -> None:
     server, client, memory = answer["server"], answer["client"], answer["memory"]
     serving = "serving" if server["serving"] else f"waiting for {', '.join(server['missing']) or 'devices'}"
-    say(f"server   process {server['pid']}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
+    process = f"process {server['pid']} ({server['build']})"
+    say(f"server   {process}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
     held, missing = server["sandbox"]["stages"], server["sandbox"]["missing"]
     say(f"sandbox  {', '.join(held) or 'none'}" + (f"; missing: {', '.join(missing)}" if missing else ""))
     if client is None:

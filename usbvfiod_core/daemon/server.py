@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..compiled import BUILD
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..installed import version
@@ -234,6 +235,7 @@ class Server:
             "server": {
                 "pid": os.getpid(),
                 "usbvfiod": version("usbvfiod"),
+                "build": BUILD,
                 "name": self._steering.called,
                 "started": round(self._started[1], 3),
                 "seconds": round(self._loop.time() - self._started[0], 3),

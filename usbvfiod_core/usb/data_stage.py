@@ -12,10 +12,11 @@ The length of the Data Stage TD should be wLength, but a driver may break that r
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from .transfer import Transfer, TransferStatus
 
-_USB3_PACKET = 512
+_USB3_PACKET: Final = 512
 
 
 def received(sent: int, room: int, packet_size: int) -> tuple[TransferStatus, int]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum, IntEnum
 from typing import Any
 
+from ..native import mypyc_attr
 from .requests import SetupPacket
 
 
@@ -69,6 +70,7 @@ def behind(windows: Sequence[memoryview], count: int) -> list[memoryview]:
     return rest
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Transfer:
     """A transfer in flight. The controller makes it, a device completes it exactly once.
 

@@ -6,9 +6,10 @@ import array
 import select
 import socket
 from struct import Struct
+from typing import Final
 
-_PEER = Struct("iII")  # struct ucred: pid, uid, gid
-_FD_SIZE = array.array("i").itemsize
+_PEER: Final = Struct("iII")  # struct ucred: pid, uid, gid
+_FD_SIZE: Final = array.array("i").itemsize
 
 
 def room_for(count: int) -> int:

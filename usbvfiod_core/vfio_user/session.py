@@ -148,7 +148,7 @@ class Session:
         True: there may be more to do without receiving anything; call again later, or, while `held`, after `resume`.
         Raises ClientError when the connection is to be closed; a reply to that may be in `output`.
         """
-        if self._hold is not None:
+        if self.held:
             return True
         buffer, pos, end, out = self._buffer, self._start, self._end, self.output
         unpack, read, write = REGISTER_MESSAGE.unpack_from, self._read, self._write

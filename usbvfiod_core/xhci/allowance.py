@@ -9,17 +9,18 @@ not keep those of other devices waiting.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-TOTAL = 15 * 8192
+TOTAL: Final = 15 * 8192
 """Units, some 400 bytes each, of all devices together."""
-LEAST = 4352
+LEAST: Final = 4352
 """Units of one device, however many there are: room for the longest TD (td.TRB_LIMIT) beside some short ones."""
 
-TD = 3
+TD: Final = 3
 """Units of a TD besides one for each of its TRBs."""
-RING = 4
+RING: Final = 4
 """Units of a stream's ring."""
-SHORT = 16
+SHORT: Final = 16
 """TRBs of a TD that an endpoint may fetch at any time if it has nothing else in flight."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..errors import UnsharedMemoryError
 from ..memory import GuestMemory
@@ -14,10 +14,10 @@ from .interrupters import Interrupters
 from .journal import Journal
 from .ring import ConsumerRing, RingLoopError, Trb
 
-COMMANDS_PER_RUN = 64
+COMMANDS_PER_RUN: Final = 64
 
-_CRCR = reg.OPERATIONAL_BASE + spec.CRCR
-_EVENT = spec.TRB_COMMAND_COMPLETION << spec.TRB_TYPE_SHIFT
+_CRCR: Final = reg.OPERATIONAL_BASE + spec.CRCR
+_EVENT: Final = spec.TRB_COMMAND_COMPLETION << spec.TRB_TYPE_SHIFT
 
 
 class CommandRingHost(CommandHost, Protocol):

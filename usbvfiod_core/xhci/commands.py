@@ -7,7 +7,7 @@ at once, or when transfers have come back. `slot` commands get their slot instea
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..memory import GuestMemory
 from . import spec
@@ -155,13 +155,13 @@ def _endpoint(slot: Slot, trb: Trb, finish: Finish) -> Endpoint | None:
     return endpoint
 
 
-HOST_COMMANDS: dict[int, Callable[[CommandHost, Trb, Callable[[int, int], None]], None]] = {
+HOST_COMMANDS: Final[dict[int, Callable[[CommandHost, Trb, Callable[[int, int], None]], None]]] = {
     spec.TRB_ENABLE_SLOT: enable_slot,
     spec.TRB_GET_PORT_BANDWIDTH: get_port_bandwidth,
     spec.TRB_NO_OP_COMMAND: no_op,
 }
 
-SLOT_COMMANDS: dict[int, Callable[[CommandHost, Slot, Trb, Finish], None]] = {
+SLOT_COMMANDS: Final[dict[int, Callable[[CommandHost, Slot, Trb, Finish], None]]] = {
     spec.TRB_DISABLE_SLOT: disable_slot,
     spec.TRB_ADDRESS_DEVICE: address_device,
     spec.TRB_CONFIGURE_ENDPOINT: configure_endpoint,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 log = logging.getLogger(__name__)
 
-LIMIT = 20
+LIMIT: Final = 20
 """Complaints of a kind until nothing more is said; what is wrong with a driver is in the first ones."""
 
-TRB_ERROR = "TRB errors"
-UNSHARED = "memory that is not shared"
-FAILURE = "failures of the controller"
+TRB_ERROR: Final = "TRB errors"
+UNSHARED: Final = "memory that is not shared"
+FAILURE: Final = "failures of the controller"
 
 
 class Complaints:

@@ -7,15 +7,16 @@ Each function copies the words it is about; fields that the controller does not 
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from ..memory import GuestMemory
 from ..usb.transfer import TransferType
 from . import spec
 
-_SLOT = Struct("<4I")
-_ENDPOINT = Struct("<5I")
+_SLOT: Final = Struct("<4I")
+_ENDPOINT: Final = Struct("<5I")
 
-ENDPOINT_TYPES = {
+ENDPOINT_TYPES: Final = {
     spec.EP_TYPE_ISOCH_OUT: TransferType.ISOCHRONOUS,
     spec.EP_TYPE_ISOCH_IN: TransferType.ISOCHRONOUS,
     spec.EP_TYPE_BULK_OUT: TransferType.BULK,

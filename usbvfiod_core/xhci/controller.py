@@ -9,6 +9,7 @@ work of one `run` is bounded in time, whatever the guest has put on its rings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
@@ -29,13 +30,13 @@ from .slot_table import SlotTable
 from .statistics import EndpointStatistics
 from .turns import Runnable, Turns
 
-REGISTER_SPACE = reg.REGISTER_SPACE
+REGISTER_SPACE: Final = reg.REGISTER_SPACE
 
-HALT_SECONDS = 0.016
+HALT_SECONDS: Final = 0.016
 """Time from USBCMD.RS=0 to USBSTS.HCH=1 at most (5.4.1.1)."""
 
-_USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD
-_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS
+_USBCMD: Final = reg.OPERATIONAL_BASE + spec.USBCMD
+_USBSTS: Final = reg.OPERATIONAL_BASE + spec.USBSTS
 
 
 class Controller:

@@ -7,6 +7,7 @@ endpoint with streams (4.12) has a transfer ring for each of them, and is in all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from ..errors import GuestMemoryError
 from ..usb.device import Device
@@ -20,13 +21,13 @@ from .td import Td, current, data_length
 from .transfer_ring import TransferRing
 from .xhc import Tap, Xhc
 
-HALTING_CODES: dict[TransferStatus | None, int] = {
+HALTING_CODES: Final[dict[TransferStatus | None, int]] = {
     TransferStatus.STALL: spec.CC_STALL,
     TransferStatus.BABBLE: spec.CC_BABBLE,
 }
 """Completion codes of transfers that halt their endpoint; any other failure is a USB Transaction Error (4.10.2)."""
 
-_DEQUEUE = 8
+_DEQUEUE: Final = 8
 """Offset of the TR Dequeue Pointer in an endpoint context (6.2.3)."""
 
 

@@ -15,7 +15,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..usb.device import Device, Timer
@@ -26,7 +26,7 @@ from .complaints import TRB_ERROR, UNSHARED
 from .ring import Lap, RingLoopError, Trb
 from .statistics import EndpointCounters
 from .td import Td, TdFault, report, report_skipped
-from .transfer_ring import TransferRing
+from .transfer_ring import IN_FLIGHT, TransferRing
 from .xhc import Xhc
 
 if TYPE_CHECKING:
@@ -34,15 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = {TransferType.CONTROL: 1, TransferType.BULK: 8, TransferType.INTERRUPT: 4, TransferType.ISOCHRONOUS: 64}
-"""TDs of a ring in flight. Windows' rings are not consistent much further ahead (checklist 7); isochronous TDs are
-short, and 64 of them are 8 ms at high speed."""
-
-CANCEL_TIMEOUT = 1.0
+CANCEL_TIMEOUT: Final = 1.0
 """Seconds after which a device that does not give a cancelled transfer back is not waited for any more. Linux declares
 the controller dead after 5 s, and QEMU its server when DMA_UNMAP takes as long."""
 
-_EVENT = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
+_EVENT: Final = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
 
 class TransferEngine(ABC):
@@ -158,13 +154,13 @@ class TransferEngine(ABC):
             return self._work(ring, device, deadline)
         except TdFault as fault:
             trb, dequeue, error = fault.trb, fault.trb.address | fault.trb.control & 1, str(fault)
-        except UnsharedMemoryError as fault:
+        except UnsharedMemoryError as unshared:
             if not ring.inflight:
-                self._xhc.complaints.say(UNSHARED, f"the guest's transfers fail: {fault.reason}")
+                self._xhc.complaints.say(UNSHARED, f"the guest's transfers fail: {unshared.reason}")
                 self._ring_unreachable(ring, ring.fetch.address | ring.fetch.cycle)
             return False
-        except (RingLoopError, GuestMemoryError) as fault:
-            trb, dequeue, error = None, ring.fetch.address | ring.fetch.cycle, str(fault)
+        except (RingLoopError, GuestMemoryError) as unread:
+            trb, dequeue, error = None, ring.fetch.address | ring.fetch.cycle, str(unread)
         # Not before the TDs ahead of it are done; until then each completion comes back here.
         if not ring.inflight:
             self._xhc.complaints.say(TRB_ERROR, f"endpoint {self.address:#04x}: TRB error: {error}")

@@ -12,16 +12,17 @@ meanwhile, so what is held is bounded by what was in flight.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
 from . import spec
 
-ERST_MAX = 32
+ERST_MAX: Final = 32
 """Segments, 2 to the power of HCSPARAMS2.ERST Max."""
 
-_RING_FULL = spec.CC_EVENT_RING_FULL << spec.EVENT_CODE_SHIFT
-_HOST_CONTROLLER = spec.TRB_HOST_CONTROLLER << spec.TRB_TYPE_SHIFT
+_RING_FULL: Final = spec.CC_EVENT_RING_FULL << spec.EVENT_CODE_SHIFT
+_HOST_CONTROLLER: Final = spec.TRB_HOST_CONTROLLER << spec.TRB_TYPE_SHIFT
 
 
 class _Segment:

@@ -9,18 +9,19 @@ none to send, IP stays until the driver clears it, and is what the interrupt pin
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..usb.device import Loop, Timer
 from . import registers as reg
 from . import spec
 from .event_ring import ERST_MAX, EventRing, SavedRing
 
-IMOD_UNIT = 250e-9
+IMOD_UNIT: Final = 250e-9
 """Seconds (5.5.2.2)."""
 
-_USBCMD = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
-_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
-_ASSERTED = spec.IMAN_IP | spec.IMAN_IE
+_USBCMD: Final = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
+_USBSTS: Final = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+_ASSERTED: Final = spec.IMAN_IP | spec.IMAN_IE
 
 
 class Interrupter:

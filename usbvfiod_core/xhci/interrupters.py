@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..shared_page import SharedPage
     from .shared_interrupter import SharedInterrupter
 
-_USBSTS_OFFSET = reg.OPERATIONAL_BASE + spec.USBSTS
-_USBSTS = _USBSTS_OFFSET >> 2
+_USBSTS_OFFSET: Final = reg.OPERATIONAL_BASE + spec.USBSTS
+_USBSTS: Final = _USBSTS_OFFSET >> 2
 _Kind = TypeVar("_Kind", bound=Interrupter)
 
 

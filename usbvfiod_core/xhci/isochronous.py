@@ -9,6 +9,7 @@ the driver is told once, and the endpoint waits for the next doorbell.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..usb.device import Device
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
@@ -17,12 +18,12 @@ from .endpoint import Endpoint
 from .td import Td, current
 from .transfer_ring import TransferRing
 
-FRAMES = 2048
+FRAMES: Final = 2048
 """Frame IDs are 11 bits."""
-AHEAD = 895
+AHEAD: Final = 895
 """Frames ahead of the present one that a Frame ID may lie (4.11.2.5)."""
 
-_CODES: dict[TransferStatus | None, int] = {
+_CODES: Final[dict[TransferStatus | None, int]] = {
     TransferStatus.BABBLE: spec.CC_BABBLE,
     TransferStatus.MISSED: spec.CC_MISSED_SERVICE,
 }

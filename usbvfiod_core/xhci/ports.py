@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..usb.device import Device
 from . import registers as reg
@@ -18,13 +18,13 @@ from .xhc import Tap
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 0.010
+IDLE_SECONDS: Final = 0.010
 """Time in U3 before a wake-up that was signalled earlier resumes the port. The bus must have been idle for 5 ms by then
 (USB 2.0 7.1.7.7), and Linux waits until it has seen U3."""
 
-_USBSTS = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
-_LINK = spec.PORTSC_PLS
-_SHIFT = spec.PORTSC_PLS_SHIFT
+_USBSTS: Final = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
+_LINK: Final = spec.PORTSC_PLS
+_SHIFT: Final = spec.PORTSC_PLS_SHIFT
 
 
 class PortHost(Protocol):

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from mmap import mmap
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from . import spec
 
-OPERATIONAL_BASE = 0x40
-INTERRUPTER_PAGE = 0x2000
+OPERATIONAL_BASE: Final = 0x40
+INTERRUPTER_PAGE: Final = 0x2000
 """All interrupters' registers and nothing else: a page that a client may map."""
-RUNTIME_BASE = INTERRUPTER_PAGE - spec.INTERRUPTERS
+RUNTIME_BASE: Final = INTERRUPTER_PAGE - spec.INTERRUPTERS
 """MFINDEX is in the page before."""
-DOORBELL_BASE = 0x3000
-REGISTER_SPACE = 0x4000
+DOORBELL_BASE: Final = 0x3000
+REGISTER_SPACE: Final = 0x4000
 """Bytes of BAR0 that belong to the controller."""
 
-MIN_SLOTS = 64
+MIN_SLOTS: Final = 64
 """Device slots of a controller with no more ports than that."""
-PAGE_SIZE_4K = 1
+PAGE_SIZE_4K: Final = 1
 """PAGESIZE bit 0: pages of 4 KiB (5.4.3)."""
 
 
@@ -42,10 +42,10 @@ class Register(NamedTuple):
     rw1c: int = 0
 
 
-ALL = 0xFFFF_FFFF
+ALL: Final = 0xFFFF_FFFF
 
 #: Offsets from OPERATIONAL_BASE (5.4).
-OPERATIONAL = (
+OPERATIONAL: Final = (
     Register("USBCMD", spec.USBCMD, rw=0x2C0D),
     Register("USBSTS", spec.USBSTS, reset=spec.USBSTS_HCH, rw1c=0x041C),
     Register("PAGESIZE", spec.PAGESIZE, reset=PAGE_SIZE_4K),
@@ -58,7 +58,7 @@ OPERATIONAL = (
 )
 
 #: Offsets from a port's register set (5.4.8 to 5.4.11). PORTSC has a life of its own in ports.py.
-PORT = (
+PORT: Final = (
     Register(
         "PORTSC",
         spec.PORTSC,
@@ -72,10 +72,10 @@ PORT = (
 )
 
 #: Offsets from RUNTIME_BASE (5.5).
-RUNTIME = (Register("MFINDEX", spec.MFINDEX),)
+RUNTIME: Final = (Register("MFINDEX", spec.MFINDEX),)
 
 #: Offsets from an interrupter's register set (5.5.2).
-INTERRUPTER = (
+INTERRUPTER: Final = (
     Register("IMAN", spec.IMAN, rw=spec.IMAN_IE, rw1c=spec.IMAN_IP),
     Register("IMOD", spec.IMOD, reset=spec.IMOD_DEFAULT, rw=ALL),
     Register("ERSTSZ", spec.ERSTSZ, rw=spec.ERSTSZ_MASK),

@@ -7,12 +7,13 @@ firmware does that dozens of times. What the driver has asked for just before mu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..memory import GuestMemory
 from ..usb.device import Loop, Timer
 from .event_ring import EventRing
 
-REMAP_SECONDS = 0.05
+REMAP_SECONDS: Final = 0.05
 """Time after a DMA_UNMAP within which the memory is expected back."""
 
 

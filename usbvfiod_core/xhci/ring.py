@@ -8,15 +8,17 @@ stale TRBs.
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..memory import GuestMemory
 from . import spec
 
-LINK_LIMIT = 32
+LINK_LIMIT: Final = 32
 """Link TRBs that may follow one another; a ring of nothing but Link TRBs is a loop."""
 
-_PAGE = 0x1000
-_LINK = spec.TRB_LINK << spec.TRB_TYPE_SHIFT
-_TYPE_MASK = spec.TRB_TYPE_MASK
+_PAGE: Final = 0x1000
+_LINK: Final = spec.TRB_LINK << spec.TRB_TYPE_SHIFT
+_TYPE_MASK: Final = spec.TRB_TYPE_MASK
 
 
 class RingLoopError(Exception):

@@ -12,15 +12,17 @@ counts once and only as far as it makes sense, because a guest may write anythin
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..errors import GuestMemoryError
 from ..usb.device import Timer
 from . import spec
 from .event_ring import ERST_MAX
 from .interrupter import Interrupter
 
-FIRST_LOOK = 0.001
+FIRST_LOOK: Final = 0.001
 """Seconds until the first look by timer; each takes twice as long as the one before."""
-LAST_LOOK = 1.0
+LAST_LOOK: Final = 1.0
 """Seconds between two looks after which nobody looks any more."""
 
 

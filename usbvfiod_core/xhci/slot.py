@@ -9,7 +9,7 @@ method: then a context is not in guest memory, and the controller stops with a H
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..errors import UnsharedMemoryError
 from ..usb.device import Device
@@ -25,8 +25,8 @@ from .xhc import Tap, Xhc
 
 Finish = Callable[[int], None]
 
-_INPUT_SLOT = 1 << 0
-_INPUT_EP0 = 1 << 1
+_INPUT_SLOT: Final = 1 << 0
+_INPUT_EP0: Final = 1 << 1
 
 
 class SlotHost(Xhc, Protocol):

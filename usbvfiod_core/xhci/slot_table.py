@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..usb.device import Device
 from ..usb.transfer import TransferType
@@ -15,8 +15,8 @@ from .slot import Slot
 from .statistics import EndpointCounters
 from .xhc import Tap, Xhc
 
-_DCBAAP = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
-_CONFIG = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
+_DCBAAP: Final = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
+_CONFIG: Final = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
 
 
 class TableHost(Xhc, Protocol):

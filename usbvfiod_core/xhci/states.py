@@ -6,6 +6,8 @@ doorbell is ignored.
 
 from __future__ import annotations
 
+from typing import Final
+
 from .spec import (
     EP_DISABLED,
     EP_ERROR,
@@ -20,16 +22,16 @@ from .spec import (
 )
 
 # What happens to a slot.
-ENABLE = "Enable Slot"
-DISABLE = "Disable Slot"
-ADDRESS = "Address Device"
-ADDRESS_BSR = "Address Device, BSR=1"
-CONFIGURE = "Configure Endpoint"
-DECONFIGURE = "Configure Endpoint, DC=1"
-EVALUATE = "Evaluate Context"
-RESET_DEVICE = "Reset Device"
+ENABLE: Final = "Enable Slot"
+DISABLE: Final = "Disable Slot"
+ADDRESS: Final = "Address Device"
+ADDRESS_BSR: Final = "Address Device, BSR=1"
+CONFIGURE: Final = "Configure Endpoint"
+DECONFIGURE: Final = "Configure Endpoint, DC=1"
+EVALUATE: Final = "Evaluate Context"
+RESET_DEVICE: Final = "Reset Device"
 
-SLOT: dict[tuple[int, str], int] = {
+SLOT: Final[dict[tuple[int, str], int]] = {
     (SLOT_DISABLED, ENABLE): SLOT_ENABLED,
     (SLOT_ENABLED, DISABLE): SLOT_DISABLED,
     (SLOT_DEFAULT, DISABLE): SLOT_DISABLED,
@@ -50,7 +52,7 @@ SLOT: dict[tuple[int, str], int] = {
     (SLOT_CONFIGURED, RESET_DEVICE): SLOT_DEFAULT,
 }
 
-SLOT_STATES = {
+SLOT_STATES: Final = {
     SLOT_DISABLED: "Disabled",
     SLOT_ENABLED: "Enabled",
     SLOT_DEFAULT: "Default",
@@ -60,14 +62,14 @@ SLOT_STATES = {
 """Names of the slot states, for people."""
 
 # What happens to an endpoint.
-DOORBELL = "doorbell"
-HALT = "halt"
-TRB_FAULT = "TRB error"
-STOP = "Stop Endpoint"
-RESET = "Reset Endpoint"
-SET_DEQUEUE = "Set TR Dequeue Pointer"
+DOORBELL: Final = "doorbell"
+HALT: Final = "halt"
+TRB_FAULT: Final = "TRB error"
+STOP: Final = "Stop Endpoint"
+RESET: Final = "Reset Endpoint"
+SET_DEQUEUE: Final = "Set TR Dequeue Pointer"
 
-ENDPOINT: dict[tuple[int, str], int] = {
+ENDPOINT: Final[dict[tuple[int, str], int]] = {
     (EP_RUNNING, DOORBELL): EP_RUNNING,
     (EP_STOPPED, DOORBELL): EP_RUNNING,
     (EP_RUNNING, HALT): EP_HALTED,
@@ -78,7 +80,7 @@ ENDPOINT: dict[tuple[int, str], int] = {
     (EP_ERROR, SET_DEQUEUE): EP_STOPPED,
 }
 
-ENDPOINT_STATES = {
+ENDPOINT_STATES: Final = {
     EP_DISABLED: "Disabled",
     EP_RUNNING: "Running",
     EP_HALTED: "Halted",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from ..usb.transfer import TransferType
 from . import spec
 from .states import ENDPOINT_STATES
 
-_BUCKETS = 65
+_BUCKETS: Final = 65
 """Bit lengths of a time in nanoseconds, 0 for none."""
 
 

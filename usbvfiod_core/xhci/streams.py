@@ -7,6 +7,8 @@ its doorbell is rung for the first time. All streams share the endpoint's state:
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..errors import GuestMemoryError
 from ..usb.device import Device
 from ..usb.transfer import TransferType
@@ -16,7 +18,7 @@ from .endpoint import Endpoint
 from .transfer_ring import TransferRing
 from .xhc import Xhc
 
-_PRIMARY = spec.SCT_PRIMARY_RING << spec.SCT_SHIFT
+_PRIMARY: Final = spec.SCT_PRIMARY_RING << spec.SCT_SHIFT
 
 
 class StreamEndpoint(Endpoint):

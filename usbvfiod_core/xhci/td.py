@@ -9,6 +9,7 @@ it owes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
@@ -17,29 +18,29 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .ring import ConsumerRing, Trb
 
-PART = 1024
+PART: Final = 1024
 """A part of a TD moves a multiple of this, and so of any packet size: a short packet would end the transfer."""
 
-TRB_LIMIT = 4096
+TRB_LIMIT: Final = 4096
 """TRBs in one TD; more is no driver but a guest that wants to keep us busy."""
 
-_TYPE = spec.TRB_TYPE_MASK
-_NORMAL = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT
-_ISOCH = spec.TRB_ISOCH << spec.TRB_TYPE_SHIFT
-_SETUP = spec.TRB_SETUP_STAGE << spec.TRB_TYPE_SHIFT
-_DATA = spec.TRB_DATA_STAGE << spec.TRB_TYPE_SHIFT
-_STATUS = spec.TRB_STATUS_STAGE << spec.TRB_TYPE_SHIFT
-_EVENT_DATA = spec.TRB_EVENT_DATA << spec.TRB_TYPE_SHIFT
-_NO_OP = spec.TRB_NO_OP << spec.TRB_TYPE_SHIFT
-_CH = spec.TRB_CH
-_IOC = spec.TRB_IOC
-_ISP = spec.TRB_ISP
-_IDT = spec.TRB_IDT
-_LENGTH = spec.TRB_LENGTH_MASK
-_COMPLETED = TransferStatus.COMPLETED
-_TAKEN_BACK = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
-_SUCCESS = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
-_SHORT = spec.CC_SHORT_PACKET << spec.EVENT_CODE_SHIFT
+_TYPE: Final = spec.TRB_TYPE_MASK
+_NORMAL: Final = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT
+_ISOCH: Final = spec.TRB_ISOCH << spec.TRB_TYPE_SHIFT
+_SETUP: Final = spec.TRB_SETUP_STAGE << spec.TRB_TYPE_SHIFT
+_DATA: Final = spec.TRB_DATA_STAGE << spec.TRB_TYPE_SHIFT
+_STATUS: Final = spec.TRB_STATUS_STAGE << spec.TRB_TYPE_SHIFT
+_EVENT_DATA: Final = spec.TRB_EVENT_DATA << spec.TRB_TYPE_SHIFT
+_NO_OP: Final = spec.TRB_NO_OP << spec.TRB_TYPE_SHIFT
+_CH: Final = spec.TRB_CH
+_IOC: Final = spec.TRB_IOC
+_ISP: Final = spec.TRB_ISP
+_IDT: Final = spec.TRB_IDT
+_LENGTH: Final = spec.TRB_LENGTH_MASK
+_COMPLETED: Final = TransferStatus.COMPLETED
+_TAKEN_BACK: Final = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
+_SUCCESS: Final = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
+_SHORT: Final = spec.CC_SHORT_PACKET << spec.EVENT_CODE_SHIFT
 
 Emit = Callable[[int, int, int, int, int], None]
 """`emit(parameter, status, event data flag, status dword of the TRB, its control dword)`: see `Endpoint.emit`."""
@@ -217,8 +218,8 @@ def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
         td.length = length
         try:
             td.windows = memory.windows(first.parameter, length, write=td.is_in) if length else []
-        except UnsharedMemoryError as error:
-            td.windows, td.unreachable = [], error
+        except UnsharedMemoryError as unshared:
+            td.windows, td.unreachable = [], unshared
         except GuestMemoryError as error:
             raise TdFault(first, str(error)) from error
         return
@@ -264,8 +265,8 @@ def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
     td.length = total
     try:
         td.windows = memory.gather(ranges, write=td.is_in)
-    except UnsharedMemoryError as error:
-        td.windows, td.unreachable = [], error
+    except UnsharedMemoryError as unshared:
+        td.windows, td.unreachable = [], unshared
     except GuestMemoryError as error:
         raise TdFault(_at(data, error.address), str(error)) from error
 

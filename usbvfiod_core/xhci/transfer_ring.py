@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
+from typing import Final
 
 from ..memory import GuestMemory
 from ..usb.transfer import TransferStatus, TransferType
@@ -18,6 +19,15 @@ from . import spec
 from .allowance import Share
 from .ring import ConsumerRing, Lap
 from .td import Td, collect
+
+IN_FLIGHT: Final = {
+    TransferType.CONTROL: 1,
+    TransferType.BULK: 8,
+    TransferType.INTERRUPT: 4,
+    TransferType.ISOCHRONOUS: 64,
+}
+"""TDs of a ring in flight. Windows' rings are not consistent much further ahead (checklist 7); isochronous TDs are
+short, and 64 of them are 8 ms at high speed."""
 
 
 class TransferRing:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic_ns
-from typing import Protocol
+from typing import Final, Protocol
 
 from .interrupters import Interrupters
 
-RUN_NS = 500_000
+RUN_NS: Final = 500_000
 """Time after which the loop looks at its sockets again. A driver makes some ten accesses for a transfer, and each may
 have to wait for the turns of other endpoints."""
 
-MORE = 32
+MORE: Final = 32
 """Endpoints that become ready in a run and have their turn in it too: a device that ends transfers of several endpoints
 and is unplugged then has them all reported."""
 

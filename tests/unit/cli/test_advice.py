@@ -329,7 +329,7 @@ def test_memory_that_is_not_shared(
 ) -> None:
     """One NUMA node without share=on is wrong, and what no VMM shares is not."""
     server = {"pid": 1, "serving": True, "seconds": 1.0, "socket": "/run/vm.sock", "missing": []}
-    server |= {"sandbox": {"stages": [], "missing": []}}
+    server |= {"build": "pure", "sandbox": {"stages": [], "missing": []}}
     client = {"pid": 2, "uid": 0, "name": "QEMU", "version": ""}
     memory = {"shared": shared, "unshared": unshared}
     status = {"server": server, "client": client, "memory": memory, "attachments": []}

@@ -107,7 +107,7 @@ ATTACHMENT = {
     "endpoints": [ENDPOINT | {"missed": 0, "p50": None, "p90": None, "p99": None}],
 }
 SERVER = {"pid": 1, "serving": False, "missing": [HOSTILE], "seconds": 1.0, "socket": HOSTILE}
-SERVER |= {"sandbox": {"stages": [HOSTILE], "missing": [HOSTILE]}}
+SERVER |= {"build": HOSTILE, "sandbox": {"stages": [HOSTILE], "missing": [HOSTILE]}}
 STATUS = {
     "server": SERVER,
     "client": {"name": HOSTILE, "version": HOSTILE, "pid": 2},

@@ -134,6 +134,7 @@ class ControlRig(Rig):
                 "server": {
                     "pid": 1,
                     "usbvfiod": "0",
+                    "build": "pure",
                     "name": "web",
                     "started": 1e9,
                     "seconds": 1.0,
