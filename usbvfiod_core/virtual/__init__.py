@@ -8,6 +8,7 @@
     virtual:audio              a sound card on WAV files (`audio`)
     virtual:serial             a serial port on a pseudo-terminal, a socket or a file (`serial`)
     virtual:network            a network adapter on a tap interface or a socket (`network`)
+    virtual:replay             a device made of a recording (`replay`)
 
 With the option `fault` any of them goes wrong where a test wants it (`faults`).
 
@@ -62,8 +63,7 @@ class VirtualBackend(Backend):
         return FaultyDevice(device, parse_faults(given.fault), loop)
 
     def check(self, address: str, options: Any) -> Speed:
-        _implementation(address).check(options)
-        return SPEEDS[options.speed]
+        return _implementation(address).check(options) or SPEEDS[options.speed]
 
 
 def _implementation(address: str) -> Implementation:

@@ -25,8 +25,8 @@ class Implementation(NamedTuple):
 
     options: type[Any]
     open: Callable[[Any, Loop], Device]
-    check: Callable[[Any], object] = _nothing
-    """Finds out beforehand why it could not be opened."""
+    check: Callable[[Any], Speed | None] = _nothing
+    """Finds out beforehand why it could not be opened; the speed, if the options do not say it."""
 
 
 class Kind(NamedTuple):
@@ -99,6 +99,12 @@ def _network() -> Implementation:
     return Implementation(network.NetworkOptions, network.open_network, network.check_network)
 
 
+def _replay() -> Implementation:
+    from . import replay
+
+    return Implementation(replay.ReplayOptions, replay.open_replay, replay.check_replay)
+
+
 KINDS: Mapping[str, Kind] = {
     "flash": Kind(_OURS, 0x0001, Speed.SUPER, "Flash Drive, on an image: flash?image=FILE", _flash),
     "keyboard": Kind(_OURS, 0x0002, Speed.FULL, "Keyboard", _keyboard),
@@ -110,6 +116,7 @@ KINDS: Mapping[str, Kind] = {
     "network": Kind(
         _OURS, 0x0009, Speed.SUPER, "Network Adapter, on a tap interface or a socket: network?tap=NAME", _network
     ),
+    "replay": Kind(0, 0, Speed.HIGH, "Replay of a recorded device: replay?capture=FILE", _replay),
 }
 """By address."""
 

@@ -1,0 +1,216 @@
+"""What a recording says a device is: identity, descriptors, speed, and what it was asked.
+
+`RecordedDevice` is made of a device's traffic. `problems` is what keeps it from being replayed, `remarks` what a replay
+lacks; both are for people.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+
+from ..errors import CaptureError
+from ..usb import descriptors, requests
+from ..usb.speed import Speed
+from ..usb.transfer import TransferStatus, TransferType
+from .recording import Exchange, Recording, Traffic
+from .usbmon import BITS_A_SECOND
+
+CLASS_HUB = 0x09
+CLASS_STORAGE = 0x08
+PROTOCOL_BULK_ONLY = 0x50
+PROTOCOL_UAS = 0x62
+
+GET_DESCRIPTOR = (requests.DIRECTION_IN, requests.GET_DESCRIPTOR)
+
+
+class RecordedDevice:
+    """One device of a recording. The constructor raises nothing, whatever the device said."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self._descriptors: dict[tuple[int, int, int], tuple[bytes, int]] = {}
+        """By type, index and language: the longest that was answered, and what it was asked with."""
+        self.refused: set[tuple[int, int, int]] = set()
+        """Descriptors that the device never had."""
+        for exchange in traffic.exchanges:
+            self._take_descriptor(exchange)
+        self.device: descriptors.DeviceDescriptor | None = None
+        self.configurations: list[bytes] = []
+        """As they were answered, whole ones only."""
+        self.problems: list[str] = []
+        self._take_identity()
+
+    def _take_descriptor(self, exchange: Exchange) -> None:
+        setup = exchange.setup
+        if setup is None or (setup.request_type, setup.request) != GET_DESCRIPTOR or exchange.status is None:
+            return
+        key = (setup.value >> 8, setup.value & 0xFF, setup.index)
+        if exchange.status is TransferStatus.STALL and key not in self._descriptors:
+            self.refused.add(key)
+        data = bytes(exchange.data)
+        if exchange.status is TransferStatus.COMPLETED and len(data) > len(self._descriptors.get(key, (b"",))[0]):
+            self._descriptors[key] = (data, setup.length)
+            self.refused.discard(key)
+
+    def _take_identity(self) -> None:
+        try:
+            self.device = descriptors.DeviceDescriptor.unpack(self.descriptor(descriptors.DEVICE))
+        except descriptors.DescriptorError:
+            self.problems.append(
+                "its device descriptor was not recorded; record from before it is plugged in, or with"
+                " `usbvfiod capture`, which repeats its descriptors"
+            )
+            return
+        for index in range(self.device.num_configurations):
+            data = self.descriptor(descriptors.CONFIGURATION, index)
+            total = int.from_bytes(data[2:4], "little")
+            if len(data) >= 9 and len(data) >= total:
+                self.configurations.append(data[: max(total, 9)])
+        if not self.configurations:
+            self.problems.append(
+                "no whole configuration descriptor was recorded"
+                + (
+                    ", because of a snap length that is too short"
+                    if self.cut(lambda one: one.setup is not None)
+                    else ""
+                )
+            )
+
+    def descriptor(self, kind: int, index: int = 0, language: int | None = 0) -> bytes:
+        """The longest answer for a descriptor, empty if there was none; any language's, with None."""
+        if language is not None:
+            return self._descriptors.get((kind, index, language), (b"", 0))[0]
+        found = [data for (*key, _), (data, _) in self._descriptors.items() if key == [kind, index]]
+        return max(found, key=len, default=b"")
+
+    def string(self, index: int) -> str:
+        """A text of the device, empty if it was not recorded."""
+        return descriptors.parse_string(self.descriptor(descriptors.STRING, index, None)) if index else ""
+
+    @cached_property
+    def parsed(self) -> tuple[descriptors.Configuration, ...]:
+        """The configurations."""
+        return tuple(descriptors.Configuration.unpack(data) for data in self.configurations)
+
+    def interfaces(self) -> Iterable[descriptors.Interface]:
+        """Those of all configurations, each setting one."""
+        return (interface for configuration in self.parsed for interface in configuration.interfaces)
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is one, which cannot be replayed and is mostly the host's own."""
+        return self.device is not None and self.device.device_class == CLASS_HUB
+
+    @property
+    def identity(self) -> str:
+        """`vid:pid`, as lsusb has it; empty if it was not recorded."""
+        return f"{self.device.vendor_id:04x}:{self.device.product_id:04x}" if self.device is not None else ""
+
+    @property
+    def name(self) -> str:
+        """For people: manufacturer and product, as far as they were recorded."""
+        if self.device is None:
+            return "unknown device"
+        texts = (self.string(self.device.manufacturer), self.string(self.device.product))
+        return " ".join(text for text in texts if text) or self.identity
+
+    @property
+    def shown(self) -> str:
+        """For people, to find it: `3.60 046d:c52b Logitech USB Receiver`."""
+        return " ".join(filter(None, (self.traffic.where, self.identity, self.name)))
+
+    # -- speed ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def known_speed(self) -> Speed | None:
+        """The speed, if the file says it or descriptors allow no other."""
+        for speed, bits in BITS_A_SECOND.items():
+            if self.traffic.interface.speed == bits:
+                return min(speed, Speed.SUPER)
+        if self.device is None:
+            return None
+        if self.device.usb_version >= 0x0300 and self.device.max_packet_size_0 == 9:
+            return Speed.SUPER
+        for endpoint in (endpoint for interface in self.interfaces() for endpoint in interface.endpoints):
+            if endpoint.type is TransferType.BULK:
+                return Speed.HIGH if endpoint.packet_size == 512 else Speed.FULL
+            if endpoint.packet_size > 1023 or (endpoint.type is TransferType.INTERRUPT and endpoint.packet_size > 64):
+                return Speed.HIGH
+            seen = self._speed_of_interval(endpoint)
+            if seen is not None:
+                return seen
+        if self.device.max_packet_size_0 in (8, 16, 32):  # 64 is the only one at high speed (USB 2.0 5.5.3)
+            return Speed.FULL
+        return None
+
+    def _speed_of_interval(self, endpoint: descriptors.Endpoint) -> Speed | None:
+        """Linux writes the interval of interrupt transfers in microframes at high speed, else in milliseconds, and
+        often the power of two below."""
+        interval = endpoint.interval
+        if endpoint.type is not TransferType.INTERRUPT or interval < 3:
+            return None
+        seen = {each.first.interval for each in self.traffic.exchanges if each.first.endpoint == endpoint.address}
+        if interval <= 16 and 1 << interval - 1 in seen:
+            return Speed.HIGH
+        return Speed.FULL if seen & {interval, 1 << interval.bit_length() - 1} else None
+
+    @property
+    def speed(self) -> Speed:
+        """The speed, full where nothing tells."""
+        return self.known_speed or Speed.FULL
+
+    # -- what there is of it -------------------------------------------------------------------------------------------
+
+    def cut(self, wanted: object = None) -> int:
+        """How many transfers have data that were not captured; `wanted` chooses among them."""
+        return sum(
+            exchange.is_cut and (not callable(wanted) or bool(wanted(exchange))) for exchange in self.traffic.exchanges
+        )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a replay of it lacks."""
+        if self.device is None:
+            return []
+        told = []
+        missing = self.device.num_configurations - len(self.configurations)
+        if missing and self.configurations:
+            told.append(f"{missing} of its {self.device.num_configurations} configurations were not recorded")
+        if self.known_speed is None:
+            told.append("its speed cannot be told; full is taken, unless speed= says otherwise")
+        if self.traffic.unmatched:
+            told.append(f"{self.traffic.unmatched} completions have no submission: records are missing")
+        for address, count in sorted(
+            Counter(each.first.endpoint for each in self.traffic.exchanges if each.is_cut).items()
+        ):
+            told.append(
+                f"{count} transfers of endpoint {address:02x} were cut; zeros take the place of what is missing"
+            )
+        if any((each.class_code, each.protocol) == (CLASS_STORAGE, PROTOCOL_UAS) for each in self.interfaces()):
+            told.append("UAS is not replayed: records do not say which stream a transfer belongs to")
+        return told
+
+
+def choose(recording: Recording, wanted: str) -> RecordedDevice:
+    """The device to replay: the only one that is no hub, or the one that `wanted` names: `3.60`, `046d:c52b` or the
+    name of its interface in the file. Raises CaptureError, which names those that there are."""
+    devices = [RecordedDevice(traffic) for traffic in recording.devices if traffic.device]
+    if wanted:
+        found = [
+            each
+            for each in devices
+            if wanted in (each.traffic.where, each.traffic.interface.name) or wanted.lower() == each.identity
+        ]
+    else:
+        found = [each for each in devices if not each.is_hub and each.device is not None]
+        if not found and len(devices) == 1:
+            found = devices
+    if len(found) == 1:
+        return found[0]
+    there = "; ".join(each.shown for each in devices) or "none"
+    if not wanted and found:
+        raise CaptureError(f"{len(found)} devices are in it; choose one with device=: {there}")
+    what = "no device" if not found else f"{len(found)} devices"
+    raise CaptureError(f"{what} {wanted} in it; there are: {there}" if wanted else f"no device can be told: {there}")

@@ -1,0 +1,206 @@
+"""A recording as a whole: its devices, and what was transferred with each, submission and completion together.
+
+`read_recording` takes files of usbmon (dumpcap, tcpdump), of `usbvfiod capture` and of the Rust program, whose failed
+transfers end with a record of the kind FAILED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import BinaryIO
+
+from ..errors import CaptureError
+from ..usb.requests import SetupPacket
+from ..usb.transfer import TransferStatus, TransferType
+from .pcapng import Interface, Reader
+from .usbmon import COMPLETE, FAILED, LINK_TYPES, STATUS, SUBMIT, Record, parse
+
+MAX_BYTES = 256 << 20
+"""Of a file: all of it is kept in memory."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One transfer as it was recorded. One half may be missing: what began before the recording, or ended after it."""
+
+    place: int
+    """Its submission's number among all records of the file; its completion's, without one."""
+    submitted: Record | None = None
+    completed: Record | None = None
+    completed_place: int = -1
+
+    @property
+    def first(self) -> Record:
+        """The half that is there."""
+        record = self.submitted or self.completed
+        assert record is not None
+        return record
+
+    @property
+    def setup(self) -> SetupPacket | None:
+        """Of a control transfer whose submission was recorded."""
+        return self.submitted.request if self.submitted is not None else None
+
+    @property
+    def status(self) -> TransferStatus | None:
+        """How it ended; None if that was not recorded."""
+        if self.completed is None:
+            return None
+        return STATUS.get(self.completed.status, TransferStatus.ERROR)
+
+    @property
+    def asked(self) -> int | None:
+        """Bytes that the driver asked for or gave."""
+        return self.submitted.length if self.submitted is not None else None
+
+    @property
+    def moved(self) -> int:
+        """Bytes that were moved."""
+        return self.completed.length if self.completed is not None else 0
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """The data that were captured: what was sent (OUT), or what was answered (IN)."""
+        carrier = self.completed if self.first.is_in else self.submitted
+        return carrier.data if carrier is not None else b""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether data were moved that were not captured, or not all."""
+        carrier = self.completed if self.first.is_in else self.submitted
+        if carrier is None or (carrier.is_in and self.status is not TransferStatus.COMPLETED):
+            return False
+        if carrier.type is TransferType.ISOCHRONOUS:
+            return any(
+                packet.offset + packet.length > len(carrier.data)
+                for packet in carrier.packets
+                if packet.length and not (carrier.is_in and packet.status)
+            )
+        return len(carrier.data) < carrier.length
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the device took."""
+        if self.submitted is None or self.completed is None:
+            return None
+        return (self.completed.time - self.submitted.time) / 1e9
+
+
+@dataclass(slots=True)
+class Traffic:
+    """All that was recorded of one device."""
+
+    interface: Interface
+    bus: int
+    device: int
+    exchanges: list[Exchange] = field(default_factory=list)
+    """In the order in which they were submitted."""
+    unmatched: int = 0
+    """Completions whose submission is not there though others of the endpoint were before: records are missing."""
+
+    @property
+    def where(self) -> str:
+        """As Wireshark names it, without the endpoint: `3.60`."""
+        return f"{self.bus}.{self.device}"
+
+
+@dataclass(slots=True)
+class Recording:
+    """What is in a file."""
+
+    devices: list[Traffic] = field(default_factory=list)
+    application: str = ""
+    """What wrote it."""
+    remarks: list[str] = field(default_factory=list)
+    """What is wrong with the file as a whole, for people."""
+    dropped: int = 0
+    """Packets that the program which wrote it has lost."""
+    records: int = 0
+
+
+def read_recording(file: BinaryIO) -> Recording:
+    """Everything in a file. Raises CaptureError for one that is no recording of USB, or that is too large; OSError."""
+    reader = Reader(file)
+    recording = Recording()
+    records: list[tuple[Interface, Record]] = []
+    others: dict[int, int] = {}
+    broken, in_front, last, backwards = 0, 0, 0, 0
+    for packet in reader:
+        if reader.offset > MAX_BYTES:
+            raise CaptureError(f"it has more than {MAX_BYTES >> 20} MiB; record less, or cut it with editcap -c or -A")
+        in_front += packet.dropped
+        link_type = packet.interface.link_type
+        if link_type not in LINK_TYPES:
+            others[link_type] = others.get(link_type, 0) + 1
+            continue
+        try:
+            record = parse(packet.data, link_type, packet.order, packet.time)
+        except CaptureError:
+            broken += 1
+            continue
+        backwards += record.time < last
+        last = max(last, record.time)
+        records.append((packet.interface, record))
+    if not records:
+        raise CaptureError(_nothing(others, broken))
+    if backwards:
+        records.sort(key=lambda pair: pair[1].time)
+        recording.remarks.append(f"{backwards} records are not in the order of their times; they have been sorted")
+    recording.application, recording.records = reader.application, len(records)
+    recording.dropped = max(in_front, sum(each.dropped or 0 for each in reader.interfaces))
+    if recording.dropped:
+        recording.remarks.append(f"{recording.dropped} packets were lost while it was recorded")
+    if broken:
+        recording.remarks.append(f"{broken} packets are no whole records, and left out")
+    if others:
+        recording.remarks.append(f"{sum(others.values())} packets are not of USB, and left out")
+    if reader.cut:
+        recording.remarks.append(reader.cut)
+    recording.devices = _devices(records)
+    return recording
+
+
+def _nothing(others: dict[int, int], broken: int) -> str:
+    if broken:
+        return f"none of its {broken} packets is a whole record of USB"
+    if others:
+        types = ", ".join(map(str, sorted(others)))
+        return f"its packets are of link type {types}; USB as Linux records it is {LINK_TYPES[0]} or {LINK_TYPES[1]}"
+    return "there is no packet in it"
+
+
+def _devices(records: list[tuple[Interface, Record]]) -> list[Traffic]:
+    found: dict[tuple[int, int, int], Traffic] = {}
+    open_ones: dict[tuple[int, int, int, int], Exchange] = {}
+    seen: set[tuple[int, int, int, int]] = set()
+    for place, (interface, record) in enumerate(records):
+        key = (id(interface), record.bus, record.device)
+        traffic = found.get(key)
+        if traffic is None:
+            traffic = found[key] = Traffic(interface, record.bus, record.device)
+        # Drivers use an id again as soon as its transfer is back, and the Rust program's are not even one's alone.
+        transfer = (*key, record.id)
+        endpoint = (*key, record.endpoint & 0x7F if record.type is TransferType.CONTROL else record.endpoint)
+        if record.kind == SUBMIT:
+            seen.add(endpoint)
+            exchange = open_ones[transfer] = Exchange(place, record)
+            traffic.exchanges.append(exchange)
+        elif record.kind in (COMPLETE, FAILED):
+            known = open_ones.pop(transfer, None)
+            if known is None or known.first.endpoint & 0x7F != record.endpoint & 0x7F:
+                traffic.unmatched += endpoint in seen
+                known = Exchange(place)
+                traffic.exchanges.append(known)
+            known.completed, known.completed_place = record, place
+    for traffic in found.values():
+        traffic.exchanges.sort(key=attrgetter("place"))
+    return sorted(found.values(), key=lambda each: (each.bus, each.device))
+
+
+def completions(traffic: Traffic) -> Iterator[Exchange]:
+    """The transfers that ended, in the order in which they did."""
+    ended = [exchange for exchange in traffic.exchanges if exchange.completed is not None]
+    ended.sort(key=attrgetter("completed_place"))
+    return iter(ended)

@@ -1,0 +1,289 @@
+"""A bulk-only drive of a recording (USB Mass Storage Class, Bulk-Only Transport 1.0).
+
+A driver does not send its commands in the order of another day, and its tags never fit. So a drive is replayed command
+by command: each is answered as the same command was, in order, the last answer again when there are no more. A read of
+blocks that were all read, in whatever pieces, is answered too. Any other command fails, and the sense data say so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final
+
+from ..capture.recording import Exchange, Traffic
+from ..usb.descriptors import Interface
+from ..usb.transfer import Transfer, TransferStatus, TransferType
+from .bulk_only import CBW_LENGTH, CBW_SIGNATURE, COMMAND_FAILED, COMMAND_PASSED, CSW_LENGTH, CSW_SIGNATURE
+from .endpoint import VirtualEndpoint
+from .replay_requests import first_difference
+from .scsi import INVALID_COMMAND_OPERATION_CODE, READ_10, READ_12, READ_16, REQUEST_SENSE, UNRECOVERED_READ_ERROR
+
+_log = logging.getLogger(__name__)
+
+MAX_TOLD: Final = 64
+
+_CBW = Struct("<IIIBBB16s")
+_CSW = Struct("<IIIB")
+_COMPLETED = TransferStatus.COMPLETED
+
+_Key = tuple[int, bytes]
+"""Logical unit, command block."""
+
+
+@dataclass(slots=True)
+class _Command:
+    """One command as it was recorded."""
+
+    key: _Key
+    is_in: bool
+    announced: int
+    data: list[bytes | memoryview] = field(default_factory=list)
+    """Those of its data phase."""
+    status: int = COMMAND_PASSED
+    ended: bool = False
+    sense: bytes = b""
+    """What REQUEST SENSE said of it."""
+    missing: int = 0
+    """Bytes that were moved and not captured."""
+
+
+class RecordedDrive:
+    """The commands that were recorded at an interface, and the blocks that were read."""
+
+    def __init__(self, interface: Interface, traffic: Traffic) -> None:
+        self.interface = interface
+        self.commands: dict[_Key, list[_Command]] = {}
+        self.blocks: dict[tuple[int, int], bytes] = {}
+        """By logical unit and block."""
+        addresses = {each.address for each in interface.endpoints if each.type is TransferType.BULK}
+        last: _Command | None = None
+        failed: _Command | None = None
+        for exchange in traffic.exchanges:
+            if exchange.first.endpoint not in addresses or exchange.submitted is None:
+                continue
+            command = _command(exchange)
+            if command is not None:
+                last = command
+            elif last is None or last.ended:
+                continue
+            elif _is_status(exchange):
+                last.status, last.ended = exchange.data[12], True
+                self._keep(last)
+                if last.key[1][0] == REQUEST_SENSE and failed is not None:
+                    failed.sense = b"".join(last.data)
+                failed = last if last.status != COMMAND_PASSED else None
+            elif exchange.status in (_COMPLETED, TransferStatus.STALL, TransferStatus.CANCELLED):
+                moved = exchange.moved if exchange.first.is_in else exchange.asked or 0
+                last.missing += max(moved - len(exchange.data), 0)
+                last.data.append(bytes(exchange.data).ljust(moved, b"\0"))
+
+    def _keep(self, command: _Command) -> None:
+        self.commands.setdefault(command.key, []).append(command)
+        blocks = _blocks(command.key[1])
+        data = b"".join(command.data)
+        if blocks is None or command.status != COMMAND_PASSED or command.missing:
+            return
+        first, count = blocks
+        size = len(data) // count
+        if size and size * count == len(data):
+            for number in range(count):
+                self.blocks.setdefault((command.key[0], first + number), data[number * size : (number + 1) * size])
+
+
+class ReplayedDrive:
+    """Answers commands at the endpoints of an interface. Everything is called on the loop's thread."""
+
+    def __init__(self, name: str, recorded: RecordedDrive) -> None:
+        self._name = name
+        self._recorded = recorded
+        self._in: VirtualEndpoint | None = None
+        self._out: VirtualEndpoint | None = None
+        self._next: dict[_Key, int] = {}
+        self._sense = b""
+        self._told: set[bytes] = set()
+        self._differs = False
+        self._announced = self._moved = 0
+        self.forget()
+
+    def connect(self, endpoints: Mapping[int, VirtualEndpoint], interface: Interface | None) -> None:
+        """The interface's setting is in force, with the endpoints that there are now; None if another one is."""
+        bulk = [] if interface is None else [each for each in interface.endpoints if each.type is TransferType.BULK]
+        ins = [endpoints.get(each.address) for each in bulk if each.is_in]
+        outs = [endpoints.get(each.address) for each in bulk if not each.is_in]
+        new = (ins[0] if ins else None, outs[0] if outs else None)
+        if new != (self._in, self._out):
+            self._in, self._out = new
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget the command at hand: after a reset, or when the interface is set."""
+        self._expects = self._out
+        self._step: Callable[[Transfer], None] = self._command
+        self._tag = self._left = 0
+        self._rest: bytes | memoryview = b""
+        self._written = bytearray()
+        self._status = COMMAND_PASSED
+        self._answer: _Command | None = None
+
+    def rewind(self) -> None:
+        """Begin from the start."""
+        self.forget()
+        self._next.clear()
+        self._sense = b""
+
+    def process(self, endpoint: VirtualEndpoint) -> bool:
+        """Something is queued; False if the endpoint is none of the drive's."""
+        if endpoint is not self._in and endpoint is not self._out:
+            return False
+        while self._expects is not None and self._expects.queue and not self._expects.halted:
+            self._step(self._expects.queue.popleft())
+        return True
+
+    # -- the command ---------------------------------------------------------------------------------------------------
+
+    def _command(self, transfer: Transfer) -> None:
+        cbw = transfer.read()
+        if len(cbw) != CBW_LENGTH or int.from_bytes(cbw[:4], "little") != CBW_SIGNATURE or not 1 <= cbw[14] <= 16:
+            transfer.complete(_COMPLETED, transfer.length)
+            for endpoint in (self._in, self._out):
+                if endpoint is not None:
+                    endpoint.halt()
+            return
+        _, self._tag, announced, flags, lun, size, block = _CBW.unpack(cbw)
+        key = (lun, block[:size])
+        is_in = flags >= 0x80
+        self._left = self._announced = announced
+        self._answer = self._find(key, is_in)
+        data, self._status, self._sense = self._answered(key, self._answer)
+        self._rest = data[:announced] if is_in else b""
+        self._moved = len(self._rest)
+        self._written.clear()
+        if not announced:
+            self._expects, self._step = self._in, self._send_status
+        elif is_in:
+            self._expects, self._step = self._in, self._send
+        else:
+            self._expects, self._step = self._out, self._receive
+        transfer.complete(_COMPLETED, CBW_LENGTH)
+
+    def _find(self, key: _Key, is_in: bool) -> _Command | None:
+        """The recorded command that answers, in order."""
+        known = self._recorded.commands.get(key)
+        if known is None:
+            return None
+        number = self._next.get(key, 0)
+        self._next[key] = number + 1
+        answer = known[min(number, len(known) - 1)]
+        return answer if answer.is_in == is_in or not answer.announced else None
+
+    def _answered(self, key: _Key, answer: _Command | None) -> tuple[bytes, int, bytes]:
+        """Data, status, and what REQUEST SENSE will say."""
+        if key[1][0] == REQUEST_SENSE and self._sense:
+            return self._sense, COMMAND_PASSED, b""
+        if answer is not None:
+            sense = answer.sense or INVALID_COMMAND_OPERATION_CODE.fixed()
+            failed = answer.status != COMMAND_PASSED
+            return b"".join(answer.data), answer.status, sense if failed else b""
+        blocks = _blocks(key[1])
+        if blocks is not None:
+            first, count = blocks
+            parts: list[bytes] = []
+            for number in range(first, first + count):
+                part = self._recorded.blocks.get((key[0], number))
+                if part is None:
+                    break
+                parts.append(part)
+            else:
+                return b"".join(parts), COMMAND_PASSED, b""
+            self._tell(key, f"block {number} was never read")
+            return b"", COMMAND_FAILED, UNRECOVERED_READ_ERROR.fixed()
+        self._tell(key, "it was never recorded")
+        return b"", COMMAND_FAILED, INVALID_COMMAND_OPERATION_CODE.fixed()
+
+    def _tell(self, key: _Key, why: str) -> None:
+        command = key[1]
+        if command in self._told or len(self._told) >= MAX_TOLD:
+            return
+        self._told.add(command)
+        near = min(self._recorded.commands, key=lambda known: _distance(key, known), default=None)
+        closest = f"; the closest that was: {near[1].hex(' ')}" if near is not None else ""
+        _log.warning("%s: command %s fails: %s%s", self._name, command.hex(" "), why, closest)
+
+    # -- data and status -----------------------------------------------------------------------------------------------
+
+    def _send(self, transfer: Transfer) -> None:
+        count = transfer.write(self._rest[: self._left])
+        self._rest = self._rest[count:]
+        self._left -= count
+        if count < transfer.length or not self._left:
+            self._expects, self._step = self._in, self._send_status
+        transfer.complete(_COMPLETED, count)
+
+    def _receive(self, transfer: Transfer) -> None:
+        self._written += transfer.read()[: self._left]
+        self._left -= min(transfer.length, self._left)
+        if not self._left:
+            self._expects, self._step = self._in, self._send_status
+            self._compare()
+        transfer.complete(_COMPLETED, transfer.length)
+
+    def _compare(self) -> None:
+        self._moved = len(self._written) if self._status == COMMAND_PASSED else 0
+        if self._answer is None or self._answer.missing or self._differs:
+            return
+        recorded = b"".join(self._answer.data)
+        if recorded != self._written:
+            self._differs = True
+            _log.warning(
+                "%s: command %s comes with other data than were recorded, from byte %d on; no more is said of such",
+                self._name,
+                self._answer.key[1].hex(" "),
+                first_difference(recorded, self._written),
+            )
+
+    def _send_status(self, transfer: Transfer) -> None:
+        residue = max(self._announced - self._moved, 0)
+        count = transfer.write(_CSW.pack(CSW_SIGNATURE, self._tag, residue, self._status))
+        self._expects, self._step = self._out, self._command
+        transfer.complete(_COMPLETED, count)
+
+
+def _command(exchange: Exchange) -> _Command | None:
+    """The command that a transfer carries, if it is a CBW."""
+    data = bytes(exchange.data)
+    if exchange.first.is_in or len(data) != CBW_LENGTH or exchange.asked != CBW_LENGTH:
+        return None
+    signature, _, announced, flags, lun, size, block = _CBW.unpack(data)
+    if signature != CBW_SIGNATURE or not 1 <= size <= 16:
+        return None
+    return _Command((lun, block[:size]), flags >= 0x80, announced)
+
+
+def _is_status(exchange: Exchange) -> bool:
+    data = exchange.data
+    return (
+        exchange.first.is_in and len(data) == CSW_LENGTH and int.from_bytes(bytes(data[:4]), "little") == CSW_SIGNATURE
+    )
+
+
+def _blocks(command: bytes) -> tuple[int, int] | None:
+    """The first block and the number of blocks of a command that reads, if it is one (SBC-3 5)."""
+    code = command[0]
+    if code == READ_10 and len(command) >= 10:
+        first, count = command[2:6], command[7:9]
+    elif code == READ_12 and len(command) >= 12:
+        first, count = command[2:6], command[6:10]
+    elif code == READ_16 and len(command) >= 16:
+        first, count = command[2:10], command[10:14]
+    else:
+        return None
+    number = int.from_bytes(count, "big")
+    return (int.from_bytes(first, "big"), number) if number else None
+
+
+def _distance(wanted: _Key, known: _Key) -> tuple[bool, int]:
+    different: Iterable[bool] = (a != b for a, b in zip(wanted[1], known[1], strict=False))
+    return wanted[1][0] != known[1][0], sum(different)

@@ -1,0 +1,364 @@
+"""The bulk, interrupt and isochronous data of a recording, endpoint by endpoint.
+
+Data of a bulk IN endpoint are given when the driver has sent as many bytes to the bulk OUT endpoints of the interface
+as the recorded one had sent before them: an answer does not come before its question.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..capture.recorded_device import RecordedDevice
+from ..capture.recording import Exchange, completions
+from ..capture.usbmon import STATUS
+from ..usb.descriptors import Interface
+from ..usb.device import Loop, Timer
+from ..usb.transfer import Transfer, TransferStatus, TransferType
+from .endpoint import VirtualEndpoint
+from .isochronous import fill, finish
+from .replay_requests import first_difference
+
+_log = logging.getLogger(__name__)
+
+WAITS = 2.0
+"""Seconds after which the log says what an endpoint waits for."""
+
+_BULK = TransferType.BULK
+_COMPLETED = TransferStatus.COMPLETED
+_GIVEN_UP = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What one recorded IN transfer brought."""
+
+    data: bytes | memoryview
+    status: TransferStatus
+    ends: bool
+    """Whether the transfer ends behind it: with a short packet, or because a report is one."""
+    needed: int
+    """Bytes that the driver had sent before."""
+    after: float
+    """Seconds after what came before it: the chunk before, the data that were sent, or the question for it."""
+
+
+class SentData:
+    """The bytes of an OUT endpoint, which are compared with what was recorded; a difference is told once."""
+
+    def __init__(self, name: str, address: int, pieces: Sequence[bytes | memoryview]) -> None:
+        self._name = name
+        self._address = address
+        self._data = b"".join(pieces)
+        self._told = False
+        self.sent = 0
+
+    def take(self, data: bytes | memoryview) -> None:
+        """The driver has sent this."""
+        expected = self._data[self.sent : self.sent + len(data)]
+        if expected != data and not self._told:
+            self._told = True
+            place = self.sent + first_difference(expected, data)
+            how = "more is sent than was recorded" if place >= len(self._data) else "other data are sent than recorded"
+            _log.warning("%s: endpoint %02x: %s, from byte %d on", self._name, self._address, how, place)
+        self.sent += len(data)
+
+    def text(self, start: int, count: int = 16) -> str:
+        """What was recorded from a byte on, for people."""
+        return self._data[start : start + count].hex(" ")
+
+
+class Pace:
+    """When chunks are due; `serve` is called for an endpoint with one that is."""
+
+    def __init__(self, loop: Loop, serve: Callable[[VirtualEndpoint], None], *, real_time: bool) -> None:
+        self.loop = loop
+        self.serve = serve
+        self.real_time = real_time
+
+
+class _Source:
+    """An IN endpoint: its chunks, and how far the driver has read."""
+
+    def __init__(self, name: str, address: int, chunks: list[Chunk], pace: Pace) -> None:
+        self.name = name
+        self.address = address
+        self.chunks = chunks
+        self.live: VirtualEndpoint | None = None
+        self.outlets: list[SentData] = []
+        self._pace = pace
+        self._timer: Timer | None = None
+        self._explained = False
+        self.rewind()
+
+    def rewind(self) -> None:
+        self.stop()
+        self._number = 0
+        self._offset = 0
+        self._since = float("-inf")  # when what came before the next chunk was there
+        self._asking = False
+        self._questioned = False  # whether what the next chunk waits for has been sent
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def questioned(self) -> None:
+        """The driver has sent something that the next chunk may have waited for."""
+        if not self._questioned and self._number < len(self.chunks) and self._sent >= self.chunks[self._number].needed:
+            self._questioned = True
+            self._since = max(self._since, self._pace.loop.time())
+
+    @property
+    def _sent(self) -> int:
+        return sum(outlet.sent for outlet in self.outlets)
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        """Give what is due."""
+        now = self._pace.loop.time()
+        if not self._asking:
+            self._asking = True
+            self._since = max(self._since, now)
+        while endpoint.queue and not endpoint.halted and self._number < len(self.chunks):
+            chunk = self.chunks[self._number]
+            if self.outlets and self._sent < chunk.needed:
+                self._wait(WAITS, self._explain)
+                return
+            if self._pace.real_time and not self._offset and now < self._since + chunk.after:
+                self._wait(self._since + chunk.after - now, self._due)
+                return
+            self._give(endpoint, chunk, now)
+        self._asking = bool(endpoint.queue)
+
+    def _give(self, endpoint: VirtualEndpoint, chunk: Chunk, now: float) -> None:
+        transfer = endpoint.queue[0]
+        room = transfer.length - transfer.actual
+        part = chunk.data[self._offset : self._offset + room]
+        _write(transfer, part)
+        self._offset += len(part)
+        if self._offset < len(chunk.data):
+            endpoint.queue.popleft().complete(_COMPLETED)  # the rest goes into the next
+            return
+        self._number, self._offset, self._since = self._number + 1, 0, now
+        self._questioned = self._number < len(self.chunks) and self._sent >= self.chunks[self._number].needed
+        if chunk.status is TransferStatus.STALL:
+            endpoint.halt()
+        elif chunk.status is not _COMPLETED:
+            endpoint.queue.popleft().complete(chunk.status)
+        elif chunk.ends or transfer.actual == transfer.length or self._number == len(self.chunks):
+            endpoint.queue.popleft().complete(_COMPLETED)
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self.stop()
+        if then == self._explain and self._explained:
+            return
+        self._timer = self._pace.loop.call_later(seconds, then)
+
+    def _due(self) -> None:
+        self._timer = None
+        if self.live is not None:
+            self._pace.serve(self.live)
+
+    def _explain(self) -> None:
+        self._timer, self._explained = None, True
+        chunk = self.chunks[self._number]
+        _log.info(
+            "%s: endpoint %02x answers when %d more bytes have been sent, as the recorded driver did",
+            self.name,
+            self.address,
+            chunk.needed - self._sent,
+        )
+
+
+class Pipes:
+    """The bulk and interrupt endpoints of a device, without those of the interfaces `others`."""
+
+    def __init__(self, name: str, recorded: RecordedDevice, pace: Pace, others: Container[int] = ()) -> None:
+        self._exchanges = list(completions(recorded.traffic))
+        self._sources: dict[int, _Source] = {}
+        self._sinks: dict[int, SentData] = {}
+        self._refused: dict[int, set[int]] = {}
+        outs = {
+            address: [each for each in recorded.traffic.exchanges if each.first.endpoint == address]
+            for address in {each.first.endpoint for each in recorded.traffic.exchanges if _is_pipe(each)}
+        }
+        for interface in recorded.interfaces():
+            for endpoint in interface.endpoints:
+                address = endpoint.address
+                if interface.number in others or endpoint.type is TransferType.ISOCHRONOUS:
+                    continue
+                if address in self._sources or address in self._sinks:
+                    continue
+                if endpoint.is_in:
+                    questions = _outlets(interface) if endpoint.type is _BULK else []
+                    sent = [each for out in questions for each in outs.get(out, ())]
+                    chunks = _chunks(self._exchanges, sent, address, endpoint.packet_size, endpoint.type)
+                    self._sources[address] = _Source(name, address, chunks, pace)
+                else:
+                    pieces = [_whole(each) for each in outs.get(address, ()) if each.status is not TransferStatus.STALL]
+                    self._sinks[address] = SentData(name, address, pieces)
+                    self._refused[address] = _refusals(outs.get(address, ()))
+        self._stalled: set[tuple[int, int]] = set()
+
+    def rewind(self) -> None:
+        """Begin from the start."""
+        for source in self._sources.values():
+            source.rewind()
+        for sink in self._sinks.values():
+            sink.sent = 0
+        self._stalled.clear()
+
+    def connect(self, interfaces: Iterable[Interface], endpoints: Mapping[int, VirtualEndpoint]) -> None:
+        """These are the settings in force, and the endpoints that there are."""
+        for address, source in self._sources.items():
+            source.live = endpoints.get(address)
+            if source.live is None:
+                source.stop()
+        for interface in interfaces:
+            outlets = [self._sinks[address] for address in _outlets(interface) if address in self._sinks]
+            for endpoint in interface.endpoints:
+                if endpoint.address in self._sources and endpoint.type is _BULK:
+                    self._sources[endpoint.address].outlets = outlets
+
+    def process(self, endpoint: VirtualEndpoint) -> list[VirtualEndpoint]:
+        """Something is queued; returns the endpoints that may have something to give because of what was sent."""
+        source = self._sources.get(endpoint.address)
+        if source is not None:
+            source.process(endpoint)
+            return []
+        sink = self._sinks.get(endpoint.address)
+        if sink is None:
+            return []
+        while endpoint.queue:
+            place = (endpoint.address, sink.sent)
+            if sink.sent in self._refused[endpoint.address] and place not in self._stalled:
+                self._stalled.add(place)
+                endpoint.halt()
+                break
+            transfer = endpoint.queue.popleft()
+            sink.take(transfer.read())
+            transfer.complete(_COMPLETED, transfer.length)
+        waiting = []
+        for each in self._sources.values():
+            if sink in each.outlets:
+                each.questioned()
+                if each.live is not None and each.live.queue:
+                    waiting.append(each.live)
+        return waiting
+
+    def close(self) -> None:
+        """Stop waiting."""
+        for source in self._sources.values():
+            source.live = None
+            source.stop()
+
+
+class Packets:
+    """The packets of all isochronous endpoints, in order. Behind the last one there are empty ones."""
+
+    def __init__(self, recorded: RecordedDevice) -> None:
+        self._packets: dict[int, list[tuple[TransferStatus, bytes | memoryview]]] = {}
+        self._next: dict[int, int] = {}
+        for exchange in completions(recorded.traffic):
+            record = exchange.completed
+            if record is None or record.type is not TransferType.ISOCHRONOUS or not record.is_in:
+                continue
+            if exchange.status in _GIVEN_UP:
+                continue
+            packets = self._packets.setdefault(record.endpoint, [])
+            for packet in record.packets:
+                data = record.data[packet.offset : packet.offset + packet.length]
+                missing = packet.length - len(data) if not packet.status else 0
+                status = STATUS.get(packet.status, TransferStatus.ERROR)
+                packets.append((status, bytes(data) + bytes(missing) if missing else data))
+
+    def rewind(self, address: int) -> None:
+        """Begin an endpoint's from the start."""
+        self._next[address] = 0
+
+    def move(self, address: int, transfer: Transfer) -> None:
+        """A transfer's intervals are over."""
+        packets = self._packets.get(address, [])
+        for packet in transfer.packets:
+            if address < 0x80:
+                packet.actual = packet.length
+                continue
+            number = self._next.get(address, 0)
+            self._next[address] = number + 1
+            status, data = packets[number] if number < len(packets) else (_COMPLETED, b"")
+            packet.status = status
+            fill(transfer, packet, data)
+        finish(transfer)
+
+
+def _is_pipe(exchange: Exchange) -> bool:
+    return exchange.first.type in (TransferType.BULK, TransferType.INTERRUPT)
+
+
+def _outlets(interface: Interface) -> list[int]:
+    return [each.address for each in interface.endpoints if each.type is _BULK and not each.is_in]
+
+
+def _whole(exchange: Exchange) -> bytes | memoryview:
+    """A transfer's data; zeros take the place of what was cut."""
+    length = exchange.moved if exchange.first.is_in else exchange.asked or 0
+    missing = length - len(exchange.data)
+    return bytes(exchange.data) + bytes(missing) if missing > 0 else exchange.data
+
+
+def _refusals(exchanges: Iterable[Exchange]) -> set[int]:
+    """After how many sent bytes a transfer was answered by a stall."""
+    found, sent = set(), 0
+    for exchange in exchanges:
+        if exchange.status is TransferStatus.STALL:
+            found.add(sent)
+        else:
+            sent += exchange.asked or 0
+    return found
+
+
+def _chunks(
+    ended: Sequence[Exchange], sent: Sequence[Exchange], address: int, packet_size: int, type: TransferType
+) -> list[Chunk]:
+    """What the IN endpoint gave; `sent` are the transfers to the OUT endpoints whose data it may have waited for."""
+    chunks: list[Chunk] = []
+    questions = sorted((each for each in sent if each.submitted is not None), key=lambda each: each.place)
+    number = needed = 0
+    question = last = 0
+    for exchange in ended:
+        record, status = exchange.completed, exchange.status
+        if record is None or status is None or record.endpoint != address:
+            continue
+        while number < len(questions) and questions[number].place < exchange.completed_place:
+            one = questions[number].submitted
+            assert one is not None
+            if questions[number].status is not TransferStatus.STALL:
+                needed += one.length
+                question = one.time
+            number += 1
+        data = _whole(exchange)
+        if status in _GIVEN_UP and not data:
+            continue
+        if status in _GIVEN_UP:
+            status = _COMPLETED
+        asked = exchange.submitted.time if exchange.submitted is not None else last or record.time
+        short = exchange.asked is None or len(data) < exchange.asked or len(data) % (packet_size or 1) != 0
+        before = max(question, last, asked)
+        chunks.append(Chunk(data, status, type is not _BULK or short, needed, max(record.time - before, 0) / 1e9))
+        last = record.time
+    while chunks and chunks[-1].status in (TransferStatus.ERROR, TransferStatus.BABBLE):
+        chunks.pop()  # it was unplugged
+    return chunks
+
+
+def _write(transfer: Transfer, data: bytes | memoryview) -> None:
+    done = 0
+    for window in transfer.rest():
+        part = data[done : done + len(window)]
+        if not part:
+            break
+        window[: len(part)] = part
+        done += len(part)
+    transfer.actual += done
