@@ -153,9 +153,9 @@ def read_recording(file: BinaryIO) -> Recording:
     if recording.dropped:
         recording.remarks.append(f"{recording.dropped} packets were lost while it was recorded")
     if broken:
-        recording.remarks.append(f"{broken} packets are no whole records, and left out")
+        recording.remarks.append(f"{broken} packets do not hold a whole record, and are left out")
     if others:
-        recording.remarks.append(f"{sum(others.values())} packets are not of USB, and left out")
+        recording.remarks.append(f"{sum(others.values())} packets are not of USB, and are left out")
     if reader.cut:
         recording.remarks.append(reader.cut)
     recording.devices = _devices(records)

@@ -59,7 +59,7 @@ EXAMPLES = """\b
 SECTIONS = {
     "See what there is": ("devices", "list", "status", "watch", "metrics"),
     "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
-    "Find out what is wrong": ("why", "doctor"),
+    "Find out what is wrong": ("why", "doctor", "replay"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
 }
 
@@ -71,6 +71,7 @@ _COMMANDS = {
     "metrics": "metrics:metrics",
     "why": "why:why",
     "doctor": "doctor:doctor",
+    "replay": "replay:replay",
     "attach": "changes:attach",
     "detach": "changes:detach",
     "move": "changes:move",

@@ -3,6 +3,7 @@
 usb_guest           `Guest`: a controller in this process and a driver for it, in virtual time
 usb_served_guest    `ServedGuest`: a controller behind a real vfio-user socket, and a driver on the other side
 usb_plug            `usb_plug(device)`: plugs it into `usb_guest` and enumerates it; the `UsbDevice`
+usb_replay          `usb_replay("recorded.pcapng")`: plugs in a device made of a recording; the `UsbDevice`
 usb_serve           `usb_serve("--device", "virtual:flash?image=...")`: the daemon as a process, and a bus to it
 
 Nothing of usbvfiod is imported before a test asks for one of them.
@@ -38,6 +39,20 @@ def usb_guest() -> Iterator[Guest]:
 def usb_plug(usb_guest: Guest) -> Callable[..., UsbDevice]:
     """Plug a device into `usb_guest` and enumerate it: `usb_plug(device, port_id=None)`."""
     return usb_guest.plug
+
+
+@pytest.fixture
+def usb_replay(usb_guest: Guest, request: pytest.FixtureRequest) -> Callable[..., UsbDevice]:
+    """Plug a device made of a recording into `usb_guest` and enumerate it: `usb_replay("recorded.pcapng")`. A path that
+    is not absolute is beside the test's file. Options are those of `virtual:replay`: `device="3.60"`."""
+
+    def plug(path: str | Path, **options: str) -> UsbDevice:
+        from ..virtual import VirtualBackend
+
+        given = {"capture": str(request.path.parent / path), **options}
+        return usb_guest.plug(VirtualBackend().open("replay", given, usb_guest.bus.loop))
+
+    return plug
 
 
 @pytest.fixture

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from tests.unit.capture.conversation import Conversation
 from usbvfiod_core.testing import fixtures
+from usbvfiod_core.testing.driver import UsbDevice
 from usbvfiod_core.testing.fake_device import BULK_IN, FakeDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.limits import scaled
+from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor, Endpoint, Interface
 
 
 def run_pytest(path: Path, source: str) -> str:
@@ -58,9 +65,23 @@ def test_a_project_with_fixtures_of_the_same_names_is_left_alone(tmp_path: Path)
     assert "1 passed" in output
 
 
+def test_a_recording_beside_the_test_is_a_device(
+    tmp_path: Path, request: pytest.FixtureRequest, usb_replay: Callable[..., UsbDevice]
+) -> None:
+    talk = Conversation()
+    endpoint = Endpoint(0x81, 3, 8, 4)
+    identity = DeviceDescriptor(0x0200, 0, 0, 0, 64, 0x1209, 0x00AB, 0x0100)
+    talk.enumerate(identity, Configuration((Interface(0, 0xFF, endpoints=(endpoint,)),)))
+    talk.read(0x81, b"report", interval=8)
+    path = talk.write_to(tmp_path / "recorded.pcapng")
+    device = usb_replay(os.path.relpath(path, request.path.parent), device="3.7")
+    device.set_configuration(1)
+    assert device.bulk_in(0x81, 8) == b"report"
+
+
 def test_its_fixtures_have_names_that_no_other_project_gives_its_own() -> None:
     names = {name for name, each in vars(fixtures).items() if type(each) is type(fixtures.usb_guest)}
-    assert names == {"usb_guest", "usb_served_guest", "usb_plug", "usb_serve"}
+    assert names == {"usb_guest", "usb_served_guest", "usb_plug", "usb_replay", "usb_serve"}
 
 
 def test_a_failing_conformance_test_shows_values(tmp_path: Path) -> None:
