@@ -89,7 +89,7 @@ LAYERS = {
 """Layer of a module or package, the longest name counts. A file imports lower layers, or files of its own package that
 are not in a higher one."""
 
-DEPENDENCIES = {"pluggy", "click", "pytest"}
+DEPENDENCIES = {"pluggy", "click", "h11", "pytest"}
 VOCABULARY = {"usb", "errors", "native", "options", "files", "rights"}
 
 PURE = ("xhci", "pci", "usb", "vfio_user.session", "vfio_user.wire")
@@ -223,7 +223,7 @@ def test_only_the_registry_imports_pluggy() -> None:
 
 
 def test_the_dependencies_are_few() -> None:
-    """What an installation has to bring: nothing but what pyproject.toml says, and pytest for the test kit."""
+    """What an installation has to bring: what pyproject.toml says, pytest for the test kit, h11 for `--metrics`."""
     found: dict[str, set[str]] = {}
     for name, path in MODULES.items():
         for target in imports(path):
@@ -232,6 +232,7 @@ def test_the_dependencies_are_few() -> None:
                 found.setdefault(top, set()).add(name.split(".")[0])
     assert set(found) <= DEPENDENCIES
     assert found["pytest"] == {"testing"}
+    assert [name for name, path in MODULES.items() if "h11" in imports(path)] == ["daemon.metrics_socket"]
 
 
 def test_only_the_command_line_and_the_registry_import_click() -> None:

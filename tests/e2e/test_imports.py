@@ -50,6 +50,10 @@ NEVER = (
     "usbvfiod_core.virtual.faulty",
     "usbvfiod_core.virtual.uas",
     "usbvfiod_core.daemon.hotplug_socket",
+    "usbvfiod_core.daemon.metrics_socket",
+    "usbvfiod_core.daemon.exposition",
+    "h11",
+    "prometheus_client",
     *(
         f"usbvfiod_core.cli.{command}"
         for command in ("completion", "config", "control", "demo", "devices", "doctor", "look", "man", "plugins", "why")

@@ -37,6 +37,9 @@ _OF_A_SERVER = (
     "hotplug_socket_group",
     "hotplug_socket_mode",
     "hotplug_fd",
+    "metrics",
+    "metrics_group",
+    "metrics_mode",
     "opener",
     "backend",
 )
@@ -173,6 +176,12 @@ def _options() -> list[click.Parameter]:
             type=click.IntRange(min=0),
             help="The same, on this inherited listening socket.",
         ),
+        click.Option(
+            ["--metrics"],
+            metavar="PATH|ADDRESS:PORT",
+            help="Serve metrics for Prometheus at this Unix socket, or at a port of 127.0.0.1 or [::1].",
+        ),
+        *_access("metrics", "this Unix socket"),
         click.Option(
             ["--opener"],
             metavar="PATH",

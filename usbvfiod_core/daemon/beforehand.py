@@ -16,6 +16,7 @@ from ..vfio_user.listener import check_path
 from .config import DeviceSpec
 from .guest_ports import GuestPorts, no_such_port, wrong_kind
 from .matching import find
+from .metrics_address import metrics_address, needs_library
 from .server_settings import ServerSettings
 
 _SOCKETS = ("socket_path", "control_path", "hotplug_socket_path")
@@ -30,6 +31,14 @@ def socket_errors(server: ServerSettings) -> Iterator[SettingError]:
                 check_path(str(path))
             except ConfigError as error:
                 yield SettingError(name.replace("_", "-"), str(error))
+    if server.metrics is not None:
+        try:
+            path = metrics_address(server.metrics).path
+            if path is not None:
+                check_path(str(path))
+            needs_library()
+        except ConfigError as error:
+            yield SettingError("metrics", str(error))
 
 
 def device_errors(ports: GuestPorts, spec: DeviceSpec, backend: Backend) -> Iterator[SettingError]:

@@ -97,7 +97,7 @@ class Confinement:
         named += [each.path for options in config.plugins.values() for each in paths_of(options)]
         file = config.command_line.file
         settings = config.server
-        groups = (settings.socket_group, settings.control_group, settings.hotplug_socket_group)
+        groups = (settings.socket_group, settings.control_group, settings.hotplug_socket_group, settings.metrics_group)
         own = Needs(
             # The socket is made, and given to its group, when all devices are there.
             system_calls=frozenset({"chown", "fchownat"} if any(groups) else ()),

@@ -19,17 +19,15 @@ from ..installed import version
 from ..usb.device import Loop, Timer
 from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.listener import SocketPath, listening
-from .control_client import SLICE, ControlClient, Handle
+from .control_client import ControlClient, Handle
 from .peers import Gate, Peer
+from .share import SLICE, Share
 
 log = logging.getLogger(__name__)
 
 PROTOCOL: Final = 1
 """Version of the requests and replies; it grows when something in them changes its meaning or goes away."""
 MAX_CLIENTS: Final = 32
-SHARE: Final = 0.05
-"""Part of the time that the control socket may take from the rest. With what is not counted, such as threads that list
-devices and caches that are cold afterwards, the guest is to lose a tenth at most."""
 _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
 
@@ -61,8 +59,7 @@ class ControlSocket:
         self._clients: list[ControlClient] = []
         self._reading: set[ControlClient] = set()
         self._greeting = {"control": PROTOCOL, "usbvfiod": version("usbvfiod"), "pid": os.getpid()}
-        self._debt = 0.0
-        self._pause: Timer | None = None
+        self._share = Share(loop, self._resume)
         self._scheduled = False
         self._accepting: Timer | None = None
 
@@ -101,9 +98,9 @@ class ControlSocket:
 
     def close(self) -> None:
         """Close everything, and remove our own socket."""
-        for timer in (self._pause, self._accepting):
-            if timer is not None:
-                timer.cancel()
+        self._share.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
             if self._own is None:
@@ -134,7 +131,7 @@ class ControlSocket:
 
     def _listen(self) -> None:
         self._accepting = None
-        if self._listener is not None and self._pause is None:
+        if self._listener is not None and not self._share.resting:
             self._loop.add_reader(self._listener.fileno(), self._acceptable)
 
     def _welcome(self, sock: socket.socket) -> None:
@@ -177,7 +174,7 @@ class ControlSocket:
 
     def _arm(self, client: ControlClient) -> None:
         """Watch the socket of a client that may send, and come back to one whose requests wait."""
-        wanted = client.readable and self._pause is None
+        wanted = client.readable and not self._share.resting
         if wanted and client not in self._reading:
             self._reading.add(client)
             self._loop.add_reader(client.fd, self._readable, client)
@@ -192,7 +189,7 @@ class ControlSocket:
         """Give every client a turn, those who had one last come last; whoever sent nothing costs next to nothing."""
         self._scheduled = False
         for client in list(self._clients):
-            if self._pause is None and client.readable:
+            if client.readable and not self._share.resting:
                 self._clients.remove(client)
                 self._clients.append(client)
                 self._readable(client)
@@ -206,17 +203,13 @@ class ControlSocket:
 
     def _spent(self, seconds: float) -> None:
         """Keep to the share of the time: whoever asks a lot waits."""
-        self._debt += seconds
-        if self._debt < 2 * SLICE or self._pause is not None or self._listener is None:
+        if self._listener is None or not self._share.spend(seconds):
             return
-        self._pause = self._loop.call_later(self._debt * (1 / SHARE - 1), self._resume)
-        self._debt = 0.0
         self._loop.remove_reader(self._listener.fileno())
         for client in list(self._reading):
             self._arm(client)
 
     def _resume(self) -> None:
-        self._pause = None
         if self._accepting is None:
             self._listen()
             self._acceptable()

@@ -13,6 +13,7 @@ from ..usb.device import Loop
 from ..vfio_user import expendable
 from ..vfio_user.ancillary import descriptors, room_for
 from .peers import Peer
+from .share import SLICE
 
 MAX_LINE: Final = 64 << 10
 """Bytes of a request, its newline included."""
@@ -22,8 +23,6 @@ MAX_PENDING: Final = 16
 """Requests of a client that are not answered yet; more of them are not read."""
 MAX_OUTPUT: Final = 256 << 10
 """Bytes that wait for a client to read them; then its requests are not read, and events pass it by."""
-SLICE: Final = 0.001
-"""Seconds in one turn of the loop for the requests of a client."""
 
 Reply = Callable[[dict[str, Any]], None]
 Handle = Callable[["ControlClient", dict[str, Any], list[int], Reply], None]

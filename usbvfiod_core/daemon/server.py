@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..compiled import BUILD
 from ..errors import ConfigError, PluginError, UsbvfiodError
@@ -32,10 +32,14 @@ from .intents import Attachment, State
 from .lateness import Lateness
 from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
+from .metrics_address import metrics_address, needs_library
 from .notify import notify, watchdog_interval
 from .reload import carry_out, compare
 from .report import device_entry
 from .steering import Steering
+
+if TYPE_CHECKING:
+    from .metrics_socket import MetricsSocket
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +141,7 @@ class Server:
         )
         self._started = loop.time(), time.time()
         self._lateness = Lateness(loop)
+        self._metrics: MetricsSocket | None = None
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
         self._serving = False
@@ -167,6 +172,8 @@ class Server:
         self.transport.close()
         self._steering.close()
         self._lateness.close()
+        if self._metrics is not None:
+            self._metrics.close()
         self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
 
@@ -175,6 +182,7 @@ class Server:
     def _start(self) -> None:
         try:
             self._steering.start(self.requests.handle, self.attachments, self._backends, self._host)
+            self._serve_metrics()
         except SocketError as error:
             self._errors.append(error)
             self.stop()
@@ -194,11 +202,31 @@ class Server:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)
         self._proceed()
 
+    def _serve_metrics(self) -> None:
+        """Raises SocketError."""
+        settings = self._config.server
+        if settings.metrics is None:
+            return
+        try:
+            needs_library()
+            from .metrics_socket import MetricsSocket  # few servers have one, and it needs a library
+
+            address = metrics_address(settings.metrics)
+            self._metrics = MetricsSocket(self._loop, address, self._measured, access=settings.access("metrics"))
+            self._metrics.start()
+        except ConfigError as error:
+            raise SocketError(str(error)) from None
+
+    def _measured(self) -> dict[str, dict[str, Any]]:
+        return {self._steering.called: self.requests.status(percentiles=False)}
+
     def _directories(self) -> set[Path]:
         """Where the server's sockets are, which it makes, and removes at its end."""
         settings = self._config.server
         paths = (settings.socket_path, settings.control_path, settings.hotplug_socket_path)
         found = {path.absolute().parent for path in paths if path is not None}
+        if settings.metrics is not None and (path := metrics_address(settings.metrics).path) is not None:
+            found.add(path.absolute().parent)
         return found | ({self._place} if self._place is not None else set())
 
     def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import Gathered
+from ..errors import ConfigError, Gathered
 from ..options import SettingError
 from ..pci.interrupts import Mechanism
 from ..shared_area import PageOffer, possible
 from ..vfio_user.access import SocketAccess, access_mistakes, socket_access
+from .metrics_address import metrics_address
 from .selector import SPIN
 
 MAX_PORTS = 255
@@ -40,6 +41,10 @@ class ServerSettings:
     hotplug_socket_group: str | None = None
     hotplug_socket_mode: str | None = None
     hotplug_fd: int | None = None
+    metrics: str | None = None
+    """Where to serve metrics, as `metrics_address` reads it."""
+    metrics_group: str | None = None
+    metrics_mode: str | None = None
     opener: Path | None = None
     """Where to ask for what this user may not open."""
     backend: str | None = None
@@ -101,11 +106,25 @@ class ServerSettings:
                 yield from access_mistakes(name, group, mode)
             elif (group, mode) != (None, None):
                 yield given, f"{given} is for a socket that the server makes, and cannot be used with {instead}"
+        yield from self._mistakes_of_metrics()
         if self.quiet and self.verbose:
             yield "quiet", "quiet and verbose cannot be used together"
         if not self.interrupts:
             yield "interrupts", "interrupts names at least one of " + ", ".join(each.value for each in Mechanism)
 
+    def _mistakes_of_metrics(self) -> Iterator[tuple[str, str]]:
+        group, mode = self.metrics_group, self.metrics_mode
+        try:
+            address = None if self.metrics is None else metrics_address(self.metrics)
+        except ConfigError as error:
+            yield "metrics", str(error)
+            return
+        if address is not None and address.path is not None:
+            yield from access_mistakes("metrics", group, mode)
+        elif (group, mode) != (None, None):
+            given = "metrics-mode" if group is None else "metrics-group"
+            yield given, f"{given} is for metrics at a Unix socket; every user of this host can connect to a port"
+
     def access(self, name: str) -> SocketAccess:
-        """Who may connect to the socket `name`: `socket`, `control` or `hotplug_socket`."""
+        """Who may connect to the socket `name`: `socket`, `control`, `hotplug_socket` or `metrics`."""
         return socket_access(getattr(self, f"{name}_group"), getattr(self, f"{name}_mode"))

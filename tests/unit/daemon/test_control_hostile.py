@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from tests.unit.daemon.control_rig import ControlRig, control_rig
 from tests.unit.daemon.toys import none_left_open, open_descriptors
-from usbvfiod_core.daemon.control import MAX_CLIENTS, SHARE
-from usbvfiod_core.daemon.control_client import MAX_FDS, MAX_LINE, MAX_OUTPUT, MAX_PENDING, SLICE
+from usbvfiod_core.daemon.control import MAX_CLIENTS
+from usbvfiod_core.daemon.control_client import MAX_FDS, MAX_LINE, MAX_OUTPUT, MAX_PENDING
 from usbvfiod_core.daemon.inventory import SCAN_PACE
+from usbvfiod_core.daemon.share import SHARE, SLICE
 
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 

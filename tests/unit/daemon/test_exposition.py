@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,28 @@ def test_names_follow_the_conventions() -> None:
 def test_every_metric_is_documented() -> None:
     page = (ROOT / "docs/metrics.md").read_text()
     assert set(re.findall(r"^\| `(usbvfiod_\w+)", page, re.MULTILINE)) == set(METRICS)
+
+
+def test_the_dashboard_asks_for_what_there_is() -> None:
+    """Each query of the dashboard names metrics and labels that exist, and each metric is in one."""
+    dashboard = json.loads((ROOT / "contrib/grafana/usbvfiod.json").read_text())
+    everything = endpoint(type="isochronous", errors={"Stall": 1}, latency=[1], missed=1)
+    text = exposition({"web": status(attachment(endpoints=[everything]), lateness={"latency": [1], "nanoseconds": 1})})
+    there: dict[str, set[str]] = {}
+    for name, labels in exposed.samples(text):
+        there.setdefault(name, set()).update(key for key, _ in labels)
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    asked = set()
+    for query in queries:
+        names = re.findall(r"usbvfiod_\w+", query)
+        assert names, query
+        assert set(names) <= set(there), query
+        asked |= set(names)
+        used = set(re.findall(r"(\w+)(?:=~|!=|=)\"", query))
+        for group in re.findall(r"(?:by|on) \(([^)]*)\)", query):
+            used |= set(group.split(", "))
+        assert used <= there[names[0]], query
+    families = {name.removesuffix("_bucket") for name in asked}
+    assert families == set(METRICS)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

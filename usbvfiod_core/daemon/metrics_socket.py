@@ -1,0 +1,321 @@
+"""The metrics of one server over HTTP, for Prometheus: at most a twentieth of the loop's time, whoever asks.
+
+The bytes of HTTP are h11's. What is here are the sockets and their bounds: connections, bytes, reads and seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import h11
+
+from ..errors import ConfigError
+from ..usb.device import Loop, Timer
+from ..vfio_user.access import OWN_USER, SocketAccess
+from ..vfio_user.listener import SocketPath
+from .exposition import OPENMETRICS, TEXT, exposition
+from .metrics_address import MetricsAddress, is_loopback
+from .share import SHARE, Share
+
+log = logging.getLogger(__name__)
+
+PATH: Final = b"/metrics"
+MAX_CLIENTS: Final = 16
+"""Connections; another one takes the place of the one that has asked for nothing for longest."""
+MAX_REQUEST: Final = 8 << 10
+"""Bytes of a request, all its headers included."""
+MAX_READS: Final = 32
+"""Pieces in which a request may come."""
+PATIENCE: Final = 10.0
+"""Seconds for a request to be complete, and for an answer to be read."""
+IDLE: Final = 150.0
+"""Seconds between two requests of a connection; those who scrape do it every minute or more often."""
+_ACCEPTS: Final = 16
+_ACCEPT_PAUSE: Final = 0.5
+_BACKLOG: Final = 16
+_HOST = re.compile(r"(\[[0-9a-f:]+\]|[^:\[\]]+)(:[0-9]+)?", re.IGNORECASE)
+
+Ask = Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
+class MetricsSocket:
+    """Serves the metrics of what `ask` says: answers to `status` by the servers' names. All on the loop's thread."""
+
+    def __init__(self, loop: Loop, address: MetricsAddress, ask: Ask, *, access: SocketAccess = OWN_USER) -> None:
+        self._loop = loop
+        self._address = address
+        self._ask = ask
+        self._access = access
+        self._own: SocketPath | None = None
+        self._listener: socket.socket | None = None
+        self._share = Share(loop, self._resume)
+        self._clients: list[_Client] = []
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
+
+    def start(self) -> None:
+        """Listen. Raises ConfigError."""
+        address = self._address
+        if address.path is not None:
+            self._own = SocketPath(str(address.path), self._access)
+            self._listener = self._own.socket
+            for caution in self._access.cautions(str(address.path)):
+                log.warning("%s", caution)
+        else:
+            self._listener = _bound(address)
+            address = address._replace(port=self._listener.getsockname()[1])
+        self._loop.add_reader(self._listener.fileno(), self._acceptable)
+        log.info("metrics are at %s", address)
+
+    def close(self) -> None:
+        """Close everything, and remove our own socket."""
+        self._share.close()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            if self._own is None:
+                self._listener.close()
+            self._listener = None
+        if self._own is not None:
+            self._own.close()
+        for client in list(self._clients):
+            client.close()
+
+    # -- what its clients need ---------------------------------------------------------------------------------------
+
+    def answer(self, request: h11.Request) -> tuple[int, str, str]:
+        """Status, media type and body of the answer to a request."""
+        headers = dict(request.headers)
+        if self._address.path is None and not _is_local(headers.get(b"host", b"")):
+            # A page in a browser may have a name for this address, and is not to read what is here.
+            return 421, TEXT, "this is not the host of that name\n"
+        if request.method not in (b"GET", b"HEAD"):
+            return 405, TEXT, "metrics can only be read\n"
+        if request.target.partition(b"?")[0] != PATH:
+            return 404, TEXT, "metrics are at /metrics\n"
+        openmetrics = b"application/openmetrics-text" in headers.get(b"accept", b"")
+        try:
+            return 200, OPENMETRICS if openmetrics else TEXT, exposition(self._ask(), openmetrics=openmetrics)
+        except Exception:
+            log.exception("the metrics cannot be told")
+            return 500, TEXT, "the server failed; its log says how\n"
+
+    def spent(self, seconds: float) -> None:
+        """A client has taken so much of the time."""
+        if self._listener is not None and self._share.spend(seconds):
+            self._loop.remove_reader(self._listener.fileno())
+            for client in self._clients:
+                client.arm()
+
+    def ended(self, client: _Client) -> None:
+        """A client is closed."""
+        if client in self._clients:
+            self._clients.remove(client)
+
+    @property
+    def resting(self) -> bool:
+        """Whether no client may be read now."""
+        return self._share.resting
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _acceptable(self) -> None:
+        assert self._listener is not None
+        started = time.perf_counter()
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionError):
+                break
+            except OSError as error:
+                log.warning("a client of the metrics cannot be accepted: %s", error.strerror)
+                self.spent(_ACCEPT_PAUSE * SHARE)
+                return
+            sock.setblocking(False)
+            if len(self._clients) >= MAX_CLIENTS:
+                min(self._clients, key=lambda each: each.since).close()
+            self._clients.append(_Client(sock, self._loop, self))
+        self.spent(time.perf_counter() - started)
+
+    def _resume(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+        for client in self._clients:
+            client.arm()
+
+
+class _Client:
+    """One connection. `since` is when it was accepted, or last answered."""
+
+    def __init__(self, sock: socket.socket, loop: Loop, owner: MetricsSocket) -> None:
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._loop = loop
+        self._owner = owner
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
+        self._output = memoryview(b"")
+        self._reads = 0
+        self._reading = self._writing = False
+        self._timer: Timer | None = None
+        self.since = loop.time()
+        self._within(PATIENCE)
+        self.arm()
+
+    def arm(self) -> None:
+        """Read from it, if that may be now."""
+        wanted = not self._output and not self._owner.resting
+        if wanted and not self._reading:
+            self._loop.add_reader(self._fd, self._readable)
+        elif self._reading and not wanted:
+            self._loop.remove_reader(self._fd)
+        self._reading = wanted
+
+    def close(self) -> None:
+        """Close it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+        self._reading = self._writing = False
+        self._output = memoryview(b"")
+        self._socket.close()
+        self._owner.ended(self)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _within(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self.close)
+
+    def _readable(self) -> None:
+        started = time.perf_counter()
+        self._read()
+        self._owner.spent(time.perf_counter() - started)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if not self._reads:
+            self._within(PATIENCE)
+        self._reads += 1
+        self._http.receive_data(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """See what there is of a request."""
+        http = self._http
+        try:
+            event = http.next_event()
+        except h11.RemoteProtocolError as error:
+            if http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                self._answer(error.error_status_hint, TEXT, "this is not a request that can be answered\n", ends=True)
+            else:
+                self.close()
+            return
+        if isinstance(event, h11.Request):
+            self._answer(*self._owner.answer(event), head=event.method == b"HEAD")
+        elif event is h11.NEED_DATA and self._reads < MAX_READS:
+            return
+        elif event is h11.NEED_DATA:
+            self._answer(400, TEXT, "the request comes in too many pieces\n", ends=True)
+        else:
+            self.close()  # it has hung up
+
+    def _answer(self, status: int, kind: str, text: str, *, head: bool = False, ends: bool = False) -> None:
+        http, body = self._http, text.encode()
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("X-Content-Type-Options", "nosniff")]
+        if status == 405:
+            headers.append(("Allow", "GET, HEAD"))
+        if ends:
+            headers.append(("Connection", "close"))
+        response: Any = h11.Response(status_code=status, headers=headers)
+        parts = [http.send(response)]
+        if not head:
+            parts.append(http.send(h11.Data(data=body)))
+        parts.append(http.send(h11.EndOfMessage()))
+        self._output = memoryview(b"".join(part for part in parts if part))
+        self._within(PATIENCE)
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            sent = self._socket.send(self._output, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        self._output = self._output[sent:]
+        if not self._output:
+            self._answered()
+        elif not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._writable)
+            self.arm()
+
+    def _writable(self) -> None:
+        started = time.perf_counter()
+        self._send()
+        self._owner.spent(time.perf_counter() - started)
+
+    def _answered(self) -> None:
+        """Its answer is on its way: wait for another request, if there may be one."""
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+            self._writing = False
+        if self._http.their_state is h11.SEND_BODY:
+            try:
+                self._http.next_event()
+            except h11.RemoteProtocolError:
+                self.close()
+                return
+        if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+            self.close()  # with a body that nobody wants, or because it said so
+            return
+        self._http.start_next_cycle()
+        self._reads = 0
+        self.since = self._loop.time()
+        self._within(IDLE)
+        if self._http.trailing_data[0]:
+            self.close()  # nobody needs two requests at once
+            return
+        self.arm()
+
+
+def _bound(address: MetricsAddress) -> socket.socket:
+    """A socket that listens there. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"metrics: cannot listen at {address}: {error.strerror}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"metrics: cannot listen at {address}: {error.strerror}") from None
+    return sock
+
+
+def _is_local(host: bytes) -> bool:
+    """Whether the header Host names this host as itself only would."""
+    match = _HOST.fullmatch(host.decode("ascii", "replace"))
+    name = match[1].lower() if match else ""
+    return name == "localhost" or is_loopback(name.strip("[]"))
