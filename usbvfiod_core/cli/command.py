@@ -62,7 +62,7 @@ EXAMPLES = """\b
 SECTIONS = {
     "See what there is": ("devices", "list", "status", "watch", "metrics"),
     "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
-    "Find out what is wrong": ("why", "doctor", "replay"),
+    "Find out what is wrong": ("why", "doctor", "capture", "replay"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
 }
 
@@ -74,6 +74,7 @@ _COMMANDS = {
     "metrics": "metrics:metrics",
     "why": "why:why",
     "doctor": "doctor:doctor",
+    "capture": "capture:capture",
     "replay": "replay:replay",
     "attach": "changes:attach",
     "detach": "changes:detach",

@@ -100,6 +100,13 @@ class ControlConnection:
             except ServerUnreachable:
                 return
 
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The next event of this kind, whenever it comes. Raises ServerUnreachable: the server has ended."""
+        while True:
+            found = self._line(None)
+            if found.get("event") == event:
+                return found
+
     def _line(self, deadline: float | None) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             try:

@@ -146,7 +146,7 @@ class ControlSocket:
             return
         client = ControlClient(sock, peer, self._loop, self._handle, self._client_changed)
         if len(self._clients) >= MAX_CLIENTS:
-            idle = [each for each in self._clients if not each.watching and not each.pending]
+            idle = [each for each in self._clients if not (each.watching or each.pending or each.when_closed)]
             if not idle:
                 client.refuse("failure", f"there are {MAX_CLIENTS} clients already")
                 client.close()

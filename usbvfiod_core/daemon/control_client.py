@@ -33,7 +33,8 @@ class ControlClient:
 
     `handle` gets each request with its descriptors, which then belong to it, and answers once through the reply.
     `changed` is called when it may have become `readable`, and when it was closed (`open` tells which).
-    `watching` is the owner's: whether events are sent to it.
+    `watching` is the owner's: whether events are sent to it. Those in `when_closed` are called when it was closed; a
+    client that has any is there for long.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ControlClient:
         self.pending = 0
         self.watching = False
         self.watches_devices = False
+        self.when_closed: list[Callable[[], object]] = []
         self.active = loop.time()
         """When it asked for something last."""
 
@@ -124,6 +126,8 @@ class ControlClient:
         self._input.clear()
         self._output.clear()
         self._socket.close()
+        for call in self.when_closed:
+            call()
         self._changed(self)
 
     # -- own ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from ..vfio_user import expendable
 from ..xhci.statistics import EndpointStatistics
 from . import log as daemon_log
 from .attachments import Attachments
+from .capture_requests import CaptureRequests
+from .captures import Captures
 from .config import DeviceSpec
 from .control_client import ControlClient, Reply
 from .escapes import escaped
@@ -84,6 +86,7 @@ class ControlRequests:
         statistics: Callable[[], list[EndpointStatistics]],
         reload: Callable[[Callable[[dict[str, Any] | UsbvfiodError], object]], object],
         log_level: Callable[[str], object],
+        captures: Captures,
     ) -> None:
         self._loop = loop
         self._attachments = attachments
@@ -94,6 +97,7 @@ class ControlRequests:
         self._statistics = statistics
         self._reload = reload
         self._log_level = log_level
+        capturing = CaptureRequests(captures, self._select)
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (
                 self._attach,
@@ -108,6 +112,16 @@ class ControlRequests:
             "watch": (self._watch, {"devices": _Argument(bool, True)}),
             "log-level": (self._set_log_level, {"level": _Argument(str)}),
             "reload": (self._reload_configuration, {}),
+            "capture": (
+                capturing.begin,
+                {
+                    "attachments": _Argument(list, True),
+                    "endpoints": _Argument(list, True),
+                    "snap_length": _Argument(int, True),
+                    "fd": _Argument(bool, True),
+                },
+            ),
+            "capture-end": (capturing.end, {"capture": _Argument(int)}),
         }
 
     @property

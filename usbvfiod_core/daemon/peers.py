@@ -20,7 +20,20 @@ from ..vfio_user.access import group_name
 
 log = logging.getLogger(__name__)
 
-REQUESTS: Final = ("attach", "detach", "move", "send", "list", "status", "devices", "watch", "log-level", "reload")
+REQUESTS: Final = (
+    "attach",
+    "detach",
+    "move",
+    "send",
+    "list",
+    "status",
+    "devices",
+    "watch",
+    "log-level",
+    "reload",
+    "capture",
+    "capture-end",
+)
 """Every request of the control socket."""
 HOTPLUG: Final = ("attach", "detach", "list")
 """Those that the hotplug socket has, too."""

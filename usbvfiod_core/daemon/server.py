@@ -23,6 +23,7 @@ from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from .attachments import Attachments
+from .captures import Captures
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
 from .confinement import Confinement
@@ -124,6 +125,7 @@ class Server:
         hub.leaving = self.attachments.leaving
         hub.unplugged = self._unplugged
         hub.noted = self._noted
+        self.captures = Captures(loop, hub)
         self._declared = registry.declared()
         self._host = host_backend(backends)
         use_opener(config.server.opener)
@@ -138,6 +140,7 @@ class Server:
             statistics=self.controller.statistics,
             reload=self._reload,
             log_level=self._set_log_level,
+            captures=self.captures,
         )
         self._started = loop.time(), time.time()
         self._lateness = Lateness(loop)
@@ -239,6 +242,7 @@ class Server:
         self._proceed()
 
     def _attachment_changed(self, attachment: Attachment) -> None:
+        self.captures.attachment_changed(attachment)
         control = self._steering.control
         if control is not None and control.watched:
             control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
@@ -404,8 +408,9 @@ class Server:
         self._loop.call_soon(gc.collect)
 
     def _finish(self) -> None:
-        """Leave when what devices do in threads, such as flushing an image, is done."""
-        if self._loop.blocking:
+        """Leave when what devices do in threads, such as flushing an image, is done, and captures are written."""
+        self.captures.finish()
+        if self._loop.blocking or self.captures.writing:
             self._loop.call_later(FINISH_INTERVAL, self._finish)
         else:
             self._loop.stop()

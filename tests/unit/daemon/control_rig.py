@@ -14,10 +14,13 @@ import pytest
 from tests.unit.daemon.toys import TOYS, Rig, WatchedToys
 from usbvfiod_core import ConfigError
 from usbvfiod_core.daemon import log
+from usbvfiod_core.daemon.captures import Captures
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.control import ControlSocket
 from usbvfiod_core.daemon.control_requests import ControlRequests
+from usbvfiod_core.daemon.intents import Attachment
 from usbvfiod_core.daemon.peers import Gate, Policy
+from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.xhci.statistics import EndpointStatistics
 
@@ -123,6 +126,7 @@ class ControlRig(Rig):
         self.hub.at_once = True
         self.path = directory / "control.sock"
         self.statistics: list[EndpointStatistics] = []
+        self.captures = Captures(self.loop, self.hub)
         self.gate = Gate("control socket", Policy())
         self.requests = ControlRequests(
             self.loop,
@@ -153,18 +157,26 @@ class ControlRig(Rig):
             statistics=lambda: self.statistics,
             reload=lambda done: done(ConfigError("there is no file")),
             log_level=log.set_level,
+            captures=self.captures,
         )
         self.control = ControlSocket(self.loop, self.requests.handle, self.gate, path=str(self.path))
-        self.attachments.changed = lambda attachment: self.control.publish(
-            {"event": "attachment", "attachment": self.requests.entry(attachment)}
-        )
+        self.attachments.changed = self.changed
         self.control.start()
         self.talkers: list[Talker] = []
+
+    def changed(self, attachment: Attachment) -> None:
+        self.captures.attachment_changed(attachment)
+        self.control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
 
     def talk(self) -> Talker:
         """A new client."""
         self.talkers.append(Talker(self.loop, self.path))
         return self.talkers[-1]
+
+    def captured(self) -> bool:
+        """Whether no capture has anything to write."""
+        self.loop.run_ready()
+        return not self.captures.writing
 
     def close(self) -> None:
         for talker in self.talkers:
@@ -174,13 +186,13 @@ class ControlRig(Rig):
         assert self.control.clients == 0
         assert not self.path.exists()
         self.attachments.close(lambda: None)
-        self.loop.run_ready()
+        assert eventually(self.captured)
         assert self.loop.watched == ()
         self.loop.close()
 
 
-def control_rig(directory: Path) -> Iterator[ControlRig]:
+def control_rig(directory: Path, loop: StepLoop | None = None) -> Iterator[ControlRig]:
     """For fixtures."""
-    rig = ControlRig(directory)
+    rig = ControlRig(directory, loop)
     yield rig
     rig.close()

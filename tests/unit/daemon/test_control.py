@@ -202,7 +202,7 @@ def test_every_request_is_in_the_schema(rig: ControlRig) -> None:
     [
         (b"hello", "a line is not JSON"),
         (b"[]", "a request is a JSON object"),
-        (b"{}", 'a request has "request": one of attach, detach'),
+        (b"{}", 'a request has "request": one of attach, capture, capture-end, detach'),
         (b'{"request": 1}', 'a request has "request"'),
         (b'{"request": "atach"}', "there is no request 'atach'; did you mean 'attach'?"),
         (b'{"request": "attach"}', "attach: device is missing"),

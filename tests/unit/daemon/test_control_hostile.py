@@ -50,9 +50,21 @@ PIECES = st.one_of(
     st.builds(
         lambda name, key, value: json.dumps({"request": name, key: value}).encode() + b"\n",
         st.sampled_from(
-            ["attach", "detach", "move", "send", "list", "status", "devices", "watch", "log-level", "nonsense"]
+            [
+                "attach",
+                "detach",
+                "move",
+                "send",
+                "list",
+                "status",
+                "devices",
+                "watch",
+                "log-level",
+                "capture",
+                "nonsense",
+            ]
         ),
-        st.sampled_from(["device", "attachment", "port", "level", "id", "fd", "x"]),
+        st.sampled_from(["device", "attachment", "port", "level", "id", "fd", "endpoints", "x"]),
         st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["toys:2-1", "1", "0403:*"]),
     ),
 )

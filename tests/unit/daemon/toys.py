@@ -27,6 +27,7 @@ from usbvfiod_core.daemon.intents import Attachment
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.xhci.xhc import Tap
 
 
 class Toy(Device):
@@ -194,6 +195,7 @@ class Hub:
         """Whether transfers are back at once."""
         self.history: list[tuple[int, str]] = []
         """Ports, and the names of the devices that were plugged into them."""
+        self.taps: dict[int, Tap | None] = {}
 
     def plug(self, device: Device, port_id: int | None = None) -> int:
         assert port_id is not None
@@ -204,6 +206,9 @@ class Hub:
         self.history.append((port_id, device.name))
         device.attach(HubEvents(self, port_id))
         return port_id
+
+    def tap(self, port_id: int, tap: Tap | None) -> None:
+        self.taps[port_id] = tap
 
     def unplug(self, port_id: int) -> None:
         if port_id in self.ports:

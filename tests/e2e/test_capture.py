@@ -1,0 +1,124 @@
+"""`usbvfiod capture` at a real server: into a file, a pipe, and what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Run
+from tests.e2e.process import COMMAND
+from tests.unit.capture.rig import read, records
+from usbvfiod_core.capture.pcapng import Reader
+from usbvfiod_core.errors import CaptureError
+from usbvfiod_core.testing.bus import SocketBus
+from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.driver.device import UsbDevice
+from usbvfiod_core.testing.limits import PATIENCE, eventually
+
+
+class Capture:
+    """The command while it runs."""
+
+    def __init__(self, *arguments: str | Path, stdout: int | None = None) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "capture", *map(str, arguments)], stderr=subprocess.PIPE, stdout=stdout, text=True
+        )
+        assert self.process.stderr is not None
+        self.first = self.process.stderr.readline().strip()
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+        """Its exit code, and the rest of what it has said."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        text = self.process.communicate(timeout=PATIENCE)[1]
+        return self.process.returncode, text.strip()
+
+
+class Served:
+    def __init__(self, control: Path, stick: UsbDevice) -> None:
+        self.control = control
+        self.stick = stick
+
+    def talk(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self.stick.get_descriptor(1, 0, 18)[:2] == b"\x12\x01"
+
+
+@pytest.fixture
+def served(usb_serve: Callable[..., SocketBus], image: Path, tmp_path: Path) -> Iterator[Served]:
+    control = tmp_path / "control.sock"
+    bus = usb_serve("--control-path", str(control), "--device", f"virtual:flash?image={image}&name=stick")
+    with GuestDriver(bus) as driver:
+        yield Served(control, driver.enumerate())
+
+
+def test_into_a_file_and_a_pipe_at_once(served: Served, tmp_path: Path) -> None:
+    at = ("--control-path", served.control)
+    file = Capture("stick", "-w", tmp_path / "it.pcapng", "--endpoint", "0", *at)
+    assert file.first == "capturing stick (usbvfiod Flash Drive (drive.img), port 9); Ctrl+C ends it"
+    source, sink = os.pipe()
+    pipe = Capture(*at, stdout=sink)
+    os.close(sink)
+    served.talk()
+    assert (tmp_path / "it.pcapng").stat().st_mode & 0o777 == 0o600
+    code, text = file.end(signal.SIGTERM)
+    found = records(tmp_path / "it.pcapng")
+    assert (code, text) == (0, f"{len(found)} packets")
+    assert [packet.comment for packet, _ in found][-3:] == ["from before this capture", "", ""]
+    assert bytes(found[-1][1].data)[:2] == b"\x12\x01"
+    assert pipe.end()[0] == 0
+    with os.fdopen(source, "rb") as stream:
+        reader = Reader(io.BytesIO(stream.read()))
+    assert [packet.data[64:66] for packet in reader][-1] == b"\x12\x01"
+    assert not reader.cut
+
+
+def test_what_becomes_of_the_file(served: Served, tmp_path: Path) -> None:
+    """A reader that has seen enough, a full disk, a command that is killed: said by the command, and to nobody else."""
+    at = ("--control-path", served.control)
+    source, sink = os.pipe()
+    left = Capture(*at, stdout=sink)
+    os.close(sink)
+    os.close(source)
+    full = Capture("-w", "/dev/full", *at)
+    killed = Capture("-w", tmp_path / "it.pcapng", *at)
+    served.talk(3)
+    code, text = left.wait()
+    assert code == 0
+    assert "packets" in text
+    code, text = full.wait()
+    assert code == 4
+    assert text.endswith("usbvfiod: error: the capture has ended: No space left on device")
+    killed.end(signal.SIGKILL)
+    served.talk()
+    assert eventually(lambda: received(tmp_path / "it.pcapng"))
+
+
+def received(path: Path) -> int | None:
+    """What the statistics at the end of a file say."""
+    reader = read(path)
+    with suppress(CaptureError):  # it is empty at first
+        list(reader)
+    return reader.interfaces[0].received if reader.interfaces else None
+
+
+def test_what_is_wrong(run: Run, served: Served, tmp_path: Path) -> None:
+    at = ("--control-path", served.control)
+    file = tmp_path / "it.pcapng"
+    for arguments, code, text in (
+        (("nobody", "-w", file), 6, "there is no attachment nobody"),
+        (("-w", tmp_path / "no" / "it"), 2, "cannot be written: No such file or directory"),
+    ):
+        result = run("capture", *arguments, *at)
+        assert (result.returncode, result.stdout) == (code, ""), result.stderr
+        assert text in result.stderr
+        assert not file.exists()

@@ -1,0 +1,67 @@
+"""Where a capture is written: a descriptor that somebody has opened, or several files that are filled in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import stat
+from collections.abc import Sequence
+
+_PATIENCE_MS = 1000
+
+
+class Outlet:
+    """Open descriptors of files, which belong to it. More than one are written in turn, and over again.
+
+    Used by the thread that writes: everything may block as long as whoever reads likes.
+    """
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        self.fds = tuple(fds)
+        self._current = 0
+        self._named: set[int] = set()
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether there is another file to go on in."""
+        return len(self.fds) > 1
+
+    def write(self, data: memoryview) -> int:
+        """Write, and return how much. Raises OSError."""
+        fd = self.fds[self._current]
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:  # a flag of the file, which its owner has set
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll(_PATIENCE_MS)
+            return 0
+
+    def lost(self) -> str:
+        """Why nobody will ever see what is written; empty if somebody may."""
+        fd = self.fds[self._current]
+        if _links(fd):
+            self._named.add(fd)
+        elif fd in self._named:
+            return "the file was removed"
+        return ""
+
+    def close(self) -> None:
+        """Give them back."""
+        for fd in self.fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def turn(self) -> None:
+        """Go on in the next file, in the place of what is in it. Raises OSError."""
+        self._current = (self._current + 1) % len(self.fds)
+        fd = self.fds[self._current]
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+
+
+def _links(fd: int) -> int:
+    """Names of a regular file; a pipe has none."""
+    status = os.fstat(fd)
+    return status.st_nlink if stat.S_ISREG(status.st_mode) else 0

@@ -1,0 +1,373 @@
+"""One capture: the records of any number of devices, on their way to one file.
+
+Records are laid into a ring on the loop's thread and written by another one. Where the ring is full, records are
+dropped and counted: each interface's statistics say how many, and the packet behind a gap how many are missing there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from struct import Struct
+from time import monotonic_ns, time_ns
+from typing import Final
+
+from ..usb.device import Loop, Timer
+from ..usb.speed import Speed
+from . import pcapng, usbmon
+from .outlet import Outlet
+from .pcapng import Writer
+from .ring import Ring
+from .writer import WriterThread
+
+log = logging.getLogger(__name__)
+
+SNAP_LENGTH: Final = 65536
+"""Bytes of a packet that are kept, unless somebody says otherwise: what is longer is the payload of drives, and copying
+all of it would slow them down."""
+MAX_SNAP_LENGTH: Final = 262144
+"""The longest packet that Wireshark reads."""
+MIN_SNAP_LENGTH: Final = usbmon.HEADER.size
+RING: Final = 8 << 20
+SPARE: Final = 256 << 10
+"""Bytes of the ring for what a file cannot do without: interfaces and statistics."""
+BATCH: Final = 512 << 10
+"""Bytes for which the other thread is woken before it looks by itself."""
+PATIENCE: Final = 2.0
+"""Seconds that a capture which is over waits for whoever reads it."""
+
+PACKET: Final = Struct("<IIIIIII" + usbmon.HEADER.format[1:])
+"""The start of an Enhanced Packet Block, and of the record in it."""
+PLAIN: Final = Struct("<IIIIIIIQ8sqiiII24s")
+"""The same, with what never changes for an endpoint in two pieces."""
+_HEADER: Final = usbmon.HEADER.size
+_DATA: Final = PACKET.size
+_BLOCK: Final = _DATA - _HEADER
+_AROUND: Final = _DATA + 4
+_ENDS: Final = tuple(Struct(f"<{padding}xI") for padding in range(4))
+_END_OF_OPTIONS: Final = bytes(4)
+
+
+class Numbered:
+    """An interface of a file: what is counted for it."""
+
+    def __init__(self, index: int, name: str, description: str, speed: Speed) -> None:
+        self.index = index
+        self.name = name
+        self.description = description
+        self.speed = speed
+        self.seen = 0
+        self.dropped = 0
+        self.missing = 0
+        """Records dropped since the last one that was not."""
+
+
+class Recorder:
+    """A capture to `outlet`, which from then on belongs to the thread that writes. All on the loop's thread.
+
+    `on_ended` is called once, when everything is written or nothing more can be; then `reason` says what went wrong,
+    empty for nothing. `limit` is the bytes of a file after which the next one begins, 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        outlet: Outlet,
+        *,
+        application: str,
+        on_ended: Callable[[Recorder], object],
+        snap_length: int = SNAP_LENGTH,
+        limit: int = 0,
+        ring: int = RING,
+    ) -> None:
+        self._loop = loop
+        self._application = application
+        self._on_ended = on_ended
+        self._limit = limit if outlet.takes_turns else 0
+        self._ring = Ring(ring)
+        self._writer = WriterThread(self._ring, outlet, self._written)
+        self._blocks = Writer()
+        self._epoch = time_ns() - monotonic_ns()
+        self._began = time_ns()
+        self.committed = 0
+        """Bytes that were put into the ring."""
+        self._batch = min(BATCH, self._limit or BATCH)
+        self._look_at = self._batch
+        """The count of bytes at which there is something to do beside counting."""
+        self._file_began = 0
+        self._deadline: Timer | None = None
+        self.snap_length = snap_length
+        self.interfaces: list[Numbered] = []
+        self.transfers = 0
+        """The id of the transfer that was submitted last."""
+        self.running = False
+        self.ended = False
+        self.reason = ""
+        self.on_turn: Callable[[], object] = lambda: None
+        """Called when the next file has begun, which knows of no device yet."""
+
+    @property
+    def writing(self) -> bool:
+        """Whether it still has its thread and its file: after the end, because nobody reads."""
+        return not self._writer.closed
+
+    @property
+    def written(self) -> int:
+        """Bytes that were written of those in `committed`."""
+        return self._writer.written
+
+    @property
+    def packets(self) -> int:
+        """Records that were, or will be, written."""
+        return sum(each.seen - each.dropped for each in self.interfaces)
+
+    @property
+    def dropped(self) -> int:
+        """Records that there was no room for."""
+        return sum(each.dropped for each in self.interfaces)
+
+    def start(self) -> None:
+        """Begin. Raises RuntimeError if there may be no further thread."""
+        self._writer.start()
+        self.running = True
+        self._put(self._section())
+
+    def interface(self, name: str, description: str, speed: Speed) -> Numbered:
+        """The interface of this name, description and speed; it is made when it is asked for first."""
+        for each in self.interfaces:
+            if (each.name, each.description, each.speed) == (name, description, speed):
+                return each
+        found = Numbered(len(self.interfaces), name, description, speed)
+        if self._put(self._described(found)):
+            self.interfaces.append(found)
+        else:
+            found.index = -1  # nobody reads, and there is not even room for this
+        return found
+
+    def now(self) -> int:
+        """Nanoseconds since 1970, by a clock that does not go back."""
+        return monotonic_ns() + self._epoch
+
+    def plain(
+        self,
+        interface: Numbered,
+        number: int,
+        what: bytes,
+        status: int,
+        length: int,
+        captured: int,
+        windows: list[memoryview],
+        rest: bytes,
+    ) -> bool:
+        """What `record` does, quicker, for the records that there are most of. Returns False for those it is not for:
+        `record` has to be called for one that is longer than what is kept, and for one behind a gap.
+
+        `what` is the part of the header from the kind to the data flag, `rest` that from the setup bytes on.
+        """
+        kept = _HEADER + captured
+        if kept > self.snap_length or interface.missing:
+            return False
+        padding = -captured & 3
+        size = _AROUND + captured + padding
+        ring = self._ring
+        at = ring.reserve(size, SPARE)
+        if at < 0 or interface.index < 0:
+            return False
+        interface.seen += 1
+        view = ring.view
+        when = monotonic_ns() + self._epoch
+        microseconds = when // 1000
+        PLAIN.pack_into(
+            view,
+            at,
+            pcapng.ENHANCED_PACKET,
+            size,
+            interface.index,
+            when >> 32,
+            when & 0xFFFFFFFF,
+            kept,
+            kept,
+            number,
+            what,
+            microseconds // 1_000_000,
+            microseconds % 1_000_000,
+            status,
+            length,
+            captured,
+            rest,
+        )
+        to = at + _DATA
+        if captured:
+            left = captured
+            for window in windows:
+                count = len(window)
+                if count >= left:
+                    view[to : to + left] = window[:left]
+                    to += left
+                    break
+                view[to : to + count] = window
+                to += count
+                left -= count
+        _ENDS[padding].pack_into(view, to, size)
+        ring.commit(size)
+        self.committed = committed = self.committed + size
+        if committed >= self._look_at:
+            self._look()
+        return True
+
+    def record(
+        self,
+        interface: Numbered,
+        when: int,
+        fields: tuple[object, ...],
+        described: bytes,
+        windows: list[memoryview],
+        captured: int,
+        comment: bytes = b"",
+    ) -> None:
+        """Take in one record. `fields` are those of `usbmon.HEADER`; `captured` bytes of data are in `windows`, behind
+        `described`, the descriptors of packets. `comment` is an option of the packet."""
+        interface.seen += 1
+        length = usbmon.HEADER.size + len(described) + captured
+        kept = min(length, self.snap_length)
+        options = comment
+        if interface.missing:
+            options += pcapng.option(pcapng.EPB_DROPCOUNT, interface.missing.to_bytes(8, "little"))
+        if options:
+            options += _END_OF_OPTIONS
+        padding = -kept & 3
+        size = _BLOCK + kept + padding + len(options) + 4
+        ring = self._ring
+        at = -1 if interface.index < 0 else ring.reserve(size, SPARE)
+        if at < 0:
+            interface.dropped += 1
+            interface.missing += 1
+            return
+        interface.missing = 0
+        view = ring.view
+        PACKET.pack_into(
+            view,
+            at,
+            pcapng.ENHANCED_PACKET,
+            size,
+            interface.index,
+            when >> 32,
+            when & 0xFFFFFFFF,
+            kept,
+            length,
+            *fields,
+        )
+        to = at + PACKET.size
+        end = at + _BLOCK + kept
+        if described:
+            part = described[: end - to]
+            view[to : to + len(part)] = part
+            to += len(part)
+        for window in windows:
+            left = end - to
+            if left <= 0:
+                break
+            count = len(window)
+            if count > left:
+                view[to:end] = window[:left]
+                break
+            view[to : to + count] = window
+            to += count
+        if options:
+            view[end : end + padding] = bytes(padding)
+            end += padding
+            view[end : end + len(options)] = options
+            end += len(options)
+            padding = 0
+        _ENDS[padding].pack_into(view, end, size)
+        self._commit(size)
+
+    def finish(self) -> None:
+        """No more records: write what there is, and the statistics."""
+        if not self.running:
+            return
+        self.running = False
+        self._put(self._statistics())
+        self._writer.finish()
+        self._deadline = self._loop.call_later(PATIENCE, self._give_up)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _section(self) -> bytes:
+        return self._blocks.section(self._application, system="USB")
+
+    def _described(self, interface: Numbered) -> bytes:
+        return self._blocks.interface(
+            usbmon.LINK_TYPE,
+            snap_length=self.snap_length,
+            name=interface.name,
+            description=interface.description,
+            speed=usbmon.BITS_A_SECOND[interface.speed],
+        )
+
+    def _statistics(self) -> bytes:
+        now = self.now()
+        return b"".join(
+            self._blocks.statistics(each.index, now, start=self._began, received=each.seen, dropped=each.dropped)
+            for each in self.interfaces
+        )
+
+    def _put(self, data: bytes) -> bool:
+        """Lay whole blocks into the ring; whether there was room."""
+        at = self._ring.reserve(len(data))
+        if at < 0:
+            return False
+        self._ring.view[at : at + len(data)] = data
+        self._commit(len(data))
+        return True
+
+    def _commit(self, size: int) -> None:
+        self._ring.commit(size)
+        self.committed += size
+        if self.committed >= self._look_at:
+            self._look()
+
+    def _look(self) -> None:
+        """So many bytes were committed that the other thread is woken, and the next file may begin."""
+        self._say()
+        if self._limit and self.committed - self._file_began >= self._limit and self.running:
+            self._turn()
+
+    def _say(self) -> None:
+        self._look_at = self.committed + self._batch
+        self._writer.wake()
+
+    def _turn(self) -> None:
+        """Go on in the next file, which has all that a reader needs of its own."""
+        last = self._statistics()
+        first = self._section() + b"".join(map(self._described, self.interfaces))
+        self._writer.cuts.append(self.committed + len(last))
+        was, self._file_began = self._file_began, self.committed + len(last)
+        if self._put(last + first):
+            self.on_turn()
+        else:
+            self._writer.cuts.pop()
+            self._file_began = was
+
+    def _written(self, reason: str) -> None:
+        """On the other thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._end, reason)
+        except RuntimeError:  # the loop is closed
+            pass
+
+    def _give_up(self) -> None:
+        self._writer.abandon()
+        left = self.committed - self.written
+        self._end(f"nobody reads it, {left} bytes are lost")
+
+    def _end(self, reason: str) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.running = False
+        self.reason = reason
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._on_ended(self)

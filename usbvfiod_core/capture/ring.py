@@ -1,0 +1,62 @@
+"""A ring of bytes between the loop, which puts records in, and the thread that writes them out."""
+
+from __future__ import annotations
+
+from mmap import mmap
+
+
+class Ring:
+    """A buffer of `size` bytes. One thread reserves and commits, one other reads and releases; neither ever waits.
+
+    What is committed at once stays in one piece.
+    """
+
+    __slots__ = ("_at", "_end", "_head", "_size", "_tail", "view")
+
+    def __init__(self, size: int) -> None:
+        self.view = memoryview(mmap(-1, size))
+        self._size = size
+        self._head = 0
+        """Where the next bytes go. Equal to `_tail` if there are none."""
+        self._tail = 0
+        self._end = size
+        """Where the bytes that are read end, if those behind them are at the start of the buffer."""
+        self._at = 0
+
+    def reserve(self, length: int, spare: int = 0) -> int:
+        """Where in `view` so many bytes may be put, before `commit`, with `spare` bytes left; -1 if there is no room.
+
+        What is spared must be a small part of the whole, since it lies in one piece as well."""
+        head, tail = self._head, self._tail
+        needed = length + spare
+        if head >= tail:
+            if head + needed < self._size:
+                self._at = head
+                return head
+            if needed < tail:
+                self._at = 0
+                return 0
+        elif head + needed < tail:
+            self._at = head
+            return head
+        return -1
+
+    def commit(self, length: int) -> None:
+        """The bytes that were reserved last are there."""
+        at = self._at
+        if at != self._head:
+            self._end = self._head
+        self._head = at + length
+
+    def readable(self) -> memoryview:
+        """The oldest bytes, as far as they lie in one piece; empty if there are none."""
+        head, tail = self._head, self._tail
+        if head < tail:
+            if tail < self._end:
+                return self.view[tail : self._end]
+            self._tail = tail = 0
+        return self.view[tail:head]
+
+    def release(self, length: int) -> None:
+        """So many of the bytes that `readable` has given are done with."""
+        self._tail += length

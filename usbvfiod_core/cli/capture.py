@@ -1,0 +1,95 @@
+"""The command that captures what a device and its driver say to each other."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from ..capture.recorder import MAX_SNAP_LENGTH, MIN_SNAP_LENGTH, SNAP_LENGTH
+from ..errors import DeviceError, UsbvfiodError
+from . import completing
+from .capturing import captured
+from .control import Connect, control_options
+from .output import say
+
+BROKEN_PIPE = os.strerror(32)
+"""How a capture ends whose reader has seen enough."""
+
+
+@click.command()
+@click.argument("attachments", metavar="WHICH...", nargs=-1, shell_complete=completing.attachments)
+@click.option(
+    "-w",
+    "--write",
+    metavar="FILE|-",
+    default="-",
+    show_default=True,
+    help="Write to this file, or to the standard output.",
+)
+@click.option(
+    "--snaplen",
+    metavar="BYTES",
+    type=click.IntRange(MIN_SNAP_LENGTH, MAX_SNAP_LENGTH),
+    default=SNAP_LENGTH,
+    show_default=True,
+    help="Keep so many bytes of each packet, of which 64 are its header.",
+)
+@click.option(
+    "--endpoint",
+    "endpoints",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Only what goes over this endpoint, such as 0x81 or 0; may be repeated.",
+)
+@control_options
+def capture(
+    attachments: tuple[str, ...], write: str, snaplen: int, endpoints: tuple[str, ...], connect: Connect
+) -> None:
+    """Capture devices of a running server for Wireshark, until Ctrl+C.
+
+    WHICH is an attachment as for `detach`; without one, all devices are captured, and those that come. The file is
+    opened here, with the caller's rights. It has what is typed and stored.
+    """
+    with connect() as server:
+        fd = _opened(write)
+
+        def started(interfaces: list[dict[str, str]]) -> None:
+            if write != "-":
+                os.close(fd)
+            found = "; ".join(f"{each['name']} ({each['description']})" for each in interfaces)
+            say(f"capturing {found or 'what comes'}; Ctrl+C ends it", err=True)
+
+        try:
+            result = captured(
+                server,
+                fd,
+                started,
+                attachments=list(attachments),
+                endpoints=list(endpoints),
+                snap_length=snaplen,
+            )
+        except UsbvfiodError:
+            if write != "-" and os.path.isfile(write) and os.path.getsize(write) == 0:
+                os.unlink(write)
+            raise
+    say(_counted(result), err=True)
+    if result["reason"] not in ("", BROKEN_PIPE):
+        raise DeviceError(f"the capture has ended: {result['reason']}")
+
+
+def _opened(write: str) -> int:
+    if write == "-":
+        if sys.stdout.isatty():
+            raise click.UsageError("a capture is nothing for a terminal; give a file with -w FILE, or a pipe")
+        return sys.stdout.fileno()
+    try:
+        return os.open(write, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise click.UsageError(f"{write} cannot be written: {error.strerror}") from None
+
+
+def _counted(result: dict[str, int | str]) -> str:
+    dropped = f", {result['dropped']} dropped because they were not read in time" if result["dropped"] else ""
+    return f"{result['packets']} packets{dropped}"
