@@ -80,16 +80,21 @@ class ControllerServer:
             fd=fd,
             access=access,
             shares=partial(offered, interrupter_page),
-            on_drained=self._run,
+            on_drained=self._work,
             on_ended=on_ended,
             on_closed=on_closed,
             look=look,
         )
 
     def _run(self) -> None:
-        """Let the controller work; the socket and other devices get their turn between two calls."""
+        """A turn of the loop that was asked for."""
         self._scheduled = False
-        if self.controller.run():
+        self._work()
+
+    def _work(self) -> None:
+        """Let the controller work. If it has more to do, it goes on in one turn of the loop, whoever has asked for it:
+        the socket and other devices are seen to between two turns."""
+        if self.controller.run() and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._run)
 

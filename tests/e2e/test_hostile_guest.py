@@ -212,6 +212,7 @@ def test_chains_of_one_byte_on_every_ring_and_stream(stage: Stage) -> None:
     for _ in range(20):
         stage.others.look()
         stage.check_memory()
+    stage.check()
     stage.check_reset()
 
 

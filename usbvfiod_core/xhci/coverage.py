@@ -24,11 +24,12 @@ from .isochronous import IsochronousEndpoint
 from .ports import Port
 from .registers import RegisterFile
 from .remapping import Remapping
+from .report import report, report_skipped
 from .ring import ConsumerRing
 from .root_hub import RootHub
 from .slot import Slot
 from .streams import StreamEndpoint
-from .td import collect, report, report_skipped
+from .td import collect
 
 
 @dataclass(frozen=True)

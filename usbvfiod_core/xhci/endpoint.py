@@ -16,8 +16,9 @@ from . import spec, states
 from .allowance import Allowance
 from .engine import TransferEngine
 from .journal import described
+from .report import current
 from .ring import Trb
-from .td import Td, current, data_length
+from .td import Td, data_length
 from .transfer_ring import TransferRing
 from .xhc import Tap, Xhc
 
@@ -208,11 +209,14 @@ class Endpoint(TransferEngine):
         self._journal.say(self.port_id, "endpoint %#04x: %s%s", self.address, spec.COMPLETION_CODES[code], request)
 
     def _forget_doorbells(self) -> None:
-        """A stopped endpoint, and each of its streams, goes on with a doorbell that is rung from now on (4.6.9)."""
+        """A stopped endpoint, and each of its streams, goes on with a doorbell that is rung from now on, and reads what
+        is on its ring then (4.6.9)."""
         self._rung = False
         for ring in self._due:
             ring.due = False
         self._due.clear()
+        for ring in self.rings():
+            ring.forget_long()
 
     def _take_back(self, ring: TransferRing) -> None:
         ring.rewind(keep_progress=True)

@@ -23,9 +23,10 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import spec
 from .allowance import Allowance, Share
 from .complaints import TRB_ERROR, UNSHARED
+from .report import report, report_skipped
 from .ring import Lap, RingLoopError, Trb
 from .statistics import EndpointCounters
-from .td import Td, TdFault, report, report_skipped
+from .td import Td, TdFault
 from .transfer_ring import IN_FLIGHT, TransferRing
 from .xhc import Xhc
 
@@ -182,6 +183,8 @@ class TransferEngine(ABC):
                 return True
             td = ring.next(self.type, is_in=self.is_in)
             if td is None:
+                if ring.long is not None:
+                    continue
                 if not inflight and not ring.waiting:
                     self._starve(ring)
                 return False
@@ -379,7 +382,7 @@ class TransferEngine(ABC):
 
         def gone() -> None:
             for ring in self.rings():
-                ring.inflight.clear()
+                ring.clear()
             self.share.end()
             then()
 
@@ -407,8 +410,8 @@ class TransferEngine(ABC):
 
     def uses(self, start: int, end: int) -> bool:
         """Whether a transfer in flight, or one that was given up on and is not revoked, may touch guest memory in this
-        range."""
-        return any(
+        range, or one that is being read has windows somewhere."""
+        return any(ring.long is not None for ring in self.rings()) or any(
             trb.parameter < end and start < trb.parameter + (trb.status & spec.TRB_LENGTH_MASK)
             for ring in self.rings()
             for td in ring.inflight

@@ -15,7 +15,8 @@ from ..usb.device import Device
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
 from . import spec
 from .endpoint import Endpoint
-from .td import Td, current
+from .report import current
+from .td import Td
 from .transfer_ring import TransferRing
 
 FRAMES: Final = 2048

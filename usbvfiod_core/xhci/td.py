@@ -2,13 +2,11 @@
 
 A TD is collected when the driver has written all of it, or a part that it wants to hear of: macOS writes a TD of 1 MiB
 in pieces, and the next one when the Event Data TRB of the last has told it that there is room (4.11.7). Its buffers
-become windows of guest memory; nothing is copied. When it has ended, `report` walks it once more and says which events
-it owes.
+become windows of guest memory; nothing is copied. When it has ended, `report` says which events it owes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
@@ -24,6 +22,9 @@ PART: Final = 1024
 TRB_LIMIT: Final = 4096
 """TRBs in one TD; more is no driver but a guest that wants to keep us busy."""
 
+STEP: Final = 272
+"""TRBs of a TD that are read without a break: 1 MiB in pages, and some more. `LongTd` reads those that have more."""
+
 _TYPE: Final = spec.TRB_TYPE_MASK
 _NORMAL: Final = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT
 _ISOCH: Final = spec.TRB_ISOCH << spec.TRB_TYPE_SHIFT
@@ -34,16 +35,10 @@ _EVENT_DATA: Final = spec.TRB_EVENT_DATA << spec.TRB_TYPE_SHIFT
 _NO_OP: Final = spec.TRB_NO_OP << spec.TRB_TYPE_SHIFT
 _CH: Final = spec.TRB_CH
 _IOC: Final = spec.TRB_IOC
-_ISP: Final = spec.TRB_ISP
 _IDT: Final = spec.TRB_IDT
 _LENGTH: Final = spec.TRB_LENGTH_MASK
 _COMPLETED: Final = TransferStatus.COMPLETED
 _TAKEN_BACK: Final = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
-_SUCCESS: Final = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
-_SHORT: Final = spec.CC_SHORT_PACKET << spec.EVENT_CODE_SHIFT
-
-Emit = Callable[[int, int, int, int, int], None]
-"""`emit(parameter, status, event data flag, status dword of the TRB, its control dword)`: see `Endpoint.emit`."""
 
 
 class TdFault(Exception):
@@ -57,11 +52,12 @@ class TdFault(Exception):
 class Td:
     """The TRBs of one TD (for a control endpoint: of its three stages) and the transfer made of them.
 
-    `cycle` is the cycle bit at its first TRB. `partial` says that the driver has not written the rest of the TD yet,
-    `skipped` that it is such a rest, and that a short packet has ended the data before it. `done` bytes were moved
-    before an earlier stop and are not moved again. `event_data` says that there is an Event Data TRB in it. `setup` and
-    `windows` are what the transfer needs; `transfer` is None for a TD without one (No Op). `unreachable` says that its
-    buffer is memory that the client does not share: then it fails, as a transfer to a device that does not answer.
+    `cycle` is the cycle bit at its first TRB. `unread` says that there are more TRBs than it has yet, `partial` that
+    the driver has not written the rest of the TD yet, `skipped` that it is such a rest, and that a short packet has
+    ended the data before it. `done` bytes were moved before an earlier stop and are not moved again. `event_data` says
+    that there is an Event Data TRB in it. `setup` and `windows` are what the transfer needs; `transfer` is None for a
+    TD without one (No Op). `unreachable` says that its buffer is memory that the client does not share: then it fails,
+    as a transfer to a device that does not answer.
     """
 
     __slots__ = (
@@ -80,6 +76,7 @@ class Td:
         "trbs",
         "units",
         "unreachable",
+        "unread",
         "windows",
     )
 
@@ -101,6 +98,7 @@ class Td:
         self.ended = False
         self.partial = False
         self.skipped = False
+        self.unread = False
         self.links: list[Trb] = []
         self.unreachable: UnsharedMemoryError | None = None
 
@@ -150,7 +148,8 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
     """Take the next whole TD off the ring; None, and the ring as it was, if the driver has not written one yet.
 
     For a bulk or interrupt endpoint the part of a TD up to an Event Data TRB will do (`Td.partial`). For a control
-    endpoint it is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op.
+    endpoint it is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op. Of a long TD it is the
+    first STEP TRBs, not mapped yet, and the ring stands behind them (`Td.unread`).
     Raises TdFault, RingLoopError, GuestMemoryError; the ring then stands at the TD's first TRB.
     """
     first = ring.read()
@@ -163,31 +162,47 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
     try:
         if type is TransferType.CONTROL and first.control & _TYPE != _NO_OP:
             complete = _collect_control(td, ring, memory)
-        else:
-            isochronous = type is TransferType.ISOCHRONOUS
-            if not _collect_chain(td.trbs, ring):
-                if isochronous or not _cut(td.trbs, ring):
-                    return None
-                td.partial = True
-            _map_normal(td, memory, _ISOCH if isochronous else _NORMAL)
+        elif collect_chain(td, ring, type, STEP):
+            if not td.unread:
+                map_buffers(td, td.trbs, memory, type)
             complete = True
     finally:
-        if complete:
-            if ring.link_ioc:
-                td.links = ring.link_ioc.copy()
-                ring.link_ioc.clear()
-        else:
+        if not complete:
             ring.put_back(address, cycle, links)
-    return td if complete else None
+    if not complete:
+        return None
+    if td.unread:
+        td.links = links
+    elif ring.link_ioc:
+        td.links = ring.link_ioc.copy()
+        ring.link_ioc.clear()
+    return td
 
 
-def _collect_chain(trbs: list[Trb], ring: ConsumerRing) -> bool:
-    """Append what is chained to the last of `trbs`; whether the chain is complete."""
+def collect_chain(td: Td, ring: ConsumerRing, type: TransferType, limit: int) -> bool:
+    """Read on in a TD that is no control transfer, until it has `limit` TRBs and is `Td.unread`; False if the driver
+    has not written as much."""
+    trbs = td.trbs
+    td.unread = False
+    if trbs[-1].control & _CH:
+        if not ring.read_chain(trbs, limit):
+            if type is TransferType.ISOCHRONOUS or not _cut(trbs, ring):
+                return False
+            td.partial = True
+        elif trbs[-1].control & _CH:
+            if limit >= TRB_LIMIT:
+                raise TdFault(trbs[-1], f"more than {TRB_LIMIT} TRBs in one TD")
+            td.unread = True
+    return True
+
+
+def _collect_stage(trbs: list[Trb], ring: ConsumerRing) -> bool:
+    """Append what is chained to the last of `trbs`, in a stage of a control transfer; whether the chain is complete."""
     if not trbs[-1].control & _CH:
         return True
-    complete = ring.read_chain(trbs, TRB_LIMIT)
+    complete = ring.read_chain(trbs, STEP)
     if complete and trbs[-1].control & _CH:
-        raise TdFault(trbs[-1], f"more than {TRB_LIMIT} TRBs in one TD")
+        raise TdFault(trbs[-1], f"more than {STEP} TRBs in a control transfer")
     return complete
 
 
@@ -206,14 +221,13 @@ def _cut(trbs: list[Trb], ring: ConsumerRing) -> bool:
     return False
 
 
-def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
-    """Check the TRBs of a TD that is no control transfer and map their buffers; one without data TRBs moves nothing.
-
-    `leading` is the type that its first data TRB must have: Normal, or Isoch, which Normal TRBs may follow (3.2.11).
+def map_buffers(td: Td, trbs: list[Trb], memory: GuestMemory, type: TransferType) -> None:
+    """Check TRBs of a TD that is no control transfer, all of them or the next ones, and map their buffers; a TD without
+    data TRBs moves nothing. The first of those is a Normal TRB, or Isoch, which Normal TRBs may follow (3.2.11).
     """
-    trbs = td.trbs
+    leading = _ISOCH if type is TransferType.ISOCHRONOUS else _NORMAL
     first = trbs[0]
-    if len(trbs) == 1 and first.control & (_TYPE | _IDT) == leading:
+    if len(trbs) == 1 and first.control & (_TYPE | _IDT) == leading and td.windows is None:
         length = first.status & _LENGTH
         td.length = length
         try:
@@ -226,7 +240,7 @@ def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
     data: list[Trb] = []
     for trb in trbs:
         kind = trb.control & _TYPE
-        if kind == (_NORMAL if data else leading):
+        if kind == (leading if td.windows is None and not data else _NORMAL):
             data.append(trb)
         elif kind == _EVENT_DATA:
             td.event_data = True
@@ -236,11 +250,12 @@ def _map_normal(td: Td, memory: GuestMemory, leading: int) -> None:
 
 
 def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
-    """Windows for the data TRBs in order, neighbours in guest memory joined."""
+    """Windows for the data TRBs in order, behind those that there are, neighbours in guest memory joined."""
     if not data:
         return
     ranges: list[tuple[int, int] | memoryview] = []
-    start = length = total = 0
+    start = length = 0
+    total = td.length
     for trb in data:
         size = trb.status & _LENGTH
         total += size
@@ -264,11 +279,15 @@ def _map_data(td: Td, data: list[Trb], memory: GuestMemory) -> None:
         raise TdFault(data[0], "a TD of 16 MiB or more")
     td.length = total
     try:
-        td.windows = memory.gather(ranges, write=td.is_in)
+        windows = memory.gather(ranges, write=td.is_in)
     except UnsharedMemoryError as unshared:
-        td.windows, td.unreachable = [], unshared
+        td.unreachable = unshared
     except GuestMemoryError as error:
         raise TdFault(_at(data, error.address), str(error)) from error
+    else:
+        td.windows = windows if td.windows is None else td.windows + windows
+        return
+    td.windows = []
 
 
 def _at(data: list[Trb], address: int) -> Trb:
@@ -304,7 +323,7 @@ def _collect_control(td: Td, ring: ConsumerRing, memory: GuestMemory) -> bool:
             continue  # Event Data that stands alone between the stages
         elif kind != _STATUS:
             raise TdFault(trb, "not a TRB for this stage of a control transfer")
-        if not _collect_chain(trbs, ring):
+        if not _collect_stage(trbs, ring):
             return False
         for later in trbs[stage + 1 :]:
             if later.control & _TYPE not in ((_NORMAL, _EVENT_DATA, _NO_OP) if kind == _DATA else (_EVENT_DATA,)):
@@ -330,87 +349,6 @@ def _shorten(td: Td, length: int) -> None:
     td.length = length
 
 
-# -- the way back ---------------------------------------------------------------------------------------------
-
-
 def data_length(trb: Trb) -> int:
     """Bytes of a TRB's buffer; 0 for one that has none."""
     return trb.status & _LENGTH if trb.control & _TYPE in (_NORMAL, _DATA, _ISOCH) else 0
-
-
-def current(td: Td) -> tuple[Trb, int]:
-    """The TRB at which a TD stands that has not moved all its bytes, and how many bytes of that TRB are missing.
-
-    That is the failing TRB of an error and the TRB of a Stopped event (4.6.9, 4.10.2). For a control transfer whose
-    data stage is complete it is the Status Stage TRB, unless the device has sent more than that.
-    """
-    left = td.actual
-    at = td.trbs[0]
-    for trb in td.trbs:
-        kind = trb.control & _TYPE
-        if kind in (_NORMAL, _DATA, _ISOCH):
-            at = trb
-            size = trb.status & _LENGTH
-            if left < size:
-                return trb, size - left
-            left -= size
-        elif kind == _STATUS and not (td.length and td.babbled):
-            return trb, 0
-    return at, 0
-
-
-def report_skipped(td: Td, emit: Emit) -> None:
-    """Emit the events of the rest of a TD whose data a short packet has ended earlier: Event Data only."""
-    for trb in td.trbs:
-        if trb.control & (_TYPE | _IOC) == _EVENT_DATA | _IOC:
-            emit(trb.parameter, _SHORT, spec.TRB_ED, trb.status, trb.control)
-
-
-def report(td: Td, emit: Emit) -> None:
-    """Emit the events of a TD that has ended without an error (4.10.1).
-
-    One event for each TRB with IOC, or at the TRB where a short packet ended the data if it has ISP, and one for
-    each Event Data TRB with the length since the last one (EDTLA, 4.11.5.2). After a short packet was reported only
-    Event Data still speaks.
-    """
-    trbs = td.trbs
-    left = td.actual
-    if len(trbs) == 1:
-        trb = trbs[0]
-        control = trb.control
-        if control & _TYPE == _NORMAL:
-            residue = (trb.status & _LENGTH) - left
-            if control & _IOC or (residue and control & _ISP):
-                emit(trb.address, residue | (_SHORT if residue else _SUCCESS), 0, trb.status, control)
-            return
-    if left == td.length and not td.event_data and td.setup is None:
-        # All of it was moved: what IOC asks for, and nothing else.
-        for trb in trbs:
-            if trb.control & _IOC:
-                emit(trb.address, _SUCCESS, 0, trb.status, trb.control)
-        return
-    transferred = 0
-    short = reported = False
-    for trb in trbs:
-        control = trb.control
-        kind = control & _TYPE
-        if kind in (_NORMAL, _DATA, _ISOCH):
-            size = trb.status & _LENGTH
-            moved = min(size, left)
-            left -= moved
-            transferred += moved
-            newly_short = moved < size and not short
-            short |= moved < size
-            if not reported and (control & _IOC or (newly_short and control & _ISP)):
-                emit(trb.address, size - moved | (_SHORT if short else _SUCCESS), 0, trb.status, control)
-                reported = short
-        elif kind == _EVENT_DATA:
-            if control & _IOC:
-                status = transferred & spec.EVENT_LENGTH_MASK | (_SHORT if short else _SUCCESS)
-                emit(trb.parameter, status, spec.TRB_ED, trb.status, control)
-            transferred = 0
-        else:  # Setup Stage, Status Stage, No Op
-            if kind == _STATUS:
-                short = False
-            if control & _IOC:
-                emit(trb.address, _SUCCESS, 0, trb.status, control)

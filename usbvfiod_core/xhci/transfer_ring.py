@@ -17,8 +17,9 @@ from ..memory import GuestMemory
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec
 from .allowance import Share
+from .long_td import LongTd
 from .ring import ConsumerRing, Lap
-from .td import Td, collect
+from .td import TRB_LIMIT, Td, collect
 
 IN_FLIGHT: Final = {
     TransferType.CONTROL: 1,
@@ -48,6 +49,7 @@ class TransferRing:
         "fetch",
         "inflight",
         "lap",
+        "long",
         "skipping",
         "stream_id",
         "waiting",
@@ -76,6 +78,8 @@ class TransferRing:
         """What transfers behind a failed one have read, for a retry of that one."""
         self.skipping = False
         """Whether it stands in a TD that a short packet has ended before the driver had written all of it."""
+        self.long: LongTd | None = None
+        """The next TD, if it is one that is read in steps, and is being read."""
         self.lap: Lap | None = None
         """The TDs without a transfer that have come one after the other since the last doorbell. A driver rings one
         behind whatever it has written, so a ring of which they go all the way round is not read on before that."""
@@ -99,6 +103,7 @@ class TransferRing:
 
     def move(self, dequeue: int) -> None:
         """Set TR Dequeue Pointer (4.6.10): go to another position and forget a half-done TD. Nothing is in flight."""
+        self.forget_long()
         self.fetch.move(dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
         self.skipping = False
         self._resume = None
@@ -106,14 +111,22 @@ class TransferRing:
 
     def next(self, type: TransferType, *, is_in: bool) -> Td | None:
         """Put the next TD, or the next part of one, in flight, without what an earlier stop has already moved; None if
-        there is none, or not yet room for it (`waiting`). Raises as `collect`.
+        there is none, it is not read to its end (`long`), or not yet room for it (`waiting`). Raises as `collect`.
 
         What follows a part waits until that has ended: it may be short, and then the rest is skipped.
         """
         if self.inflight and self.inflight[-1].partial:
             return None
-        td = collect(self.fetch, self._memory, type, is_in=is_in)
+        if self.long is not None and self.long.stale(self._memory):
+            self.forget_long()
+        if self.long is None:
+            td = collect(self.fetch, self._memory, type, is_in=is_in)
+        else:
+            td = self._read_on(self.long, type)
         if td is None:
+            return None
+        if td.unread:
+            self._begin_long(td)
             return None
         td.units = self._share.take(len(td.trbs))
         if not td.units:
@@ -134,6 +147,31 @@ class TransferRing:
         self.inflight.append(td)
         return td
 
+    def _begin_long(self, td: Td) -> None:
+        """Read on in a TD if there is room for the longest, since nobody knows yet how long it is."""
+        long = LongTd(td, self.fetch, self._memory)
+        long.units = self._share.take(TRB_LIMIT)
+        if long.units:
+            self.long = long
+        else:
+            self.waiting = True
+
+    def _read_on(self, long: LongTd, type: TransferType) -> Td | None:
+        """The long TD, when it has been read to its end and mapped."""
+        goes_on = False
+        try:
+            goes_on = long.step(self._memory, type) and not long.collected
+        finally:
+            if not goes_on:
+                self.forget_long()
+        return long.td if long.collected else None
+
+    def forget_long(self) -> None:
+        """Read a TD that has been read in part from its start again."""
+        long, self.long = self.long, None
+        if long is not None:
+            self._share.give_back(long.units)
+
     def pop(self) -> Td:
         """The oldest TD in flight, which is not any more."""
         td = self.inflight.popleft()
@@ -141,7 +179,8 @@ class TransferRing:
         return td
 
     def clear(self) -> None:
-        """Nothing is in flight any more."""
+        """Nothing is in flight any more, nor being read."""
+        self.forget_long()
         units = sum(td.units for td in self.inflight)
         self.inflight.clear()
         self._share.give_back(units)
@@ -156,6 +195,7 @@ class TransferRing:
         With `keep_progress` the bytes that the oldest TD has moved are not moved again when it is fetched anew; a
         control transfer always starts over, since its device cannot go on in the middle.
         """
+        self.forget_long()
         if not self.inflight:
             return
         head = self.inflight[0]

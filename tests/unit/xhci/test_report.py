@@ -9,7 +9,8 @@ import pytest
 from tests.unit.xhci.kit import CHAIN, IOC, ISP, Trb, make, spec
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.xhci import ring
-from usbvfiod_core.xhci.td import Td, current, report
+from usbvfiod_core.xhci.report import current, report
+from usbvfiod_core.xhci.td import Td
 
 OK, SHORT = spec.CC_SUCCESS, spec.CC_SHORT_PACKET
 TAG = 0xED00_0000_1234_5678
