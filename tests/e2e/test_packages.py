@@ -47,7 +47,7 @@ def test_make_install(debian: Chroot) -> None:
         output = debian.run(line)
     assert "mass-storage-quirks" in output
     program = f"{HOME}/.local/bin/usbvfiod"
-    assert plugins(debian, program) == {"virtual", "usbfs", "libusb", "mass-storage-quirks", "usbguard-rules"}
+    assert plugins(debian, program) == {"virtual", "usbfs", "libusb", "usbip", "mass-storage-quirks", "usbguard-rules"}
     assert "the guest reads: Hello, guest!" in debian.run(f"{program} demo --size 8")
     check_beside(HOME / ".local", debian.tree)
     debian.run("make uninstall")
@@ -83,7 +83,14 @@ def test_packages(debian: Chroot) -> None:
     debian.run("sudo apt install ./dist/usbvfiod-mass-storage-quirks_*.deb ./dist/usbvfiod-usbguard-rules_*.deb")
     if debian.suite != "bookworm":  # whose module for libusb is too old
         debian.run("sudo apt install ./dist/usbvfiod-libusb_*.deb")
-        assert plugins(debian, "usbvfiod") == {"virtual", "usbfs", "libusb", "mass-storage-quirks", "usbguard-rules"}
+        assert plugins(debian, "usbvfiod") == {
+            "virtual",
+            "usbfs",
+            "libusb",
+            "usbip",
+            "mass-storage-quirks",
+            "usbguard-rules",
+        }
         debian.run("usbvfiod devices")
     debian.run("sudo apt install --no-install-recommends lintian")
     print(debian.run("lintian --fail-on error dist/*.deb"))

@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
     "usbvfiod_mass_storage_quirks",
     "usbvfiod_usbfs",
     "usbvfiod_usbguard_rules",
+    "usbvfiod_usbip",
 }
 
 

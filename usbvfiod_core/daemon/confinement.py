@@ -90,7 +90,7 @@ class Confinement:
     def needs(self, directories: Iterable[Path] = ()) -> Needs:
         """What this server needs of the system, all together."""
         from ..sandbox.files import of_files
-        from ..sandbox.needs import Needs
+        from ..sandbox.needs import Needs, to_connect
 
         config = self._config
         named = [path for spec in config.devices for path in self._files(spec)]
@@ -106,9 +106,9 @@ class Confinement:
             read=frozenset() if file is None else frozenset({file.absolute().parent}),
             write=frozenset(config.control.directories),
             create=frozenset(directories),
-            connect=frozenset(port for spec in config.devices for port in self._ports(spec)),
         )
-        return self._registry.needs() | of_files(named) | own
+        ports = to_connect(port for spec in config.devices for port in self._ports(spec))
+        return self._registry.needs() | of_files(named) | ports | own
 
     def _refusal(self, spec: DeviceSpec, error: BaseException | None) -> str:
         """`Registry.sandbox_refusal`."""

@@ -165,6 +165,11 @@ class Registry:
     def configure(self, config: Mapping[str, object]) -> None:
         """Give plugins their configuration, by name, from now on; one that is not in it gets its default."""
         self._config = config
+        for plugin_name, call in self._implementations("usbvfiod_take_config"):
+            try:
+                call(config=self._config_of(plugin_name))
+            except Exception as error:
+                self._blame(plugin_name, "usbvfiod_take_config", error)
 
     def _settings(self, plugin: str, settings: Settings) -> dict[str, Any]:
         """The arguments that every hook about a device has."""

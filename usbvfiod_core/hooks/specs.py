@@ -55,6 +55,15 @@ def usbvfiod_register_options(register: RegisterOptions) -> None:
     """
 
 
+def usbvfiod_take_config(config: Any) -> None:
+    """Learn the plugin's configuration, for what no other hook gives it to, such as a backend that looks for devices.
+
+    When: in a server, after its configuration was read and before needs are registered and devices opened. On the main
+    thread; only cheap work.
+    An exception: the plugin goes on with what it had.
+    """
+
+
 def usbvfiod_register_needs(register: RegisterNeeds) -> None:
     """Say what this plugin needs of the system that not every server does, by calling `register`. A server with a
     sandbox lets nothing else through. Files that the user names, in options of the type `Path`, need no word.

@@ -301,7 +301,9 @@ def _refusal(where: str, error: OSError) -> DeviceError:
     if isinstance(error, TimeoutError):
         return DeviceAway(f"{where} does not answer")
     if isinstance(error, PermissionError):
-        return DeviceError(f"{where}: {error.strerror}; a server with a sandbox connects what its configuration names")
+        return DeviceError(
+            f"{where}: {error.strerror}; in the sandbox, a server connects what its configuration names at its start"
+        )
     return DeviceAway(f"{where}: {error.strerror or error}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,20 @@ FAMILIES: Final = {"unix": 1, "inet": 2, "inet6": 10, "netlink": 16}
 
 CAPABILITIES: Final = {"chown": 0, "dac_override": 1, "net_admin": 12}
 """Capabilities that a part may keep (include/uapi/linux/capability.h)."""
+
+
+DNS: Final = 53
+NAMES: Final = (
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/ssl",
+    "/etc/pki",
+    "/usr/share/ca-certificates",
+)
+"""What is read to find a host, and to check its certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,19 @@ class Needs:
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(*(getattr(self, each.name) | getattr(other, each.name) for each in fields(Needs)))
+
+
+def to_connect(ports: Iterable[int]) -> Needs:
+    """What it takes to connect these TCP ports of hosts that are known by name; nothing if there are none.
+
+    The C library asks name servers by UDP, which nobody has inside: from then on it asks by TCP.
+    """
+    wanted = frozenset(ports)
+    if not wanted:
+        return Needs()
+    os.environ.setdefault("RES_OPTIONS", "use-vc")
+    names = {Path(name) for name in NAMES} | {Path(os.path.realpath("/etc/resolv.conf"))}
+    return Needs(sockets=frozenset({"inet", "inet6"}), read=frozenset(names), connect=wanted | {DNS})
 
 
 def declared(

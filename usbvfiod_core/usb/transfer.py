@@ -70,6 +70,33 @@ def behind(windows: Sequence[memoryview], count: int) -> list[memoryview]:
     return rest
 
 
+def part(windows: Sequence[memoryview], offset: int, length: int) -> list[memoryview]:
+    """The windows of `length` bytes at `offset`."""
+    found: list[memoryview] = []
+    for window in windows:
+        size = len(window)
+        if offset >= size:
+            offset -= size
+            continue
+        piece = window[offset : offset + length]
+        found.append(piece)
+        length -= len(piece)
+        if not length:
+            break
+        offset = 0
+    return found
+
+
+def scatter(data: memoryview, windows: Sequence[memoryview]) -> None:
+    """Copy `data` to the windows; what does not fit is left out."""
+    for window in windows:
+        piece = data[: len(window)]
+        if not piece:
+            return
+        window[: len(piece)] = piece
+        data = data[len(piece) :]
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Transfer:
     """A transfer in flight. The controller makes it, a device completes it exactly once.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from usbvfiod_core.usb.transfer import part, scatter
+
 from .ioctl import address_of
+
+__all__ = ["contiguous", "gather", "part", "scatter"]
 
 
 def contiguous(windows: Sequence[memoryview]) -> tuple[int, object] | None:
@@ -29,23 +33,6 @@ def contiguous(windows: Sequence[memoryview]) -> tuple[int, object] | None:
     return start, pins
 
 
-def part(windows: list[memoryview], offset: int, length: int) -> list[memoryview]:
-    """The windows of `length` bytes at `offset`."""
-    found = []
-    for window in windows:
-        size = len(window)
-        if offset >= size:
-            offset -= size
-            continue
-        piece = window[offset : offset + length]
-        found.append(piece)
-        length -= len(piece)
-        if not length:
-            break
-        offset = 0
-    return found
-
-
 def gather(windows: Sequence[memoryview], buffer: bytearray, start: int = 0) -> int:
     """Copy the windows to `buffer` from `start` on; return where they end."""
     for window in windows:
@@ -53,13 +40,3 @@ def gather(windows: Sequence[memoryview], buffer: bytearray, start: int = 0) -> 
         buffer[start:end] = window
         start = end
     return start
-
-
-def scatter(data: memoryview, windows: Sequence[memoryview]) -> None:
-    """Copy `data` to the windows; what does not fit is left out."""
-    for window in windows:
-        piece = data[: len(window)]
-        if not piece:
-            return
-        window[: len(piece)] = piece
-        data = data[len(piece) :]

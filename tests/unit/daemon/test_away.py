@@ -13,6 +13,7 @@ from usbvfiod_core.daemon.config import Config, parse_device
 from usbvfiod_core.daemon.confinement import Confinement
 from usbvfiod_core.daemon.intents import RETRIES, State
 from usbvfiod_core.daemon.server_settings import ServerSettings
+from usbvfiod_core.sandbox.needs import DNS
 
 DOWN = "server:3240 does not answer"
 
@@ -80,4 +81,8 @@ def test_the_sandbox_lets_configured_ports_be_connected(rig: Rig) -> None:
     backends = {"toys": rig.backend}
     spec = parse_device("toys:server/1-2", backends)
     config = Config(ServerSettings(), (spec,))
-    assert Confinement(config, rig.registry, backends).needs().connect == {3240}
+    needs = Confinement(config, rig.registry, backends).needs()
+    assert needs.connect == {3240, DNS}
+    assert needs.sockets == {"inet", "inet6"}
+    without = Confinement(Config(ServerSettings()), rig.registry, backends).needs()
+    assert not without.connect | without.sockets

@@ -8,8 +8,9 @@ import os
 import pytest
 from fake_usbfs import FakeKernel, urbs_of
 from usbvfiod_usbfs import ioctl as usbfs
-from usbvfiod_usbfs.isochronous import LEAD, IsochronousLane
+from usbvfiod_usbfs.isochronous import IsochronousLane
 
+from usbvfiod_core.host.packets import LEAD
 from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType

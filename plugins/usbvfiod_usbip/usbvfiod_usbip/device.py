@@ -1,0 +1,213 @@
+"""A device of another machine, over USB/IP."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from usbvfiod_core import Loop, SetupPacket, Speed, Timer, Transfer, TransferStatus, TransferType
+from usbvfiod_core.host.enumerated import EnumeratedDevice
+from usbvfiod_core.host.operations import OperationFailed, Then
+from usbvfiod_core.remote import Channel, Link
+from usbvfiod_core.usb import requests
+from usbvfiod_core.usb.descriptors import Configuration, Endpoint
+from usbvfiod_core.usb.device import DeviceEvents
+
+from .lane import IsochronousLane, Lane
+from .options import UsbipOptions
+from .session import Request, Session
+
+log = logging.getLogger(__name__)
+
+OPERATION: Final = 15.0
+"""Seconds that a server's host may take for an operation; Linux waits 5 for the device."""
+
+_PORT_RESET: Final = 4
+"""The feature PORT_RESET of a hub (USB 2.0 table 11-17): servers reset the device when it is set at the device."""
+_OF_A_PORT: Final = requests.TYPE_CLASS | requests.RECIPIENT_OTHER
+
+
+class UsbipDevice(EnumeratedDevice):
+    """A device that was imported over `link`; `where` is what to call the server. `backend` makes them."""
+
+    exclusive = False
+
+    def __init__(
+        self,
+        loop: Loop,
+        link: Link,
+        session: Session,
+        options: UsbipOptions,
+        *,
+        where: str,
+        name: str,
+        speed: Speed,
+        descriptors: bytes,
+    ) -> None:
+        super().__init__(loop, name=name, speed=speed, descriptors=descriptors, configuration=None, options=options)
+        self._where = where
+        self._session = session
+        self._channel = Channel(loop, link, session, self._lost, timeout=options.timeout)
+        session.sender = self._channel
+        self._cut = options.largest << 10
+        self._lanes: dict[int, Lane | IsochronousLane] = {}
+        self._alternates: dict[int, int] = {}
+        """Alternate settings other than 0, by interface."""
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        if not self._channel.closed:
+            self._channel.start()
+
+    # -- EnumeratedContract --------------------------------------------------------------------------------------------
+
+    def start(self, transfer: Transfer) -> None:
+        lane = self._lanes.get(transfer.endpoint) or self._new_lane(transfer)
+        if lane is None:
+            transfer.complete(TransferStatus.ERROR)
+        else:
+            lane.start(transfer)
+
+    def stop(self, transfer: Transfer) -> None:
+        lane = self._lanes.get(transfer.endpoint)
+        if lane is not None:
+            lane.stop(transfer)
+
+    def resume(self) -> None:
+        # What an endpoint is like may have changed.
+        self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
+
+    def begin_configuration(self, value: int, done: Then) -> None:
+        def over(failure: OperationFailed | None) -> None:
+            if failure is None:
+                self._alternates.clear()
+            done(failure)
+
+        setup = SetupPacket(requests.RECIPIENT_DEVICE, requests.SET_CONFIGURATION, value, 0, 0)
+        self._ask(setup, over)
+
+    def begin_configuration_again(self, done: Then) -> None:
+        configuration = self.active_configuration()
+        if configuration is None:
+            done(None)
+        else:
+            self.begin_configuration(configuration.value, done)
+
+    def begin_setting(self, interface: int, alternate: int, done: Then) -> None:
+        def over(failure: OperationFailed | None) -> None:
+            if failure is None and alternate:
+                self._alternates[interface] = alternate
+            elif failure is None:
+                self._alternates.pop(interface, None)
+            done(failure)
+
+        setup = SetupPacket(requests.RECIPIENT_INTERFACE, requests.SET_INTERFACE, alternate, interface, 0)
+        self._ask(setup, over)
+
+    def begin_clear_halt(self, endpoint: int, done: Then) -> None:
+        feature = requests.FEATURE_ENDPOINT_HALT
+        self._ask(SetupPacket(requests.RECIPIENT_ENDPOINT, requests.CLEAR_FEATURE, feature, endpoint, 0), done)
+
+    def begin_reset(self, done: Then) -> None:
+        def over(failure: OperationFailed | None) -> None:
+            # Servers with Linux before 6.13 have reset the device, and then send it this request, which it refuses.
+            if failure is not None and failure.status is not TransferStatus.STALL:
+                done(failure)
+            else:
+                self._settings_zero(done)
+
+        self._ask(SetupPacket(_OF_A_PORT, requests.SET_FEATURE, _PORT_RESET, 0, 0), over)
+
+    def begin_release(self, done: Then) -> None:
+        self._channel.close()
+        done(None)
+
+    def released(self) -> None:
+        self._end()
+
+    # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _settings_zero(self, done: Then) -> None:
+        """The server's host has put alternate settings back after a reset: for the guest they are 0."""
+        interfaces = list(self._alternates)
+        if not interfaces:
+            done(None)
+            return
+
+        def next_one(failure: OperationFailed | None) -> None:
+            if failure is not None:
+                done(failure)
+            else:
+                self._settings_zero(done)
+
+        self.begin_setting(interfaces[0], 0, next_one)
+
+    def _lost(self, reason: str) -> None:
+        """The channel has ended."""
+        self.lost(f"{self._where}: {reason}")
+        self._end()
+
+    def _end(self) -> None:
+        self._session.end(TransferStatus.DISCONNECTED)
+        for lane in list(self._lanes.values()):
+            lane.end(TransferStatus.DISCONNECTED)
+
+    def _ask(self, setup: SetupPacket, done: Then) -> None:
+        """A request of our own, without data."""
+        timer: Timer | None = None
+
+        def back(status: TransferStatus, actual: int) -> None:
+            if timer is not None:
+                timer.cancel()
+            done(None if status is TransferStatus.COMPLETED else OperationFailed(status))
+
+        def too_late() -> None:
+            if self._session.abandon(request):
+                log.warning("%s: %s does not answer %s", self.name, self._where, setup)
+                done(OperationFailed(TransferStatus.ERROR, f"no answer in {OPERATION:.0f} s"))
+
+        if self._channel.closed:
+            done(OperationFailed(TransferStatus.DISCONNECTED))
+            return
+        request = Request(0, [], 0, back, is_in=False, setup=setup.pack())
+        timer = self._loop.call_later(OPERATION, too_late)
+        self._session.submit(request)
+
+    def _new_lane(self, transfer: Transfer) -> Lane | IsochronousLane | None:
+        """None for an endpoint that is not there, or of another type: Linux's server drops requests to the one without
+        an answer, and ends the connection because of the other."""
+        made: Lane | IsochronousLane
+        endpoint = self._find(transfer.endpoint)
+        if transfer.setup is not None:
+            made = Lane(self._session, self._loop, self._cut)
+        elif endpoint is None or endpoint.type is not transfer.type:
+            return None
+        elif transfer.type is TransferType.BULK:
+            made = Lane(self._session, self._loop, self._cut)
+        else:
+            interval, seconds = self._interval(endpoint)
+            if transfer.type is TransferType.INTERRUPT:
+                made = Lane(self._session, self._loop, self._cut, interval, max(seconds, 0.001))
+            else:
+                size = endpoint.packet_size * endpoint.transactions
+                made = IsochronousLane(self._session, self._loop, seconds, interval, size)
+        self._lanes[transfer.endpoint] = made
+        return made
+
+    def _interval(self, endpoint: Endpoint) -> tuple[int, float]:
+        """How often a periodic endpoint is served, in (micro)frames and in seconds (USB 2.0 table 9-13)."""
+        frame = 0.000125 if self.speed >= Speed.HIGH else 0.001
+        if self.speed < Speed.HIGH and endpoint.type is TransferType.INTERRUPT:
+            count = max(endpoint.interval, 1)
+        else:
+            count = 1 << min(max(endpoint.interval, 1), 16) - 1
+        return count, count * frame
+
+    def _find(self, address: int) -> Endpoint | None:
+        configuration: Configuration | None = self.active_configuration()
+        for interface in () if configuration is None else configuration.interfaces:
+            if interface.alternate == self._alternates.get(interface.number, 0):
+                for each in interface.endpoints:
+                    if each.address == address:
+                        return each
+        return None

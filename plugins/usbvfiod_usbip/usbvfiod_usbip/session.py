@@ -1,0 +1,322 @@
+"""The transfers of one imported device as messages, without a socket: requests in, answers out.
+
+Answers are matched by their sequence number alone; the rest of their header differs from server to server. What a
+request has become is decided by the table of what is open here and never by the status of an answer to CMD_UNLINK,
+since servers disagree about it, and Linux sends that answer late if the transfer had ended before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from usbvfiod_core.host.urb_status import PACKET_STATUS, URB_STATUS
+from usbvfiod_core.remote import Outgoing, PeerError
+from usbvfiod_core.usb.transfer import TransferStatus, behind, part, scatter
+
+from . import wire
+
+_SCRATCH: Final = memoryview(bytearray(1 << 16))
+"""Where goes what nobody wants."""
+_GHOSTS: Final = 1024
+"""Requests whose answer was not waited for, of which one may still come, that are remembered."""
+
+CANCELLED: Final = TransferStatus.CANCELLED
+
+
+class Sender(Protocol):
+    """As `usbvfiod_core.remote.Channel`, as far as it is used."""
+
+    def send(self, *parts: bytes | memoryview) -> Outgoing: ...
+
+    def withdraw(self, message: Outgoing) -> bool: ...
+
+
+class Request:
+    """One CMD_SUBMIT. `back` is called once, with how it ended and how many bytes were moved.
+
+    endpoint    its address; 0 for endpoint 0
+    windows     where IN data goes, or where OUT data is; together `length` bytes
+    packets     (offset, length) of an isochronous one's packets in the transfer's buffer
+    results     of an isochronous one: (status, bytes) of each packet, once it is back; IN data has been put at the
+                offsets then
+    """
+
+    __slots__ = (
+        "back",
+        "endpoint",
+        "interval",
+        "is_in",
+        "length",
+        "outgoing",
+        "packets",
+        "results",
+        "sequence",
+        "setup",
+        "unlinked",
+        "windows",
+    )
+
+    def __init__(
+        self,
+        endpoint: int,
+        windows: list[memoryview],
+        length: int,
+        back: Callable[[TransferStatus, int], object],
+        *,
+        is_in: bool,
+        setup: bytes = bytes(8),
+        packets: tuple[tuple[int, int], ...] = (),
+        interval: int = 0,
+    ) -> None:
+        self.endpoint = endpoint
+        self.windows = windows
+        self.length = length
+        self.back = back
+        self.is_in = is_in
+        self.setup = setup
+        self.packets = packets
+        self.interval = interval
+        self.results: list[tuple[TransferStatus, int]] = []
+        self.sequence = 0
+        self.unlinked = False
+        self.outgoing: Outgoing | None = None
+
+
+class Session:
+    """A `Reader` for a `Channel`, which `sender` is. `sequence` is the last number that was used."""
+
+    def __init__(self, number: int, sequence: int) -> None:
+        self.sender: Sender | None = None
+        self.messages = 0
+        self.unfinished = 0
+        self._number = number
+        self._sequence = sequence
+        self._open: dict[int, Request] = {}
+        self._ghosts: dict[int, Request] = {}
+        """Requests that have ended here, and whose answer may still come."""
+        self._unlinks: dict[int, int] = {}
+        """CMD_UNLINKs without an answer: what each is for."""
+        self._head = memoryview(bytearray(wire.HEADER))
+        self._filled = 0
+        self._body: list[memoryview] = []
+        self._body_left = 0
+        self._answered: tuple[Request, bool, int, int] | None = None
+        """Whose body it is, whether that is wanted, and its status and length."""
+        self._data = self._table = memoryview(b"")
+        """The body of an isochronous transfer: its data, packed, and its packets."""
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Send a request."""
+        assert self.sender is not None
+        request.sequence = sequence = self._next()
+        length, packets = request.length, request.packets
+        flags = wire.ISO_ASAP if packets else 0
+        direction = wire.IN if request.is_in else wire.OUT
+        head = wire.SUBMIT.pack(
+            *(wire.CMD_SUBMIT, sequence, self._number, direction, request.endpoint & 15),
+            *(flags, length, 0, len(packets), request.interval, request.setup),
+        )
+        self._open[sequence] = request
+        if packets:
+            table = b"".join(wire.PACKET.pack(offset, size, 0, 0) for offset, size in packets)
+            data = [] if request.is_in else request.windows
+            request.outgoing = self.sender.send(head, *data, table)
+        elif request.is_in:
+            request.outgoing = self.sender.send(head)
+        else:
+            request.outgoing = self.sender.send(head, *request.windows)
+
+    def unlink(self, request: Request) -> None:
+        """Take a request back: it is answered soon, at once if it has not been sent."""
+        assert self.sender is not None
+        if request.unlinked or self._open.get(request.sequence) is not request:
+            return
+        assert request.outgoing is not None
+        if self.sender.withdraw(request.outgoing):
+            del self._open[request.sequence]
+            request.back(CANCELLED, 0)
+            return
+        request.unlinked = True
+        sequence = self._next()
+        self._unlinks[sequence] = request.sequence
+        if len(self._unlinks) > _GHOSTS:
+            del self._unlinks[next(iter(self._unlinks))]
+        direction = wire.IN if request.is_in else wire.OUT
+        parts = (wire.CMD_UNLINK, sequence, self._number, direction, request.endpoint & 15, request.sequence)
+        self.sender.send(wire.UNLINK.pack(*parts))
+
+    def abandon(self, request: Request) -> bool:
+        """Wait no longer for an answer: the windows are not used any more, and `back` is not called. Whether it was
+        still open."""
+        if self._open.get(request.sequence) is not request:
+            return False
+        del self._open[request.sequence]
+        self._release(request)
+        if self._answered is not None and self._answered[0] is request:
+            _, _, status, actual = self._answered
+            self._answered = (request, False, status, actual)
+            if not request.packets:
+                self._body = self._into_scratch(self._body_left)
+        else:
+            self._forget(request)
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is open."""
+        return not self._open
+
+    def end(self, status: TransferStatus) -> None:
+        """The connection is gone: everything that is open ends."""
+        still_open, self._open = list(self._open.values()), {}
+        for request in still_open:
+            request.back(status, 0)
+
+    # -- Reader --------------------------------------------------------------------------------------------------------
+
+    def windows(self) -> list[memoryview]:
+        """What is missing of the body, and the header behind it."""
+        return [*self._body, self._head[self._filled :]]
+
+    def received(self, count: int) -> None:
+        """So many bytes of `windows` are there."""
+        if self._body_left:
+            taken = min(count, self._body_left)
+            self._body_left -= taken
+            count -= taken
+            if self._body_left:
+                self._body = behind(self._body, taken)
+                self.unfinished = self._body_left
+                return
+            self._body = []
+            self._complete()
+        self._filled += count
+        if self._filled == wire.HEADER:
+            self._filled = 0
+            self._begin()
+        self.unfinished = self._body_left or (wire.HEADER - self._filled if self._filled else 0)
+
+    # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _next(self) -> int:
+        self._sequence = self._sequence % 0xFFFF_FFFF + 1
+        return self._sequence
+
+    def _begin(self) -> None:
+        """A header is there."""
+        command, sequence, _, _, _, status, actual, _, packets, _ = wire.RETURN.unpack(self._head)
+        if command == wire.RET_UNLINK:
+            self.messages += 1
+            self._unlink_over(sequence)
+            return
+        if command != wire.RET_SUBMIT:
+            raise PeerError(f"a message of the kind {command}")
+        request = self._open.get(sequence)
+        wanted = request is not None
+        if request is None:
+            request = self._ghosts.pop(sequence, None)
+        if request is None:
+            raise PeerError(f"an answer to request {sequence}, which is not open")
+        if not 0 <= actual <= request.length:
+            raise PeerError(f"{actual} bytes of a transfer of {request.length}")
+        whole = packets == len(request.packets)
+        if not whole and not (packets in wire.NO_PACKETS and (status or not request.packets)):
+            raise PeerError(f"{packets} packets of a transfer of {len(request.packets)}")
+        self._answered = (request, wanted, status, actual)
+        size = actual if request.is_in else 0
+        if request.packets and packets > 0:
+            # The data comes packed, and where it belongs is only said behind it.
+            self._data = memoryview(bytearray(size))
+            self._table = memoryview(bytearray(wire.PACKET.size * packets))
+            self._body = [each for each in (self._data, self._table) if each]
+            self._body_left = size + len(self._table)
+        else:
+            self._data = self._table = memoryview(b"")
+            if size and wanted and not request.packets:
+                self._body = part(request.windows, 0, size)
+            else:
+                self._body = self._into_scratch(size)
+            self._body_left = size
+        if not self._body_left:
+            self._complete()
+
+    def _complete(self) -> None:
+        """An answer is there with all that belongs to it."""
+        assert self._answered is not None
+        request, wanted, status, actual = self._answered
+        self._answered = None
+        self.messages += 1
+        if request.packets:
+            self._take_packets(request, wanted, status, actual)
+        if not wanted:
+            return
+        del self._open[request.sequence]
+        self._release(request)
+        result = URB_STATUS.get(status, TransferStatus.ERROR)
+        if result is CANCELLED and not request.unlinked:
+            result = TransferStatus.ERROR
+        request.back(result, actual)
+
+    def _take_packets(self, request: Request, wanted: bool, status: int, actual: int) -> None:
+        if not self._table:
+            request.results = [(URB_STATUS.get(status, TransferStatus.ERROR), 0)] * len(request.packets)
+            return
+        data, moved = self._data, 0
+        results = []
+        for (offset, length), found in zip(request.packets, wire.PACKET.iter_unpack(self._table), strict=True):
+            _, _, count, code = found
+            if count > length:
+                raise PeerError(f"{count} bytes of a packet of {length}")
+            moved += count
+            if request.is_in:
+                if moved > actual:
+                    raise PeerError(f"packets with more than the {actual} bytes of the transfer")
+                if wanted and count:
+                    scatter(data[moved - count : moved], part(request.windows, offset, count))
+            results.append((PACKET_STATUS.get(code, TransferStatus.ERROR), count))
+        if request.is_in and moved != actual:
+            raise PeerError(f"packets with {moved} of the {actual} bytes of the transfer")
+        request.results = results
+        self._data = self._table = memoryview(b"")
+
+    def _unlink_over(self, sequence: int) -> None:
+        """RET_UNLINK. Of a request that has been answered it says nothing new, and may come at any time."""
+        victim = self._unlinks.pop(sequence, None)
+        if victim is None:
+            if not 0 < sequence <= self._sequence:
+                raise PeerError(f"an answer to unlinking {sequence}, which was not asked for")
+            return
+        request = self._open.pop(victim, None)
+        if request is not None:
+            back = request.back
+            self._release(request)
+            self._forget(request)
+            back(CANCELLED, 0)
+        else:
+            self._ghosts.pop(victim, None)  # no answer to it comes any more
+
+    def _forget(self, request: Request) -> None:
+        """An answer may still come, and nobody waits for it."""
+        request.windows = []
+        request.back = _nobody
+        self._ghosts[request.sequence] = request
+        if len(self._ghosts) > _GHOSTS:
+            del self._ghosts[next(iter(self._ghosts))]
+
+    def _release(self, request: Request) -> None:
+        """What of it has not been sent must not be read from its windows any more."""
+        outgoing, request.outgoing = request.outgoing, None
+        if outgoing is not None and outgoing.left and self.sender is not None:
+            self.sender.withdraw(outgoing)
+
+    def _into_scratch(self, size: int) -> list[memoryview]:
+        """Room for what nobody wants: the same again and again."""
+        whole, rest = divmod(size, len(_SCRATCH))
+        return [_SCRATCH] * whole + ([_SCRATCH[:rest]] if rest else [])
+
+
+def _nobody(status: TransferStatus, actual: int) -> None:
+    """Nobody waits for it."""
