@@ -62,7 +62,7 @@ EXAMPLES = """\b
 SECTIONS = {
     "See what there is": ("devices", "list", "status", "watch", "metrics"),
     "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
-    "Find out what is wrong": ("why", "doctor", "capture", "replay"),
+    "Find out what is wrong": ("why", "doctor", "capture", "extcap", "replay"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
 }
 
@@ -75,6 +75,7 @@ _COMMANDS = {
     "why": "why:why",
     "doctor": "doctor:doctor",
     "capture": "capture:capture",
+    "extcap": "extcap:extcap",
     "replay": "replay:replay",
     "attach": "changes:attach",
     "detach": "changes:detach",
