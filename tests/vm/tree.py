@@ -39,6 +39,7 @@ PACKAGES = (
     "sg3-utils",
     "evtest",
     "alsa-utils",
+    "tshark",  # reads captures
     "usbip",  # stock peers of remote devices
     "usbredirect",
     "iproute2",  # namespaces, and networks that delay and lose

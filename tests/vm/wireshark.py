@@ -1,0 +1,41 @@
+"""Debian's own tshark, run from the VM tests' tree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.vm import tree
+from usbvfiod_core.testing.limits import scaled
+
+FIELDS = (
+    "frame.interface_name",
+    "_ws.col.protocol",
+    "_ws.col.info",
+    "_ws.malformed",
+    "usb.urb_type",
+    "usb.transfer_type",
+    "usb.endpoint_address",
+    "usb.urb_status",
+    "usb.bInterfaceClass",
+    "usb.iso.iso_len",
+    "usbhid.data",
+)
+
+
+def packets(path: Path, *arguments: str) -> list[dict[str, str]]:
+    """Each packet's FIELDS as tshark tells them; those that it does not have are empty."""
+    options = [word for field in FIELDS for word in ("-e", field)]
+    output = tshark("-r", str(path), "-T", "json", *options, *arguments)
+    found: list[dict[str, Any]] = json.loads(output or "[]")
+    layers = [packet["_source"]["layers"] for packet in found]
+    return [{field: ", ".join(each.get(field, [])) for field in FIELDS} for each in layers]
+
+
+def tshark(*arguments: str) -> str:
+    """What it prints. Raises CalledProcessError."""
+    command = [*tree.program_argv(tree.tree_directory(), "usr/bin/tshark"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=scaled(60))
+    return result.stdout
