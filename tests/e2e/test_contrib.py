@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
+from usbvfiod_web import web
 
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CommandLine
@@ -41,6 +43,32 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         )
         ours = [line for line in result.stderr.splitlines() if str(tmp_path) in line or "usbvfiod" in line]
         assert (result.returncode, ours) == (0, []), result.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_accepts_the_unit_of_a_user(tmp_path: Path) -> None:
+    unit = tmp_path / "usbvfiod-web.service"
+    unit.write_text((CONTRIB / "web" / unit.name).read_text().replace("/usr/bin/usbvfiod", "/bin/true"))
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    result = subprocess.run(
+        ["systemd-analyze", "--user", "verify", "--man=no", unit],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=scaled(60),
+    )
+    assert (result.returncode, "usbvfiod" in result.stderr) == (0, False), result.stderr
+
+
+def test_the_commands_of_the_page_s_files_are_ones() -> None:
+    unit = settings(CONTRIB / "web/usbvfiod-web.service")["ExecStart"]
+    comment = re.search(r"^#   (usbvfiod web .*)$", (CONTRIB / "web/nginx.conf").read_text(), re.MULTILINE)
+    assert comment is not None
+    for line in (unit, comment[1]):
+        program, name, *arguments = shlex.split(line)
+        assert (Path(program).name, name) == ("usbvfiod", "web")
+        assert web.make_context("web", arguments)
+    assert "/web.sock;" in (CONTRIB / "web/nginx.conf").read_text()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")

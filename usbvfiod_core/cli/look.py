@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..daemon.report import sentence
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, ControlConnection, control_options
 from .output import print_object, print_one_line, print_table, say
@@ -74,7 +75,7 @@ def watch(as_json: bool, connect: Connect) -> None:
                 if as_json:
                     print_one_line(event)
                 else:
-                    say(f"{time.strftime('%H:%M:%S')}  {_sentence(event)}")
+                    say(f"{time.strftime('%H:%M:%S')}  {sentence(event)}")
         except KeyboardInterrupt:
             return
 
@@ -85,28 +86,6 @@ def _all_events(server: ControlConnection) -> Iterator[dict[str, Any]]:
     for attachment in next(events)["attachments"]:
         yield {"event": "attachment", "attachment": attachment}
     yield from events
-
-
-def _sentence(event: dict[str, Any]) -> str:
-    if event["event"] == "attachment":
-        attachment = event["attachment"]
-        label = attachment["name"] or attachment["spec"]
-        parts = [label, attachment["state"]]
-        if attachment["port"]:
-            parts.append(f"in port {attachment['port']}: {attachment['product']}")
-        remark = attachment["reason"] or attachment["note"]
-        if remark:
-            parts.append(f"({remark})")
-        return " ".join(parts)
-    if event["event"] == "device":
-        device = event["device"]
-        details = [f"{device['vendor_id']:04x}:{device['product_id']:04x}", device["name"]]
-        details += [f"serial {device['serial']}"] if device["serial"] else []
-        details += [f"port {device['port_path']}"] if device["port_path"] else []
-        return f"device {event['change']}: {device['device']} {' '.join(details)}"
-    if event["event"] == "lost":
-        return f"{event['count']} events were missed"
-    return str(event)
 
 
 def _print_attachments(attachments: list[dict[str, Any]]) -> None:

@@ -103,7 +103,7 @@ class ControlRequests:
                 self._attach,
                 {"device": _Argument(str), "fd": _Argument(bool, True), "files": _Argument(list, True)},
             ),
-            "detach": (self._detach, {"attachment": _Argument(str)}),
+            "detach": (self._detach, {"attachment": _Argument(str), "hold": _Argument(bool, True)}),
             "move": (self._move, {"attachment": _Argument(str), "port": _Argument(int)}),
             "send": (self._send, {"attachment": _Argument(str), "words": _Argument(list)}),
             "list": (self._list, {}),
@@ -210,10 +210,11 @@ class ControlRequests:
                 raise Forbidden(f"attach: only root and the server's own user may give {each.key}={each.path}")
         return Grant(given, self._gate.policy.directories)
 
-    def _detach(self, client: ControlClient, reply: Reply, attachment: str) -> None:
+    def _detach(self, client: ControlClient, reply: Reply, attachment: str, hold: bool = False) -> None:
+        """`hold`: keep it, with the descriptors it was given, so that `attach` can bring it back as it was."""
         found = self._select(attachment)
         done = partial(self._answer, reply)
-        self._attachments.detach(found, done, forget=not found.configured)
+        self._attachments.detach(found, done, forget=not (hold or found.configured))
 
     def _move(self, client: ControlClient, reply: Reply, attachment: str, port: int) -> None:
         self._attachments.move(self._select(attachment), port, lambda result: self._answer(reply, result))

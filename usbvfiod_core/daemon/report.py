@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..usb.backend import DeviceInfo
 from ..xhci.statistics import EndpointStatistics
 from .escapes import escaped
@@ -58,3 +61,26 @@ def endpoint_entry(statistics: EndpointStatistics, *, percentiles: bool = True) 
     if percentiles:
         entry.update({f"p{number}": statistics.percentile(number / 100) for number in (50, 90, 99)})
     return entry
+
+
+def sentence(event: Mapping[str, Any]) -> str:
+    """An event of the control socket, in words."""
+    if event["event"] == "attachment":
+        attachment = event["attachment"]
+        label = attachment["name"] or attachment["spec"]
+        parts = [label, attachment["state"]]
+        if attachment["port"]:
+            parts.append(f"in port {attachment['port']}: {attachment['product']}")
+        remark = attachment["reason"] or attachment["note"]
+        if remark:
+            parts.append(f"({remark})")
+        return " ".join(parts)
+    if event["event"] == "device":
+        device = event["device"]
+        details = [f"{device['vendor_id']:04x}:{device['product_id']:04x}", device["name"]]
+        details += [f"serial {device['serial']}"] if device["serial"] else []
+        details += [f"port {device['port_path']}"] if device["port_path"] else []
+        return f"device {event['change']}: {device['device']} {' '.join(details)}"
+    if event["event"] == "lost":
+        return f"{event['count']} events were missed"
+    return str(event)

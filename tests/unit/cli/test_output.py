@@ -12,6 +12,7 @@ import pytest
 
 from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop, Speed, hookimpl
 from usbvfiod_core.cli import changes, completing, look, main, output
+from usbvfiod_core.daemon import report
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.hooks.settings import PluginSelection
 
@@ -121,8 +122,8 @@ STATUS = {
     [
         lambda: look._print_attachments([ATTACHMENT]),
         lambda: look._print_status(STATUS, None, 1.0),
-        lambda: output.say(look._sentence({"event": "attachment", "attachment": ATTACHMENT})),
-        lambda: output.say(look._sentence({"event": HOSTILE})),
+        lambda: output.say(report.sentence({"event": "attachment", "attachment": ATTACHMENT})),
+        lambda: output.say(report.sentence({"event": HOSTILE})),
         lambda: output.print_one_line(STATUS),
         lambda: output.print_object(STATUS),
         lambda: changes._show(ATTACHMENT, as_json=False),

@@ -402,3 +402,18 @@ def test_files_that_do_not_fit(rig: ControlRig, tmp_path: Path) -> None:
         assert (error["kind"], message in error["message"]) == ("request", True), error
         assert len(os.listdir("/proc/self/fd")) == before
     os.close(fd)
+
+
+def test_an_attachment_that_is_to_be_held_keeps_what_it_was_given(rig: ControlRig) -> None:
+    """And is gone when it is detached once more."""
+    rig.backend.put_in("2-1")
+    talker = rig.talk()
+    assert talker.ask("attach", device="toys:2-1?port=3")["attachment"]["state"] == "plugged"
+    held = talker.ask("detach", attachment="1", hold=True)["attachment"]
+    assert (held["state"], held["ports"], rig.hub.ports) == ("held", [3], {})
+    assert talker.ask("attach", device="1")["attachment"]["port"] == 3
+    assert talker.ask("detach", attachment="1", hold=False)["attachment"]["state"] == "gone"
+    assert talker.ask("attach", device="toys:2-1")["attachment"]["number"] == 2
+    assert talker.ask("detach", attachment="2", hold=True)["attachment"]["state"] == "held"
+    assert talker.ask("detach", attachment="2")["attachment"]["state"] == "gone"
+    assert talker.ask("list")["attachments"] == []
