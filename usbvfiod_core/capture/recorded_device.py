@@ -22,6 +22,8 @@ CLASS_STORAGE = 0x08
 PROTOCOL_BULK_ONLY = 0x50
 PROTOCOL_UAS = 0x62
 
+_OF_PORTS = requests.TYPE_CLASS | requests.RECIPIENT_OTHER
+
 GET_DESCRIPTOR = (requests.DIRECTION_IN, requests.GET_DESCRIPTOR)
 
 
@@ -100,8 +102,12 @@ class RecordedDevice:
 
     @property
     def is_hub(self) -> bool:
-        """Whether it is one, which cannot be replayed and is mostly the host's own."""
-        return self.device is not None and self.device.device_class == CLASS_HUB
+        """Whether it is one, which cannot be replayed and is mostly the host's own: its descriptors are seldom there,
+        but what it is asked about its ports is (USB 2.0 11.24.2)."""
+        if self.device is not None:
+            return self.device.device_class == CLASS_HUB
+        setups = (exchange.setup for exchange in self.traffic.exchanges)
+        return any(setup is not None and setup.request_type & 0x7F == _OF_PORTS for setup in setups)
 
     @property
     def identity(self) -> str:
@@ -112,7 +118,7 @@ class RecordedDevice:
     def name(self) -> str:
         """For people: manufacturer and product, as far as they were recorded."""
         if self.device is None:
-            return "unknown device"
+            return "hub" if self.is_hub else "unknown device"
         texts = (self.string(self.device.manufacturer), self.string(self.device.product))
         return " ".join(text for text in texts if text) or self.identity
 

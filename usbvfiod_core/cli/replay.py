@@ -75,9 +75,7 @@ class _Verdict:
 
 
 def _verdict(device: RecordedDevice) -> _Verdict:
-    problems = list(device.problems)
-    if device.is_hub:
-        problems.append("a hub is not replayed")
+    problems = ["a hub is not replayed"] if device.is_hub else device.problems
     return _Verdict(device, problems, device.remarks if not problems else [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from struct import pack
 
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.capture.conversation import Conversation
+from usbvfiod_core.capture.pcapng import Reader, Writer
 from usbvfiod_core.capture.scrub import Scrubber
+from usbvfiod_core.capture.scrubbed_file import scrub_file
 from usbvfiod_core.capture.usbmon import COMPLETE, SUBMIT, Record
 from usbvfiod_core.usb.descriptors import (
     BOS,
@@ -232,6 +235,26 @@ def test_what_stays_is_the_same_record() -> None:
     talk = Conversation()
     talk.enumerate(DEVICE, DRIVE)
     assert all(after is before for before, after in zip(talk.records, scrubbed(talk), strict=True))
+
+
+def test_a_file_is_scrubbed_packet_by_packet() -> None:
+    talk = Conversation()
+    talk.enumerate(DEVICE, DRIVE, STRINGS)
+    talk.read(0x81, b"secret" * 20)
+    before = talk.file(snap_length=64 + 100, dropped=2)
+    before += Writer().statistics(0, talk.time, start=talk.records[0].time, received=9, dropped=2)
+    written: list[bytes] = []
+    scrub_file(io.BytesIO(before), written.append)
+    assert len(written) == 1 + len(talk.records) + 1
+    after = b"".join(written)
+    one, other = Reader(io.BytesIO(before)), Reader(io.BytesIO(after))
+    for old, new in zip(one, other, strict=True):
+        assert (new.time, new.length, new.dropped, len(new.data)) == (old.time, old.length, old.dropped, len(old.data))
+    assert other.interfaces == one.interfaces
+    assert (other.application, other.cut) == ("a test", "")
+    assert "SECRET".encode("utf-16-le") not in after
+    assert b"secret" in before
+    assert b"secret" not in after
 
 
 @given(st.lists(st.tuples(st.sampled_from((1, 2, 3, 15)), st.binary(max_size=60), st.integers(0, 70)), max_size=8))

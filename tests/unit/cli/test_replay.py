@@ -10,6 +10,7 @@ import pytest
 from tests.unit.capture.conversation import Conversation
 from usbvfiod_core.cli import main
 from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor, Endpoint, Interface
+from usbvfiod_core.usb.requests import SetupPacket
 
 DEVICE = DeviceDescriptor(0x0200, 0, 0, 0, 64, 0x1209, 0x00AB, 0x0100, 1, 2, 3)
 CONFIGURATION = Configuration((Interface(0, 0xFF, endpoints=(Endpoint(0x82, 2, 512), Endpoint(0x02, 2, 512))),))
@@ -38,10 +39,12 @@ def test_it_says_what_a_recording_is_good_for(tmp_path: Path, capsys: pytest.Cap
 def test_and_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub = Conversation(device=1)
     hub.enumerate(DeviceDescriptor(0x0200, 9, 0, 0, 64, 0x1D6B, 2, 1), CONFIGURATION)
+    root = Conversation(device=2)
+    root.request(SetupPacket(0xA3, 0, 0, 1, 4), bytes(4))
     late = Conversation(device=9)
     late.read(0x81, b"late")
     both = talk()
-    both.records += hub.records + late.records
+    both.records += hub.records + root.records + late.records
     path = tmp_path / "a.pcapng"
     path.write_bytes(both.file(snap_length=64 + 100, dropped=2)[:-1])
     assert main(["replay", "check", str(path), "--json"]) == 0
@@ -50,9 +53,14 @@ def test_and_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert any("2 packets were lost" in each for each in told["remarks"])
     assert any("the file ends inside a block" in each for each in told["remarks"])
     found = {each["device"]: each for each in told["devices"]}
-    assert {name: each["usable"] for name, each in found.items()} == {"3.1": False, "3.7": True, "3.9": False}
+    assert {name: each["usable"] for name, each in found.items()} == {
+        "3.1": False,
+        "3.2": False,
+        "3.7": True,
+        "3.9": False,
+    }
     assert found["3.7"]["remarks"] == ["1 transfers of endpoint 82 were cut; zeros take the place of what is missing"]
-    assert found["3.1"]["problems"] == ["a hub is not replayed"]
+    assert found["3.1"]["problems"] == found["3.2"]["problems"] == ["a hub is not replayed"]
     assert "its device descriptor was not recorded" in found["3.9"]["problems"][0]
     assert found["3.7"]["endpoints"][2] == {"endpoint": "82", "type": "bulk", "transfers": 1, "bytes": 600}
     assert main(["replay", "check", str(path)]) == 0
