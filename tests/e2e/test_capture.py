@@ -103,6 +103,35 @@ def test_what_becomes_of_the_file(served: Served, tmp_path: Path) -> None:
     assert eventually(lambda: received(tmp_path / "it.pcapng"))
 
 
+def test_scrubbed_on_its_way(served: Served, tmp_path: Path) -> None:
+    """Without serial numbers, and otherwise whole: with what was before, and statistics; errors are told as without."""
+    at = ("--control-path", served.control)
+    file = Capture("stick", "--scrub", "-w", tmp_path / "it.pcapng", *at)
+    full = Capture("--scrub", "-w", "/dev/full", *at)
+    source, sink = os.pipe()
+    left = Capture("--scrub", *at, stdout=sink)
+    os.close(sink)
+    os.close(source)
+    assert served.stick.descriptor is not None
+    serial = served.stick.get_string(served.stick.descriptor.serial_number)
+    product = served.stick.get_string(served.stick.descriptor.product)
+    code, text = file.end()
+    found = records(tmp_path / "it.pcapng")
+    assert (code, text) == (0, f"{len(found)} packets")
+    data = b"".join(bytes(record.data) for _, record in found)
+    assert serial.encode("utf-16-le") not in data
+    assert product.encode("utf-16-le") in data
+    assert ("0" * len(serial)).encode("utf-16-le") in data
+    assert received(tmp_path / "it.pcapng") == len(found)
+    code, text = full.wait()
+    assert code == 4
+    assert "Traceback" not in full.first + text
+    assert (full.first + text).endswith("usbvfiod: error: the capture has ended: No space left on device")
+    served.talk(3)
+    code, text = left.wait()
+    assert (code, "Traceback" in left.first + text) == (0, False), text
+
+
 def received(path: Path) -> int | None:
     """What the statistics at the end of a file say."""
     reader = read(path)
@@ -116,6 +145,7 @@ def test_what_is_wrong(run: Run, served: Served, tmp_path: Path) -> None:
     file = tmp_path / "it.pcapng"
     for arguments, code, text in (
         (("nobody", "-w", file), 6, "there is no attachment nobody"),
+        (("nobody", "--scrub", "-w", file), 6, "there is no attachment nobody"),
         (("-w", tmp_path / "no" / "it"), 2, "cannot be written: No such file or directory"),
     ):
         result = run("capture", *arguments, *at)

@@ -13,6 +13,7 @@ from . import completing
 from .capturing import captured
 from .control import Connect, control_options
 from .output import say
+from .scrubbing import Scrubbing
 
 BROKEN_PIPE = os.strerror(32)
 """How a capture ends whose reader has seen enough."""
@@ -43,20 +44,26 @@ BROKEN_PIPE = os.strerror(32)
     multiple=True,
     help="Only what goes over this endpoint, such as 0x81 or 0; may be repeated.",
 )
+@click.option(
+    "--scrub", is_flag=True, help="Leave out serial numbers, what drives hold and what is typed, to share the capture."
+)
 @control_options
 def capture(
-    attachments: tuple[str, ...], write: str, snaplen: int, endpoints: tuple[str, ...], connect: Connect
+    attachments: tuple[str, ...], write: str, snaplen: int, endpoints: tuple[str, ...], scrub: bool, connect: Connect
 ) -> None:
     """Capture devices of a running server for Wireshark, until Ctrl+C.
 
     WHICH is an attachment as for `detach`; without one, all devices are captured, and those that come. The file is
-    opened here, with the caller's rights. It has what is typed and stored.
+    opened here, with the caller's rights. It has what is typed and stored, unless it is scrubbed.
     """
     with connect() as server:
         fd = _opened(write)
+        scrubbing = Scrubbing(fd, server.hang_up) if scrub else None
 
         def started(interfaces: list[dict[str, str]]) -> None:
-            if write != "-":
+            if scrubbing is not None:
+                scrubbing.close()
+            elif write != "-":
                 os.close(fd)
             found = "; ".join(f"{each['name']} ({each['description']})" for each in interfaces)
             say(f"capturing {found or 'what comes'}; Ctrl+C ends it", err=True)
@@ -64,16 +71,22 @@ def capture(
         try:
             result = captured(
                 server,
-                fd,
+                fd if scrubbing is None else scrubbing.fd,
                 started,
                 attachments=list(attachments),
                 endpoints=list(endpoints),
                 snap_length=snaplen,
             )
         except UsbvfiodError:
+            if scrubbing is not None:
+                scrubbing.finish()
+                if scrubbing.seen_enough:
+                    return
             if write != "-" and os.path.isfile(write) and os.path.getsize(write) == 0:
                 os.unlink(write)
             raise
+    if scrubbing is not None:
+        scrubbing.finish()
     say(_counted(result), err=True)
     if result["reason"] not in ("", BROKEN_PIPE):
         raise DeviceError(f"the capture has ended: {result['reason']}")

@@ -8,6 +8,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +74,11 @@ class ControlConnection:
     def close(self) -> None:
         """Close it."""
         self._socket.close()
+
+    def hang_up(self) -> None:
+        """End whatever is waited for on this connection, with ServerUnreachable; may be called in another thread."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def request(self, name: str, *, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Ask, and return the answer. `fds` go with it. Raises the error that the server answers with."""
