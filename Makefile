@@ -25,7 +25,7 @@ help:
 	@echo "make bench      budgets of time and memory; then measure, beside QEMU's own controller where a VM can run"
 	@echo "make bench-against REV=COMMIT  ratios to another commit beside their targets; ARGS=--json for programs"
 	@echo "make docs       write docs/xhci-coverage.md anew from the controller's tables, and pages of the API into build/api"
-	@echo "make recording  record docs/session.svg anew, in a VM"
+	@echo "make recording  record docs/session.svg anew, in a VM, and docs/top.svg"
 	@echo "make lint       format check, lint, types, spelling, phrases"
 
 $(RUNNABLE): $(SOURCES)
@@ -95,6 +95,7 @@ docs: $(STAMP)
 
 recording: $(STAMP)
 	$(RUN) -m tests.recording
+	$(RUN) -m tests.picture
 
 lint: $(STAMP)
 	$(RUN) -m ruff format --check .

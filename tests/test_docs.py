@@ -19,8 +19,9 @@ import click
 import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
-from tests import prose, recording
+from tests import picture, prose, recording
 from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl, opener
+from usbvfiod_core.cli.activity import VIEWS
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine
 from usbvfiod_core.daemon.config_file import load
@@ -191,6 +192,14 @@ def test_pictures_are_complete_in_themselves(path: Path) -> None:
     """As images of a page they get nothing from elsewhere, neither fonts nor scripts."""
     assert ElementTree.fromstring(path.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
     assert not re.search(r"<script|<image|@import|url\(h|href=", path.read_text())
+
+
+def test_the_picture_of_top_has_its_columns() -> None:
+    """As far as there is room. Its script, which runs it, is tests/picture.py."""
+    texts = ElementTree.fromstring(picture.DOCUMENT.read_text()).iter("{http://www.w3.org/2000/svg}text")
+    titles = " ".join(text.text or "" for text in list(texts)[1:4]).split()
+    assert len(titles) >= 9
+    assert titles == [column.title for column in VIEWS["devices"]][: len(titles)]
 
 
 def test_the_recording_shows_the_commands_of_its_script() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import socket
 import stat
@@ -313,22 +312,6 @@ def test_watch(serve: Serve, control: Path, ask: Ask) -> None:
         assert watch.stdout.readline().partition(" ")[2] == " keys held (it was detached)\n"
         assert server.terminate() == 0
         assert watch.wait(PATIENCE) == 0
-
-
-def test_status_refreshes_in_place(serve: Serve, control: Path) -> None:
-    serve("--control-path", control, "--device", "virtual:keyboard")
-    command = [*COMMAND, "status", "--watch", "--interval", "0.1", "--control-path", str(control)]
-    terminal, its = os.openpty()
-    with subprocess.Popen(command, stdout=its, preexec_fn=heed_interrupts) as status:
-        os.close(its)
-        output = b""
-        while output.count(b"\x1b[H\x1b[J") < 3:
-            assert select.select([terminal], [], [], PATIENCE)[0]
-            output += os.read(terminal, 65536)
-        status.send_signal(signal.SIGINT)
-        assert status.wait(PATIENCE) == 130
-    os.close(terminal)
-    assert b"usbvfiod Keyboard" in output
 
 
 # -- the configuration file ------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ EXAMPLES = """\b
   usbvfiod why 10c4:ea60                 why it cannot be plugged in"""
 
 SECTIONS = {
-    "See what there is": ("devices", "list", "status", "watch", "metrics"),
+    "See what there is": ("devices", "list", "status", "top", "watch", "metrics"),
     "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
     "Find out what is wrong": ("why", "doctor", "capture", "extcap", "replay"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
@@ -71,6 +71,7 @@ _COMMANDS = {
     "list": "look:list_attachments",
     "status": "look:status",
     "watch": "look:watch",
+    "top": "top:top",
     "metrics": "metrics:metrics",
     "why": "why:why",
     "doctor": "doctor:doctor",

@@ -12,9 +12,7 @@ from ..daemon.report import sentence
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, ControlConnection, control_options
 from .output import print_object, print_one_line, print_table, say
-
-HOME = "\x1b[H\x1b[J"
-"""Moves a terminal's cursor to the upper left corner and clears what is below."""
+from .quantities import duration, microseconds, size
 
 
 @click.command("list")
@@ -33,35 +31,16 @@ def list_attachments(as_json: bool, connect: Connect) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
-@click.option("--watch", "again", is_flag=True, help="Refresh in place until interrupted.")
-@click.option(
-    "--interval",
-    metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
-    default=1.0,
-    show_default=True,
-    help="Of --watch.",
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @control_options
-def status(as_json: bool, again: bool, interval: float, connect: Connect) -> None:
+def status(as_json: bool, connect: Connect) -> None:
     """Show a running server: its VM, its devices, and what each of their endpoints has done."""
     with connect() as server:
-        before: dict[tuple[Any, Any], int] | None = None
-        while True:
-            answer = server.request("status")
-            if again and as_json:
-                print_one_line(answer)
-            elif as_json:
-                print_object(answer)
-            else:
-                if again:
-                    click.echo(HOME, nl=False)
-                _print_status(answer, before, interval)
-            if not again:
-                return
-            before = {key: endpoint["bytes"] for key, _, endpoint in _endpoints(answer)}
-            time.sleep(interval)
+        answer = server.request("status")
+    if as_json:
+        print_object(answer)
+    else:
+        _print_status(answer)
 
 
 @click.command()
@@ -114,22 +93,22 @@ def _row(attachment: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | None, interval: float) -> None:
+def _print_status(answer: dict[str, Any]) -> None:
     server, client, memory = answer["server"], answer["client"], answer["memory"]
     serving = "serving" if server["serving"] else f"waiting for {', '.join(server['missing']) or 'devices'}"
     process = f"process {server['pid']} ({server['build']})"
-    say(f"server   {process}, {serving}, for {_duration(server['seconds'])} {server['socket']}")
+    say(f"server   {process}, {serving}, for {duration(server['seconds'])} {server['socket']}")
     held, missing = server["sandbox"]["stages"], server["sandbox"]["missing"]
     say(f"sandbox  {', '.join(held) or 'none'}" + (f"; missing: {', '.join(missing)}" if missing else ""))
     if client is None:
         say("client   none is connected")
     else:
         name = f"{client['name']} {client['version']}".strip() or "a client"
-        say(f"client   {name}, process {client['pid']}; {_size(memory['shared'])} of memory shared")
+        say(f"client   {name}, process {client['pid']}; {size(memory['shared'])} of memory shared")
         if memory["unshared"] and not memory["shared"]:
             say(f"         the guest's memory is not shared ({HOW_TO_SHARE})")
         elif memory["unshared"] >= NOTICED_SIZE:
-            say(f"         {_size(memory['unshared'])} of the guest's memory are not shared ({HOW_TO_SHARE})")
+            say(f"         {size(memory['unshared'])} of the guest's memory are not shared ({HOW_TO_SHARE})")
     if not answer["attachments"]:
         return
     say()
@@ -141,13 +120,12 @@ def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | N
             endpoint["type"],
             endpoint["state"].lower(),
             str(endpoint["transfers"]),
-            _size(endpoint["bytes"]),
-            _size((endpoint["bytes"] - before.get(key, endpoint["bytes"])) / interval) + "/s" if before else "",
+            size(endpoint["bytes"]),
             ", ".join(f"{count} {error}" for error, count in endpoint["errors"].items()),
             str(endpoint["missed"]) if endpoint["type"] == "isochronous" else "",
-            *(_microseconds(endpoint[part]) for part in ("p50", "p90", "p99")),
+            *(microseconds(endpoint[part]) for part in ("p50", "p90", "p99")),
         )
-        for key, attachment, endpoint in _endpoints(answer)
+        for attachment, endpoint in _endpoints(answer)
     ]
     if rows:
         say()
@@ -158,7 +136,6 @@ def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | N
             "STATE",
             "TRANSFERS",
             "BYTES",
-            "RATE",
             "ERRORS",
             "MISSED",
             "P50",
@@ -168,28 +145,8 @@ def _print_status(answer: dict[str, Any], before: dict[tuple[Any, Any], int] | N
         print_table(titles, rows)
 
 
-def _endpoints(answer: dict[str, Any]) -> Iterator[tuple[tuple[Any, Any], dict[str, Any], dict[str, Any]]]:
-    """Each endpoint with a key that is its own, and its attachment."""
+def _endpoints(answer: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each endpoint with its attachment."""
     for attachment in answer["attachments"]:
         for endpoint in attachment["endpoints"]:
-            yield (attachment["number"], endpoint["address"]), attachment, endpoint
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def _microseconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.0f} us" if value < 1000 else f"{value / 1000:.1f} ms"
+            yield attachment, endpoint

@@ -44,16 +44,18 @@ def print_text(text: str) -> None:
     click.echo(text, nl=False)
 
 
-def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their titles; a column that is empty in every row is left out."""
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> None:
+    """Print rows under their titles; a column that is empty in every row is left out. `right`: columns of numbers."""
     kept = [index for index in range(len(titles)) if any(row[index] for row in rows)]
     cells = [[visible(row[index]) for index in kept] for row in rows]
     heads = [titles[index] for index in kept]
     widths = [max(len(line[column]) for line in [heads, *cells]) for column in range(len(kept))]
-    click.secho(_line(heads, widths), bold=True)
+    sides = [bool(right) and right[index] for index in kept]
+    click.secho(_line(heads, widths, sides), bold=True)
     for line in cells:
-        click.echo(_line(line, widths))
+        click.echo(_line(line, widths, sides))
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    sides = zip(cells, widths, right, strict=True)
+    return "  ".join(cell.rjust(width) if at_right else cell.ljust(width) for cell, width, at_right in sides).rstrip()

@@ -169,24 +169,30 @@ class Servers:
         for server in self.known.values():
             server.ask()
 
-    def wait(self, until: float, fd: int | None = None) -> bool:
-        """Hear answers until `until` (time.monotonic), or everybody has answered; with `fd` until then, or something
-        can be read there, which is true then."""
-        if fd is not None:
+    def wait(self, until: float, *fds: int) -> None:
+        """Hear answers until `until` (time.monotonic), until everybody has answered who was asked, or until something
+        can be read at one of `fds`."""
+        for fd in fds:
             self._selector.register(fd, selectors.EVENT_READ)
         try:
-            while fd is not None or any(server.waiting for server in self.known.values()):
+            asked = not fds or self._waiting
+            while not asked or self._waiting:
                 left = until - time.monotonic()
                 if left <= 0:
-                    break
-                for key, _ in self._selector.select(left):
-                    if key.data is None:
-                        return True
-                    key.data.read()
+                    return
+                events = self._selector.select(left)
+                for key, _ in events:
+                    if key.data is not None:
+                        key.data.read()
+                if any(key.data is None for key, _ in events):
+                    return
         finally:
-            if fd is not None:
+            for fd in fds:
                 self._selector.unregister(fd)
-        return False
+
+    @property
+    def _waiting(self) -> bool:
+        return any(server.waiting for server in self.known.values())
 
 
 def _finding(control_path: Path | None, vm: str | None) -> Find:

@@ -337,7 +337,7 @@ def test_memory_that_is_not_shared(
     found = {finding.check: finding for finding in doctor._server(lambda: connection)}  # type: ignore[arg-type, return-value]
     assert found["vm"].verdict == verdict
     assert words in found["vm"].text
-    look._print_status(status, None, 1.0)
+    look._print_status(status)
     printed = capsys.readouterr().out
     assert ("share=on" in printed) == (verdict == "wrong")
     if verdict == "wrong":

@@ -17,8 +17,8 @@ from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.hooks.settings import PluginSelection
 
 CLI = Path(look.__file__).parent
-OWN_WORDS = {"output.py", "completion.py", "man.py", "command.py", "look.py"}
-"""What prints by itself: texts that are ours, the cursor's way home, and `output`."""
+OWN_WORDS = {"output.py", "completion.py", "man.py", "command.py", "extcap_program.py"}
+"""What prints by itself: texts that are ours, what Wireshark reads, and `output`."""
 
 HOSTILE = "Drive\n\r\x1b[2J\x9b2J\u202e\u2028forged"
 
@@ -26,7 +26,6 @@ HOSTILE = "Drive\n\r\x1b[2J\x9b2J\u202e\u2028forged"
 def test_commands_print_through_one_file() -> None:
     printing = {path.name for path in CLI.glob("*.py") if re.search(r"click\.echo\(|(?<!_)\bprint\(", path.read_text())}
     assert printing == OWN_WORDS
-    assert (CLI / "look.py").read_text().count("click.echo(") == 1
 
 
 class Evil(Backend):
@@ -121,7 +120,7 @@ STATUS = {
     "show",
     [
         lambda: look._print_attachments([ATTACHMENT]),
-        lambda: look._print_status(STATUS, None, 1.0),
+        lambda: look._print_status(STATUS),
         lambda: output.say(report.sentence({"event": "attachment", "attachment": ATTACHMENT})),
         lambda: output.say(report.sentence({"event": HOSTILE})),
         lambda: output.print_one_line(STATUS),
