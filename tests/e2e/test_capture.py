@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.driver.device import UsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, eventually
+from usbvfiod_core.testing.served import ServerProcess
 
 
 class Capture:
@@ -138,6 +139,22 @@ def received(path: Path) -> int | None:
     with suppress(CaptureError):  # it is empty at first
         list(reader)
     return reader.interfaces[0].received if reader.interfaces else None
+
+
+def test_from_the_start_on(image: Path, tmp_path: Path) -> None:
+    """Files of the configuration are opened before the sandbox is closed, and whole when the server has ended."""
+    every, one = tmp_path / "all.pcapng", tmp_path / "one.pcapng"
+    devices = (f"virtual:flash?image={image}&name=stick&pcap={one}", "virtual:keyboard?name=keys")
+    server = ServerProcess(
+        tmp_path / "vm.sock", ("--pcap-path", str(every), "--device", devices[0], "--device", devices[1])
+    )
+    with server, closing(server.connect()) as bus, GuestDriver(bus) as driver:
+        driver.enumerate(9)
+        driver.enumerate(1)
+    assert {packet.interface.name for packet, _ in records(every)} == {"stick", "keys"}
+    assert {packet.interface.name for packet, _ in records(one)} == {"stick"}
+    assert [bool(packet.comment) for packet, _ in records(one)].count(True) == 0
+    assert f"captured to {one}: " in server.output
 
 
 def test_what_is_wrong(run: Run, served: Served, tmp_path: Path) -> None:

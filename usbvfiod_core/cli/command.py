@@ -15,7 +15,7 @@ from ..daemon.activation import take_sockets
 from ..daemon.config import CommandLine
 from ..daemon.config_file import read
 from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
-from ..daemon.server_settings import MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, ServerSettings
+from ..daemon.server_settings import MAX_PCAP_FILES, MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, ServerSettings
 from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection
@@ -40,6 +40,9 @@ _OF_A_SERVER = (
     "metrics",
     "metrics_group",
     "metrics_mode",
+    "pcap_path",
+    "pcap_size",
+    "pcap_files",
     "opener",
     "backend",
 )
@@ -203,6 +206,27 @@ def _options() -> list[click.Parameter]:
             multiple=True,
             shell_complete=completing.devices,
             help="Plug in [BACKEND:]ADDRESS[?option=value&...]; may be repeated.",
+        ),
+        click.Option(
+            ["--pcap-path"],
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Capture all devices to this file, for Wireshark; of one device: the option pcap=FILE.",
+        ),
+        click.Option(
+            ["--pcap-size"],
+            metavar="MIB",
+            type=click.IntRange(min=0),
+            default=0,
+            help="Begin the next file of a capture after so many MiB.",
+        ),
+        click.Option(
+            ["--pcap-files"],
+            metavar="N",
+            type=click.IntRange(2, MAX_PCAP_FILES),
+            default=ServerSettings().pcap_files,
+            show_default=True,
+            help="Fill so many files in turn, with --pcap-size.",
         ),
         click.Option(
             ["-v", "--verbose"], count=True, help="Log what the guest does with each device; -vv: each transfer, too."

@@ -20,6 +20,7 @@ _CORE_HELP = {
     "name": "A name for commands.",
     "mode": "When it is plugged in.",
     "follow-port": "Whether whatever is in the same port is attached.",
+    "pcap": "A file that it is captured to.",
 }
 
 

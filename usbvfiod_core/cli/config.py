@@ -88,7 +88,7 @@ def toml(made: Config, declared: Mapping[str, Declared]) -> Iterator[str]:
 
 def _device(device: DeviceSpec) -> dict[str, object]:
     values: dict[str, object] = {"backend": device.backend, "address": device.address}
-    core = (device.port, device.name, device.mode.value, device.follow_port)
+    core = (device.port, device.name, device.mode.value, device.follow_port, device.pcap and str(device.pcap))
     values.update((key, value) for key, value in zip(CORE_OPTIONS, core, strict=True) if value)
     if device.options:
         values["options"] = dict(device.options)

@@ -17,10 +17,10 @@ from ..capture.usbmon import LINK_TYPE
 from ..daemon import places
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..installed import version
-from ..visible import visible
 from .capture import BROKEN_PIPE
 from .capturing import captured
 from .control import ControlConnection
+from .output import say
 
 PATIENCE: Final = 1.0
 """Seconds that a server has to say what it has, before it is left out of the list."""
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _capture(given)
         sys.stdout.flush()
     except (UsbvfiodError, OSError) as error:
-        print(f"usbvfiod: {visible(str(error))}", file=sys.stderr)
+        say(f"usbvfiod: {error}", err=True)
         return 1
     return 0
 
@@ -150,8 +150,8 @@ def _capture(given: Mapping[str, str]) -> None:
 
 def _print(what: str, **fields: object) -> None:
     """One sentence of Wireshark's language. Braces would end a field."""
-    told = (f"{{{key}={visible(str(value)).translate(_BRACES)}}}" for key, value in fields.items())
-    print(what, "".join(told))
+    told = (f"{{{key}={str(value).translate(_BRACES)}}}" for key, value in fields.items())
+    say(f"{what} {''.join(told)}")
 
 
 _BRACES: Final = str.maketrans("{}", "()")

@@ -1,8 +1,8 @@
 """What the user asked for, checked: device specifications and the server's configuration.
 
 A device specification is `[BACKEND:]ADDRESS[?option=value&...]`. In options, `%XX` stands for a byte, so that a value
-can hold `&`. The options of the core are `port`, `name`, `mode` and `follow-port`; `PLUGIN.key` is for that plugin; the
-backend gets the others.
+can hold `&`. The options of the core are `port`, `name`, `mode`, `follow-port` and `pcap`; `PLUGIN.key` is for that
+plugin; the backend gets the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ installed is preferred."""
 BUILT_IN = "virtual"
 """The backend that is always there, and has no device of the host."""
 
-CORE_OPTIONS = ("port", "name", "mode", "follow-port")
+CORE_OPTIONS = ("port", "name", "mode", "follow-port", "pcap")
 
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
 _PREFIX = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*):(.*)", re.DOTALL)
@@ -76,6 +76,8 @@ class DeviceSpec:
     mode: Mode = Mode.AUTO
     follow_port: bool = False
     """Keep whatever sits in the socket in which the device was found first."""
+    pcap: Path | None = None
+    """The file that it is captured to; absolute."""
     plugin_options: Mapping[str, object] = field(default_factory=dict)
     """By plugin, what its own dataclass makes of its options; plugins that are given none are left out."""
     grant: Grant | None = field(default=None, compare=False)
@@ -325,11 +327,20 @@ def _parse_follow_port(value: str | None) -> bool:
     return value == "true"
 
 
+def _parse_pcap(value: str | None) -> Path | None:
+    if value is None:
+        return None
+    if not value or "\0" in value:
+        raise SettingError("pcap", f"pcap is the name of a file, not {value!r}")
+    return Path(value).absolute()
+
+
 _CORE: Mapping[str, Callable[[str | None], object]] = {
     "port": _parse_port,
     "name": _parse_name,
     "mode": _parse_mode,
     "follow-port": _parse_follow_port,
+    "pcap": _parse_pcap,
 }
 
 

@@ -23,6 +23,7 @@ from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from .attachments import Attachments
+from .capture_files import CaptureFiles
 from .captures import Captures
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
@@ -126,6 +127,7 @@ class Server:
         hub.unplugged = self._unplugged
         hub.noted = self._noted
         self.captures = Captures(loop, hub)
+        self._capture_files = CaptureFiles(self.captures, config)
         self._declared = registry.declared()
         self._host = host_backend(backends)
         use_opener(config.server.opener)
@@ -191,6 +193,7 @@ class Server:
             self.stop()
             return
         try:
+            self._capture_files.open()
             self._confinement.close(self._directories())
         except Exception as error:
             reason = f"the sandbox cannot be closed: {type(error).__name__}: {error}"
@@ -198,6 +201,12 @@ class Server:
             self.stop()
             return
         self.threads_may_start()
+        try:
+            self._capture_files.begin()
+        except UsbvfiodError as error:
+            self._errors.append(error)
+            self.stop()
+            return
         for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
             log.warning("%s", caution)
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
@@ -285,7 +294,9 @@ class Server:
         }
 
     def _parse(self, text: str) -> DeviceSpec:
-        return parse_device(text, self._backends, self._config.server.backend, self._declared, self._host)
+        spec = parse_device(text, self._backends, self._config.server.backend, self._declared, self._host)
+        self._capture_files.check([spec])
+        return spec
 
     def _reload(self, done: Callable[[dict[str, Any] | UsbvfiodError], object]) -> None:
         """Read the configuration file again, and do what has changed in it. An error changes nothing."""
@@ -309,11 +320,14 @@ class Server:
             self._config = replace(result, server=config.server, plugins=config.plugins, selection=config.selection)
             carry_out(self.attachments, compare(self.attachments, config, result), finished)
 
+        def read() -> Config:
+            return self._capture_files.checked(load(config.command_line, self._backends, self._declared, self._host))
+
         def finished(answer: dict[str, Any]) -> None:
             self._reloading = False
             done(answer)
 
-        self._loop.run_blocking(lambda: load(config.command_line, self._backends, self._declared, self._host), loaded)
+        self._loop.run_blocking(read, loaded)
 
     def _set_log_level(self, level: str) -> None:
         set_level(level)

@@ -22,6 +22,7 @@ USB2_PORTS = 8
 USB3_PORTS = 7
 """Ports unless the user says otherwise: 15, the most that macOS takes."""
 MAX_SPIN = 10_000  # microseconds
+MAX_PCAP_FILES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ class ServerSettings:
     """Where to serve metrics, as `metrics_address` reads it."""
     metrics_group: str | None = None
     metrics_mode: str | None = None
+    pcap_path: Path | None = None
+    """The file that all devices are captured to."""
+    pcap_size: int = 0
+    """MiB after which the next file of a capture begins; 0 for one file without a limit."""
+    pcap_files: int = 2
+    """Files of a capture with `pcap_size`."""
     opener: Path | None = None
     """Where to ask for what this user may not open."""
     backend: str | None = None
@@ -92,6 +99,10 @@ class ServerSettings:
         for key, fd in (("fd", self.fd), ("hotplug-fd", self.hotplug_fd)):
             if fd is not None and fd < 0:
                 yield key, f"{key} is the number of a file descriptor, not {fd}"
+        if self.pcap_size < 0:
+            yield "pcap-size", f"pcap-size is a number of MiB from 0 up, not {self.pcap_size}"
+        if not 2 <= self.pcap_files <= MAX_PCAP_FILES:
+            yield "pcap-files", f"pcap-files is a number from 2 to {MAX_PCAP_FILES}, not {self.pcap_files}"
         if self.verbose < 0:
             yield "verbose", f"verbose is a number from 0 up, not {self.verbose}"
         if self.hotplug_socket_path is not None and self.hotplug_fd is not None:

@@ -36,7 +36,8 @@ def registry() -> Registry:
 def test_options(registry: Registry) -> None:
     """The backend's, the plugins' and the core's; those that are not given yet."""
     offered = dict(options(registry, None, "virtual:serial?link=x&"))
-    keys = ["connect", "file", "speed", "serial", "fault", "lock.locked", "port", "name", "mode", "follow-port"]
+    core = ["port", "name", "mode", "follow-port", "pcap"]
+    keys = ["connect", "file", "speed", "serial", "fault", "lock.locked", *core]
     assert list(offered) == [f"virtual:serial?link=x&{key}=" for key in keys]
     assert offered["virtual:serial?link=x&lock.locked="] == "Keeps it locked."
     assert all(offered.values())

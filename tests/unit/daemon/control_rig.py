@@ -186,6 +186,7 @@ class ControlRig(Rig):
         assert self.control.clients == 0
         assert not self.path.exists()
         self.attachments.close(lambda: None)
+        self.captures.finish()
         assert eventually(self.captured)
         assert self.loop.watched == ()
         self.loop.close()
