@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import usbvfiod_usbip
 from usbvfiod_usbfs.backend import UsbfsBackend
 from usbvfiod_web import web
 
@@ -23,6 +24,7 @@ from usbvfiod_core.opener import parser as opener_parser
 from usbvfiod_core.testing.limits import PATIENCE, scaled
 
 CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
+FLEET = CONTRIB / "fleet"
 UNITS = sorted(path for path in (CONTRIB / "systemd").iterdir() if path.suffix in (".service", ".socket"))
 
 
@@ -110,16 +112,46 @@ def test_the_example_configuration_is_one() -> None:
     assert len(config.devices) == len(tomllib.loads(path.read_text())["device"])
 
 
-def test_the_udev_rules_have_the_form_of_rules() -> None:
-    for line in (CONTRIB / "udev/70-usbvfiod.rules").read_text().splitlines():
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_accepts_the_units_of_the_fleet(tmp_path: Path) -> None:
+    names = {
+        unit.name: unit.name.replace("@", "@1-2" if "bind" in unit.name else "@rack3")
+        for unit in FLEET.glob("*.service")
+    }
+    assert len(names) == 3
+    for unit, name in names.items():
+        (tmp_path / name).write_text(re.sub(r"/(usr/)?s?bin/\w+", "/bin/true", (FLEET / unit).read_text()))
+    for name in names.values():
+        result = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", tmp_path / name],
+            capture_output=True,
+            text=True,
+            timeout=scaled(60),
+        )
+        ours = [line for line in result.stderr.splitlines() if str(tmp_path) in line]
+        assert (result.returncode, ours) == (0, []), result.stderr
+
+
+def test_the_fleet_has_devices_by_name() -> None:
+    plugin = Registry()
+    assert not plugin.register(usbvfiod_usbip, "usbip").error
+    config = load(CommandLine(file=FLEET / "web.toml"), plugin.backends(), plugin.declared())
+    assert [device.name for device in config.devices] == ["zigbee", "board", "meter"]
+    assert vars(config.plugins["usbip"])["hosts"] == ("rack1", "rack2", "rack3")
+    rules = (FLEET / "90-usbip.rules").read_text()
+    assert rules.count("usbip-bind@%k.service") == 2
+    assert (FLEET / "usbip-bind@.service").is_file()
+
+
+@pytest.mark.parametrize("path", ["udev/70-usbvfiod.rules", "fleet/90-usbip.rules"])
+def test_the_udev_rules_have_the_form_of_rules(path: str) -> None:
+    for line in (CONTRIB / path).read_text().splitlines():
         if line and not line.startswith("#"):
             for part in line.split(", "):
                 assert re.fullmatch(r'[A-Z]+(\{[\w/]+\})?(==|!=|\+=|:=|=)"[^"]*"', part), part
     if shutil.which("udevadm") is None:
         return
-    result = subprocess.run(
-        ["udevadm", "verify", CONTRIB / "udev/70-usbvfiod.rules"], capture_output=True, text=True, timeout=PATIENCE
-    )
+    result = subprocess.run(["udevadm", "verify", CONTRIB / path], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0 or "Unknown command" in result.stderr, result.stderr
 
 

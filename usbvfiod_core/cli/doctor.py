@@ -48,7 +48,7 @@ def doctor(registry: Registry, as_json: bool, connect: Connect | None) -> None:
     Looks at the plugins, the host's USB, rights, drivers, memory for transfers and power saving; with the control
     socket of a running server at that too. Nothing is changed or opened.
     """
-    findings = [*_plugins(registry), *_host(), *_devices(sysfs.scan(sysfs.DEVICES)), *_memory()]
+    findings = [*_plugins(registry), *_remote(registry), *_host(), *_devices(sysfs.scan(sysfs.DEVICES)), *_memory()]
     if connect is not None:
         findings += _server(connect)
     wrong = [finding for finding in findings if finding.verdict == "wrong"]
@@ -75,6 +75,12 @@ def _plugins(registry: Registry) -> Iterator[Finding]:
     else:
         text = "there is no backend for devices of this host"
         yield Finding("backends", "note", text, installation().plugin(OWN_BACKENDS[0]))
+
+
+def _remote(registry: Registry) -> Iterator[Finding]:
+    for name, backend in sorted(registry.backends().items()):
+        for problem in backend.problems():
+            yield Finding(name, "wrong", problem)
 
 
 def _host() -> Iterator[Finding]:

@@ -98,9 +98,10 @@ class Openings:
         attachment.loop = self._loop.apart()
         spec = attachment.spec
         backend = self._backends[spec.backend]
-        call = partial(open_device, self._registry, backend, spec, attachment.info, fd, attachment.loop)
+        found: list[DeviceInfo] = []
+        call = partial(open_device, self._registry, backend, spec, attachment.info, fd, attachment.loop, found.append)
         self._begin(attachment)
-        self._threads.run_blocking(call, partial(self._done, attachment))
+        self._threads.run_blocking(call, partial(self._done, attachment, found))
 
     def settle(self) -> None:
         """Pass on what was opened, new attachments in the order they were asked for: so they get the same ports."""
@@ -129,9 +130,11 @@ class Openings:
             log.warning("device %s takes long to open", attachment.spec.text)
             self._changed(attachment, State.OPENING, SLOW)
 
-    def _done(self, attachment: Attachment, result: Device | BaseException) -> None:
+    def _done(self, attachment: Attachment, found: list[DeviceInfo], result: Device | BaseException) -> None:
+        """`found` is what had to be looked up."""
         self._running.discard(attachment)
         if attachment.state is State.OPENING:
+            attachment.info = found[0] if found else attachment.info
             self._results[attachment] = result
             self.settle()
         elif not isinstance(result, BaseException):
@@ -140,9 +143,16 @@ class Openings:
 
 
 def open_device(
-    registry: Registry, backend: Backend, spec: DeviceSpec, info: DeviceInfo, fd: int | None, loop: Loop
+    registry: Registry,
+    backend: Backend,
+    spec: DeviceSpec,
+    info: DeviceInfo,
+    fd: int | None,
+    loop: Loop,
+    learned: Callable[[DeviceInfo], object] = lambda info: None,
 ) -> Device:
     """Ask the plugins whether `info` may be used, and open it, behind `fd` if one is given. In a thread; may block.
+    `learned` is told what it is, if that had to be looked up.
 
     Raises AttachmentRefused, DeviceAbsent, or whatever the backend raises, of which DeviceWithheld and DeviceAway are
     no failures.
@@ -150,7 +160,10 @@ def open_device(
     try:
         options = backend_options(backend, info.address, spec.options)
         if fd is None and (info.vendor_id, info.product_id) == (0, 0):
-            info = backend.look_up(info.address, options) or info
+            found = backend.look_up(info.address, options)
+            if found is not None:
+                info = found
+                learned(info)
         refusal = registry.refusal(info, spec.settings)
         if refusal is not None:
             raise AttachmentRefused(refusal)

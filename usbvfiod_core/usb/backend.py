@@ -95,6 +95,11 @@ class Backend(ABC):
         """
         return None
 
+    def problems(self) -> Iterable[str]:
+        """What keeps its devices from working now, beyond what `list_devices` notes of each: hosts that do not answer,
+        say. For `usbvfiod doctor`. Called in a thread; may block. Raises nothing."""
+        return ()
+
     def connects(self, address: str, options: Any) -> Iterable[int]:
         """The TCP ports that `open` connects for these arguments: a server with a sandbox connects no others, beside
         those that the plugin registers by `usbvfiod_register_needs`. Called in any thread; must not block. Raises

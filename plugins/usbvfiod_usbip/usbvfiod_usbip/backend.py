@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -19,6 +20,8 @@ from .options import UsbipConfig, UsbipOptions
 from .session import Session
 from .wire import PORT, Exported
 
+HOSTS: Final = "USBVFIOD_USBIP_HOSTS"
+"""In the environment: the hosts where there is no configuration, as for `usbvfiod devices`."""
 LIST_SECONDS: Final = 3
 """For which a server is asked that nobody has named in a device's address."""
 SILENCE: Final = 30.0
@@ -104,6 +107,11 @@ class UsbipBackend(Backend):
         place, device = chosen[0] if parsed.serial is not None else _only(address, chosen)
         return _info(address, place, device, parsed.serial or "")
 
+    def problems(self) -> Iterable[str]:
+        for _, result in _each(self.places(), lambda place: _exports(place, UsbipOptions(timeout=LIST_SECONDS))):
+            if isinstance(result, DeviceError):
+                yield str(result)
+
     def connects(self, address: str, options: UsbipOptions) -> Iterable[int]:
         try:
             place = parse_address(address).place
@@ -116,7 +124,8 @@ class UsbipBackend(Backend):
     # -- own -----------------------------------------------------------------------------------------------------------
 
     def places(self) -> list[Place]:
-        return [parse_place(host, PORT) for host in self.config.hosts]
+        """The configured hosts, or those of the environment. Raises ConfigError."""
+        return [parse_place(host, PORT) for host in self.config.hosts or os.environ.get(HOSTS, "").split()]
 
     def _choose(self, address: Address, options: UsbipOptions) -> list[tuple[Place, Exported]]:
         """What an address may mean now. Raises DeviceError, DeviceAway if that is nothing."""

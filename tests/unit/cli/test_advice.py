@@ -48,6 +48,9 @@ class Shelf(Backend):
             raise self.failure
         return [GOOD, CLOSED, FORBIDDEN, MOUNTED, HUB, *TWINS]
 
+    def problems(self) -> list[str]:
+        return [str(self.failure)] if self.failure is not None else []
+
     def look_up(self, address: str, options: object) -> DeviceInfo | None:
         match address:
             case "far/twin":
@@ -251,6 +254,13 @@ def test_a_host_without_usb(shelf: Shelf, host: Path, answers: Answers, monkeypa
     code, answer, error = answers("doctor")
     assert (code, verdicts(answer)["usb"], verdicts(answer)["devices"]) == (1, "wrong", "note")
     assert "the kernel has no USB" in error
+
+
+def test_a_backend_has_problems(shelf: Shelf, host: Path, answers: Answers) -> None:
+    shelf.failure = DeviceError("far does not answer")
+    code, answer, error = answers("doctor")
+    assert (code, verdicts(answer)["shelf"]) == (1, "wrong")
+    assert "shelf: far does not answer" in error
 
 
 # -- completion and man ---------------------------------------------------------------------------------------------

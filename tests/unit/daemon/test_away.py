@@ -70,8 +70,9 @@ def test_plugins_see_what_a_device_is_that_is_not_listed(rig: Rig) -> None:
     seen: list[tuple[int, str]] = []
     rig.plugin("rules", usbvfiod_admit_device=lambda info: seen.append((info.vendor_id, info.serial)))
     rig.backend.there = DeviceInfo("toys", "server/1-2", 0x1234, 1, "Ball", serial="7")
-    rig.attach("toys:server/1-2")
+    attachment = rig.attach("toys:server/1-2")
     assert seen == [(0x1234, "7")]
+    assert attachment.info == rig.backend.there, "and so do those that wrap and intercept it"
     rig.backend.there = DeviceAway(DOWN)
     waiting = rig.attach("toys:server/1-3")
     assert (waiting.state, waiting.reason, len(seen)) == (State.WAITING, DOWN, 1)

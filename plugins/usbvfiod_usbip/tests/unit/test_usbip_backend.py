@@ -190,6 +190,12 @@ def test_a_host_that_is_down_is_not_asked_all_the_time(monkeypatch: pytest.Monke
     assert asked == [FAR]
 
 
+def test_hosts_of_the_environment(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backend.HOSTS, f"{exporter.host} 127.0.0.1:1")
+    assert len(UsbipBackend().list_devices()) == 3
+    assert list(UsbipBackend().problems()) == ["127.0.0.1:1: Connection refused"]
+
+
 def test_without_hosts() -> None:
     with pytest.raises(ConfigError, match=r"\[plugins.usbip\]"):
         UsbipBackend().check("*/1209:0001", UsbipOptions())
