@@ -18,8 +18,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SWITCH = "USBVFIOD_COMPILE"
-OPTIMIZATION = "USBVFIOD_COMPILE_OPTIMIZATION"
-"""The C compiler's -O, "0" to "3"."""
 PACKAGE = "usbvfiod_core"
 
 
@@ -78,10 +76,9 @@ def compile_here(built: str, names: list[str]) -> None:
     setuptools = import_module("setuptools")  # before mypyc, which works with what is loaded
     from mypyc.build import mypycify
 
-    level = os.environ.get(OPTIMIZATION) or "3"
     extensions = mypycify(
         ["--config-file=", "--follow-imports=silent", "--namespace-packages", "--explicit-package-bases", *names],
-        opt_level=level,
+        opt_level="1",  # what 3 makes is no faster, and takes many times as long to compile
         debug_level="0",
         group_name=PACKAGE,
         target_dir=f"{built}.c",

@@ -29,7 +29,7 @@ from usbvfiod_core.daemon.selector import SpinningSelector
 from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.usb.speed import Speed
-from usbvfiod_core.virtual.loopback import pattern_bytes
+from usbvfiod_core.virtual.pattern import pattern_bytes
 
 
 @pytest.fixture

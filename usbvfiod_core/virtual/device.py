@@ -32,7 +32,6 @@ Enumeration, halts, cancellation, reset and closing need not be thought of.
 from __future__ import annotations
 
 from abc import ABC
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import ConfigError
@@ -40,8 +39,9 @@ from ..usb import data_stage
 from ..usb.device import Device, DeviceEvents
 from ..usb.requests import TYPE_MASK, TYPE_STANDARD, SetupPacket
 from ..usb.speed import Speed
-from ..usb.transfer import Transfer, TransferStatus
+from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .endpoint import VirtualEndpoint
+from .lane import Lane
 from .standard import StandardRequests
 
 
@@ -70,8 +70,7 @@ class VirtualDevice(StandardRequests, Device, ABC):
         self.name = f"{self.manufacturer} {self.product}".strip()
         self.events: DeviceEvents | None = None
         """Given by `attach`; None before."""
-        self._serving = False
-        self._late: deque[VirtualEndpoint] = deque()
+        self._lane = Lane(self, self.endpoints)
         self._closed = False
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
@@ -103,16 +102,7 @@ class VirtualDevice(StandardRequests, Device, ABC):
 
     def serve(self, endpoint: VirtualEndpoint) -> None:
         """Have `process` called for `endpoint`, now or, inside a call of it, right afterwards: it is never nested."""
-        if self._serving:
-            self._late.append(endpoint)
-            return
-        self._serving = True
-        try:
-            self.process(endpoint)
-            while self._late:
-                self.process(self._late.popleft())
-        finally:
-            self._serving = False
+        self._lane.serve(endpoint)
 
     def wake(self) -> None:
         """Signal remote wake-up, if the driver has enabled it; means something only while the port is suspended."""
@@ -129,15 +119,12 @@ class VirtualDevice(StandardRequests, Device, ABC):
         if setup is not None:
             self._control(transfer, setup)
             return
-        endpoint = self.endpoints.get(transfer.endpoint)
-        if endpoint is None:
-            # Nobody answers at an endpoint that is not there.
-            transfer.complete(TransferStatus.DISCONNECTED if self._closed else TransferStatus.ERROR)
-        elif endpoint.halted:
-            transfer.complete(TransferStatus.STALL)
-        else:
-            endpoint.queue.append(transfer)
-            self.serve(endpoint)
+        self._lane.submit(transfer)
+
+    def route(self, endpoint: int, type: TransferType) -> Callable[[Transfer], None]:
+        if type is TransferType.CONTROL or self.__class__.submit is not VirtualDevice.submit:
+            return self.submit
+        return self._lane.submit
 
     def cancel(self, transfer: Transfer) -> None:
         """End it if it waits, with what it has moved; one that `process` has taken out is being completed already, or
@@ -167,9 +154,10 @@ class VirtualDevice(StandardRequests, Device, ABC):
     def close(self) -> None:
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._lane.closed = True
         waiting = list(self.endpoints.values())
-        self.endpoints, self.configuration = {}, None
+        self.endpoints.clear()
+        self.configuration = None
         for endpoint in waiting:
             endpoint.flush(TransferStatus.DISCONNECTED)
         self.closed()

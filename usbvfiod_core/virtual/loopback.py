@@ -38,6 +38,7 @@ from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
 from .isochronous import IsochronousSchedule, contents, fill, finish
 from .options import SPEEDS, VirtualOptions
+from .pattern import NONE, ZEROS, Pattern, give, take
 
 _log = logging.getLogger(__name__)
 
@@ -50,25 +51,14 @@ LOOPBACK = 2
 WRITE_BUFFER = (0x40, 0x5B)
 READ_BUFFER = (0xC0, 0x5C)
 
-ZEROS, MODULO_63, NONE = range(3)
-
 BULK_IN, BULK_OUT = 0x81, 0x01
 INTERRUPT_IN, INTERRUPT_OUT = 0x82, 0x02
 INTERRUPT_PACKET = 64
 ISOCHRONOUS_IN, ISOCHRONOUS_OUT = 0x83, 0x03
 
-_CHUNK = 1 << 16  # a multiple of every packet size
 _LOOPBACK_BUFFER = 1 << 20
 _ISOCHRONOUS = TransferType.ISOCHRONOUS
 _COMPLETED = TransferStatus.COMPLETED
-
-
-def pattern_bytes(pattern: int, packet_size: int, length: int) -> bytes:
-    """`length` bytes as an endpoint with packets of `packet_size` bytes sends and expects them."""
-    if pattern != MODULO_63 or not packet_size:
-        return bytes(length)
-    packet = bytes(index % 63 for index in range(packet_size))
-    return (packet * (length // packet_size + 1))[:length]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +108,7 @@ class Loopback(VirtualDevice):
         """Isochronous packets that did not follow the pattern."""
         self.buffer = bytearray(0xFFFF)
         """What the vendor requests write and read."""
-        self._chunks: dict[int, bytearray] = {}
+        self._patterns: dict[int, Pattern] = {}  # by packet size
         self._looped: deque[memoryview] = deque()
         self._looped_bytes = 0
 
@@ -170,8 +160,8 @@ class Loopback(VirtualDevice):
         self._looped_bytes = 0
         for endpoint in endpoints:
             size = endpoint.descriptor.packet_size
-            if size not in self._chunks:
-                self._chunks[size] = bytearray(pattern_bytes(self.pattern, size, _CHUNK))
+            if size not in self._patterns:
+                self._patterns[size] = Pattern(self.pattern, size)
 
     def controller_reset(self) -> None:
         self.buffer[:] = bytes(len(self.buffer))
@@ -181,18 +171,9 @@ class Loopback(VirtualDevice):
             self._loop_back()
         elif endpoint.address & 0x7F == ISOCHRONOUS_OUT:
             self.schedule.process(endpoint)
-        elif endpoint.address & 0x80:
-            while endpoint.queue:
-                transfer = endpoint.queue.popleft()
-                self._fill(transfer, endpoint)
-                transfer.complete(_COMPLETED, transfer.length)
         else:
-            while endpoint.queue:
-                transfer = endpoint.queue.popleft()
-                good = self._check(transfer, endpoint)
-                transfer.complete(_COMPLETED, transfer.length)  # the bytes were taken; only then it shows
-                if not good:
-                    endpoint.halt()
+            answer = give if endpoint.address & 0x80 else take
+            answer(endpoint, None if self.pattern == NONE else self._patterns[endpoint.descriptor.packet_size])
 
     def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
         if setup.value or setup.index:
@@ -205,42 +186,6 @@ class Loopback(VirtualDevice):
             return bytes(self.buffer[: setup.length])
         return None
 
-    # -- source and sink: the pattern begins anew with every packet, and every transfer begins with a packet -----------
-
-    def _fill(self, transfer: Transfer, endpoint: VirtualEndpoint) -> None:
-        if self.pattern == NONE:
-            return
-        size = endpoint.descriptor.packet_size
-        chunk = memoryview(self._chunks[size])
-        place = 0
-        for window in transfer.windows:
-            done, length = 0, len(window)
-            while done < length:
-                start = place % size
-                part = min(length - done, _CHUNK - start)
-                window[done : done + part] = chunk[start : start + part]
-                done += part
-                place += part
-
-    def _check(self, transfer: Transfer, endpoint: VirtualEndpoint) -> bool:
-        if self.pattern == NONE:
-            return True
-        size = endpoint.descriptor.packet_size
-        chunk = self._chunks[size]
-        place = 0
-        for window in transfer.windows:
-            done, length = 0, len(window)
-            while done < length:
-                start = place % size
-                part = min(length - done, _CHUNK - start)
-                # bytearray compares with a memoryview at full speed; memoryview with memoryview goes item by item
-                expected = chunk if part == _CHUNK else chunk[start : start + part]
-                if expected != window[done : done + part]:
-                    return False
-                done += part
-                place += part
-        return True
-
     # -- isochronous source and sink: a packet is what moves in one service interval -----------------------------------
 
     def _interval_over(self, endpoint: VirtualEndpoint, transfer: Transfer) -> None:
@@ -248,7 +193,7 @@ class Loopback(VirtualDevice):
         size = descriptor.packet_size
         companion = descriptor.companion
         payload = companion.bytes_per_interval if companion is not None else size * descriptor.transactions
-        chunk = self._chunks[size]
+        chunk = self._patterns[size].chunk
         for packet in transfer.packets:
             length = min(packet.length, payload)
             if not endpoint.address & 0x80:

@@ -12,7 +12,7 @@ windows are revoked first. So nothing touches guest memory for a TD that the dri
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
@@ -28,6 +28,7 @@ from .ring import Lap, RingLoopError, Trb
 from .statistics import EndpointCounters
 from .td import Td, TdFault
 from .transfer_ring import IN_FLIGHT, TransferRing
+from .turns import Runnable
 from .xhc import Xhc
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ the controller dead after 5 s, and QEMU its server when DMA_UNMAP takes as long.
 _EVENT: Final = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
 
-class TransferEngine(ABC):
+class TransferEngine(Runnable):
     """What all endpoints do while they are Running. `dci` is 1 to 31, `address` that of the endpoint's descriptor."""
 
     def __init__(

@@ -7,9 +7,10 @@ another wait for the TD that is being fetched and no longer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from time import monotonic_ns
-from typing import Final, Protocol
+from typing import Final
 
 from .interrupters import Interrupters
 
@@ -22,20 +23,20 @@ MORE: Final = 32
 and is unplugged then has them all reported."""
 
 
-class Runnable(Protocol):
+class Runnable(ABC):
     """An endpoint, for whoever gives it its turn."""
 
     queued: bool
     """Whether it waits for its turn; kept by `Turns`."""
 
     @property
+    @abstractmethod
     def draining(self) -> bool:
         """Whether somebody waits for its transfers to come back."""
-        ...
 
+    @abstractmethod
     def run(self, deadline: int) -> bool:
         """Work until `deadline` (time.monotonic_ns); returns whether there may be more to do at once."""
-        ...
 
 
 class Turns:

@@ -18,10 +18,9 @@ from usbvfiod_core.virtual.loopback import (
     BULK_OUT,
     ISOCHRONOUS_IN,
     ISOCHRONOUS_OUT,
-    MODULO_63,
     Loopback,
-    pattern_bytes,
 )
+from usbvfiod_core.virtual.pattern import MODULO_63, pattern_bytes
 
 PATTERN = pattern_bytes(MODULO_63, 512, 4096)
 STALL, BABBLE, TRANSACTION_ERROR, SUCCESS, SHORT_PACKET, MISSED = 6, 3, 4, 1, 13, 23

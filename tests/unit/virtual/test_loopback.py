@@ -19,8 +19,8 @@ from usbvfiod_core.virtual.loopback import (
     Loopback,
     LoopbackOptions,
     open_loopback,
-    pattern_bytes,
 )
+from usbvfiod_core.virtual.pattern import pattern_bytes
 
 IN, OUT, INTERRUPT_IN, INTERRUPT_OUT, ISOCHRONOUS_IN, ISOCHRONOUS_OUT = 0x81, 0x01, 0x82, 0x02, 0x83, 0x03
 PACKETS = {Speed.FULL: 64, Speed.HIGH: 512, Speed.SUPER: 1024}
