@@ -57,7 +57,7 @@ deb:
 
 release: $(STAMP)
 	$(RUN) -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[release]'
-	contrib/release $(RUN)
+	contrib/release $(RUN) $(if $(USBVFIOD_COMPILE),compiled)
 
 test: $(STAMP)
 	@echo "test: everything but long loops; in a few minutes, in up to 4 processes. Tests with a VM need: make vm"

@@ -156,11 +156,15 @@ class VirtualDevice(StandardRequests, Device, ABC):
             return
         self._closed = self._lane.closed = True
         waiting = list(self.endpoints.values())
-        self.endpoints.clear()
-        self.configuration = None
+        self.endpoints, self.configuration = {}, None
+        self._lane.endpoints = self.endpoints
         for endpoint in waiting:
             endpoint.flush(TransferStatus.DISCONNECTED)
         self.closed()
+
+    def _replaced(self, old: list[VirtualEndpoint], new: list[VirtualEndpoint]) -> None:
+        self._lane.endpoints = self.endpoints
+        super()._replaced(old, new)
 
     # -- endpoint 0 --------------------------------------------------------------------------------------------------
 

@@ -15,18 +15,18 @@ class Lane:
     After `closed` was set nobody answers any more.
     """
 
-    __slots__ = ("_device", "_endpoints", "_late", "_serving", "closed")
+    __slots__ = ("_device", "_late", "_serving", "closed", "endpoints")
 
     def __init__(self, device: Any, endpoints: dict[int, VirtualEndpoint]) -> None:
         self._device = device  # not its method: a device may be given another one
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._late: deque[VirtualEndpoint] = deque()
         self._serving = False
         self.closed = False
 
     def submit(self, transfer: Transfer) -> None:
         """As `Device.submit`, for all endpoints but 0."""
-        endpoint = self._endpoints.get(transfer.endpoint)
+        endpoint = self.endpoints.get(transfer.endpoint)
         if endpoint is None:
             # Nobody answers at an endpoint that is not there.
             transfer.complete(TransferStatus.DISCONNECTED if self.closed else TransferStatus.ERROR)

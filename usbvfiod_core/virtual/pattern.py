@@ -35,15 +35,16 @@ class Pattern:
 
     def fill(self, transfer: Transfer) -> None:
         """Put it into the windows of an IN transfer."""
+        size, view = self._size, self._view
         place = 0
         for window in transfer.windows:
-            done, length = 0, len(window)
-            while done < length:
-                start = place % self._size
-                part = min(length - done, _CHUNK - start)
-                window[done : done + part] = self._view[start : start + part]
-                done += part
-                place += part
+            done, left, start = 0, len(window), place % size
+            place += left
+            while left > _CHUNK - start:
+                part = _CHUNK - start
+                window[done : done + part] = view[start:]
+                done, left, start = done + part, left - part, _CHUNK % size
+            window[done:] = view[start : start + left]
 
     def is_in(self, transfer: Transfer) -> bool:
         """Whether the windows of an OUT transfer have it."""

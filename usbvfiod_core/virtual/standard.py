@@ -192,8 +192,7 @@ class StandardRequests(ABC):
         new = [
             VirtualEndpoint(item) for interface in interfaces if not interface.alternate for item in interface.endpoints
         ]
-        self.endpoints.clear()
-        self.endpoints.update((endpoint.address, endpoint) for endpoint in new)
+        self.endpoints = {endpoint.address: endpoint for endpoint in new}
         self._replaced(old, new)
 
     def _get_interface(self, setup: SetupPacket, _: bytes) -> bytes | None:
