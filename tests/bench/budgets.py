@@ -101,7 +101,7 @@ def test_it_takes_little_memory_of_its_own(serve: Serve, image: Path) -> None:
     with guest(server) as driver:
         for port in driver.connected_ports():
             usb = driver.enumerate(port.port_id)
-            if usb.descriptor and usb.descriptor.product_id == 1:
+            if usb.descriptor and usb.descriptor.product_id == 0x0011:
                 disk = MassStorage(usb)
                 for at in range(0, 8 * 2048, 2048):
                     disk.read(at, 2048)

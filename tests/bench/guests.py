@@ -1,4 +1,5 @@
-"""The same Linux guest with the same image: behind usbvfiod, and on QEMU's own qemu-xhci and usb-storage.
+"""The same Linux guest with the same image: behind usbvfiod, and on QEMU's own qemu-xhci and usb-storage,
+both bulk-only.
 
 Both guests are up at the same time and take turns, so that whatever else the machine does meets both.
 """
@@ -62,7 +63,7 @@ def subjects(directory: Path) -> Iterator[tuple[UsbvfiodServer, Subject, Subject
     copy = directory / "reference.img"
     shutil.copyfile(image, copy)
     with ExitStack() as stack:
-        server = stack.enter_context(UsbvfiodServer([f"virtual:flash?image={image}"]))
+        server = stack.enter_context(UsbvfiodServer([f"virtual:flash?image={image}&transport=bot"]))
         guests = []
         for name, arguments in (("ours", server.arguments), ("reference", qemu_xhci_arguments([copy]))):
             (directory / name).mkdir()

@@ -17,7 +17,7 @@ from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.served import ServerProcess
 from usbvfiod_core.xhci import spec
 
-FLASH, LOOPBACK = 0x0001, 0xA4A0
+FLASH, LOOPBACK = 0x0011, 0xA4A0
 SOURCE_BYTES = 512
 
 

@@ -39,7 +39,7 @@ def elsewhere(lines: list[str], place: Path) -> str:
 
 def test_it_shows_a_drive_a_keyboard_and_the_plugins(output: str) -> None:
     for words in (
-        "1209:0001 usbvfiod Flash Drive",
+        "1209:0011 usbvfiod Flash Drive",
         "what was read back, and the image file, are what was written",
         "$ usbvfiod attach 'virtual:keyboard?name=keys'",
         "the guest reads: Hello, guest!",

@@ -48,7 +48,6 @@ NEVER = (
     "usbvfiod_core.xhci.coverage",
     "usbvfiod_core.host.device",
     "usbvfiod_core.virtual.faulty",
-    "usbvfiod_core.virtual.uas",
     "usbvfiod_core.daemon.hotplug_socket",
     "usbvfiod_core.daemon.metrics_socket",
     "usbvfiod_core.daemon.exposition",
@@ -61,7 +60,7 @@ NEVER = (
 )
 """What no server with a device of the kinds below needs, whatever plugins of ours are installed."""
 
-KINDS = ("flash", "keyboard", "pointer", "loopback", "audio", "serial", "network")
+KINDS = ("flash", "uas", "keyboard", "pointer", "loopback", "audio", "serial", "network")
 
 
 def imported(text: str) -> set[str]:
@@ -77,7 +76,7 @@ def run(*arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     ("kind", "device"),
     [
-        ("flash", "flash?image={image}&readonly=true"),
+        ("flash", "flash?image={image}&readonly=true&transport=bot"),
         ("keyboard", "keyboard"),
         ("audio", "audio"),
         ("serial", "serial"),

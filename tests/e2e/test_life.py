@@ -76,7 +76,7 @@ def test_several_devices_take_ports_in_order_and_the_pinned_one_first(serve: Ser
     with guest(server) as driver:
         found = {port.port_id: driver.enumerate(port.port_id) for port in driver.connected_ports()}
     products = {port_id: usb.descriptor.product_id for port_id, usb in found.items() if usb.descriptor}
-    keyboard, flash, loopback = 2, 1, 0xA4A0
+    keyboard, flash, loopback = 2, 0x11, 0xA4A0
     assert products == {1: keyboard, 2: keyboard, 9: loopback, 10: flash}
 
 

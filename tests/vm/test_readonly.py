@@ -68,7 +68,7 @@ class Machine:
 @pytest.fixture(scope="module")
 def machine(module_guest_factory: GuestFactory, random_image: Callable[[int], Path]) -> Iterator[Machine]:
     images = {name: random_image(8 * (number + 1)) for number, name in enumerate(NAMES)}
-    flash = {"bulk-only": "", "streams": "&transport=uas", "no-streams": "&transport=uas&speed=high"}
+    flash = {"bulk-only": "&transport=bot", "streams": "", "no-streams": "&transport=uas&speed=high"}
     devices = [
         f"virtual:flash?image={path}&removable=false{flash[name]}&mass-storage-quirks.readonly=true"
         for name, path in images.items()

@@ -72,7 +72,7 @@ def machine(
         "high": random_image(10),
         "full": random_image(2),
     }
-    options = {"readonly": "&readonly=true", "high": "&speed=high", "full": "&speed=full"}
+    options = {"readonly": "&readonly=true", "other": "&transport=bot", "high": "&speed=high", "full": "&speed=full"}
     devices = [f"virtual:flash?image={path}{options.get(name, '')}" for name, path in images.items()]
     line = tmp_path_factory.mktemp("line") / "port"
     devices += [
@@ -90,7 +90,8 @@ def test_the_drives_appear_at_their_speeds(machine: Machine) -> None:
     speeds = {name: disk.speed for name, disk in machine.disks().items()}
     assert speeds == {"constant": 5000, "scratch": 5000, "other": 5000, "readonly": 5000, "high": 480, "full": 12}
     tree = machine.guest.run("lsusb -t")
-    assert tree.count("Class=Mass Storage, Driver=usb-storage, 5000M") == 4
+    assert tree.count("Class=Mass Storage, Driver=uas, 5000M") == 3
+    assert tree.count("Class=Mass Storage, Driver=usb-storage, 5000M") == 1
     assert tree.count("Class=Mass Storage, Driver=usb-storage, 480M") == 1
     assert tree.count("Class=Mass Storage, Driver=usb-storage, 12M") == 1
     assert tree.count("Class=Human Interface Device, Driver=usbhid") == 3

@@ -45,12 +45,20 @@ class FlashOptions(VirtualOptions):
     removable: bool = option(True, "A removable medium, which can be ejected until the controller is reset.")
     stalls: bool = option(False, "Halts an endpoint where a data phase ends early.")
     """See `bulk_only`."""
-    transport: Literal["bot", "uas"] = option("bot", "Bulk-only, or USB Attached SCSI beside it.")
+    transport: Literal["auto", "bot", "uas"] = option(
+        "auto", "Bulk-only alone, or USB Attached SCSI beside it: by itself at SuperSpeed without `stalls`."
+    )
     """UAS is an alternate setting of the interface, with streams at SuperSpeed (see `uas`)."""
 
     def __post_init__(self) -> None:
         if self.transport == "uas" and self.speed == "full":
             raise SettingError("transport", "transport=uas needs speed=high or speed=super")
+
+    @property
+    def has_uas(self) -> bool:
+        """Whether the drive has USB Attached SCSI. At high speed, without streams, it gains little; who wants `stalls`
+        wants a driver of bulk-only to see them."""
+        return self.transport == "uas" or (self.transport == "auto" and self.speed == "super" and not self.stalls)
 
 
 class Flash(BulkOnly):

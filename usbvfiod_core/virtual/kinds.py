@@ -50,7 +50,7 @@ def _open_flash(options: FlashOptions, loop: Loop) -> Device:
     from .flash import Flash, open_flash
 
     kind = Flash
-    if options.transport == "uas":
+    if options.has_uas:
         from .uas_flash import UasFlash
 
         kind = UasFlash
@@ -106,7 +106,7 @@ def _replay() -> Implementation:
 
 
 KINDS: Mapping[str, Kind] = {
-    "flash": Kind(_OURS, 0x0001, Speed.SUPER, "Flash Drive, on an image: flash?image=FILE", _flash),
+    "flash": Kind(_OURS, 0x0011, Speed.SUPER, "Flash Drive, on an image: flash?image=FILE", _flash),
     "keyboard": Kind(_OURS, 0x0002, Speed.FULL, "Keyboard", _keyboard),
     "mouse": Kind(_OURS, 0x0007, Speed.FULL, "Mouse", _mouse),
     "tablet": Kind(_OURS, 0x0008, Speed.FULL, "Tablet", _tablet),

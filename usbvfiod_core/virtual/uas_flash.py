@@ -1,4 +1,4 @@
-"""The flash drive of `virtual:flash?transport=uas`."""
+"""The flash drive of `virtual:flash` at SuperSpeed, and of `transport=uas`."""
 
 from __future__ import annotations
 

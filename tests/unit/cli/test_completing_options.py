@@ -46,7 +46,7 @@ def test_options(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("begun", "values"),
     [
-        ("flash?transport=", ["bot", "uas"]),
+        ("flash?transport=", ["auto", "bot", "uas"]),
         ("flash?image=x&blocksize=", ["512", "4096"]),
         ("keyboard?mode=", ["auto", "manual", "required", "ask"]),
         ("keyboard?follow-port=", ["true", "false"]),

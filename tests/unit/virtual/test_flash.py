@@ -14,6 +14,7 @@ import pytest
 from tests.unit.virtual.drive import BULK_IN, BULK_OUT, PASSED, Drive, cdb_10, read_10, write_10
 from usbvfiod_core.errors import ConfigError, DeviceError
 from usbvfiod_core.options import from_text
+from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
@@ -21,6 +22,7 @@ from usbvfiod_core.usb.descriptors import parse_string
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
+from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.flash import Flash, FlashOptions, open_flash
 
 Make = Callable[..., Drive]
@@ -327,3 +329,26 @@ def test_endpoints_and_addresses(make: Make) -> None:
         drive = make(speed=speed, readonly=True)
         assert set(drive.flash.endpoints) == {BULK_IN, BULK_OUT}
         assert {each.descriptor.packet_size for each in drive.flash.endpoints.values()} == {packet}
+
+
+@pytest.mark.parametrize(
+    ("options", "uas"),
+    [
+        ({}, True),
+        ({"transport": "bot"}, False),
+        ({"speed": "high"}, False),
+        ({"speed": "full"}, False),
+        ({"stalls": "true"}, False),
+        ({"speed": "high", "transport": "uas"}, True),
+        ({"stalls": "true", "transport": "uas"}, True),
+    ],
+)
+def test_which_drives_have_uas(options: dict[str, str], uas: bool, image: Path) -> None:
+    """All have bulk-only as their first setting, for firmware."""
+    loop = StepLoop()
+    device = open_device(VirtualBackend(), "flash", {"image": str(image), **options}, loop)
+    assert isinstance(device, Flash)
+    settings = device.configurations[0].interfaces
+    assert [(each.alternate, each.protocol) for each in settings] == [(0, 0x50), (1, 0x62)][: 1 + uas]
+    device.close()
+    loop.close()
