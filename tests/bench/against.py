@@ -1,6 +1,6 @@
 """`make bench-against REV=COMMIT`: this checkout beside another commit, in one alternating run.
 
-    python -m tests.bench.against REV [--json] [--rounds N] [--no-vm]
+    python -m tests.bench.against REV [--json] [--svg FILE] [--rounds N] [--no-vm]
 
 Both are built and installed into temporary environments, and both serve at the same time; the kit's driver of this
 checkout, or one guest with both controllers, uses them in turn. With USBVFIOD_COMPILE=1 in the environment both are
@@ -11,6 +11,7 @@ said, with the reason. Exit status 0 whether targets are met or not; 2 if one of
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from tests.bench import against_guest, against_kit, real_devices
 from tests.bench.builds import ROOT, Build, extract, install
 from tests.bench.interpreter import description
+from tests.bench.plot import picture
 from tests.bench.rows import HEADING, Missing, Row, measured
 from tests.vm.prepare import why_unavailable
 from tests.vm.tree import cache_directory
@@ -110,6 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-against", description="this checkout beside another commit")
     parser.add_argument("revision", help="the other commit, as git names it")
     parser.add_argument("--json", action="store_true", help="a JSON object for each figure, one a line")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw them too")
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default 7)")
     parser.add_argument("--count", type=int, default=500, help="reads of a round (default 500)")
     parser.add_argument("--no-vm", action="store_true", help="leave the guests out")
@@ -129,9 +132,13 @@ def main() -> int:
         if not options.json:
             print(f"{description()}\nthis checkout beside {commit}, load average {os.getloadavg()[0]:.1f}\n\n{HEADING}")
         vm = not options.no_vm and why_unavailable() is None
+        drawn = []
         rows = figures(new, old, directory, rounds=options.rounds, count=options.count, vm=vm)
         for row in rows:
             print(row.json() if options.json else row.line(), flush=True)
+            drawn.append(json.loads(row.json()))
+        if options.svg:
+            options.svg.write_text(picture(drawn))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The table of `make bench-against --json` as a picture: `python -m tests.bench.plot < FIGURES > docs/performance.svg`
+"""The table of `make bench-against` as a picture, for docs.
 
 A bar for each figure: how near the ratio is to its target, on a logarithmic scale, so that twice as good and half as
 good are as far from the line. What is not measured has no bar.
@@ -7,9 +7,7 @@ good are as far from the line. What is not measured has no bar.
 from __future__ import annotations
 
 import html
-import json
 import math
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,13 +55,3 @@ def goodness(row: dict[str, Any]) -> float:
 def _text(x: int, y: int, words: str, anchor: str) -> str:
     place = f'x="{x}" y="{y}" text-anchor="{anchor}"'
     return f'<text {place} fill="{TEXT}" font-family="sans-serif">{html.escape(words)}</text>'
-
-
-def main() -> int:
-    """Standard input to standard output."""
-    sys.stdout.write(picture(json.loads(line) for line in sys.stdin if line.startswith("{")))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

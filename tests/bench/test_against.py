@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,30 @@ def test_how_the_interpreter_was_built_is_said() -> None:
     said = description()
     assert "-O" in said
     assert "profile-guided" in said
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def figures(*arguments: object, **options: object) -> Iterator[Row]:
+        yield Row("reads", 2.0, ratios=[3.0])
+        yield Row("guests", 1.0, missing="--no-vm")
+
+    monkeypatch.setattr(against, "extract", lambda revision, directory: f"commit of {revision}")
+    monkeypatch.setattr(against, "install", lambda source, directory, name, compiles: Build(name, directory))
+    monkeypatch.setattr(against, "figures", figures)
+    drawing = tmp_path / "figures.svg"
+    monkeypatch.setattr(sys, "argv", ["bench-against", "HEAD", "--json", "--no-vm", "--svg", str(drawing)])
+    assert against.main() == 0
+    assert [json.loads(line)["met"] for line in capsys.readouterr().out.splitlines()] == [True, None]
+    assert ET.parse(drawing).getroot().tag == f"{SVG}svg"
+    monkeypatch.setattr(sys, "argv", ["bench-against", "HEAD"])
+    assert against.main() == 0
+    said = capsys.readouterr().out
+    assert "this checkout beside commit of HEAD" in said
+    assert "not measured: --no-vm" in said
+
+    def fails(*arguments: object, **options: object) -> Build:
+        raise Missing("it cannot be installed")
+
+    monkeypatch.setattr(against, "install", fails)
+    assert against.main() == 2
+    assert capsys.readouterr().err == "bench-against: it cannot be installed\n"
