@@ -29,7 +29,7 @@ from tests.lab.usbfs import BULK, ISOCHRONOUS, Result, UsbfsHandle
 from tests.lab.usbip import attach
 from tests.lab.usbip_devices import Fault, SourceSink
 from tests.lab.usbip_virtual import Exported
-from tests.lab.usbmon_recording import UsbmonRecording
+from tests.lab.usbmon_recording import UsbmonRecording, dumpcap
 from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.virtual.replay import ReplayOptions, open_replay
@@ -140,7 +140,7 @@ def read(disk: Path, offset: int, count: int) -> bytes:
 
 
 def test_a_serial_port_with_a_banner(path: Path) -> None:
-    with UsbmonRecording(path), Gadget([gadgets.acm()]) as gadget:
+    with dumpcap(path, BANNER), Gadget([gadgets.acm()]) as gadget:
         device = gadget.bind()
         name = where(device)
         answering = threading.Thread(target=answer, args=(gadget.node("acm"),))

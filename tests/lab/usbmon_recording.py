@@ -1,10 +1,10 @@
-"""What the kernel's own usbmon sees, as a file: `dumpcap -i usbmon0` without dumpcap.
+"""What the kernel's own usbmon sees, as a file.
 
     with UsbmonRecording(path):
         ...
 
 Records are taken one by one from the binary interface (Documentation/usb/usbmon.rst, MON_IOCX_GETX), header and data as
-the kernel gives them.
+the kernel gives them. `dumpcap` is the program that users have for it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import ctypes
 import errno
 import os
 import select
+import signal
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from usbvfiod_core.capture.pcapng import Buffer, Writer
 from usbvfiod_core.capture.usbmon import HEADER, LINK_TYPE
-from usbvfiod_core.testing.limits import scaled
+from usbvfiod_core.testing.limits import scaled, wait_until
 
 NODE = Path("/dev/usbmon0")
 RING_SIZE = 0x9204
@@ -43,6 +47,27 @@ class _Get(ctypes.Structure):
     """struct mon_bin_get"""
 
     _fields_ = (("header", ctypes.c_void_p), ("data", ctypes.c_void_p), ("room", ctypes.c_size_t))
+
+
+@contextmanager
+def dumpcap(path: Path, last: bytes) -> Iterator[None]:
+    """Record with Wireshark's dumpcap, until data that have `last` in them are in the file."""
+    command = ["dumpcap", "-q", "-i", NODE.name, "-w", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if line.startswith("File:"):  # it captures now
+                    break
+            else:
+                raise OSError(f"dumpcap does not capture: {''.join(said)}")
+            yield
+            wait_until(lambda: last in path.read_bytes(), f"{last!r} is recorded")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
 
 
 class UsbmonRecording:

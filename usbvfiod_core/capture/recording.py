@@ -19,6 +19,8 @@ from .usbmon import COMPLETE, FAILED, LINK_TYPES, STATUS, SUBMIT, Record, parse
 
 MAX_BYTES = 256 << 20
 """Of a file: all of it is kept in memory."""
+MAX_RECORDS = 500_000
+"""A record takes half a KiB, and 8 us to read."""
 
 
 @dataclass(slots=True)
@@ -128,8 +130,10 @@ def read_recording(file: BinaryIO) -> Recording:
     others: dict[int, int] = {}
     broken, in_front, last, backwards = 0, 0, 0, 0
     for packet in reader:
-        if reader.offset > MAX_BYTES:
-            raise CaptureError(f"it has more than {MAX_BYTES >> 20} MiB; record less, or cut it with editcap -c or -A")
+        if reader.offset > MAX_BYTES or len(records) >= MAX_RECORDS:
+            raise CaptureError(
+                f"it has more than {MAX_BYTES >> 20} MiB or {MAX_RECORDS} records; record less, or cut it with editcap"
+            )
         in_front += packet.dropped
         link_type = packet.interface.link_type
         if link_type not in LINK_TYPES:

@@ -114,7 +114,11 @@ def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     talk = Conversation()
     for _ in range(6):
         talk.read(0x81, bytes(200_000))
-    with pytest.raises(CaptureError, match=r"it has more than 1 MiB; record less, or cut it"):
+    with pytest.raises(CaptureError, match="it has more than 1 MiB or 500000 records; record less, or"):
+        made(talk.file())
+    monkeypatch.setattr(module, "MAX_BYTES", 1 << 28)
+    monkeypatch.setattr(module, "MAX_RECORDS", 11)
+    with pytest.raises(CaptureError, match="more than 256 MiB or 11 records"):
         made(talk.file())
 
 

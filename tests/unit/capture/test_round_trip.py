@@ -31,9 +31,11 @@ class Studio:
     def open(self, kind: str, **options: str) -> Device:
         return VirtualBackend().open(kind, options, self.guest.bus.loop)
 
-    def record(self, device: Device) -> UsbDevice:
-        self.captured = Captured(self.guest, device, self.path)
+    def record(self, device: Device, *, late: bool = False) -> UsbDevice:
+        self.captured = Captured(self.guest, device, self.path, late=late)
         self.captured.usb.set_configuration(self.captured.usb.configurations[0].value)
+        if late:
+            self.captured.begin()
         return self.captured.usb
 
     def replay(self) -> UsbDevice:
@@ -72,7 +74,8 @@ def test_a_drive(studio: Studio, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "block 30 was never read" in caplog.text
 
 
-def test_gadget_zero_with_its_requests_and_packets(studio: Studio) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_gadget_zero_with_its_requests_and_packets(studio: Studio, late: bool) -> None:
     def move(usb: UsbDevice) -> list[object]:
         usb.control_out(0x40, 0x5B, 0, 0, b"kept")
         found: list[object] = [usb.control_in(0xC0, 0x5C, 0, 0, 4), usb.bulk_in(0x81, 3000)]
@@ -81,5 +84,5 @@ def test_gadget_zero_with_its_requests_and_packets(studio: Studio) -> None:
         found += [td.result() for td in tds]
         return found
 
-    first = move(studio.record(studio.open("loopback", pattern="1", speed="high")))
+    first = move(studio.record(studio.open("loopback", pattern="1", speed="high"), late=late))
     assert move(studio.replay()) == first
