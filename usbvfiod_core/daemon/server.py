@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -29,6 +28,7 @@ from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_d
 from .config_file import load
 from .confinement import Confinement
 from .control_requests import ControlRequests
+from .garbage import Garbage
 from .guest_ports import GuestPorts, cautions
 from .intents import Attachment, State
 from .lateness import Lateness
@@ -51,8 +51,6 @@ FINISH_INTERVAL = 0.005
 NOTIFY_TRIES = 100
 NOTIFY_PAUSE = 0.1
 """Seconds until the service manager is told again what there was no room for."""
-COLLECT_AFTER = 1.0
-"""Seconds from an unplugging to the collection of what the device has left: flapping makes one a second at most."""
 
 
 def serve(
@@ -100,7 +98,7 @@ class Server:
         self._backends = backends
         self._reloading = False
         self._loop = loop
-        self._collecting = False
+        self._garbage = Garbage(loop)
         self._stopping = False
         self._errors: list[UsbvfiodError] = []
         ports = GuestPorts(config.server.usb2_ports, config.server.usb3_ports)
@@ -114,7 +112,7 @@ class Server:
             usb3_ports=ports.usb3,
             any_memory_file=config.server.any_memory_file,
             interrupter_page=config.server.interrupter_page,
-            on_ended=self._client_ended,
+            on_ended=self._garbage.client_ended,
             on_closed=self.stop,
             look=self._confinement.look,
         )
@@ -161,7 +159,8 @@ class Server:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload, self._log_reload)
         self._feed_watchdog()
         self._loop.call_soon(self._start)
-        self._loop.run_forever()
+        with self._garbage.seldom():
+            self._loop.run_forever()
         if self._errors:
             for error in self._errors[:-1]:
                 log.error("%s", error)
@@ -396,9 +395,7 @@ class Server:
             self._errors.append(SocketError(str(error)))
             self.stop()
             return
-        # What is alive now stays so; the collector need not look at it while a guest waits.
-        gc.collect()
-        gc.freeze()
+        self._garbage.settle()
         if self._steering.name:
             log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._steering.name)
         where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
@@ -407,19 +404,8 @@ class Server:
         self._notify("READY=1")
 
     def _unplugged(self, port_id: int, device: Device) -> None:
-        """Let go of what belonged to the device, for the same reason."""
         self.attachments.unplugged(port_id, device)
-        if not self._collecting:
-            self._collecting = True
-            self._loop.call_later(COLLECT_AFTER, self._collect)
-
-    def _collect(self) -> None:
-        self._collecting = False
-        gc.collect()
-
-    def _client_ended(self) -> None:
-        """Let go of the guest's memory: views of it in cycles of objects would keep all of it until much later."""
-        self._loop.call_soon(gc.collect)
+        self._garbage.unplugged()
 
     def _finish(self) -> None:
         """Leave when what devices do in threads, such as flushing an image, is done, and captures are written."""
