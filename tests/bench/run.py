@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, this directory is on the path where the checkout should be
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.bench import control, guests, micro, plugins, registers
+from tests.bench import capture, control, guests, micro, plugins, registers
 from tests.bench.builds import Build
 from tests.bench.interpreter import description
 from tests.bench.measure import Figure
@@ -64,6 +64,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name:
         print("\nreads beside hostile clients of the control socket, and without them; medians, ratio and its spread")
         comparisons, figures = control.measure(Path(name))
+        for comparison in comparisons:
+            print(f"  {comparison.line()}")
+        for figure in figures:
+            print(f"  {figure.line()}")
+    with tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name:
+        print("\nreads while the drive is captured, and while it is not; by processor time")
+        comparisons, figures = capture.measure(Path(name))
         for comparison in comparisons:
             print(f"  {comparison.line()}")
         for figure in figures:

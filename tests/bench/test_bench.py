@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import control, micro, plugins, real_devices
+from tests.bench import capture, control, micro, plugins, real_devices
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
 from usbvfiod_core import TransferType
 from usbvfiod_core.hooks.interception import intercept
@@ -41,6 +41,12 @@ def test_what_hostile_clients_cost_is_measured(tmp_path: Path) -> None:
     acts, share, _ = (figure.median for figure in figures)
     assert acts > 0
     assert share >= 0  # of half a second on a busy machine it may be less than a tick of its clock
+
+
+def test_what_a_capture_costs_is_measured(tmp_path: Path) -> None:
+    comparisons, figures = capture.measure(tmp_path, rounds=2, count=10)
+    assert [len(each.ratios) for each in comparisons] == [2, 2]
+    assert figures[0].median < 100
 
 
 def test_a_transfer_that_nobody_intercepts_takes_the_same_way() -> None:

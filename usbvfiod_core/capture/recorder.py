@@ -43,7 +43,6 @@ PLAIN: Final = Struct("<IIIIIIIQ8sqiiII24s")
 _HEADER: Final = usbmon.HEADER.size
 _DATA: Final = PACKET.size
 _BLOCK: Final = _DATA - _HEADER
-_AROUND: Final = _DATA + 4
 _ENDS: Final = tuple(Struct(f"<{padding}xI") for padding in range(4))
 _END_OF_OPTIONS: Final = bytes(4)
 
@@ -159,19 +158,18 @@ class Recorder:
         windows: list[memoryview],
         rest: bytes,
     ) -> bool:
-        """What `record` does, quicker, for the records that there are most of. Returns False for those it is not for:
-        `record` has to be called for one that is longer than what is kept, and for one behind a gap.
+        """What `record` does, quicker, for the records that there are most of. Returns False where that is not enough:
+        `record` has to be called for one that there is no room for, and for one behind a gap.
 
         `what` is the part of the header from the kind to the data flag, `rest` that from the setup bytes on.
         """
-        kept = _HEADER + captured
-        if kept > self.snap_length or interface.missing:
-            return False
-        padding = -captured & 3
-        size = _AROUND + captured + padding
+        whole = _HEADER + captured
+        kept = whole if whole < self.snap_length else self.snap_length
+        padding = -kept & 3
+        size = _BLOCK + kept + padding + 4
         ring = self._ring
         at = ring.reserve(size, SPARE)
-        if at < 0 or interface.index < 0:
+        if at < 0 or interface.missing or interface.index < 0:
             return False
         interface.seen += 1
         view = ring.view
@@ -186,7 +184,7 @@ class Recorder:
             when >> 32,
             when & 0xFFFFFFFF,
             kept,
-            kept,
+            whole,
             number,
             what,
             microseconds // 1_000_000,
@@ -197,8 +195,8 @@ class Recorder:
             rest,
         )
         to = at + _DATA
-        if captured:
-            left = captured
+        left = kept - _HEADER
+        if left:
             for window in windows:
                 count = len(window)
                 if count >= left:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, mmap
 
 
 class Ring:
@@ -14,7 +14,8 @@ class Ring:
     __slots__ = ("_at", "_end", "_head", "_size", "_tail", "view")
 
     def __init__(self, size: int) -> None:
-        self.view = memoryview(mmap(-1, size))
+        # All of it at once: a page that is touched for the first time costs more than what is put into it.
+        self.view = memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE))
         self._size = size
         self._head = 0
         """Where the next bytes go. Equal to `_tail` if there are none."""
