@@ -55,8 +55,7 @@ class Passed:
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """The server's answer at its control socket."""
-        with ControlConnection(self._control, PATIENCE) as control:
-            return control.request(request, **arguments)
+        return ask(self._control, request, **arguments)
 
     @property
     def attachment(self) -> dict[str, Any]:
@@ -81,6 +80,12 @@ class Passed:
             value.add_note(f"usbvfiod said:\n{self.server.output}")
         elif status != 0:
             raise AssertionError(f"usbvfiod ended with status {status}:\n{self.server.output}")
+
+
+def ask(control: Path, request: str, **arguments: Any) -> dict[str, Any]:
+    """A server's answer at its control socket."""
+    with ControlConnection(control, PATIENCE) as connection:
+        return connection.request(request, **arguments)
 
 
 Pass = Callable[..., Passed]
