@@ -28,7 +28,7 @@ LAYERS = {
     "usb": 0,
     "host": 1,
     "capture": 1,
-    "remote": 2,
+    "remote": 4,
     "sandbox": 1,
     "xhci.spec": 0,
     "pci.vfio": 0,

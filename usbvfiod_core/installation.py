@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from .installed import distribution
 
 DISTRIBUTION = "usbvfiod"
-PLUGINS = ("usbfs", "libusb", "usbip", "mass-storage-quirks", "usbguard-rules", "web")
+PLUGINS = ("usbfs", "libusb", "usbip", "usbredir", "mass-storage-quirks", "usbguard-rules", "web")
 """The plugins of this project. Each is the distribution and Debian package `usbvfiod-NAME`."""
 
 _DEBIAN = Path("/usr/lib/python3/dist-packages")

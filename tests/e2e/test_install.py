@@ -23,7 +23,7 @@ from usbvfiod_core.testing.limits import scaled
 pytestmark = pytest.mark.timeout(400)
 
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
-PLUGINS = {"virtual", "usbfs", "libusb", "usbip", "mass-storage-quirks", "usbguard-rules", "web"}
+PLUGINS = {"virtual", "usbfs", "libusb", "usbip", "usbredir", "mass-storage-quirks", "usbguard-rules", "web"}
 
 
 def shell(command: str, *, expect: int = 0, **more: str) -> str:

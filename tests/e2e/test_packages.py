@@ -50,7 +50,7 @@ def test_make_install(debian: Chroot) -> None:
         output = debian.run(line)
     assert "mass-storage-quirks" in output
     program = f"{HOME}/.local/bin/usbvfiod"
-    assert plugins(debian, program) == {"virtual", "usbfs", "libusb", "usbip", *OTHERS}
+    assert plugins(debian, program) == {"virtual", "usbfs", "libusb", "usbip", "usbredir", *OTHERS}
     assert "the guest reads: Hello, guest!" in debian.run(f"{program} demo --size 8")
     check_beside(HOME / ".local", debian.tree)
     debian.run("make uninstall")
@@ -92,6 +92,7 @@ def test_packages(debian: Chroot) -> None:
             "usbfs",
             "libusb",
             "usbip",
+            "usbredir",
             *OTHERS,
         }
         debian.run("usbvfiod devices")

@@ -16,7 +16,9 @@ from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.xhci import spec
 
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
-EXAMPLES += [ROOT / f"plugins/usbvfiod_{name}" for name in ("mass_storage_quirks", "usbguard_rules", "usbip")]
+EXAMPLES += [
+    ROOT / f"plugins/usbvfiod_{name}" for name in ("mass_storage_quirks", "usbguard_rules", "usbip", "usbredir")
+]
 """And the plugins that need nothing of the system either."""
 
 pytestmark = pytest.mark.timeout(300)
@@ -32,6 +34,7 @@ def test_it_is_found_through_its_entry_point(environment: Path) -> None:
     plugins = venv.usable_plugins(environment)
     assert set(plugins) == {
         "virtual", "dice", "fault-injector", "fifo", "interface-mask", "mass-storage-quirks", "usbguard-rules", "usbip",
+        "usbredir",
     }  # fmt: skip
     dice = plugins["dice"]
     assert (dice["distribution"], dice["version"], dice["module"]) == ("usbvfiod-dice", "1.0", "usbvfiod_dice")

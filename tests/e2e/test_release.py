@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     "usbvfiod_usbfs",
     "usbvfiod_usbguard_rules",
     "usbvfiod_usbip",
+    "usbvfiod_usbredir",
     "usbvfiod_web",
 }
 

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..errors import ConfigError
 from ..hooks.options import backend_options
@@ -90,7 +90,7 @@ class Confinement:
     def needs(self, directories: Iterable[Path] = ()) -> Needs:
         """What this server needs of the system, all together."""
         from ..sandbox.files import of_files
-        from ..sandbox.needs import Needs, to_connect
+        from ..sandbox.needs import Needs, to_connect, to_listen
 
         config = self._config
         named = [path for spec in config.devices for path in self._files(spec)]
@@ -107,8 +107,9 @@ class Confinement:
             write=frozenset(config.control.directories),
             create=frozenset(directories),
         )
-        ports = to_connect(port for spec in config.devices for port in self._ports(spec))
-        return self._registry.needs() | of_files(named) | ports | own
+        ports = to_connect(port for spec in config.devices for port in self._ports(spec, "connects"))
+        own_ports = to_listen(port for spec in config.devices for port in self._ports(spec, "listens"))
+        return self._registry.needs() | of_files(named) | ports | own_ports | own
 
     def _refusal(self, spec: DeviceSpec, error: BaseException | None) -> str:
         """`Registry.sandbox_refusal`."""
@@ -139,11 +140,11 @@ class Confinement:
 
         self._witness = Witness()
 
-    def _ports(self, spec: DeviceSpec) -> list[int]:
-        """The TCP ports that its backend connects for `spec`."""
+    def _ports(self, spec: DeviceSpec, what: Literal["connects", "listens"]) -> list[int]:
+        """The TCP ports that its backend connects, or listens at, for `spec`."""
         backend = self._backends[spec.backend]
         try:
-            return list(backend.connects(spec.address, backend_options(backend, spec.address, spec.options)))
+            return list(getattr(backend, what)(spec.address, backend_options(backend, spec.address, spec.options)))
         except ConfigError:
             return []  # it is refused for that
 

@@ -12,6 +12,7 @@ A device that cannot be had now is a `DeviceAway`: its attachment waits, and tri
 
 from .channel import Channel, Outgoing, PeerError, Reader
 from .link import Link, LinkLost, connect
+from .listener import Listener
 from .needs import register_remote_needs
 from .options import RemoteOptions
 from .place import Place, parse_place
@@ -20,6 +21,7 @@ __all__ = [
     "Channel",
     "Link",
     "LinkLost",
+    "Listener",
     "Outgoing",
     "PeerError",
     "Place",

@@ -29,8 +29,11 @@ class Reader(Protocol):
     messages    messages that have come so far
     """
 
-    unfinished: int
-    messages: int
+    @property
+    def unfinished(self) -> int: ...
+
+    @property
+    def messages(self) -> int: ...
 
     def windows(self) -> list[memoryview]:
         """Where the next bytes go, at least one; more than a message's is fine."""
@@ -104,10 +107,23 @@ class Channel:
         """Messages that wait, or are under way."""
         return len(self._queue)
 
+    def detach(self) -> bool:
+        """End it, and leave the link to the caller; not where there is something left to send. Whether that was
+        done."""
+        if self.closed or self._queue:
+            return False
+        self._end_use()
+        return True
+
     def close(self) -> None:
         """End it, and the link. Nothing is called any more."""
-        if self.closed:
-            return
+        if not self.closed:
+            self._end_use()
+            self._link.close()
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _end_use(self) -> None:
         self.closed = True
         self._queue.clear()
         self._loop.remove_reader(self._link.fileno())
@@ -115,9 +131,6 @@ class Channel:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        self._link.close()
-
-    # -- own ---------------------------------------------------------------------------------------------------------
 
     def _end(self, reason: str) -> None:
         if not self.closed:

@@ -230,7 +230,7 @@ def _tcp(place: Place, timeout: int, deadline: float) -> socket.socket:
         except OSError as error:
             failure = failure or error
         else:
-            _live(stream, timeout)
+            live(stream, timeout)
             return stream
     raise failure or OSError(errno.EADDRNOTAVAIL, "it has no address")
 
@@ -244,7 +244,7 @@ def _numeric(host: str) -> int:
     return 0
 
 
-def _live(stream: socket.socket, timeout: int) -> None:
+def live(stream: socket.socket, timeout: int) -> None:
     """Notice within `timeout` that the other end is gone, whether something is on its way to it or not (tcp(7))."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

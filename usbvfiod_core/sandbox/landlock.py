@@ -70,9 +70,17 @@ def abi() -> int:
         return 0
 
 
-def restrict(rights: Mapping[Path, int], ports: Iterable[int] = (), *, version: int, abstract: bool = False) -> None:
-    """Allow `rights` at and below each path, connections to `ports`, and nothing else from now on. The thread must have
-    given up new privileges before. Paths that are not there are left out. Raises OSError."""
+def restrict(
+    rights: Mapping[Path, int],
+    ports: Iterable[int] = (),
+    own_ports: Iterable[int] = (),
+    *,
+    version: int,
+    abstract: bool = False,
+) -> None:
+    """Allow `rights` at and below each path, connections to `ports`, listening at `own_ports`, and nothing else from
+    now on. The thread must have given up new privileges before. Paths that are not there are left out. Raises
+    OSError."""
     what = handled(version, abstract=abstract)
     attributes = pack("=QQQ", what.files, what.network, what.scopes)[: what.size]
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(what.size), ctypes.c_uint32(0))
@@ -82,6 +90,8 @@ def restrict(rights: Mapping[Path, int], ports: Iterable[int] = (), *, version: 
         if what.network:
             for port in ports:
                 _add(ruleset, _NET_PORT, pack("=QQ", CONNECT_TCP, port))
+            for port in own_ports:
+                _add(ruleset, _NET_PORT, pack("=QQ", BIND_TCP, port))
         _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)

@@ -43,6 +43,7 @@ class Needs:
     read, write     files, and directories with all that is below them; what is not there is left out
     create          directories in which entries are made and removed, but no file is read or written
     connect         TCP ports that are connected
+    listen          TCP ports at which others connect
     capabilities    keys of CAPABILITIES, if the process has them
     """
 
@@ -54,6 +55,7 @@ class Needs:
     write: frozenset[Path] = frozenset()
     create: frozenset[Path] = frozenset()
     connect: frozenset[int] = frozenset()
+    listen: frozenset[int] = frozenset()
     capabilities: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
@@ -71,6 +73,14 @@ def to_connect(ports: Iterable[int]) -> Needs:
     os.environ.setdefault("RES_OPTIONS", "use-vc")
     names = {Path(name) for name in NAMES} | {Path(os.path.realpath("/etc/resolv.conf"))}
     return Needs(sockets=frozenset({"inet", "inet6"}), read=frozenset(names), connect=wanted | {DNS})
+
+
+def to_listen(ports: Iterable[int]) -> Needs:
+    """What it takes to wait for others at these TCP ports; nothing if there are none."""
+    wanted = frozenset(ports)
+    if not wanted:
+        return Needs()
+    return Needs(sockets=frozenset({"inet", "inet6"}), read=frozenset(map(Path, NAMES)), listen=wanted)
 
 
 def declared(
@@ -113,5 +123,6 @@ def declared(
         frozenset(map(Path, write)),
         frozenset(),
         ports,
+        frozenset(),
         capabilities,
     )

@@ -96,7 +96,7 @@ def close(
     if version and alone:
         stage(
             f"landlock (ABI {version})",
-            lambda: landlock.restrict(rights(needs), needs.connect, version=version, abstract=abstract),
+            lambda: landlock.restrict(rights(needs), needs.connect, needs.listen, version=version, abstract=abstract),
         )
     if not seccomp.missing():
         instructions = program(filter_of(needs, kill=kill), seccomp.machine())

@@ -106,6 +106,10 @@ class Backend(ABC):
         nothing."""
         return ()
 
+    def listens(self, address: str, options: Any) -> Iterable[int]:
+        """The TCP ports at which `open` waits for the other end, as `connects`."""
+        return ()
+
     def opens(self, address: str, options: Any) -> Iterable[Path]:
         """The files that `open` opens, makes or replaces for these arguments: a server with a sandbox opens no others,
         beside what the plugin registers by `usbvfiod_register_needs`.

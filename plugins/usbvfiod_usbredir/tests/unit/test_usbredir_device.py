@@ -1,0 +1,264 @@
+"""What a device behind usbredir says to its host, and what becomes of what the host says."""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redir_bench import bench_at_host
+from redir_host import RedirHost, some
+from usbvfiod_usbredir import messages as m
+from usbvfiod_usbredir.messages import bulk_packet
+from usbvfiod_usbredir.spec import ALL_CAPABILITIES, Capability, Status
+
+from usbvfiod_core import Device, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core.testing.backend import open_device
+from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
+from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, INTERRUPT_IN, FakeDevice
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.requests import SetupPacket
+from usbvfiod_core.virtual import VirtualBackend
+from usbvfiod_core.virtual.image import Image
+from usbvfiod_core.virtual.loopback import Loopback
+from usbvfiod_core.virtual.serial import IN
+from usbvfiod_core.virtual.uas_flash import UasFlash
+
+COMPLETED = TransferStatus.COMPLETED
+
+
+class Held:
+    """A scripted device at the host, held by the test."""
+
+    def __init__(self) -> None:
+        self.device: FakeDevice | None = None
+
+    def __call__(self, loop: StepLoop) -> Device:
+        self.device = FakeDevice(speed=Speed.HIGH)
+        return self.device
+
+    @property
+    def it(self) -> FakeDevice:
+        assert self.device is not None
+        return self.device
+
+
+def configured(bench: DeviceBench, value: int = 1) -> None:
+    assert set_configuration(bench, value).status is COMPLETED
+
+
+def run(bench: DeviceBench, condition: Callable[[], object]) -> None:
+    """Until a condition holds, which may be the other thread's."""
+    deadline = time.monotonic() + bench.timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        bench.loop.run_until(lambda: bool(condition()), 0.005)
+
+
+def test_interrupt_endpoints_are_read_ahead_and_stopped_when_nobody_asks() -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        host.call(lambda: held.it.answers(INTERRUPT_IN, b"12345678", b"1"))
+        transfers = [bench.submit(INTERRUPT_IN, TransferType.INTERRUPT, 8) for _ in range(3)]
+        bench.wait(*transfers[:2])
+        assert [each.data for each in transfers[:2]] == [b"12345678", b"1"]
+        bench.cancel(transfers[2])
+        bench.wait(transfers[2])
+        run(bench, lambda: host.heard(m.StopInterruptReceiving))
+        assert len(host.heard(m.StartInterruptReceiving)) == 1
+        again = bench.submit(INTERRUPT_IN, TransferType.INTERRUPT, 8)
+        run(bench, lambda: len(host.heard(m.StartInterruptReceiving)) == 2)
+        bench.cancel(again)
+
+
+def test_a_stall_there_is_a_stall_here() -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        host.call(lambda: held.it.answers(INTERRUPT_IN, TransferStatus.STALL, b"ok"))
+        stalled = bench.submit(INTERRUPT_IN, TransferType.INTERRUPT, 8)
+        bench.wait(stalled)
+        assert stalled.status is TransferStatus.STALL
+        assert bench.control(SetupPacket(2, 1, 0, INTERRUPT_IN, 0)).status is COMPLETED
+        good = bench.submit(INTERRUPT_IN, TransferType.INTERRUPT, 8)
+        bench.wait(good)
+        assert good.data == b"ok"
+
+
+def test_a_cancelled_transfer_keeps_what_has_been_moved() -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, _):
+        configured(bench)
+        transfer = bench.submit(BULK_IN, TransferType.BULK, 1024)
+        run(bench, lambda: held.it.held[BULK_IN])
+
+        def cancel(far: Transfer) -> None:
+            held.it.finish(far, (TransferStatus.CANCELLED, b"x" * 512))
+
+        held.it.cancel = cancel  # type: ignore[method-assign, assignment]
+        bench.cancel(transfer)
+        bench.wait(transfer)
+        assert (transfer.status, transfer.data) == (TransferStatus.CANCELLED, b"x" * 512)
+
+
+def test_who_does_not_answer_a_cancellation_is_not_waited_for() -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        transfer = bench.submit(BULK_IN, TransferType.BULK, 512)
+        run(bench, lambda: held.it.held[BULK_IN])
+        held.it.cancels = False
+        bench.cancel(transfer)
+        bench.wait(transfer)
+        assert transfer.status is TransferStatus.CANCELLED
+        host.call(lambda: held.it.answers(BULK_IN, b"late" * 100))
+        nothing = bench.submit(BULK_OUT, TransferType.BULK, b"ab")
+        host.call(lambda: held.it.answers(BULK_OUT, 2))
+        bench.wait(nothing)
+        assert transfer.data == b""
+
+
+@pytest.mark.parametrize("capabilities", [ALL_CAPABILITIES, some(Capability.EP_INFO_MAX_PACKET_SIZE)])
+def test_long_transfers_go_in_pieces_and_end_with_a_short_packet(capabilities: int) -> None:
+    piece = 1 << 20 if capabilities == ALL_CAPABILITIES else 0xFC00
+    held = Held()
+    with bench_at_host(held, capabilities) as (bench, host):
+        configured(bench)
+        host.call(lambda: held.it.answers(BULK_IN, bytes(piece), b"end", b"next"))
+        long = bench.submit(BULK_IN, TransferType.BULK, 3 * piece)
+        following = bench.submit(BULK_IN, TransferType.BULK, 512)
+        bench.wait(long, following)
+        assert (long.status, long.actual, following.data) == (COMPLETED, piece + 3, b"next")
+        assert [each.length for each in held.it.submitted if each.endpoint == BULK_IN] == [piece, piece, 512]
+
+
+def _serial_port(loop: StepLoop) -> Device:
+    return open_device(VirtualBackend(), "serial", {}, loop)
+
+
+def test_serial_ports_are_read_ahead() -> None:
+    with bench_at_host(_serial_port) as (bench, host):
+        configured(bench)
+        reading = bench.submit(IN, TransferType.BULK, 512)
+        run(bench, lambda: host.heard(m.StartBulkReceiving))
+        assert host.heard(m.StartBulkReceiving)[0].bytes_per_transfer == 512
+        bench.cancel(reading)
+    with bench_at_host(_serial_port, options={"bulk-receiving": "never"}) as (bench, host):
+        configured(bench)
+        reading = bench.submit(IN, TransferType.BULK, 512)
+        bench.loop.run_until(lambda: False, 0.05)
+        assert not host.heard(m.StartBulkReceiving)
+        bench.cancel(reading)
+
+
+def test_a_device_in_use_is_reset_before_it_is_given_back() -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        host.call(lambda: held.it.answers(BULK_OUT, 2))
+        transfer = bench.submit(BULK_OUT, TransferType.BULK, b"ab")
+        bench.wait(transfer)
+        bench.close_device()
+        run(bench, lambda: host.heard(m.Reset))
+
+
+def test_streams_are_allocated_for_all_endpoints_of_a_setting(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+
+    def drive(loop: StepLoop) -> Device:
+        return UasFlash(Image(str(image)), loop, speed=Speed.SUPER)
+
+    with bench_at_host(drive) as (bench, host):
+        assert bench.device.max_streams > 0
+        allocated = len(host.heard(m.AllocBulkStreams))
+        configured(bench)
+        assert set_interface(bench, 0, 1).status is COMPLETED
+        status = bench.submit(0x83, TransferType.BULK, 64, stream_id=1)
+        run(bench, lambda: len(host.heard(m.AllocBulkStreams)) == allocated + 1)
+        bench.cancel(status)
+
+
+# -- broken and hostile hosts ----------------------------------------------------------------------------------------
+
+ATTACKS: list[tuple[str, Callable[[RedirHost], object], str]] = [
+    ("an answer to nothing", lambda host: host.send(bulk_packet(0x81, 4), 999, b"1234"), "nobody has asked"),
+    ("garbage", lambda host: host.send_bytes(b"\xff" * 64), "type 4294967295"),
+    ("4 GiB", lambda host: host.send_bytes(struct.pack("<IIQ", 101, 0xFFFFFFFF, 1)), "4294967295 bytes"),
+    ("hello again", lambda host: host.send(m.Hello("x", 0)), "hello twice"),
+    ("a guest's packet", lambda host: host.send(m.Reset()), "not for it"),
+    ("hanging up", lambda host: host.close_stream(), "closed|reset"),
+]
+
+
+@pytest.mark.parametrize(("attack", "reason"), [each[1:] for each in ATTACKS], ids=[each[0] for each in ATTACKS])
+def test_a_broken_host_costs_its_device_and_nothing_else(attack: Callable[[RedirHost], object], reason: str) -> None:
+    with bench_at_host(lambda loop: Loopback(loop, speed=Speed.HIGH)) as (bench, host):
+        configured(bench, 2)
+        waiting = [bench.submit(0x81, TransferType.BULK, 512) for _ in range(4)]
+        host.call(lambda: attack(host))
+        bench.wait(*waiting)
+        assert {each.status for each in waiting} == {TransferStatus.DISCONNECTED}
+        run(bench, lambda: bench.events.disconnections)
+        assert re.search(reason, bench.device.why_gone())
+
+
+@pytest.mark.parametrize("length", [513, 4096])
+def test_more_than_was_asked_for_is_not_taken(length: int) -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        transfer = bench.submit(BULK_IN, TransferType.BULK, 512)
+        run(bench, lambda: held.it.held[BULK_IN])
+        [id] = host.in_flight
+        host.call(lambda: host.send(bulk_packet(BULK_IN, length), id, bytes(length)))
+        bench.wait(transfer)
+        assert transfer.status is TransferStatus.DISCONNECTED
+        assert transfer.faults == []
+
+
+def twice(host: RedirHost, answer: Any, id: int) -> None:
+    host.send(answer, id)
+    host.send(answer, id)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_an_answer_twice_and_one_of_another_type(other: bool) -> None:
+    held = Held()
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        transfer = bench.submit(BULK_OUT, TransferType.BULK, b"ab")
+        run(bench, lambda: held.it.held[BULK_OUT])
+        [id] = host.in_flight
+        answer = m.ConfigurationStatus(0, 1) if other else bulk_packet(BULK_OUT, 2)
+        host.call(partial(twice, host, answer, id))
+        bench.wait(transfer)
+        assert transfer.status is (TransferStatus.DISCONNECTED if other else COMPLETED)
+        run(bench, lambda: bench.events.disconnections)
+
+
+def test_a_host_that_says_nothing_more_is_given_up() -> None:
+    with bench_at_host(lambda loop: Loopback(loop, speed=Speed.HIGH), options={"timeout": "1"}) as (bench, host):
+        host.deaf = True
+        transfer = set_configuration(bench, 2)
+        assert transfer.status is TransferStatus.DISCONNECTED
+        assert "has not answered" in bench.device.why_gone()
+
+
+@pytest.mark.parametrize("status", [Status.INVAL, Status.IOERROR, Status.TIMEOUT, 77])
+def test_statuses_that_nobody_knows_are_errors(status: int) -> None:
+    with bench_at_host(Held()) as (bench, host):
+        configured(bench)
+        transfer = bench.submit(BULK_OUT, TransferType.BULK, b"ab")
+        run(bench, lambda: host.in_flight)
+        [id] = host.in_flight
+        host.call(lambda: host.answer(bulk_packet(BULK_OUT, 0, status=status), id))
+        bench.wait(transfer)
+        assert transfer.status is TransferStatus.ERROR

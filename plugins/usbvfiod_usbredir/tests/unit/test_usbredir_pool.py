@@ -1,0 +1,210 @@
+"""Clients that come to us, hosts without a device now, and the device that they have later."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redir_bench import WaitingHost
+from redir_host import RedirHost
+from usbvfiod_usbredir import messages as m
+from usbvfiod_usbredir.backend import UsbredirBackend
+from usbvfiod_usbredir.options import UsbredirOptions
+from usbvfiod_usbredir.pool import MOST_WAITING
+
+from usbvfiod_core import Device, DeviceError, Speed
+from usbvfiod_core.errors import DeviceAway
+from usbvfiod_core.testing.backend import open_device
+from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.virtual.loopback import Loopback
+
+
+def loopback(loop: StepLoop) -> Device:
+    return Loopback(loop, speed=Speed.HIGH)
+
+
+class Served:
+    """A backend as a server has it: watched, and asked again when it tells of changes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.loop = StepLoop(virtual_time=False)
+        self.backend = UsbredirBackend()
+        self.changes = 0
+        self.stop = self.backend.watch(self.loop, self._changed)
+        self.clients: list[RedirHost] = []
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def open(self, **options: str) -> Device:
+        return open_device(self.backend, self.address, {"timeout": "1", **options}, self.loop)
+
+    def run(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline
+            self.loop.run_until(lambda: bool(condition()), 0.005)
+
+    def client(self, path: Path, *, connects: bool = True) -> RedirHost:
+        stream = socket.socket(socket.AF_UNIX)
+        stream.connect(str(path))
+        self.clients.append(RedirHost(stream, loopback, connects=connects))
+        return self.clients[-1]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    served = Served(f"listen={tmp_path}/usb.sock")
+    yield served
+    served.stop()
+    served.loop.run_ready()
+    assert served.loop.watched == ()
+    served.loop.close()
+    for client in served.clients:
+        client.close()
+
+
+def give_back(device: Device, loop: StepLoop) -> None:
+    closed: list[bool] = []
+    device.close()
+    device.when_closed(lambda: closed.append(True))
+    assert loop.run_until(lambda: bool(closed), PATIENCE)
+
+
+def test_clients_come_one_after_the_other_and_beside_each_other(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway, match="no client has come"):
+        served.open()
+    for _ in range(2):
+        served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes == 2)
+    devices = [served.open() for _ in range(2)]
+    assert devices[0] is not devices[1]
+    with pytest.raises(DeviceAway, match="no client has come"):
+        served.open()
+    for device in devices:
+        give_back(device, served.loop)
+    served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes == 3)
+    give_back(served.open(), served.loop)
+
+
+def test_what_a_device_is_shows_before_it_is_opened(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway):
+        served.backend.look_up(served.address, UsbredirOptions(timeout=1))
+    served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes)
+    info = served.backend.look_up(served.address, UsbredirOptions(timeout=1))
+    assert info is not None
+    assert (info.vendor_id, info.product_id, info.speed) == (0x0525, 0xA4A0, Speed.HIGH)
+    served.loop.run_ready()
+    assert served.changes == 1, "only whoever asked knows of it"
+    device = served.open()
+    assert device.name == info.name
+    give_back(device, served.loop)
+    assert UsbredirBackend().look_up("desk7:1", UsbredirOptions()) is None, "no server: it would use it up"
+
+
+def test_a_client_may_have_its_device_later_and_another_one_after_that(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway):
+        served.open()
+    client = served.client(tmp_path / "usb.sock", connects=False)
+    served.run(lambda: served.changes == 1)
+    with pytest.raises(DeviceAway, match=r"no client has come|has a device"):
+        served.open()
+    served.loop.run_ready()
+    with pytest.raises(DeviceAway, match="has a device"):
+        served.open()
+    for turn in (1, 2):
+        plug_and_pull(served, client, turn)
+
+
+def plug_and_pull(served: Served, client: RedirHost, turn: int) -> None:
+    client.call(client.plug_in)
+    served.run(lambda: served.changes == 1 + turn)
+    device = served.open()
+    bench = DeviceBench(device, served.loop)
+    client.call(client.pull_out)
+    served.run(lambda: bench.events.disconnections)
+    served.run(lambda: len(client.heard(m.DeviceDisconnectAck)) == turn)
+    give_back(device, served.loop)
+    served.loop.run_ready()
+
+
+def test_a_client_that_hangs_up_or_says_nothing_is_forgotten(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway):
+        served.open()
+    mute = socket.socket(socket.AF_UNIX)
+    mute.connect(str(tmp_path / "usb.sock"))
+    gone = served.client(tmp_path / "usb.sock", connects=False)
+    served.run(lambda: served.changes == 1)
+    gone.close()
+    with pytest.raises(DeviceAway):
+        served.open()
+    mute.setblocking(False)
+
+    def hung_up() -> bool:
+        try:
+            return mute.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    served.run(hung_up)
+    mute.close()
+
+
+def test_only_so_many_clients_wait(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway):
+        served.open()
+    crowd = [socket.socket(socket.AF_UNIX) for _ in range(MOST_WAITING + 3)]
+    for stream in crowd:
+        stream.connect(str(tmp_path / "usb.sock"))
+        served.loop.run_ready()
+    for stream in crowd[MOST_WAITING:]:
+        assert stream.recv(1) == b""
+    for stream in crowd:
+        stream.close()
+
+
+def test_a_filter_is_told_and_kept(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway):
+        served.open(filter="8,-1,-1,-1,1")
+    client = served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes == 1)
+    with pytest.raises(DeviceError, match="filter refuses 0525:a4a0"):
+        served.open(filter="8,-1,-1,-1,1")
+    served.run(lambda: client.heard(m.FilterReject))
+    assert client.heard(m.FilterFilter)
+
+
+def test_a_host_without_a_device_is_asked_no_second_time(tmp_path: Path) -> None:
+    with WaitingHost(tmp_path / "host.sock", loopback, connects=False) as host:
+        served = Served(f"unix={host.path}")
+        for _ in range(2):
+            with pytest.raises(DeviceAway, match="no device to give"):
+                served.open()
+            served.loop.run_ready()
+        assert len(host.hosts) == 1
+        host.host().call(host.host().plug_in)
+        served.run(lambda: served.changes)
+        give_back(served.open(), served.loop)
+        served.stop()
+        served.loop.close()
+
+
+def test_what_cannot_be_listened_at_is_said(tmp_path: Path) -> None:
+    served = Served(f"listen={tmp_path}/missing/usb.sock")
+    with pytest.raises(DeviceError, match="missing"):
+        served.open()
+    served.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        served = Served(f"listen=127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(DeviceError, match="in use"):
+            served.open()
+        served.stop()
+        served.loop.close()

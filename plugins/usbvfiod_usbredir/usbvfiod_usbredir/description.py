@@ -1,0 +1,71 @@
+"""What is known of a device before it is opened: its descriptors, its names, and whether it has streams."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from usbvfiod_core import Speed
+from usbvfiod_core.errors import DeviceError
+from usbvfiod_core.host.configurations import configurations
+from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor
+
+from .endpoints import streams_of
+from .messages import AllocBulkStreams, FreeBulkStreams, SetAltSetting
+from .peer import Description, Peer
+from .spec import SPEEDS, Capability, Status, Type, endpoint_index
+
+MOST_STREAMS: Final = 256
+_USB_3: Final = 0x0300
+
+
+def describe(peer: Peer, deadline: float) -> Description:
+    """Ask the device of a peer for what it is. In a thread, until `deadline` of `time.monotonic`.
+
+    Raises DeviceError, LinkLost or PeerError.
+    """
+    assert peer.device is not None
+    descriptors = peer.read_descriptors(deadline)
+    configuration = peer.read_configuration(deadline)
+    device = DeviceDescriptor.unpack(descriptors)
+    words = [peer.read_string(index, deadline).strip() for index in (device.manufacturer, device.product)]
+    name = " ".join(filter(None, words)) or f"{device.vendor_id:04x}:{device.product_id:04x}"
+    by_descriptor = Speed.SUPER if device.usb_version >= _USB_3 else Speed.HIGH
+    speed = SPEEDS.get(peer.device.speed, by_descriptor)
+    streams = 0
+    if speed.is_usb3 and peer.has(Capability.BULK_STREAMS) and configuration is not None:
+        streams = _probe_streams(peer, descriptors, configuration, deadline)
+    return Description(
+        name,
+        peer.read_string(device.serial_number, deadline),
+        device.vendor_id,
+        device.product_id,
+        speed,
+        descriptors,
+        configuration,
+        streams,
+    )
+
+
+def _probe_streams(peer: Peer, descriptors: bytes, value: int, deadline: float) -> int:
+    """How many streams the other end's controller gives the device's endpoints; 0 for none. Only trying tells."""
+    raws = [raw for raw in configurations(descriptors) if raw[5] == value]
+    settings = Configuration.unpack(raws[0]).interfaces if raws else ()
+    wanted = [each for each in settings if streams_of(each)[0]]
+    least = 0
+    for setting in wanted:
+        count, endpoints = streams_of(setting)
+        count = min(count, MOST_STREAMS)
+        mask = sum(1 << endpoint_index(each) for each in endpoints)
+        selected = peer.ask(SetAltSetting(setting.number, setting.alternate), Type.ALT_SETTING_STATUS, deadline)
+        if selected.message.status != Status.SUCCESS:
+            raise DeviceError(f"{peer.name}: the device has a setting that cannot be selected")
+        given = peer.ask(AllocBulkStreams(mask, count), Type.BULK_STREAMS_STATUS, deadline)
+        if given.message.status != Status.SUCCESS:
+            count = 0
+        else:
+            peer.ask(FreeBulkStreams(mask), Type.BULK_STREAMS_STATUS, deadline)
+        peer.ask(SetAltSetting(setting.number, 0), Type.ALT_SETTING_STATUS, deadline)
+        if not count:
+            return 0
+        least = count if not least else min(least, count)
+    return least

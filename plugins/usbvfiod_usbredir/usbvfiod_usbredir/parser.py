@@ -1,0 +1,198 @@
+"""Bytes in, packets out: what one side reads of a connection. No socket, and no clock.
+
+The parser says where the next bytes belong (`buffers`) and is told how many have come (`received`). Headers and small
+packets go through a buffer of its own. The data of a large packet belongs where the caller wants it, which may be
+guest memory: then it is received there and nowhere else.
+
+The other end may be broken or hostile. Whatever it sends, a packet's length is compared with what its type may have
+before anything is kept for it; what does not fit raises PeerError, and the connection is to be closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from usbvfiod_core.remote import PeerError
+
+from .messages import SHAPES, Sender, header_of, layout, unpack
+from .spec import HEADER, Capability, Type
+
+BUFFER: Final = 64 << 10
+
+
+class Packet(NamedTuple):
+    """A packet that has come whole. `data` is what was with it, unless it was put elsewhere; `length` its bytes."""
+
+    type: int
+    id: int
+    message: Any
+    length: int
+    data: bytes | bytearray
+
+
+Place = Callable[[Any, int, int], "Sequence[memoryview] | None"]
+"""Called with a message, its id and the bytes of data with it, more than none: where they belong, in order, with room
+for them all; None for in the packet. May raise PeerError."""
+
+
+def _nowhere(message: Any, id: int, length: int) -> None:
+    return None
+
+
+class Parser:
+    """Reads what `sender` sends to a side with the capabilities `own`. `common` are those of both, once it has said
+    hello; `peer` is its hello."""
+
+    def __init__(self, own: int, sender: Sender = Sender.HOST, place: Place = _nowhere) -> None:
+        self.own = own
+        self.common = 0
+        self.peer: Any = None
+        self._sender = sender
+        self._place = place
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._start = self._end = 0
+        self._header = HEADER
+        self._partial: tuple[int, int, Any, int, bytearray | None] | None = None
+        """A packet whose data is still coming: type, id, message, length, where it is kept if it is kept here."""
+        self._room: list[memoryview] = []
+        """Where the data belongs that has not come yet."""
+        self._left = 0
+        """How many bytes of it."""
+
+    def buffers(self) -> list[memoryview]:
+        """Where the next bytes belong, for `recvmsg_into`; never empty."""
+        return [*self._room, self._buffer[self._end :]]
+
+    def received(self, count: int) -> Iterator[Packet]:
+        """So many bytes have come: the packets that are whole with them. Use it up before the next call of anything.
+        Raises PeerError, after which nothing more can be read."""
+        if self._partial is not None:
+            in_place = min(count, self._left)
+            self._room = _behind(self._room, in_place)
+            self._left -= in_place
+            count -= in_place
+            if self._left:
+                return
+            yield self._whole()
+        self._end += count
+        while (packet := self._next()) is not None:
+            yield packet
+        self._tidy()
+
+    def divert(self, room: Sequence[memoryview]) -> bool:
+        """What is still to come of the data of a packet belongs into `room` from now on, if it now belongs there or if
+        nobody wants it: the memory where it was to go is not ours any more. Whether any is still to come."""
+        if self._partial is None or self._partial[4] is not None:
+            return False
+        self._room = list(room)
+        return True
+
+    @property
+    def receiving(self) -> int | None:
+        """The id of a packet whose data is being received where `place` said; None if there is none."""
+        return None if self._partial is None or self._partial[4] is not None else self._partial[1]
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes that are missing of a packet that has begun, as far as it can be told; 0 between packets."""
+        return self._left or int(self._end > self._start)
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _next(self) -> Packet | None:
+        """The next packet in the buffer; None if it is not whole, of which what may be said of it is kept."""
+        available = self._end - self._start
+        if available < self._header.size:
+            return None
+        type, length, id = self._header.unpack_from(self._buffer, self._start)
+        shape = SHAPES.get(type)
+        if shape is None or not shape.sender & self._sender:
+            raise PeerError(f"it sent a packet of type {type}, which is not for it to send")
+        if (type == Type.HELLO) != (self.peer is None):
+            said = "hello twice" if self.peer is not None else f"a packet of type {type} before hello"
+            raise PeerError(f"it sent {said}")
+        fixed = layout(type, self.common).size
+        if not fixed <= length <= fixed + shape.most:
+            raise PeerError(f"it sent a packet of type {type} with {length} bytes")
+        if type == Type.HELLO:
+            fixed = length
+        start = self._start + self._header.size
+        if available < self._header.size + fixed:
+            return None
+        message = unpack(type, self.common, self._buffer[start : start + fixed])
+        data = length - fixed
+        if shape.data is not None and (said_data := shape.data(message, self._sender)) != data:
+            raise PeerError(f"it sent a packet of type {type} with {data} bytes that says {said_data}")
+        self._start = start + fixed
+        if type == Type.HELLO:
+            self._hello(message, length)
+        if data:
+            return self._with_data(type, id, message, data)
+        return Packet(type, id, message, 0, b"")
+
+    def _hello(self, message: Any, length: int) -> None:
+        if length % 4:
+            raise PeerError(f"it sent a hello of {length} bytes")
+        streams, sizes = Capability.BULK_STREAMS.mask, Capability.EP_INFO_MAX_PACKET_SIZE.mask
+        if message.capabilities & streams and not message.capabilities & sizes:
+            raise PeerError("it has bulk streams without sizes of packets, which the protocol excludes")
+        self.peer = message
+        self.common = self.own & message.capabilities
+        self._header = header_of(self.common)
+
+    def _with_data(self, type: int, id: int, message: Any, length: int) -> Packet | None:
+        room = self._place(message, id, length)
+        kept = None
+        if room is None:
+            if self._end - self._start >= length:
+                data = bytes(self._buffer[self._start : self._start + length])
+                self._start += length
+                return Packet(type, id, message, length, data)
+            kept = bytearray(length)
+            room = [memoryview(kept)]
+        here = min(length, self._end - self._start)
+        self._partial = type, id, message, length, kept
+        self._left = length - here
+        self._room = _fill(room, self._buffer[self._start : self._start + here], length)
+        self._start += here
+        return None if self._left else self._whole()
+
+    def _whole(self) -> Packet:
+        assert self._partial is not None
+        type, id, message, length, kept = self._partial
+        self._partial, self._room = None, []
+        return Packet(type, id, message, length, b"" if kept is None else kept)
+
+    def _tidy(self) -> None:
+        """Make room behind what is in the buffer, which is less than the fields of one packet."""
+        rest = bytes(self._buffer[self._start : self._end])
+        self._start, self._end = 0, len(rest)
+        self._buffer[: len(rest)] = rest
+
+
+def _fill(room: Sequence[memoryview], data: memoryview, length: int) -> list[memoryview]:
+    """Put `data` at the start of `room`, of which `length` bytes are used; what is left of them."""
+    rest, at = [], 0
+    for window in room:
+        if not length:
+            break
+        used = window[:length]
+        length -= len(used)
+        part = min(len(used), len(data) - at)
+        if part:
+            used[:part] = data[at : at + part]
+            at += part
+        if part < len(used):
+            rest.append(used[part:])
+    if length:
+        raise PeerError(f"it sent {length} bytes more than were asked for")
+    return rest
+
+
+def _behind(room: list[memoryview], count: int) -> list[memoryview]:
+    while room and count >= len(room[0]):
+        count -= len(room.pop(0))
+    if count:
+        room[0] = room[0][count:]
+    return room

@@ -1,0 +1,242 @@
+"""The other end of a connection: hello, what it says of its device, and what only the device can say.
+
+All this happens before there is a device of ours, in a thread that may wait. Nothing here waits longer than it is told.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from usbvfiod_core import Speed
+from usbvfiod_core.errors import DeviceAway, DeviceError
+from usbvfiod_core.remote import Link, LinkLost, PeerError
+from usbvfiod_core.usb import requests
+from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, STRING, DeviceDescriptor, parse_string
+
+from .messages import (
+    ConfigurationStatus,
+    ControlPacket,
+    DeviceConnect,
+    DeviceDisconnectAck,
+    EndpointInfo,
+    FilterFilter,
+    FilterReject,
+    GetConfiguration,
+    Hello,
+    InterfaceInfo,
+    Sender,
+    pack,
+)
+from .parser import Packet, Parser
+from .spec import ALL_CAPABILITIES, Capability, Status, Type
+
+VERSION: Final = "usbvfiod"
+_MOST_CONFIGURATIONS: Final = 8
+_MOST_DESCRIPTORS: Final = 0xFFFF
+_MOST_UNREAD: Final = 1000
+_ENGLISH: Final = 0x0409
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One device. `descriptors` are its device descriptor with all configurations behind it."""
+
+    name: str
+    serial: str
+    vendor_id: int
+    product_id: int
+    speed: Speed
+    descriptors: bytes
+    configuration: int | None
+    max_streams: int
+
+
+Place = Callable[[Any, int, int], "Sequence[memoryview] | None"]
+
+
+class Peer:
+    """What is known of the other end of `link`. `device` is None while it has none to give.
+
+    place, packet   what takes the data and the packets of the device, once there is one of ours
+    """
+
+    def __init__(self, link: Link, name: str, filter: str | None = None) -> None:
+        self.link = link
+        self.name = name
+        self.parser = Parser(ALL_CAPABILITIES, Sender.HOST, self._placed)
+        self.place: Place = lambda message, id, length: None
+        self.device: DeviceConnect | None = None
+        self.interfaces = InterfaceInfo(0, *[bytes(32)] * 4)
+        self.endpoints = EndpointInfo(b"\xff" * 32, bytes(32), bytes(32))
+        self.description: Description | None = None
+        """What is known of the device, for whoever takes the peer."""
+        self._filter = filter
+        self._id = 0
+        self._greeted = False
+        self._unread: list[Packet] = []
+        """What has come and nobody has looked at yet."""
+
+    def has(self, capability: Capability) -> bool:
+        """Whether both ends have it."""
+        return bool(self.parser.common & capability.mask)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something has come that nobody has looked at."""
+        return bool(self._unread)
+
+    @property
+    def said_hello(self) -> bool:
+        """Whether it has."""
+        return self.parser.peer is not None
+
+    def next_id(self) -> int:
+        """An id for a request; 0 is for packets that are none."""
+        self._id = self._id % (0xFFFFFFFFFFFFFFFF if self.has(Capability.IDS_64_BITS) else 0xFFFFFFFF) + 1
+        return self._id
+
+    def packed(self, message: Any, *, id: int = 0, data: int | bytes = b"") -> bytes:
+        """A packet for it, see `messages.pack`."""
+        return pack(message, id=id, common=self.parser.common, data=data)
+
+    def learn(self, packet: Packet) -> None:
+        """Note what a packet says of the device."""
+        match packet.type:
+            case Type.INTERFACE_INFO:
+                self.interfaces = packet.message
+            case Type.EP_INFO:
+                self.endpoints = packet.message
+            case Type.DEVICE_CONNECT:
+                self.device = packet.message
+            case Type.DEVICE_DISCONNECT:
+                self.device = None
+
+    def keep(self, packet: Packet) -> None:
+        """A packet is for later. Raises PeerError."""
+        if len(self._unread) >= _MOST_UNREAD:
+            raise PeerError("it sends and sends, and nobody has asked for anything")
+        self._unread.append(packet)
+
+    def take_unread(self) -> list[Packet]:
+        """What has come behind the last answer."""
+        unread, self._unread = self._unread, []
+        return unread
+
+    def read(self) -> bool:
+        """Read what there is now, without waiting; whether there was something. Raises LinkLost, PeerError."""
+        count = self.link.receive(self.parser.buffers())
+        for packet in self.parser.received(count or 0):
+            self.keep(packet)
+        return count is not None
+
+    # -- in a thread ------------------------------------------------------------------------------------------------
+
+    def wait_for_device(self, deadline: float) -> DeviceConnect:
+        """Say hello, if it has not been said, and wait for a device until `deadline` of `time.monotonic`.
+
+        Raises DeviceAway: the other end has none now, and may still be waited for. LinkLost and PeerError: it is of no
+        use any more.
+        """
+        if not self._greeted:
+            self._greeted = True
+            self.link.send_all(pack(Hello(VERSION, ALL_CAPABILITIES)), deadline)
+        while self.parser.peer is None:
+            try:
+                self._receive(deadline)
+            except TimeoutError:
+                raise LinkLost(f"{self.name} does not say hello") from None
+        if self._filter is not None and self.has(Capability.FILTER):
+            data = self._filter.encode("ascii", "replace") + b"\0"
+            self.link.send_all(self.packed(FilterFilter(), data=data), deadline)
+        self._filter = None
+        while True:
+            for packet in self.take_unread():
+                had = self.device
+                self.learn(packet)
+                if had is not None and self.device is None:
+                    self.acknowledge(deadline)
+            if self.device is not None:
+                return self.device
+            try:
+                self._receive(deadline)
+            except TimeoutError:
+                raise DeviceAway(f"{self.name} has no device to give now") from None
+
+    def acknowledge(self, deadline: float) -> None:
+        """Tell it that its device is known to be gone."""
+        if self.has(Capability.DEVICE_DISCONNECT_ACK):
+            self.link.send_all(self.packed(DeviceDisconnectAck()), deadline)
+
+    def reject(self, deadline: float) -> None:
+        """Tell it that its device is not wanted."""
+        if self.has(Capability.FILTER):
+            self.link.send_all(self.packed(FilterReject()), deadline)
+
+    def ask(self, message: Any, type: Type, deadline: float) -> Packet:
+        """Send a request and wait for its answer, a packet of `type`. Raises DeviceAway, LinkLost, PeerError."""
+        id = self.next_id()
+        self.link.send_all(self.packed(message, id=id), deadline)
+        while True:
+            for position, packet in enumerate(self._unread):
+                if packet.type == Type.DEVICE_DISCONNECT:
+                    raise DeviceAway(f"{self.name}: the device has just gone")
+                if packet.type == type and packet.id == id:
+                    del self._unread[position]
+                    return packet
+            try:
+                self._receive(deadline)
+            except TimeoutError:
+                raise LinkLost(f"{self.name} does not answer") from None
+
+    def read_descriptors(self, deadline: float) -> bytes:
+        """The device descriptor with all configurations behind it. Raises DeviceError, LinkLost, PeerError."""
+        device = self._descriptor(DEVICE, 0, 18, deadline)
+        descriptors = bytearray(device)
+        for index in range(min(DeviceDescriptor.unpack(device).num_configurations, _MOST_CONFIGURATIONS)):
+            head = self._descriptor(CONFIGURATION, index, 9, deadline)
+            total = max(int.from_bytes(head[2:4], "little"), len(head)) if len(head) >= 4 else 0
+            if total < 9:
+                raise DeviceError(f"{self.name}: the device has no configuration descriptor {index}")
+            descriptors += self._descriptor(CONFIGURATION, index, min(total, _MOST_DESCRIPTORS), deadline)
+        return bytes(descriptors)
+
+    def read_configuration(self, deadline: float) -> int | None:
+        """The value of the configuration that is set there; None for none."""
+        answer = self.ask(GetConfiguration(), Type.CONFIGURATION_STATUS, deadline).message
+        assert isinstance(answer, ConfigurationStatus)
+        return answer.configuration if answer.status == Status.SUCCESS and answer.configuration else None
+
+    def read_string(self, index: int, deadline: float) -> str:
+        """A string of the device; empty if it has none."""
+        if not index:
+            return ""
+        try:
+            return parse_string(self._descriptor(STRING, index, 255, deadline, language=_ENGLISH))
+        except DeviceError:
+            return ""
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _placed(self, message: Any, id: int, length: int) -> Sequence[memoryview] | None:
+        return self.place(message, id, length)
+
+    def _descriptor(self, kind: int, index: int, length: int, deadline: float, language: int = 0) -> bytes:
+        direction = requests.DIRECTION_IN
+        ask = ControlPacket(direction, requests.GET_DESCRIPTOR, direction, 0, kind << 8 | index, language, length)
+        answer = self.ask(ask, Type.CONTROL_PACKET, deadline)
+        if answer.message.status != Status.SUCCESS or answer.length > length:
+            raise DeviceError(f"{self.name}: the device does not give descriptor {kind:#04x} {index}")
+        return bytes(answer.data)
+
+    def _receive(self, deadline: float) -> None:
+        """Read what there is, when there is something. Raises TimeoutError."""
+        if not self.read():
+            left = deadline - time.monotonic()
+            poll = select.poll()
+            poll.register(self.link.fileno(), select.POLLIN)
+            if left <= 0 or not poll.poll(left * 1000):
+                raise TimeoutError

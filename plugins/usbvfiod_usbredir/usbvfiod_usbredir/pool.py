@@ -1,0 +1,157 @@
+"""Other ends that are there and that no device of ours uses: clients that have come, and those without a device now.
+
+One that nothing is to be read of is *parked*: the loop watches its link. When something comes it is *ready*, and
+whoever wants a device behind its address may take it. Somebody who waits for a device is told by `changed`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from usbvfiod_core import Loop
+from usbvfiod_core.remote import LinkLost, Listener, PeerError
+
+from .address import Address
+from .peer import Peer
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING: Final = 8
+"""Clients of one address that nobody has taken; others are turned away."""
+UNCLAIMED: Final = 60.0
+"""Seconds that a client with a device waits for somebody who wants it."""
+
+
+class Pool:
+    """Those of one address. `take` is called in any thread, all else on the loop's."""
+
+    def __init__(self, loop: Loop, address: Address, changed: Callable[[], object]) -> None:
+        self._loop = loop
+        self._address = address
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._ready: list[Peer] = []
+        self._parked: list[Peer] = []
+        self._listener: Listener | None = None
+        self._timeout = 10
+        self._filter: str | None = None
+        self.closed = False
+
+    def take(self) -> Peer | None:
+        """One that has something to say; it belongs to the caller then."""
+        with self._lock:
+            return self._ready.pop(0) if self._ready else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody is there who has no device to give now."""
+        return bool(self._parked)
+
+    @property
+    def listens(self) -> bool:
+        """Whether clients may come."""
+        return self._listener is not None
+
+    def listen(self, timeout: int, filter: str | None) -> None:
+        """Begin to wait for clients, before the loop knows of it; in any thread. Raises DeviceError."""
+        with self._lock:
+            self._timeout, self._filter = timeout, filter
+            if self._listener is not None:
+                return
+            place = self._address.path or self._address.place
+            assert place is not None
+            self._listener = Listener(place, timeout)
+        self._loop.call_soon_threadsafe(self._watch)
+
+    def park(self, peer: Peer) -> None:
+        """Wait until it says something."""
+        if self.closed or len(self._parked) >= MOST_WAITING:
+            peer.link.close()
+        elif peer.has_unread or peer.link.pending:
+            self.offer(peer)
+        else:
+            self._parked.append(peer)
+            self._loop.add_reader(peer.link.fileno(), self._spoke, peer)
+
+    def offer(self, peer: Peer, news: bool = True) -> None:
+        """It may be taken; for a while. `news`: others are told."""
+        with self._lock:
+            full = self.closed or len(self._ready) >= MOST_WAITING
+            if not full:
+                self._ready.insert(len(self._ready) if news else 0, peer)
+        if full:
+            peer.link.close()
+            return
+        self._loop.call_later(UNCLAIMED, self._unclaimed, peer)
+        if news:
+            self._changed()
+
+    def close(self) -> None:
+        """Send all away; nobody comes any more."""
+        with self._lock:
+            self.closed = True
+            ready, self._ready = self._ready, []
+            listener, self._listener = self._listener, None
+        parked, self._parked = self._parked, []
+        for peer in parked:
+            self._loop.remove_reader(peer.link.fileno())
+        for peer in (*parked, *ready):
+            peer.link.close()
+        if listener is not None:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self._listener is not None:
+            log.info("usbredir: waiting for clients at %s", str(self._address).removeprefix("listen="))
+            self._loop.add_reader(self._listener.fileno(), self._came)
+
+    def _came(self) -> None:
+        """Somebody has connected."""
+        if self._listener is None:
+            return
+        link = self._listener.accept()
+        if link is None:
+            return
+        if len(self._parked) >= MOST_WAITING:
+            log.warning("%s: a client is turned away, %d wait already", self._address, MOST_WAITING)
+            link.close()
+            return
+        peer = Peer(link, f"the client of {self._address}", self._filter)
+        self.park(peer)
+        self._loop.call_later(self._timeout, self._mute, peer)
+
+    def _spoke(self, peer: Peer) -> None:
+        if peer not in self._parked:
+            return
+        try:
+            peer.read()
+        except (LinkLost, PeerError) as error:
+            log.info("%s: %s has nothing to say any more: %s", self._address, peer.name, error)
+            self._leave(peer)
+            peer.link.close()
+        else:
+            self._leave(peer)
+            self.offer(peer)
+
+    def _leave(self, peer: Peer) -> None:
+        self._parked.remove(peer)
+        self._loop.remove_reader(peer.link.fileno())
+
+    def _mute(self, peer: Peer) -> None:
+        """It has not even said hello in time."""
+        if peer in self._parked and not peer.said_hello:
+            self._leave(peer)
+            peer.link.close()
+
+    def _unclaimed(self, peer: Peer) -> None:
+        with self._lock:
+            if peer not in self._ready:
+                return
+            self._ready.remove(peer)
+        peer.link.close()

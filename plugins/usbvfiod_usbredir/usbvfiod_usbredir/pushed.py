@@ -1,0 +1,119 @@
+"""Endpoints that the other end reads on its own account: interrupt IN, and bulk IN where that is wanted.
+
+It sends what comes as it comes, a packet of the device in each packet of the protocol. Transfers of the guest take from
+what is there. While the guest does not ask for a moment, some of it is kept; when it does not come back, the other end
+is told to stop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from usbvfiod_core import Loop, Transfer, TransferStatus
+from usbvfiod_core.usb.transfer import behind
+
+from .exchange import Exchange
+from .spec import Status, transfer_status
+
+IDLE: Final = 1.0
+"""Seconds for which a guest that does not ask is still thought to be there."""
+MOST_KEPT: Final = 256
+"""Packets that wait for the guest; the oldest are lost then, as in a device that is not asked."""
+
+
+class Pushed:
+    """Transfers of one endpoint. `begin` and `stop_it` are the messages for the other end; a packet with less than
+    `packet_size` bytes ends a transfer."""
+
+    def __init__(self, loop: Loop, exchange: Exchange, begin: Any, stop_it: Any, packet_size: int) -> None:
+        self._loop = loop
+        self._exchange = exchange
+        self._begin = begin
+        self._stop_it = stop_it
+        self._packet_size = packet_size
+        self._transfers: deque[Transfer] = deque()
+        self._packets: deque[tuple[int, bytes | bytearray]] = deque()
+        self._running = False
+        self._started = 0
+        """Transfers so far."""
+
+    def start(self, transfer: Transfer) -> None:
+        """A transfer behind those before it."""
+        self._started += 1
+        transfer.actual = 0
+        self._transfers.append(transfer)
+        if not self._running:
+            self._running = True
+            self._exchange.tell(self._begin)
+        self._pump()
+
+    def stop(self, transfer: Transfer) -> None:
+        """End a transfer; what it has got it keeps."""
+        if transfer in self._transfers:
+            self._transfers.remove(transfer)
+            if not self._transfers:
+                self._loop.call_later(IDLE, self._idle, self._started)
+            transfer.complete(TransferStatus.CANCELLED)
+
+    def end(self, status: TransferStatus) -> None:
+        """End all: the other end has stopped, or nobody is there any more."""
+        self._running = False
+        self._packets.clear()
+        transfers, self._transfers = self._transfers, deque()
+        for transfer in transfers:
+            transfer.complete(status)
+
+    def came(self, status: int, data: bytes | bytearray) -> None:
+        """A packet of the device."""
+        if not self._running:
+            return  # it was under way when it was told to stop
+        self._packets.append((status, data))
+        if len(self._packets) > MOST_KEPT:
+            self._packets.popleft()
+        self._pump()
+
+    def told(self, status: int) -> None:
+        """The other end tells how it stands: that it has begun or stopped as it was told to, or by itself."""
+        if status != Status.SUCCESS and self._running:
+            self._pump()
+            self.end(transfer_status(status))
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while self._transfers and self._packets:
+            status, data = self._packets.popleft()
+            transfer = self._transfers[0]
+            if status != Status.SUCCESS:
+                result = transfer_status(status)
+                self._transfers.popleft()
+                transfer.complete(TransferStatus.ERROR if result is TransferStatus.CANCELLED else result)
+                continue
+            room = transfer.length - transfer.actual
+            moved = min(len(data), room)
+            fill(behind(transfer.windows, transfer.actual), data[:moved])
+            transfer.actual += moved
+            if len(data) > room:
+                self._transfers.popleft()
+                transfer.complete(TransferStatus.BABBLE)
+            elif len(data) < self._packet_size or transfer.actual == transfer.length:
+                self._transfers.popleft()
+                transfer.complete(TransferStatus.COMPLETED)
+
+    def _idle(self, started: int) -> None:
+        if self._running and self._started == started and not self._transfers:
+            self._running = False
+            self._packets.clear()
+            self._exchange.tell(self._stop_it)
+
+
+def fill(windows: list[memoryview], data: bytes | bytearray) -> None:
+    """Copy `data` to the start of `windows`, which have room for it."""
+    at = 0
+    for window in windows:
+        part = data[at : at + len(window)]
+        if not part:
+            return
+        window[: len(part)] = part
+        at += len(part)

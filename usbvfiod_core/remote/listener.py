@@ -1,0 +1,68 @@
+"""Waiting for the other end: where it connects us."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConfigError, DeviceError
+from ..vfio_user.listener import SocketPath
+from .link import Link, live
+from .place import Place
+
+_BACKLOG: Final = 16
+
+
+class Listener:
+    """A listening socket at a place, or at the path of a Unix socket, which only our own user may connect. A place
+    without a host is every address. Raises DeviceError.
+
+    `fileno` is readable when somebody has come; `timeout` is that of `RemoteOptions`.
+    """
+
+    def __init__(self, place: Place | Path, timeout: int) -> None:
+        self._timeout = timeout
+        self._close: Callable[[], object]
+        try:
+            if isinstance(place, Path):
+                path = SocketPath(str(place))
+                self._socket, self._close = path.socket, path.close
+            else:
+                self._socket = _bound(place)
+                self._close = self._socket.close
+        except ConfigError as error:
+            raise DeviceError(str(error)) from None
+        except OSError as error:
+            raise DeviceError(f"cannot listen at {place}: {error.strerror or error}") from error
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """What the loop watches."""
+        return self._socket.fileno()
+
+    def accept(self) -> Link | None:
+        """The link to the next one; None if there is none, or it has gone again."""
+        try:
+            stream, _ = self._socket.accept()
+        except OSError:
+            return None
+        try:
+            if stream.family != socket.AF_UNIX:
+                live(stream, self._timeout)
+            return Link(stream)
+        except OSError:
+            stream.close()
+            return None
+
+    def close(self) -> None:
+        """Nobody comes any more."""
+        self._close()
+
+
+def _bound(place: Place) -> socket.socket:
+    if not place.host:
+        return socket.create_server(("", place.port), backlog=_BACKLOG, family=socket.AF_INET6, dualstack_ipv6=True)
+    family = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((place.host, place.port), backlog=_BACKLOG, family=family)
