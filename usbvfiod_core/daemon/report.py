@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from ..usb.backend import DeviceInfo
 from ..xhci.statistics import EndpointStatistics
 from .escapes import escaped
 from .intents import Attachment, State
+
+_OF_ENDPOINTS = tuple(each.name for each in fields(EndpointStatistics) if each.name != "port_id")
 
 
 def device_entry(info: DeviceInfo) -> dict[str, object]:
@@ -56,8 +59,7 @@ def attachment_entry(attachment: Attachment, ports: dict[bool, int], now: float)
 
 def endpoint_entry(statistics: EndpointStatistics, *, percentiles: bool = True) -> dict[str, object]:
     """What an endpoint has done."""
-    entry = {**vars(statistics)}
-    del entry["port_id"]
+    entry: dict[str, object] = {name: getattr(statistics, name) for name in _OF_ENDPOINTS}
     if percentiles:
         entry.update({f"p{number}": statistics.percentile(number / 100) for number in (50, 90, 99)})
     return entry
