@@ -7,7 +7,8 @@ parser checks the text in the tests. docs/metrics.md lists the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final
 
@@ -18,14 +19,15 @@ TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 """Media types of the two formats."""
 
-_FIRST, _LAST = 13, 31
-"""Bit lengths of the nanoseconds of the first and the last bucket with an end: 8 µs and 2 s."""
-_BUCKETS: Final = "".join(
-    f'%NAME%_bucket{{%LABELS%,le="{(1 << bits) / 1e9!r}"}} %d\n' for bits in range(_FIRST, _LAST + 1)
-)
+_ENDS: Final = range(13, 32, 2)
+"""Bit lengths of the nanoseconds at which buckets end: from 8 µs to 2 s, each four times the last."""
+_BUCKETS: Final = "".join(f'%NAME%_bucket{{%LABELS%,le="{(1 << bits) / 1e9!r}"}} %d\n' for bits in _ENDS)
 _HISTOGRAM: Final = (
     _BUCKETS + '%NAME%_bucket{%LABELS%,le="+Inf"} %d\n%NAME%_sum{%LABELS%} %r\n%NAME%_count{%LABELS%} %d\n'
 )
+
+_TEMPLATES: Final = 256
+"""Endpoints whose text is kept for the next time, of 2 KB each."""
 
 _FAMILIES: Final = {
     "up": ("gauge", "Whether the server answers."),
@@ -49,6 +51,13 @@ _FAMILIES: Final = {
 """Each metric without its prefix: type and help."""
 METRICS: Final = {f"usbvfiod_{name}": kind for name, (kind, _) in _FAMILIES.items()}
 """The type of each metric."""
+_OF_ENDPOINTS: Final = (
+    "usbvfiod_endpoint_transfers_total",
+    "usbvfiod_endpoint_bytes_total",
+    "usbvfiod_endpoint_queued_transfers",
+    "usbvfiod_endpoint_latency_seconds",
+)
+"""Those that every endpoint has."""
 
 
 def exposition(servers: Mapping[str, Mapping[str, Any] | None], *, openmetrics: bool = False) -> str:
@@ -87,10 +96,8 @@ def _add_server(text: dict[str, list[str]], labels: str, status: Mapping[str, An
     add("usbvfiod_build_info", 1, f',version="{_quoted(server["usbvfiod"])}"')
     add("usbvfiod_start_time_seconds", server["started"])
     add("usbvfiod_cpu_seconds_total", server["cpu_seconds"])
-    late = server["lateness"]
-    text["usbvfiod_loop_lateness_seconds"].append(
-        _histogram("usbvfiod_loop_lateness_seconds", labels, late["latency"], late["nanoseconds"])
-    )
+    late, name = server["lateness"], "usbvfiod_loop_lateness_seconds"
+    text[name].append(_template(labels, name) % _distribution(late["latency"], late["nanoseconds"]))
     add("usbvfiod_client_connected", int(status["client"] is not None))
     add("usbvfiod_guest_memory_bytes", memory["shared"], ',shared="true"')
     add("usbvfiod_guest_memory_bytes", memory["unshared"], ',shared="false"')
@@ -120,29 +127,42 @@ def _add_attachment(text: dict[str, list[str]], server: str, attachment: Mapping
 def _add_endpoint(text: dict[str, list[str]], labels: str, endpoint: Mapping[str, Any]) -> None:
     kind = endpoint["type"]
     labels = f'{labels},endpoint="0x{endpoint["address"]:02x}",type="{kind}"'
-    at = f"{{{labels}}}"
-    text["usbvfiod_endpoint_transfers_total"].append(f"usbvfiod_endpoint_transfers_total{at} {endpoint['transfers']}\n")
-    text["usbvfiod_endpoint_bytes_total"].append(f"usbvfiod_endpoint_bytes_total{at} {endpoint['bytes']}\n")
-    text["usbvfiod_endpoint_queued_transfers"].append(f"usbvfiod_endpoint_queued_transfers{at} {endpoint['queued']}\n")
+    numbers = endpoint["transfers"], endpoint["bytes"], endpoint["queued"]
+    lines = _of_endpoint(labels, *numbers, endpoint["nanoseconds"], *endpoint["latency"])
+    for name, part in zip(_OF_ENDPOINTS, lines, strict=True):
+        text[name].append(part)
     for error, count in endpoint["errors"].items():
         at_error = f'{{{labels},error="{_quoted(error)}"}}'
         text["usbvfiod_endpoint_errors_total"].append(f"usbvfiod_endpoint_errors_total{at_error} {count}\n")
     if kind == "isochronous":
         text["usbvfiod_endpoint_missed_intervals_total"].append(
-            f"usbvfiod_endpoint_missed_intervals_total{at} {endpoint['missed']}\n"
+            f"usbvfiod_endpoint_missed_intervals_total{{{labels}}} {endpoint['missed']}\n"
         )
-    text["usbvfiod_endpoint_latency_seconds"].append(
-        _histogram("usbvfiod_endpoint_latency_seconds", labels, endpoint["latency"], endpoint["nanoseconds"])
-    )
 
 
-def _histogram(name: str, labels: str, counts: list[int], nanoseconds: int) -> str:
-    """A histogram by bit lengths of nanoseconds, which ends with the longest time."""
+@lru_cache(maxsize=_TEMPLATES)
+def _of_endpoint(labels: str, transfers: int, moved: int, queued: int, nanoseconds: int, *counts: int) -> list[str]:
+    """The lines of `_OF_ENDPOINTS`. Most endpoints have done nothing since they were asked for last."""
+    numbers = transfers, moved, queued, *_distribution(counts, nanoseconds)
+    return (_template(labels, *_OF_ENDPOINTS) % numbers).split("\0")
+
+
+def _distribution(counts: Sequence[int], nanoseconds: int) -> tuple[float, ...]:
+    """The numbers of a histogram of `counts` by the bit lengths of nanoseconds, which ends with the longest time."""
     sums = list(accumulate(counts))
     total = sums[-1] if sums else 0
-    sums += [total] * (_LAST + 1 - len(sums))
-    template = _HISTOGRAM.replace("%NAME%", name).replace("%LABELS%", labels.replace("%", "%%"))
-    return template % (*sums[_FIRST : _LAST + 1], total, nanoseconds / 1e9, total)
+    sums += [total] * (_ENDS.stop - len(sums))
+    return (*sums[_ENDS.start : _ENDS.stop : _ENDS.step], total, nanoseconds / 1e9, total)
+
+
+@lru_cache(maxsize=_TEMPLATES)
+def _template(labels: str, *names: str) -> str:
+    """The lines of metrics, with NUL between them, into which the numbers are to be put."""
+    labels = labels.replace("%", "%%")
+    parts = (_HISTOGRAM if METRICS[name] == "histogram" else "%NAME%{%LABELS%} %d\n" for name in names)
+    return "\0".join(
+        part.replace("%NAME%", name).replace("%LABELS%", labels) for name, part in zip(names, parts, strict=True)
+    )
 
 
 def _quoted(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..usb.device import Loop, Timer
+from ..xhci.statistics import trimmed
 
 EVERY: Final = 0.1
 """Seconds between two measurements."""
@@ -33,10 +34,7 @@ class Lateness:
         self._until = self._loop.time() + LOOKED_AT
         if self._timer is None:
             self._wait()
-        histogram = self.histogram.copy()
-        while histogram and not histogram[-1]:
-            histogram.pop()
-        return {"latency": histogram, "nanoseconds": self.nanoseconds}
+        return {"latency": trimmed(self.histogram), "nanoseconds": self.nanoseconds}
 
     def close(self) -> None:
         """Measure no more."""

@@ -143,6 +143,7 @@ class Server:
             captures=self.captures,
         )
         self._started = loop.time(), time.time()
+        self._version = version("usbvfiod")  # from a file, which is not to be read each time
         self._lateness = Lateness(loop)
         self._metrics: MetricsSocket | None = None
         self._starting = len(config.devices)
@@ -274,7 +275,7 @@ class Server:
         return {
             "server": {
                 "pid": os.getpid(),
-                "usbvfiod": version("usbvfiod"),
+                "usbvfiod": self._version,
                 "build": BUILD,
                 "name": self._steering.called,
                 "started": round(self._started[1], 3),

@@ -91,9 +91,7 @@ def describe(
     port_id: int, address: int, counters: EndpointCounters, *, slot_id: int, state: int, queued: int
 ) -> EndpointStatistics:
     """The counters of an endpoint for people."""
-    latency = counters.latency.copy()
-    while latency and not latency[-1]:
-        latency.pop()
+    latency = trimmed(counters.latency)
     return EndpointStatistics(
         port_id,
         slot_id,
@@ -108,6 +106,11 @@ def describe(
         latency,
         counters.nanoseconds,
     )
+
+
+def trimmed(histogram: list[int]) -> list[int]:
+    """A histogram up to its last entry that is not 0."""
+    return histogram[: len(bytes(map(bool, histogram)).rstrip(b"\0"))]
 
 
 def percentile(histogram: Iterable[int], part: float) -> float | None:

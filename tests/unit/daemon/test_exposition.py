@@ -69,13 +69,13 @@ def test_attachments_by_state() -> None:
 
 
 def test_an_endpoint() -> None:
-    latency = [0] * 13 + [1, 2, 0, 3]  # less than 8.192 µs, 16.384 µs, and 65.536 µs
+    latency = [0] * 13 + [1, 2, 0, 3]  # less than 8 µs, 16 µs, and 66 µs
     found = samples({"web": status(attachment(endpoints=[endpoint(latency=latency, nanoseconds=250_000, missed=5)]))})
     labels = {"server": "web", "attachment": "1", "device": "virtual:flash", "endpoint": "0x81", "type": "bulk"}
     assert value(found, "endpoint_transfers_total", **labels) == 6
     assert value(found, "endpoint_bytes_total", **labels) == 3072
     assert value(found, "endpoint_queued_transfers", **labels) == 2
-    for le, count in (("8.192e-06", 1), ("1.6384e-05", 3), ("3.2768e-05", 3), ("6.5536e-05", 6), ("+Inf", 6)):
+    for le, count in (("8.192e-06", 1), ("3.2768e-05", 3), ("0.000131072", 6), ("+Inf", 6)):
         assert value(found, "endpoint_latency_seconds_bucket", le=le, **labels) == count
     assert value(found, "endpoint_latency_seconds_count", **labels) == 6
     assert value(found, "endpoint_latency_seconds_sum", **labels) == 250e-6
@@ -97,8 +97,8 @@ def test_errors_and_misses() -> None:
 
 
 def test_lateness() -> None:
-    found = samples({"web": status(lateness={"latency": [0] * 20 + [9, 1], "nanoseconds": 3_000_000})})
-    assert value(found, "loop_lateness_seconds_bucket", le="0.001048576") == 9
+    found = samples({"web": status(lateness={"latency": [0] * 20 + [9, 1, 0, 0], "nanoseconds": 3_000_000})})
+    assert value(found, "loop_lateness_seconds_bucket", le="0.002097152") == 10
     assert value(found, "loop_lateness_seconds_count") == 10
     assert value(found, "loop_lateness_seconds_sum") == 0.003
 
