@@ -51,7 +51,7 @@ class EndpointCounters:
             self.errors[code] = self.errors.get(code, 0) + 1
 
 
-@dataclass(frozen=True)
+@dataclass  # frozen, it would take three times as long to make, and servers are asked ten times a second
 class EndpointStatistics:
     """What `Controller.statistics` says of one endpoint. Plain values that `dataclasses.asdict` makes JSON of.
 
