@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -149,3 +150,59 @@ def test_what_is_unplugged_goes_and_comes_back(rig: Rig) -> None:
     view = page.until(lambda view: products(view, "one") == {"Adapter": "waiting"})
     rig.put("1-2", product="Adapter", serial="A")
     page.until(lambda view: holder(view, "1-2") == "one" and products(view, "one") == {"Adapter": "plugged"})
+
+
+def packets(capture: bytes) -> int:
+    """How many a capture has: its Enhanced Packet Blocks (draft-ietf-opsawg-pcapng, 4.3)."""
+    assert capture[:4] == bytes.fromhex("0a0d0d0a")
+    found, at = 0, 0
+    while at < len(capture):
+        kind, length = struct.unpack_from("<II", capture, at)
+        assert struct.unpack_from("<I", capture, at + length - 4) == (length,)
+        found += kind == 6
+        at += length
+    return found
+
+
+def test_a_capture_is_downloaded_while_it_runs(rig: Rig) -> None:
+    rig.put("1-2", product='Adapter "x"/../y')
+    one = rig.server("one")
+    page = rig.page()
+    page.until(lambda view: view["devices"])
+    assert page.do("attach", vm="one", device="1-2")["ok"]
+    with guest_of(one) as driver, ThreadPoolExecutor() as pool:
+        usb = driver.enumerate(1)
+        started = page.do("capture", vm="one", number=1)
+        assert (started["ok"], started["file"]) == (True, "one-Adapter-x-y.pcapng")
+        assert "is being captured already" in page.do("capture", vm="one", number=1)["text"]
+        assert page.ask("GET", f"/{started['download']}", Cookie=None)[0] == 403
+        file = pool.submit(page.ask, "GET", f"/{started['download']}")
+        for _ in range(100):
+            usb.bulk_in(0x81, 512)
+        page.until(lambda view: vm(view, "one")["attachments"][0]["captured"])
+        told = page.do("stop", vm="one", number=1)["text"]
+        status, headers, data = file.result()
+    assert (status, headers["content-type"]) == (200, "application/vnd.tcpdump.pcap")
+    assert headers["content-disposition"] == 'attachment; filename="one-Adapter-x-y.pcapng"'
+    assert packets(data) >= 200
+    assert f"{packets(data)} packets" in told
+    assert page.ask("GET", f"/{started['download']}")[0] == 404
+    view = page.until(lambda view: not vm(view, "one")["attachments"][0]["captured"])
+
+    # One that nobody ends is over when either side is.
+    for server in (True, False):
+        started = page.do("capture", vm="one", number=1)
+        assert started["ok"], started
+        with ThreadPoolExecutor() as pool:
+            file = pool.submit(page.ask, "GET", f"/{started['download']}")
+            page.until(lambda view: vm(view, "one")["attachments"][0]["captured"])
+            if server:
+                one.process.kill()
+            else:
+                assert page.process.terminate() == 0
+            assert file.result()[0] == 200
+        if server:
+            rig.server("one", "--device", "shelf:1-2")
+            view = page.until(lambda view: products(view, "one"))
+            assert not vm(view, "one")["attachments"][0]["captured"]
+    assert page.process.log == page.said + "\n"

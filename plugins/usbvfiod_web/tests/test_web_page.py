@@ -133,7 +133,7 @@ def seen(browser: Any) -> Iterator[Seen]:
     browser.get("about:blank")
 
 
-def test_two_servers_and_a_device(rig: Rig, page: Page, seen: Seen) -> None:
+def test_two_servers_and_a_device(rig: Rig, page: Page, seen: Seen, tmp_path: Path) -> None:
     rig.put("1-2", product="Serial Adapter", serial="A9", driver="ftdi_sio")
     rig.put("1-3", product="Locked Stick", note__db="you may not open it; a udev rule would help: RULE", note__web="no")
     web, db = rig.server("web"), rig.server("db")
@@ -173,6 +173,15 @@ def test_two_servers_and_a_device(rig: Rig, page: Page, seen: Seen) -> None:
         rig.put("1-2", product="Serial Adapter", serial="A9", driver="ftdi_sio")
         seen.wait_for("Serial Adapter", "in db")
         driver.enumerate(1)
+
+    # Captured, into a file of the browser.
+    downloads = tmp_path / "downloads"
+    behaviour = {"behavior": "allow", "downloadPath": str(downloads)}
+    seen.browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    seen.press("Capture Serial Adapter")
+    seen.press("Stop capture Serial Adapter")
+    file = downloads / "db-Serial-Adapter.pcapng"
+    seen.until(lambda: file.exists() and file.read_bytes()[:4] == bytes.fromhex("0a0d0d0a"), "it is not downloaded")
 
     # Moved, by the keyboard alone.
     from selenium.webdriver.common.keys import Keys
@@ -218,17 +227,19 @@ def test_a_phone_and_the_keyboard(rig: Rig, page: Page, seen: Seen) -> None:
     field = seen.card("web").find_element("tag name", "input")
     field.send_keys("virtual:keyboard?name=keys", Keys.ENTER)
     seen.wait_for("web", "keys: usbvfiod Keyboard")
-    names = set()
-    for _ in range(20):
+    wanted = {"Detach usbvfiod Keyboard", "Capture usbvfiod Keyboard", "Attach to web", "Attach Serial Adapter"}
+    for _ in range(100):
         seen.browser.switch_to.active_element.send_keys(Keys.TAB)
-        names.add(seen.browser.execute_script("return document.activeElement.getAttribute('aria-label')"))
-    assert {"Detach usbvfiod Keyboard", "Attach to web"} <= names
+        wanted.discard(seen.browser.execute_script("return document.activeElement.getAttribute('aria-label')"))
+        if not wanted:
+            break
+    assert not wanted
     seen.press("Detach usbvfiod Keyboard")
     seen.wait_for("web", "Nothing is attached.")
     assert seen.console() == []
 
 
-def test_the_wrong_token_and_another_site(page: Page, seen: Seen, tmp_path: Path) -> None:
+def test_the_wrong_token_and_another_site(page: Page, seen: Seen) -> None:
     """A page of another origin can neither read nor do anything, though the browser has the cookie."""
     _, _, port = page.host.partition(":")
     seen.browser.get(page.address)

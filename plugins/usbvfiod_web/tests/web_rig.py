@@ -6,7 +6,8 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ class Page:
                     name = value
                 elif key == "data":
                     yield name, json.loads(value)
+                elif value == "alive":
+                    yield "alive", None
 
         try:
             yield parsed()
@@ -99,14 +102,19 @@ class Page:
             answer.close()
             connection.close()
 
-    def until(self, condition: Any) -> dict[str, Any]:
+    def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """The first view of which `condition` holds."""
+        deadline = time.monotonic() + PATIENCE
+        view: dict[str, Any] = {}
         with self.events() as events:
-            for _, (name, data) in zip(range(10000), events, strict=False):
-                if name == "view" and condition(data):
-                    assert isinstance(data, dict)
-                    return data
-        raise AssertionError("the stream has ended")
+            for name, data in events:
+                if name == "view":
+                    view = data
+                    if condition(view):
+                        return view
+                if time.monotonic() > deadline:
+                    break
+        raise AssertionError(f"it does not come to that: {json.dumps(view, indent=1)}\n{self.process.log}")
 
 
 class Rig:

@@ -27,6 +27,11 @@ class Actions:
         """Plug `device` into a VM: the `id` of one of the host's, a specification, or the number of an attachment."""
         server = self._servers[vm]
         listed = usable(server.devices, device)
+        if listed is None and self._servers.lists(device):
+            # A device of the host that this server has not listed to us yet; never a specification of the same text.
+            listed = usable((await server.request("devices"))["devices"], device)
+            if listed is None:
+                raise Refused("device", f"{vm} does not see {device}")
         answer = await server.request("attach", device=listed["device"] if listed is not None else device)
         return f"{vm}: {_told(answer['attachment'])}"
 

@@ -1,4 +1,4 @@
-"""The HTTP side: four addresses, and what they take."""
+"""The HTTP side: a few addresses, and what they take."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from usbvfiod_core.visible import visible
 
 from .actions import Actions
+from .captures import Capture, Captures
 from .gate import Gate, Guarded
-from .link import Lost, Refused
+from .link import Json, Lost, Refused
 from .servers import Servers
 
 MAX_BODY: Final = 8 << 10
@@ -46,7 +47,13 @@ class Wrong(Exception):
 
 def application(servers: Servers, gate: Gate) -> ASGIApp:
     """The page, what it is made of, its stream of events, and its actions."""
-    actions = Actions(servers)
+    actions, captures = Actions(servers), Captures(servers)
+
+    async def start_capture(vm: str, number: int) -> Json:
+        capture = await captures.start(vm, number)
+        text = f"{capture.product} is being captured, into {capture.file}, until you stop it"
+        return {"text": text, "download": f"capture/{capture.id}", "file": capture.file}
+
     files = {path.name: (path.read_bytes(), _TYPES[path.suffix]) for path in PAGE.iterdir() if path.suffix in _TYPES}
 
     def file(name: str, status: int = 200) -> Response:
@@ -78,11 +85,18 @@ def application(servers: Servers, gate: Gate) -> ASGIApp:
             return _error(503, f"{MAX_PAGES} pages are open already; close one")
         return Events(servers, request.headers.get("last-event-id", ""))
 
+    async def download(request: Request) -> ASGIApp:
+        if not gate.knows(request.headers):
+            return _error(403, "the token is missing or wrong")
+        capture = captures.fetch(request.path_params["identity"])
+        return _error(404, "there is no such capture") if capture is None else Download(captures, capture)
+
     async def act(request: Request) -> Response:
         if not gate.knows(request.headers):
             return _error(403, "the token is missing or wrong")
         try:
             given = await _body(request)
+            done: Awaitable[str | Json]
             match request.path_params["action"]:
                 case "attach":
                     done = actions.attach(*_arguments(given, vm=str, device=str))
@@ -90,6 +104,10 @@ def application(servers: Servers, gate: Gate) -> ASGIApp:
                     done = actions.detach(*_arguments(given, vm=str, number=int))
                 case "move":
                     done = actions.move(*_arguments(given, vm=str, number=int, to=str))
+                case "capture":
+                    done = start_capture(*_arguments(given, vm=str, number=int))
+                case "stop":
+                    done = captures.stop(*_arguments(given, vm=str, number=int))
                 case _:
                     raise Wrong(404, "there is no such action")
         except Wrong as error:
@@ -102,6 +120,7 @@ def application(servers: Servers, gate: Gate) -> ASGIApp:
                 Route("/", page),
                 Route("/page/{name}", static),
                 Route("/events", _asgi(events)),
+                Route("/capture/{identity}", _asgi(download)),
                 Route("/do/{action}", act, methods=["POST"]),
             ]
         ),
@@ -147,6 +166,35 @@ class Events:
             if line["id"] > self._last:
                 yield f"event: line\nid: {line['id']}\ndata: {json.dumps(line)}\n\n"
         self._last = newest
+
+
+class Download:
+    """What a capture captures, until it is over on either side."""
+
+    def __init__(self, captures: Captures, capture: Capture) -> None:
+        self._captures = captures
+        self._capture = capture
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what comes."""
+        closed = asyncio.ensure_future(_closed(receive))
+        reading = asyncio.ensure_future(self._capture.read())
+        try:
+            disposition = f'attachment; filename="{self._capture.file}"'.encode()
+            headers = [(b"content-type", b"application/vnd.tcpdump.pcap"), (b"content-disposition", disposition)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            while True:
+                await asyncio.wait((closed, reading), return_when=asyncio.FIRST_COMPLETED)
+                data = b"" if closed.done() else reading.result()
+                if not data:
+                    break
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                reading = asyncio.ensure_future(self._capture.read())
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._captures.over(self._capture)
+            closed.cancel()
+            reading.cancel()
 
 
 async def _closed(receive: Receive) -> None:
@@ -198,10 +246,12 @@ def _arguments(given: dict[str, Any], **wanted: type) -> list[Any]:
     return [given[key] for key in wanted]
 
 
-async def _answer(servers: Servers, vm: str, action: Awaitable[str]) -> Response:
+async def _answer(servers: Servers, vm: str, action: Awaitable[str | Json]) -> Response:
     """What has become of an action. That a VM refuses is an answer like another, no error of HTTP."""
     try:
-        return JSONResponse({"ok": True, "text": visible(await action)})
+        done = await action
+        answer = {"text": done} if isinstance(done, str) else done
+        return JSONResponse({"ok": True, **answer, "text": visible(answer["text"])})
     except (Refused, Lost) as error:
         text = visible(f"{vm[:80]}: {error}" if isinstance(error, Lost) else str(error))
         servers.say(vm[:80], text, bad=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +41,7 @@ class Link:
         self._writer = writer
         self._heard = heard
         self._count = 0
-        self._waiting: dict[int, asyncio.Future[Json]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Json], Callable[[Json], object]]] = {}
         self._task: asyncio.Task[None] | None = None
         self.greeting: Json = {}
         self.ended = asyncio.Event()
@@ -69,15 +71,27 @@ class Link:
         link._task = asyncio.create_task(link._read())
         return link
 
-    async def request(self, name: str, **arguments: Any) -> Json:
-        """Ask, and return the answer. Raises Refused and Lost."""
+    async def request(
+        self,
+        name: str,
+        *,
+        fds: Sequence[int] = (),
+        at_once: Callable[[Json], object] = lambda answer: None,
+        **arguments: Any,
+    ) -> Json:
+        """Ask, and return the answer. `fds` go with it, and stay the caller's. Raises Refused and Lost.
+
+        `at_once` gets the answer, unless it is an error, before events that came behind it are heard: whoever awaits
+        this may run later than that.
+        """
         if self.ended.is_set():
             raise Lost(self.why)
         self._count += 1
         number = self._count
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future, at_once
         try:
-            self._writer.write(json.dumps({"request": name, "id": number, **arguments}).encode() + b"\n")
+            self._send(json.dumps({"request": name, "id": number, **arguments}).encode() + b"\n", fds)
             async with asyncio.timeout(TIMEOUT):
                 answer: Json = await future
         except TimeoutError:
@@ -97,16 +111,32 @@ class Link:
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
+    def _send(self, line: bytes, fds: Sequence[int]) -> None:
+        if fds:  # streams cannot send these; nothing that was written before waits where there are some
+            with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as same:
+                try:
+                    line = line[socket.send_fds(same, [line], fds) :]
+                except OSError as error:
+                    raise Lost(error.strerror or str(error)) from None
+        if line:
+            self._writer.write(line)
+
     async def _read(self) -> None:
         try:
             while True:
                 message = await self._line()
                 if "ok" not in message:
                     self._heard(message)
-                elif (future := self._waiting.get(message.get("id", 0))) is not None and not future.done():
-                    future.set_result(message)
+                elif (waiting := self._waiting.pop(message.get("id", 0), None)) is not None:
+                    future, at_once = waiting
+                    if message["ok"]:
+                        at_once(message)
+                    if not future.done():
+                        future.set_result(message)
         except Lost as error:
             self._end(str(error))
+        except Exception as error:
+            self._end(f"it says what we do not understand: {type(error).__name__}: {error}")
 
     async def _line(self) -> Json:
         try:
@@ -128,7 +158,7 @@ class Link:
         self.why = why
         self.ended.set()
         self._writer.close()
-        for future in self._waiting.values():
+        for future, _ in self._waiting.values():
             if not future.done():
                 future.set_exception(Lost(why))
                 future.exception()  # seen, even if nobody waits for it any more

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from usbvfiod_core.visible import visible
 
 from .link import Json, Link, Lost, Refused
 from .rates import Counts, Rate, counted, rate
-from .view import view
+from .view import usable, view
 
 LOOK: Final = 1.0
 """Seconds between two looks for servers, and two questions for rates."""
@@ -51,6 +51,8 @@ class Server:
         self.counts: dict[int, Counts] = {}
         self.devices: list[Json] = []
         self.status: Json = {}
+        self.captured: set[int] = set()
+        """The attachments of which the page has a capture."""
         self.stale = True
         """Whether its devices are to be listed again."""
 
@@ -64,6 +66,20 @@ class Server:
         if self.link is None:
             raise Lost(f"{self.name} is not there: {self.why}")
         return await self.link.request(name, **arguments)
+
+    def take_watched(self, answer: Json) -> None:
+        """What it answers to `watch`."""
+        self.attachments = {each["number"]: each for each in answer["attachments"]}
+
+    def take(self, status: Json) -> None:
+        """What it answers to `status`."""
+        now = time.monotonic()
+        self.status = {"server": status["server"], "client": status["client"]}
+        before, self.counts, self.rates = self.counts, {}, {}
+        self.attachments = {each["number"]: each for each in status["attachments"]}
+        for number, attachment in self.attachments.items():
+            self.counts[number] = after = counted(attachment, now)
+            self.rates[number] = rate(before.get(number), after)
 
     def forget(self) -> None:
         """It has gone, and comes back as another process if at all."""
@@ -88,6 +104,8 @@ class Servers:
         self._told: dict[str, float] = {}
         self.version = 0
         self.lines: deque[Json] = deque(maxlen=MAX_LINES)
+        self.at_end: list[Callable[[], object]] = []
+        """Called when the process is to end."""
         self.watchers = 0
         """How many pages are open: without any, nobody is asked for rates."""
         self.closing = False
@@ -97,6 +115,10 @@ class Servers:
         if name not in self._servers:
             raise Refused("request", f"there is no VM {name!r}")
         return self._servers[name]
+
+    def lists(self, device: str) -> bool:
+        """Whether any server has a device of the host with this `id`."""
+        return any(usable(server.devices, device) for server in self._servers.values())
 
     def view(self) -> Json:
         """What the page shows now."""
@@ -146,6 +168,8 @@ class Servers:
     async def close(self, patience: float) -> None:
         """Let pages go, let what was begun come to its end for `patience` seconds, and hang up."""
         self.closing = True
+        for function in self.at_end:
+            function()
         self.news()
         if self._transactions:
             await asyncio.wait(self._transactions, timeout=patience)
@@ -191,7 +215,7 @@ class Servers:
         try:
             link = await Link.connect(server.path, lambda event: self._heard(server, event))
             try:
-                answer = await link.request("watch", devices=True)
+                await link.request("watch", at_once=server.take_watched, devices=True)
             except (Lost, Refused) as error:
                 link.close(str(error))
                 raise
@@ -201,7 +225,6 @@ class Servers:
                 server.why = str(error)
                 self.news()
             return
-        server.attachments = {each["number"]: each for each in answer["attachments"]}
         server.link, server.why, server.stale, server.connecting = link, "", True, False
         self.say(server.name, f"is there, process {link.greeting.get('pid')}")
         self._start(self._ask(server))
@@ -246,15 +269,7 @@ class Servers:
             if server.stale:
                 server.stale = False
                 server.devices = (await link.request("devices"))["devices"]
-            answer = await link.request("status")
-            now = time.monotonic()
-            server.status = {"server": answer["server"], "client": answer["client"]}
-            before, server.counts = server.counts, {}
-            server.rates = {}
-            server.attachments = {each["number"]: each for each in answer["attachments"]}
-            for number, attachment in server.attachments.items():
-                server.counts[number] = after = counted(attachment, now)
-                server.rates[number] = rate(before.get(number), after)
+            await link.request("status", at_once=server.take)
         except Refused as error:  # by [control.allow]; what it does say is shown
             server.why = str(error)
         except Lost as error:

@@ -26,6 +26,7 @@ class Shown(Protocol):
     why: str
     devices: list[Json]
     status: Json
+    captured: set[int]
 
     @property
     def up(self) -> bool: ...
@@ -118,7 +119,10 @@ def _vm(server: Shown) -> Json:
         "client": visible(f"{client.get('name', '')} {client.get('version', '')}".strip()) or "a client" * bool(client),
         "ports": [about.get("usb2_ports", 0), about.get("usb3_ports", 0)],
         "attachments": [
-            _attachment(attachment, server.rates.get(attachment["number"]))
+            {
+                **_attachment(attachment, server.rates.get(attachment["number"])),
+                "captured": attachment["number"] in server.captured,
+            }
             for attachment in (server.attachments.values() if server.up else ())
         ],
     }

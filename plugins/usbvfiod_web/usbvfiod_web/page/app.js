@@ -22,6 +22,7 @@ async function act(button, action, given) {
     });
     const answer = await response.json();
     say(answer.text, !answer.ok);
+    if (answer.download) el("a", { href: answer.download, download: answer.file }).click();
   } catch (error) {
     say(`That did not reach the server: ${error.message}`, true);
   } finally {

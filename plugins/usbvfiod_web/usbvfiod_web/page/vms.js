@@ -105,7 +105,11 @@ function attachmentRow(act, vm, names) {
     onclick: () => act(again, "attach", { vm: vm().name, device: String(attachment.number) }),
   }, "Attach again");
   const detach = el("button", { type: "button", onclick: () => act(detach, "detach", which()) }, "Detach");
-  const form = el("form", { class: "row", onsubmit: submit }, again, detach, label, target, move);
+  const capture = el("button", {
+    type: "button",
+    onclick: () => act(capture, attachment.captured ? "stop" : "capture", which()),
+  });
+  const form = el("form", { class: "row", onsubmit: submit }, again, detach, label, target, move, capture);
   const row = el(
     "li",
     {},
@@ -139,7 +143,9 @@ function attachmentRow(act, vm, names) {
     detach.hidden = attachment.state === "held" && attachment.configured;
     write(detach, attachment.state === "held" ? "Remove" : "Detach");
     detach.hidden ||= attachment.state === "leaving";
-    for (const button of [again, detach, move]) button.setAttribute("aria-label", `${button.textContent} ${attachment.product}`);
+    write(capture, attachment.captured ? "Stop capture" : "Capture");
+    capture.hidden = attachment.state !== "plugged" && !attachment.captured;
+    for (const button of [again, detach, move, capture]) button.setAttribute("aria-label", `${button.textContent} ${attachment.product}`);
   };
   return row;
 }
