@@ -1,0 +1,62 @@
+"""Devices of every class at a guest's class drivers, from another host: a server imports them from the kernel's
+usbip-host. The tests are those of devices of this host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.lab import test_devices as devices
+from tests.lab.conftest import machine
+from tests.lab.exporting import Host
+from tests.lab.machine import Machine
+from tests.lab.passing import Pass, Passed
+from tests.lab.usb_device import HostUsbDevice
+
+__all__ = ["machine"]
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with Host() as host:
+        yield host
+
+
+@pytest.fixture
+def backend() -> str:
+    return "usbip"
+
+
+@pytest.fixture
+def passed(host: Host, tmp_path: Path) -> Iterator[Pass]:
+    """Export a device and pass it through; afterwards the lab's drivers must have it back."""
+    with ExitStack() as stack:
+
+        def give(device: HostUsbDevice, *options: str) -> Passed:
+            drivers = device.drivers
+
+            def check() -> None:
+                if device.present():
+                    assert device.drivers == drivers
+
+            stack.callback(check)
+            exported = stack.enter_context(host.export(device))
+            return stack.enter_context(Passed("usbip", device, tmp_path, *options, address=f"usbip:{exported.address}"))
+
+        yield give
+
+
+def test_a_serial_port(passed: Pass) -> None:
+    devices.test_a_serial_port_both_ways_through_open_and_close(passed, 64)
+
+
+@pytest.mark.long
+def test_a_keyboard(passed: Pass, machine: Machine) -> None:
+    devices.test_a_keyboard(passed, machine, "xhci")
+
+
+def test_sound(passed: Pass, machine: Machine) -> None:
+    devices.test_sound(passed, machine)
