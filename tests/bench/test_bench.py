@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import capture, control, micro, plugins, real_devices
+from tests.bench import capture, control, metrics, micro, plugins, real_devices
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
 from usbvfiod_core import TransferType
+from usbvfiod_core.daemon.places import VARIABLE
 from usbvfiod_core.hooks.interception import intercept
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
@@ -125,3 +126,9 @@ def test_real_devices_are_compared_round_by_round() -> None:
         real_devices.Sample(what="OUT", who=who, rate=rate, cpu=0.0) for who, rate in (("plain", 9), ("usbfs", 8))
     ]
     assert "0.89 (0.89-0.89) MISSED" in real_devices.report(slower)[2]
+
+
+def test_being_looked_at_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    figures = metrics.measure(tmp_path, rounds=1, seconds=0.2)
+    assert [len(figure.samples) for figure in figures] == [1, 1]
