@@ -71,7 +71,8 @@ class Sound:
 
     def play(self) -> str:
         """A script that plays what is on the drive `in`, and fails for an xrun."""
-        return f"dd if={self.drive('in')} of=/tmp/in.wav bs=1M; sync; aplay {APLAY} /tmp/in.wav > /tmp/play.log 2>&1"
+        playing = f"aplay {APLAY} /tmp/in.wav > /tmp/play.log 2>&1 || {{ cat /tmp/play.log; exit 1; }}"
+        return f"dd if={self.drive('in')} of=/tmp/in.wav bs=1M; sync; {playing}"
 
     def check_played(self) -> None:
         """Every sample is in the file, in order; around them there is silence."""
