@@ -3,6 +3,7 @@ usbip-host. The tests are those of devices of this host."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.lab.exporting import Host
 from tests.lab.machine import Machine
 from tests.lab.passing import Pass, Passed
 from tests.lab.usb_device import HostUsbDevice
+from usbvfiod_core.testing.mass_storage import MassStorage
 
 __all__ = ["machine"]
 
@@ -47,6 +49,30 @@ def passed(host: Host, tmp_path: Path) -> Iterator[Pass]:
             return stack.enter_context(Passed("usbip", device, tmp_path, *options, address=f"usbip:{exported.address}"))
 
         yield give
+
+
+def check_drive(passed: Pass, machine: Machine, mebibytes: int) -> None:
+    """A drive read and written whole, with the same data on both sides."""
+    image, digest = devices.exchange_image(mebibytes)
+    device = machine.plug_drive(image)
+    try:
+        disk = MassStorage(passed(device).device, pipelined=False)
+        disk.wait_ready()  # usbip-host has reset it, which it tells once
+        written = devices.check_storage(disk, digest, mebibytes)
+        assert hashlib.sha256(image.read_bytes()).hexdigest() == written
+    finally:
+        machine.unplug(device)
+        image.unlink()
+
+
+def test_a_drive(passed: Pass, machine: Machine) -> None:
+    check_drive(passed, machine, 1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_64_mebibytes(passed: Pass, machine: Machine) -> None:
+    check_drive(passed, machine, 64)
 
 
 def test_a_serial_port(passed: Pass) -> None:
