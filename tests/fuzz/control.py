@@ -19,8 +19,25 @@ from usbvfiod_core.daemon.peers import HOTPLUG, Gate, Policy
 
 MOST_ACTIONS = 60
 CLIENTS = 4
-REQUESTS = ("status", "list", "devices", "watch", "attach", "detach", "move", "send", "log-level", "reload", "nonsense")
-KEYS = ("device", "attachment", "port", "level", "id", "fd", "words", "name", "x")
+REQUESTS = (
+    *("status", "list", "devices", "watch", "attach", "detach", "move", "send", "log-level", "reload", "nonsense"),
+    *("capture", "capture-end"),
+)
+KEYS = (
+    "device",
+    "attachment",
+    "attachments",
+    "port",
+    "level",
+    "id",
+    "fd",
+    "words",
+    "name",
+    "x",
+    "capture",
+    "snap_length",
+    "endpoints",
+)
 VALUES: tuple[object, ...] = (
     None,
     True,
