@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.vm
 CHECKOUT = lab_packages.CHECKOUT
 PATTERNS = ("tests/lab/test_*.py", "plugins/*/tests/lab/test_*.py")
 FILES = sorted(path.relative_to(CHECKOUT) for pattern in PATTERNS for path in CHECKOUT.glob(pattern))
-WHOLLY_LONG = [path for path in FILES if "pytestmark = [pytest.mark.long" in (CHECKOUT / path).read_text()]
+WHOLLY_LONG = [
+    path for path in FILES if re.search(r"^pytestmark = \[?pytest\.mark\.long\b", (CHECKOUT / path).read_text(), re.M)
+]
 LONG_FILES = [path for path in FILES if "mark.long" in (CHECKOUT / path).read_text()]
 FILE_TIMEOUT = 1800  # seconds; a few minutes where nothing else wants the processors
 LONG_TIMEOUT = 3600

@@ -137,6 +137,10 @@ class Channel:
             self.close()
             self._lost(reason)
 
+    def _end_silent(self, reason: str) -> None:
+        self._link.silent = True
+        self._end(reason)
+
     def _readable(self) -> None:
         reader, link = self._reader, self._link
         taken = 0
@@ -240,11 +244,11 @@ class Channel:
         self._watch = None
         messages, received, sent = self._seen
         if self._queue and self._sent == sent:
-            self._end(f"the other end has taken nothing for {self._timeout:.0f} s")
+            self._end_silent(f"the other end has taken nothing for {self._timeout:.0f} s")
             return
         stuck = self._reader.unfinished and self._reader.messages == messages
         if stuck and self._received - received < _SLOWEST * self._timeout:
-            self._end(f"the other end has not finished a message in {self._timeout:.0f} s")
+            self._end_silent(f"the other end has not finished a message in {self._timeout:.0f} s")
             return
         if self._queue or self._reader.unfinished:
             self._set_watch()

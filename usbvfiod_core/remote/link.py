@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ..errors import DeviceAway, DeviceError
+from .half_open import HalfOpen
 from .options import RemoteOptions
 from .place import Place
 
@@ -24,6 +25,8 @@ IOV_MAX: Final = 1024
 _TLS_PIECE: Final = 1 << 14
 """Bytes of a TLS record (RFC 8446 5.1)."""
 _KEEPALIVES: Final = 3
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+_half_open: Final = HalfOpen()
 
 
 class LinkLost(Exception):
@@ -34,12 +37,15 @@ class Link:
     """A connected, non-blocking stream. Made by `connect` in a thread; then used on one thread, the loop's say.
 
     receive, send: see there. `close` gives everything back, also the command.
+    silent   the other end may not hear of the end, since it is not heard of any more
     """
 
     def __init__(self, stream: socket.socket, child: subprocess.Popen[bytes] | None = None) -> None:
         stream.setblocking(False)
         self._socket = stream
         self._child = child
+        self._ends = (stream.getsockname(), stream.getpeername()) if stream.family in _INTERNET else None
+        self.silent = False
 
     def fileno(self) -> int:
         """What the loop watches."""
@@ -62,7 +68,7 @@ class Link:
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
         if not count:
             raise LinkLost("the other end has closed the connection")
         return count
@@ -74,12 +80,21 @@ class Link:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
 
     def close(self) -> None:
         """End it."""
+        if self._ends is not None and self.silent:
+            _half_open.remember(*self._ends)
+            self._ends = None
         _end(self._socket, self._child)
         self._child = None
+
+    def _lost(self, error: OSError) -> LinkLost:
+        self.silent = not isinstance(error, ConnectionError)
+        if isinstance(error, TimeoutError):
+            return LinkLost("the other end, or the network, does not answer any more")
+        return LinkLost(error.strerror or str(error))
 
     # -- in a thread, before there is a device --------------------------------------------------------------------
 
@@ -109,6 +124,7 @@ class Link:
         poll = select.poll()
         poll.register(self._socket, events)
         if left <= 0 or not poll.poll(left * 1000):
+            self.silent = True
             raise LinkLost("the other end does not answer")
 
 
@@ -148,7 +164,7 @@ class TlsLink(Link):
             pass
         except OSError as error:
             if not done:
-                raise _lost(error) from None
+                raise self._lost(error) from None
         return done or None
 
     def send(self, windows: Sequence[memoryview]) -> int:
@@ -167,7 +183,7 @@ class TlsLink(Link):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
         return done
 
 
@@ -206,13 +222,9 @@ def connect(place: Place, options: RemoteOptions) -> Link:
 
 def _unix(path: str, timeout: float) -> socket.socket:
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    return _connected(stream, path, timeout)
-
-
-def _connected(stream: socket.socket, address: object, timeout: float) -> socket.socket:
     try:
         stream.settimeout(timeout)
-        stream.connect(address)  # type: ignore[arg-type]
+        stream.connect(path)
     except BaseException:
         stream.close()
         raise
@@ -222,11 +234,10 @@ def _connected(stream: socket.socket, address: object, timeout: float) -> socket
 def _tcp(place: Place, timeout: int, deadline: float) -> socket.socket:
     failure: OSError | None = None
     found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=_numeric(place.host))
-    for number, (family, kind, protocol, _, address) in enumerate(found):
+    for number, (family, *_, address) in enumerate(found):
         left = max(deadline - time.monotonic(), 0.1) / (len(found) - number)
         try:
-            stream = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-            _connected(stream, address, left)
+            stream = _half_open.connect(family, address, left)
         except OSError as error:
             failure = failure or error
         else:
@@ -287,12 +298,6 @@ def _encrypted(stream: socket.socket, place: Place, options: RemoteOptions, time
 
 def _no_password() -> str:
     raise ValueError("its key has a password, which nobody is there to type")
-
-
-def _lost(error: OSError) -> LinkLost:
-    if isinstance(error, TimeoutError):
-        return LinkLost("the other end, or the network, does not answer any more")
-    return LinkLost(error.strerror or str(error))
 
 
 def _refusal(where: str, error: OSError) -> DeviceError:

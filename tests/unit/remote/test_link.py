@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import subprocess
@@ -55,6 +56,55 @@ def check(link: Link, peer: socket.socket) -> None:
     with pytest.raises(LinkLost):
         link.receive_exactly(1, deadline())
     link.close()
+
+
+TCP_REPAIR = 19
+"""With it Linux ends a connection of whoever may manage the network without a word to the other end (tcp(7))."""
+
+
+def vanish(link: Link) -> None:
+    """End a link as if the network had gone: nobody hears of it."""
+    stream = socket.socket(fileno=os.dup(link.fileno()))
+    with stream:
+        try:
+            stream.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except PermissionError:
+            pytest.skip("only whoever may manage the network can end a connection silently")
+    link.silent = True
+    link.close()
+
+
+def test_the_other_end_forgets_a_connection_that_the_network_has_ended(listener: socket.socket) -> None:
+    place = place_of(listener)
+    first, second = (connect(place, options()) for _ in range(2))
+    stale = [listener.accept()[0] for _ in range(2)]
+    for link in (first, second):
+        vanish(link)
+    for peer in stale:
+        peer.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peer.recv(1)
+    for peer in stale:
+        link = connect(place, options())
+        check(link, listener.accept()[0])
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+        peer.close()
+    link = connect(place, options())  # from any port again
+    check(link, listener.accept()[0])
+
+
+def test_a_connection_that_has_not_ended_here_is_in_nobodys_way(listener: socket.socket) -> None:
+    place = place_of(listener)
+    links = [connect(place, options()) for _ in range(2)]
+    peers = [listener.accept()[0] for _ in range(2)]
+    links[0].silent = True
+    links[0].close()  # it waits for the other end to close too
+    links.append(connect(place, options()))
+    peers.append(listener.accept()[0])
+    for link, peer in zip(links[1:], peers[1:], strict=True):
+        check(link, peer)
+    peers[0].close()
 
 
 def test_tcp(listener: socket.socket) -> None:

@@ -45,6 +45,12 @@ class Away:
         self.exported.bind()
 
     @contextmanager
+    def cut(self) -> Iterator[None]:
+        """The network is away until nobody here waits for it any more; the far end has heard nothing."""
+        with self.host.cut():
+            yield
+
+    @contextmanager
     def kill(self) -> Iterator[None]:
         """The host reboots: nothing of it answers, and it knows nothing afterwards."""
         with self.host.cut():
@@ -59,9 +65,10 @@ class Away:
     ("how", "times"),
     [
         ("unbind", 1),
+        ("cut", 1),
         *(
             pytest.param(how, times, marks=[pytest.mark.long, pytest.mark.timeout(100 * times)])
-            for how, times in (("unbind", 100), ("pull", 100), ("kill", 20))
+            for how, times in (("unbind", 100), ("pull", 100), ("cut", 100), ("kill", 20))
         ),
     ],
 )
