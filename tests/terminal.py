@@ -18,6 +18,11 @@ from typing import Any
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 
+def _inherited() -> dict[str, str]:
+    """The environment, but for another terminal's size: pytest-xdist gives its workers that of its own."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+
+
 class Terminal:
     """Runs `command` on a terminal of `columns` and `lines`. Leaving `with` ends it, whatever its state."""
 
@@ -40,7 +45,7 @@ class Terminal:
             stdout=its,
             stderr=its,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", **(environment or {})},
+            env={**_inherited(), "TERM": "xterm-256color", **(environment or {})},
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(its)
