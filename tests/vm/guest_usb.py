@@ -106,8 +106,10 @@ def start_reading_input(guest: Guest, records: int, *, name: str = "", patience:
 
     `name` is part of the input device's name, where there are several; `patience` is in seconds, and scaled.
 
-    On return the device is open: what happens from now on is read.
+    On return the device is open: what happens from now on is read. No more records than the kernel keeps for a reader
+    whose turn does not come (EVDEV_MIN_BUFFER_SIZE of its drivers/input/evdev.c).
     """
+    assert records <= 64
     script = f"""
 until [ -n "$event" ]; do
     for device in /sys/class/input/event*; do

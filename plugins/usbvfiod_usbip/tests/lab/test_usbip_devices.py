@@ -75,6 +75,7 @@ def test_64_mebibytes(passed: Pass, machine: Machine) -> None:
     check_drive(passed, machine, 64)
 
 
+@pytest.mark.long
 def test_a_serial_port(passed: Pass) -> None:
     devices.test_a_serial_port_both_ways_through_open_and_close(passed, 64)
 

@@ -42,6 +42,7 @@ def test_a_drive_both_ways(machine: Machine, tmp_path: Path, mebibytes: int) -> 
         image.unlink()
 
 
+@pytest.mark.long  # streams of a host in Python are a test of every run: tests/unit
 def test_uas_with_streams(machine: Machine, tmp_path: Path) -> None:
     image, digest = exchange_image(2)
     device = machine.plug_drive(image, "usb-uas", controller="xhci")
