@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 def pytest_configure() -> None:
     """A machine that is slow says nothing about what Hypothesis found. Servers end where their sandbox would refuse a
-    system call."""
+    system call. Programs heed SIGINT, also where the suite is a job in the background, which ignores it and has
+    everything ignore it that it starts."""
     os.environ.setdefault("USBVFIOD_SANDBOX", "kill")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not IN_LAB:  # where it takes five seconds to import, and no test uses it
         from hypothesis import HealthCheck, settings
 

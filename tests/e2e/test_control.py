@@ -290,15 +290,10 @@ def test_somebody_else_at_the_socket(run: Run, control: Path, says: bytes) -> No
     assert errors.count("\n") == 1
 
 
-def heed_interrupts() -> None:
-    """Whoever runs the tests in the background may have it that SIGINT is ignored, by all that they start as well."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_watch(serve: Serve, control: Path, ask: Ask) -> None:
     server = serve("--control-path", control, "--device", "virtual:keyboard?name=keys")
     command = [*COMMAND, "watch", "--control-path", str(control)]
-    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as watch:
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
         first = json.loads(watch.stdout.readline())
         assert first["attachment"]["state"] == "plugged"

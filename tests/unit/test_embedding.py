@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import signal
 import socket
@@ -211,8 +210,7 @@ def test_the_program_in_the_document(tmp_path: Path) -> None:
     path = tmp_path / "usb.sock"
     program = (ROOT / "docs/embedding.md").read_text().partition("```python\n")[2].partition("```")[0]
     (tmp_path / "program.py").write_text(program.replace("/tmp/usb.sock", str(path)))
-    interruptible = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in background is not
-    process = subprocess.Popen([sys.executable, tmp_path / "program.py"], preexec_fn=interruptible)
+    process = subprocess.Popen([sys.executable, tmp_path / "program.py"])
     try:
         bus = SocketBus(VfioUserClient.connect(path, wait=PATIENCE))
         usb = GuestDriver(bus).start().enumerate()
