@@ -15,14 +15,10 @@ from tests.fuzz.inputs import Actions
 from tests.fuzz.watch import FindError, Watch, WatchedLoop
 from tests.unit.daemon.control_rig import ControlRig
 from usbvfiod_core.daemon.hotplug_socket import HotplugSocket
-from usbvfiod_core.daemon.peers import HOTPLUG, Gate, Policy
+from usbvfiod_core.daemon.peers import HOTPLUG, REQUESTS, Gate, Policy
 
 MOST_ACTIONS = 60
 CLIENTS = 4
-REQUESTS = (
-    *("status", "list", "devices", "watch", "attach", "detach", "move", "send", "log-level", "reload", "nonsense"),
-    *("capture", "capture-end"),
-)
 KEYS = (
     "device",
     "attachment",
@@ -130,7 +126,7 @@ class Rig:
 
     def request(self) -> None:
         act = self.actions
-        message: dict[str, object] = {"request": act.pick(REQUESTS)}
+        message: dict[str, object] = {"request": act.pick((*REQUESTS, "nonsense"))}
         for _ in range(act.below(4)):
             message[act.pick(KEYS)] = act.pick(VALUES)
         data = json.dumps(message).encode()

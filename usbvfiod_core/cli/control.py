@@ -9,7 +9,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,6 +132,17 @@ class ControlConnection:
         return answer
 
 
+timeout_option = partial(
+    click.option,
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+)
+"""`--timeout`, with the `help` of a command."""
+
+
 def control_options(command: Command) -> Command:
     """Give a command `--control-path`, `--vm` and `--timeout`; it gets `connect`, which makes the connection."""
 
@@ -151,14 +162,7 @@ def _with_control(command: Command, *, required: bool) -> Command:
         help=f"The server's control socket, if it is not found by itself; also ${places.VARIABLE}.",
     )
     @click.option("--vm", metavar="NAME", shell_complete=running, help="The server of this name, where several run.")
-    @click.option(
-        "--timeout",
-        metavar="SECONDS",
-        type=click.FloatRange(min=0, min_open=True),
-        default=TIMEOUT,
-        show_default=True,
-        help="Wait this long for an answer.",
-    )
+    @timeout_option(help="Wait this long for an answer.")
     @wraps(command)
     def with_options(*arguments: Any, control_path: Path | None, vm: str | None, timeout: float, **rest: Any) -> Any:
         path = find_server(control_path, vm, required=required)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ..daemon.exposition import exposition
-from .control import TIMEOUT, none_found
+from .control import none_found, timeout_option
 from .output import print_text, say
 from .servers import Find, Servers, servers_options
 
@@ -29,14 +29,7 @@ READABLE = 0o644
     help="Write this file, in one piece, rather than to stdout.",
 )
 @click.option("--openmetrics", is_flag=True, help="In OpenMetrics' format, rather than Prometheus' own.")
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
-    default=TIMEOUT,
-    show_default=True,
-    help="Wait this long for the answers.",
-)
+@timeout_option(help="Wait this long for the answers.")
 @servers_options
 def metrics(file: Path | None, openmetrics: bool, timeout: float, find: Find) -> None:
     """Print what all servers of this user have counted, for Prometheus; `-w FILE` for node_exporter."""

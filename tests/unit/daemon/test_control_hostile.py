@@ -18,6 +18,7 @@ from tests.unit.daemon.toys import none_left_open, open_descriptors
 from usbvfiod_core.daemon.control import MAX_CLIENTS
 from usbvfiod_core.daemon.control_client import MAX_FDS, MAX_LINE, MAX_OUTPUT, MAX_PENDING
 from usbvfiod_core.daemon.inventory import SCAN_PACE
+from usbvfiod_core.daemon.peers import REQUESTS
 from usbvfiod_core.daemon.share import SHARE, SLICE
 
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -49,21 +50,7 @@ PIECES = st.one_of(
     ),
     st.builds(
         lambda name, key, value: json.dumps({"request": name, key: value}).encode() + b"\n",
-        st.sampled_from(
-            [
-                "attach",
-                "detach",
-                "move",
-                "send",
-                "list",
-                "status",
-                "devices",
-                "watch",
-                "log-level",
-                "capture",
-                "nonsense",
-            ]
-        ),
+        st.sampled_from([*REQUESTS, "nonsense"]),
         st.sampled_from(["device", "attachment", "port", "level", "id", "fd", "endpoints", "x"]),
         st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["toys:2-1", "1", "0403:*"]),
     ),
