@@ -56,7 +56,7 @@ class UsbredirBackend(Backend):
             return None  # no server: looking would use up the connection
         peer, device = self._described(address, options, self._loop)
         peer.description = device
-        self._loop.call_soon_threadsafe(self._pool(parse_address(address), self._loop).offer, peer, False)
+        self._pool(parse_address(address), self._loop).offer(peer, news=False)
         return DeviceInfo(
             self.name, address, device.vendor_id, device.product_id, device.name, device.serial, device.speed
         )
@@ -126,7 +126,7 @@ class UsbredirBackend(Backend):
             try:
                 return self._accepted(peer, options, deadline)
             except DeviceAway:
-                loop.call_soon_threadsafe(pool.park, peer)
+                pool.park(peer)
             except (LinkLost, PeerError) as error:
                 peer.link.close()
                 log.info("%s: a client is of no use: %s", where, error)
@@ -142,7 +142,7 @@ class UsbredirBackend(Backend):
         try:
             return self._accepted(peer, options, time.monotonic() + options.timeout)
         except DeviceAway:
-            loop.call_soon_threadsafe(pool.park, peer)
+            pool.park(peer)
             raise
         except (LinkLost, PeerError) as error:
             link.close()

@@ -26,7 +26,11 @@ UNCLAIMED: Final = 60.0
 
 
 class Pool:
-    """Those of one address. `take` is called in any thread, all else on the loop's."""
+    """Those of one address. `take`, `listen`, `park` and `offer` are called in any thread, all else on the loop's.
+
+    Who gives one back finds it there at once: threads that look at a device and open it follow each other faster than
+    the loop takes a turn, and a second connection to a stock host is never answered.
+    """
 
     def __init__(self, loop: Loop, address: Address, changed: Callable[[], object]) -> None:
         self._loop = loop
@@ -68,16 +72,17 @@ class Pool:
 
     def park(self, peer: Peer) -> None:
         """Wait until it says something."""
-        if self.closed or len(self._parked) >= MOST_WAITING:
+        with self._lock:
+            full = self.closed or len(self._parked) >= MOST_WAITING
+            if not full:
+                self._parked.append(peer)
+        if full:
             peer.link.close()
-        elif peer.has_unread or peer.link.pending:
-            self.offer(peer)
         else:
-            self._parked.append(peer)
-            self._loop.add_reader(peer.link.fileno(), self._spoke, peer)
+            self._loop.call_soon_threadsafe(self._wait_for, peer)
 
     def offer(self, peer: Peer, news: bool = True) -> None:
-        """It may be taken; for a while. `news`: others are told."""
+        """It may be taken; for a while. `news`: others are told; on the loop's thread then."""
         with self._lock:
             full = self.closed or len(self._ready) >= MOST_WAITING
             if not full:
@@ -85,7 +90,7 @@ class Pool:
         if full:
             peer.link.close()
             return
-        self._loop.call_later(UNCLAIMED, self._unclaimed, peer)
+        self._loop.call_soon_threadsafe(self._loop.call_later, UNCLAIMED, self._unclaimed, peer)
         if news:
             self._changed()
 
@@ -95,7 +100,7 @@ class Pool:
             self.closed = True
             ready, self._ready = self._ready, []
             listener, self._listener = self._listener, None
-        parked, self._parked = self._parked, []
+            parked, self._parked = self._parked, []
         for peer in parked:
             self._loop.remove_reader(peer.link.fileno())
         for peer in (*parked, *ready):
@@ -126,6 +131,14 @@ class Pool:
         self.park(peer)
         self._loop.call_later(self._timeout, self._mute, peer)
 
+    def _wait_for(self, peer: Peer) -> None:
+        if peer not in self._parked:
+            return
+        self._loop.add_reader(peer.link.fileno(), self._spoke, peer)
+        if peer.has_unread or peer.link.pending:
+            self._leave(peer)
+            self.offer(peer)
+
     def _spoke(self, peer: Peer) -> None:
         if peer not in self._parked:
             return
@@ -140,7 +153,8 @@ class Pool:
             self.offer(peer)
 
     def _leave(self, peer: Peer) -> None:
-        self._parked.remove(peer)
+        with self._lock:
+            self._parked.remove(peer)
         self._loop.remove_reader(peer.link.fileno())
 
     def _mute(self, peer: Peer) -> None:

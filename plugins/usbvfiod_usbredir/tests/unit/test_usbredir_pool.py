@@ -197,6 +197,27 @@ def test_a_host_without_a_device_is_asked_no_second_time(tmp_path: Path) -> None
         served.loop.close()
 
 
+@pytest.mark.parametrize("connects", [True, False])
+def test_a_host_is_connected_once_however_soon_it_is_asked_again(tmp_path: Path, connects: bool) -> None:
+    path = tmp_path / "host.sock"
+    with WaitingHost(path, loopback, connects=connects) as waiting:
+        served = Served(f"unix={path}")
+        options = UsbredirOptions(timeout=1)
+        # No turn of the loop between the two, as with threads that are faster than it.
+        if connects:
+            assert served.backend.look_up(served.address, options) is not None
+            give_back(served.backend.open(served.address, options, served.loop), served.loop)
+        else:
+            for _ in range(2):
+                with pytest.raises(DeviceAway, match="no device to give now"):
+                    served.backend.look_up(served.address, options)
+        assert len(waiting.hosts) == 1
+        served.stop()
+        served.loop.run_ready()
+        assert served.loop.watched == ()
+        served.loop.close()
+
+
 def test_what_cannot_be_listened_at_is_said(tmp_path: Path) -> None:
     served = Served(f"listen={tmp_path}/missing/usb.sock")
     with pytest.raises(DeviceError, match="missing"):
