@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .options import NoOptions, SettingError, option
     from .usb.backend import Backend, DeviceInfo
     from .usb.device import Device, DeviceEvents, Loop, Timer
+    from .usb.handover import CannotHandOver, Handover
     from .usb.requests import SetupPacket
     from .usb.speed import Speed
     from .usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLUGIN_API",
     "Backend",
+    "CannotHandOver",
     "ConfigError",
     "Device",
     "DeviceAway",
@@ -34,6 +36,7 @@ __all__ = [
     "DeviceEvents",
     "DeviceInfo",
     "DeviceWithheld",
+    "Handover",
     "InterceptedTransfer",
     "Interceptor",
     "IsochronousPacket",
@@ -59,6 +62,7 @@ __all__ = [
 _MODULES = {
     "PLUGIN_API": "hooks.specs",
     "Backend": "usb.backend",
+    "CannotHandOver": "usb.handover",
     "ConfigError": "errors",
     "Device": "usb.device",
     "DeviceAway": "errors",
@@ -66,6 +70,7 @@ _MODULES = {
     "DeviceEvents": "usb.device",
     "DeviceInfo": "usb.backend",
     "DeviceWithheld": "errors",
+    "Handover": "usb.handover",
     "InterceptedTransfer": "hooks.interceptor",
     "Interceptor": "hooks.interceptor",
     "IsochronousPacket": "usb.transfer",

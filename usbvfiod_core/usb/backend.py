@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import DeviceError
 from ..options import NoOptions, paths_of
 from .device import Device, Loop
+from .handover import CannotHandOver, Handover
 from .speed import Speed
 
 
@@ -146,6 +147,18 @@ class Backend(ABC):
         Only called with an fd that `identify_fd` has accepted.
         """
         raise DeviceError(f"backend {self.name} takes no file descriptors")
+
+    def take_over(self, address: str, options: Any, loop: Loop, handover: Handover) -> Device:
+        """Go on with a device that another process hands over (`Device.hand_over`), of this backend and opened there
+        for the same address and options. The guest uses it, and must not notice.
+
+        Called in a thread, and may block. The other process may go on with the device itself after all: until
+        `Device.attach` is called here, nothing is done that changes the device, and nothing is read that it has to say.
+        `Device.forget` gives it up before that. The descriptors belong to the backend once this returns, which closes
+        them with the device; if it raises they are the caller's. Raises CannotHandOver, as here, if the backend cannot
+        go on with devices of others; DeviceError or ConfigError if it cannot go on with this one.
+        """
+        raise CannotHandOver(f"backend {self.name} cannot go on with devices of another process")
 
     def give_back_left_over(self) -> None:
         """Give back to the host what earlier processes, which were killed, had taken from it and nobody has now.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..errors import ConfigError
+from .handover import CannotHandOver, Handover
 from .speed import Speed
 from .transfer import Transfer, TransferType
 
@@ -129,6 +130,21 @@ class Device(ABC):
         """Do what the user asks (`usbvfiod send`), and return the answer, often empty. Raises ConfigError for words
         that the device does not know, with those that it does; DeviceError if it cannot do that now."""
         raise ConfigError(f"{self.name} takes no words")
+
+    def hand_over(self) -> Handover:
+        """Say all that another process needs to go on with the device while the guest uses it (`usbvfiod upgrade`):
+        `Backend.take_over` gets it there. Called while no transfer and no reset is in flight; none comes until either
+        the device is told to `forget`, or it goes on here after all, as if nothing had been asked.
+
+        Raises CannotHandOver, as here, if only this process can go on with it; the user is told, and may have it
+        unplugged and plugged in again instead.
+        """
+        raise CannotHandOver(f"{self.name} cannot be handed over")
+
+    def forget(self) -> None:
+        """After `hand_over`, in the place of `close`: the other process has the device. Close descriptors and end
+        threads, and tell nobody anything: no release, no flush, no driver given back, no file or lock removed."""
+        return
 
     @abstractmethod
     def close(self) -> None:
