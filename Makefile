@@ -91,6 +91,7 @@ bench-against: $(STAMP)
 
 docs: $(STAMP)
 	$(RUN) -m tests.coverage_document
+	$(RUN) -m tests.command_pages
 	$(RUN) -m tests.api_pages
 
 recording: $(STAMP)

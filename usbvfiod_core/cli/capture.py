@@ -54,7 +54,8 @@ def capture(
     """Capture devices of a running server for Wireshark, until Ctrl+C.
 
     WHICH is an attachment as for `detach`; without one, all devices are captured, and those that come. The file is
-    opened here, with the caller's rights. It has what is typed and stored, unless it is scrubbed.
+    opened here, with the caller's rights. It has what is typed and stored, unless it is scrubbed. The
+    exit code is 4 if the capture ends by itself, except when its reader goes away.
     """
     with connect() as server:
         fd = _opened(write)

@@ -33,8 +33,8 @@ def attach(registry: Registry, spec: str, open_here: bool, as_json: bool, connec
     """Plug a device into a running server's VM, and keep it plugged in.
 
     SPEC is a device specification as for --device, or the number or name of an attachment that is there. A device that
-    is not there now is plugged in when it comes. Files that SPEC names, such as an image, are opened here, with the
-    caller's rights, and passed to the server.
+    is not there now is plugged in when it comes, with exit code 0 too. One of mode=ask is allowed. Files that SPEC
+    names, such as an image, are opened here, with the caller's rights, and passed to the server.
     """
     with connect() as server:
         if not open_here:
@@ -89,7 +89,10 @@ def detach(attachment: str, as_json: bool, connect: Connect) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @control_options
 def move(attachment: str, port: int, as_json: bool, connect: Connect) -> None:
-    """Unplug a device and plug it into another port of the controller, which it keeps."""
+    """Unplug a device and plug it into another port of the controller, which it keeps.
+
+    Nothing happens if the port is taken or of the wrong kind.
+    """
     with connect() as server:
         _show(server.request("move", attachment=attachment, port=port)["attachment"], as_json)
 

@@ -1,9 +1,9 @@
-"""The options of bare `usbvfiod`, which serves one VM, and the commands beside it."""
+"""Bare `usbvfiod`, which serves one VM, and the commands beside it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ from ..daemon import places
 from ..daemon.activation import take_sockets
 from ..daemon.config import CommandLine
 from ..daemon.config_file import read
-from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
-from ..daemon.server_settings import MAX_PCAP_FILES, MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, ServerSettings
 from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection
-from ..pci.interrupts import Mechanism
 from . import completing
 from .checks import Given, settings
 from .groups import Commands, SectionedGroup
+from .server_options import server_options
 
 _OF_A_SERVER = (
     "socket_path",
@@ -105,7 +103,7 @@ def application(registry: Registry) -> click.Group:
         callback=_serve,
         invoke_without_command=True,
         epilog=EPILOG,
-        params=_options(),
+        params=server_options(),
         context_settings={"obj": registry, "help_option_names": ["-h", "--help"], "max_content_width": 100},
         help=(
             "Give a virtual machine USB devices.\n\n"
@@ -122,7 +120,7 @@ def application(registry: Registry) -> click.Group:
 def selection(arguments: Sequence[str]) -> PluginSelection:
     """Which plugins the arguments, and the configuration file that they name, select: plugins are loaded before the
     arguments are parsed, because some add commands. Raises ConfigError for what is wrong with the file."""
-    group = click.Group("usbvfiod", params=_options())
+    group = click.Group("usbvfiod", params=server_options())
     context = group.make_context(
         "usbvfiod", list(arguments), resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
     )
@@ -137,201 +135,6 @@ def selection(arguments: Sequence[str]) -> PluginSelection:
 def _selection(plugin: Sequence[str], no_plugin: Sequence[str], files: bool) -> PluginSelection:
     disable = tuple(name for name in no_plugin if name not in plugin)
     return PluginSelection(disable=disable, require=tuple(plugin), files=files)
-
-
-def _options() -> list[click.Parameter]:
-    return [
-        click.Option(
-            ["--config", "file"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Read this configuration file (TOML). The command line takes precedence.",
-        ),
-        click.Option(
-            ["--socket-path"],
-            metavar="PATH",
-            type=click.Path(path_type=Path),
-            help="Listen on this Unix socket. A stale one is replaced.",
-        ),
-        *_access("socket", "this socket"),
-        click.Option(
-            ["--fd"],
-            metavar="N",
-            type=click.IntRange(min=0),
-            help="Serve on this inherited socket, listening or connected.",
-        ),
-        click.Option(
-            ["--control-path"],
-            metavar="PATH",
-            type=click.Path(path_type=Path),
-            help="Listen on this Unix socket for the commands that show and control a running server, "
-            "rather than where they look for one.",
-        ),
-        *_access("control", "the control socket, and may use it"),
-        click.Option(["--no-control"], is_flag=True, help="Have no such socket."),
-        click.Option(
-            ["--hotplug-socket-path"],
-            metavar="PATH",
-            type=click.Path(path_type=Path),
-            help="Listen on this Unix socket for the remote control of the Rust program usbvfiod.",
-        ),
-        *_access("hotplug-socket", "that socket, and may use it"),
-        click.Option(
-            ["--hotplug-fd"],
-            metavar="N",
-            type=click.IntRange(min=0),
-            help="The same, on this inherited listening socket.",
-        ),
-        click.Option(
-            ["--metrics"],
-            metavar="PATH|ADDRESS:PORT",
-            help="Serve metrics for Prometheus at this Unix socket, or at a port of 127.0.0.1 or [::1].",
-        ),
-        *_access("metrics", "this Unix socket"),
-        click.Option(
-            ["--opener"],
-            metavar="PATH",
-            type=click.Path(path_type=Path),
-            help="Have device nodes opened by the usbvfiod-opener that listens on this Unix socket.",
-        ),
-        click.Option(
-            ["--backend"],
-            metavar="NAME",
-            shell_complete=completing.backends,
-            help="The backend for --device values that do not name one.",
-        ),
-        click.Option(
-            ["--device", "devices"],
-            metavar="SPEC",
-            multiple=True,
-            shell_complete=completing.devices,
-            help="Plug in [BACKEND:]ADDRESS[?option=value&...]; may be repeated.",
-        ),
-        click.Option(
-            ["--pcap-path"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Capture all devices to this file, for Wireshark; of one device: the option pcap=FILE.",
-        ),
-        click.Option(
-            ["--pcap-size"],
-            metavar="MIB",
-            type=click.IntRange(min=0),
-            default=0,
-            help="Begin the next file of a capture after so many MiB.",
-        ),
-        click.Option(
-            ["--pcap-files"],
-            metavar="N",
-            type=click.IntRange(2, MAX_PCAP_FILES),
-            default=ServerSettings().pcap_files,
-            show_default=True,
-            help="Fill so many files in turn, with --pcap-size.",
-        ),
-        click.Option(
-            ["-v", "--verbose"], count=True, help="Log what the guest does with each device; -vv: each transfer, too."
-        ),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Log only warnings and errors."),
-        click.Option(
-            ["--log-format"],
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="Format of the log.",
-        ),
-        click.Option(
-            ["--no-color"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_no_color,
-            help="Do not use colours, as with NO_COLOR in the environment.",
-        ),
-        click.Option(
-            ["--plugin"],
-            metavar="NAME|FILE.py",
-            multiple=True,
-            shell_complete=completing.plugins,
-            help="Use this plugin, or the plugin in this file, and fail if it cannot be used; may be repeated.",
-        ),
-        click.Option(
-            ["--no-plugin"],
-            metavar="NAME",
-            multiple=True,
-            shell_complete=completing.plugins,
-            help="Do not load this plugin; may be repeated.",
-        ),
-        click.Option(["--plugin-files"], is_flag=True, help="Let root load plugins from files."),
-        click.Option(["--strict-plugins"], is_flag=True, help="Fail if an installed plugin cannot be used."),
-        click.Option(
-            ["--sandbox"],
-            type=click.Choice(["auto", "on", "off"]),
-            help="Confine the server to what its configuration names: auto as far as the kernel can, on completely or "
-            "not at all.",
-        ),
-        click.Option(
-            ["--spin"],
-            metavar="MICROSECONDS",
-            type=click.IntRange(0, MAX_SPIN),
-            default=ServerSettings().spin,
-            show_default=True,
-            help="Poll this long for the next message before sleeping, as long as it helps.",
-        ),
-        *(
-            click.Option(
-                [f"--usb{kind}-ports"],
-                metavar="N",
-                type=click.IntRange(1, MAX_PORTS - 1),
-                default=count,
-                show_default=True,
-                help=f"USB {kind} ports of the controller. A Linux guest uses {limit} at most.",
-            )
-            for kind, count, limit in ((2, USB2_PORTS, LINUX_USB2), (3, USB3_PORTS, LINUX_USB3))
-        ),
-        click.Option(
-            ["--interrupts"],
-            metavar="LIST",
-            callback=_interrupts,
-            default=",".join(each.value for each in Mechanism),
-            show_default=True,
-            help="The kinds of interrupt that the controller offers the guest.",
-        ),
-        click.Option(
-            ["--interrupter-page"],
-            type=click.Choice(["auto", "on", "off"]),
-            default="auto",
-            show_default=True,
-            help="Let the VMM map the interrupters' registers; auto: if it is Cloud Hypervisor.",
-        ),
-        click.Option(
-            ["--any-memory-file"],
-            is_flag=True,
-            help="Accept guest memory in files of any file system, not only in memory.",
-        ),
-        click.Option(
-            ["--print-capabilities"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_print_capabilities,
-            help="Print what this server can do, as JSON, and end.",
-        ),
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_print_version,
-            help="Print the version and end.",
-        ),
-    ]
-
-
-def _access(name: str, what: str) -> Iterator[click.Option]:
-    """Who may connect to a socket."""
-    group, mode = f"--{name}-group", f"--{name}-mode"
-    yield click.Option([group], metavar="GROUP", help=f"Let this group connect to {what}.")
-    yield click.Option([mode], metavar="MODE", help=f"Its mode, in octal digits: 0600, or 0660 with {group}.")
 
 
 @click.pass_context
@@ -385,43 +188,3 @@ def _serve(
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
-def _interrupts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Mechanism, ...]:
-    names = [each.value for each in Mechanism]
-    chosen = [name.strip() for name in value.split(",")]
-    wrong = [name for name in chosen if name not in names]
-    if wrong:
-        raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(names)}")
-    return tuple(Mechanism(name) for name in names if name in chosen)
-
-
-def _no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        context.color = False
-
-
-def _print_capabilities(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if not value or context.resilient_parsing:
-        return
-    import json
-
-    registry: Registry = context.obj
-    capabilities = {
-        "type": "usb",
-        "protocol": "vfio-user",
-        "description": "xHCI controller whose USB devices come from plugins",
-        "backends": sorted(registry.backends()),
-        "features": ["socket-path", "fd", "control-path", "hotplug-socket-path", "reconnect"],
-    }
-    click.echo(json.dumps(capabilities, indent=2))
-    context.exit()
-
-
-def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if not value or context.resilient_parsing:
-        return
-    from ..version import version_line
-
-    click.echo(version_line())
-    context.exit()

@@ -66,7 +66,7 @@ def print_page(plugin: Plugin, declared: Declared, backends: Mapping[str, Backen
         say()
         say(title)
         if schema.fields:
-            print_table(("OPTION", "VALUE", "DEFAULT", "WHAT IT IS FOR"), _rows(schema))
+            print_table(("OPTION", "VALUE", "DEFAULT", "WHAT IT IS FOR"), option_rows(schema))
         else:
             say("no options")
 
@@ -83,7 +83,8 @@ def _sections(plugin: Plugin, declared: Declared, backends: Mapping[str, Backend
             yield f"{name}:{address}?OPTION=VALUE", Schema(cls)
 
 
-def _rows(schema: Schema) -> list[tuple[str, ...]]:
+def option_rows(schema: Schema) -> list[tuple[str, ...]]:
+    """Name, value, default and purpose of each option."""
     return [
         (field.key, field.wanted, "required" if field.required else _text(plain(field.default)), field.help)
         for field in schema.fields.values()

@@ -33,8 +33,14 @@ class InUse(Enum):
 class EnumeratedOptions:
     """What any device has that another kernel has enumerated, this host's or one at the other end of a connection."""
 
-    reset: ResetPolicy = option(ResetPolicy.AUTO, "What a reset of the guest's port does to the device.")
-    remote_wakeup: bool = option(False, "Whether the guest sees that the device can wake it.")
+    reset: ResetPolicy = option(
+        ResetPolicy.AUTO,
+        "What a reset of the guest's port does. auto: resets the device, unless it is as it was after the last reset "
+        "or is known not to survive one; never: only sets its configuration again.",
+    )
+    remote_wakeup: bool = option(
+        False, "Whether the guest sees that the device can wake it. Guests suspend devices that can."
+    )
     """A device of a suspended port is not asked for data, so it would sleep for ever; without this, guests do not
     suspend what must wake them."""
 
@@ -43,5 +49,9 @@ class EnumeratedOptions:
 class HostOptions(EnumeratedOptions):
     """What a backend of the host's devices names as its `options`."""
 
-    reattach: bool = option(True, "Whether the host's drivers get the device back at the end.")
-    in_use: InUse = option(InUse.REFUSE, "What is done about a device that the host itself uses.")
+    reattach: bool = option(
+        True, "Whether the device is given back as it was found: its configuration, and to the host's drivers."
+    )
+    in_use: InUse = option(
+        InUse.REFUSE, "For a device that the host itself uses, as a mounted drive: wait until it does not, or take it."
+    )

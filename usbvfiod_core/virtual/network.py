@@ -88,7 +88,11 @@ class NetworkOptions(VirtualOptions):
 
     tap: str = option("", "The tap interface at the other end; made if there is none.", check=check_name)
     socket: Path | None = option(None, "The socket at which a program listens that is the other end.")
-    mac: str = option("", "The guest's address.", check=parse_mac)
+    mac: str = option(
+        "",
+        "The guest's address. Without it, one that follows from `serial`, or from this host and the other end.",
+        check=parse_mac,
+    )
     """Without one, one that stays the same for this serial number, or without that for this end of the cable on this
     host."""
     mtu: int = option(MTU, "The largest MTU that the guest can set.", lowest=MTU_MIN, highest=MTU_MAX)

@@ -17,7 +17,7 @@ from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.hooks.settings import PluginSelection
 
 CLI = Path(look.__file__).parent
-OWN_WORDS = {"output.py", "completion.py", "man.py", "command.py"}
+OWN_WORDS = {"output.py", "completion.py", "man.py", "server_options.py"}
 """What prints by itself: texts that are ours, and `output`."""
 
 HOSTILE = "Drive\n\r\x1b[2J\x9b2J\u202e\u2028forged"
