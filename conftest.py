@@ -40,7 +40,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("USBVFIOD_SANDBOX", "kill")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not IN_LAB:  # where it takes five seconds to import, and no test uses it
+    if not IN_LAB:  # where it takes a quarter of a minute to import, and no test uses it
         from hypothesis import HealthCheck, settings
 
         settings.register_profile("usbvfiod", deadline=None, suppress_health_check=[HealthCheck.too_slow])

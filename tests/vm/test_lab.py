@@ -48,7 +48,10 @@ def test_it_runs_the_checkout_with_all_its_plugins(lab: Lab) -> None:
 
 def test_the_result_of_tests_inside_is_theirs(lab: Lab) -> None:
     test = lab.exchange / "test_inside.py"
-    test.write_text("import pytest\n\ndef test_good():\n    pass\n\ndef test_left():\n    pytest.skip('not now')\n")
+    loaded = "assert not {'hypothesis', 'anyio'} & {*sys.modules}"  # a quarter of a minute for each file of tests
+    test.write_text(
+        f"import pytest, sys\n\ndef test_good():\n    {loaded}\n\ndef test_left():\n    pytest.skip('not now')\n"
+    )
     assert lab.pytest("/exchange/test_inside.py") == {"passed": 1, "skipped": 1}
     with pytest.raises(LabFailure, match="2 deselected"):
         lab.pytest("/exchange/test_inside.py", "-k", "missing")
