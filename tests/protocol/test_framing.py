@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from errno import EINVAL
+from errno import EINVAL, ENOTTY
 
 import pytest
 
@@ -106,7 +106,7 @@ def test_no_reply_means_none(client: RawClient, request_bytes: bytes) -> None:
     assert client.alive()
 
 
-@pytest.mark.parametrize("command", [0, 11, 12, 14, 16, 17, 18, 19, 255, 65535])
+@pytest.mark.parametrize("command", [0, 11, 12, 14, 17, 18, 19, 255, 65535])
 def test_commands_that_are_not_for_us_are_refused_and_skipped(client: RawClient, command: int) -> None:
     for payload in (b"", bytes(8), bytes(100_000)):
         assert client.ask(message(command, payload)) == Reply(1, command, EINVAL, b"")
@@ -114,16 +114,22 @@ def test_commands_that_are_not_for_us_are_refused_and_skipped(client: RawClient,
         assert client.alive()
 
 
-def test_device_features_are_refused_whatever_is_asked(client: RawClient) -> None:
+def test_there_are_no_device_features(client: RawClient, caplog: pytest.LogCaptureFixture) -> None:
+    """ENOTTY, as Linux answers: QEMU takes it for a device that cannot be migrated, and says so to whoever saves."""
+    get, set_, probe = wire.FEATURE_GET, wire.FEATURE_SET, wire.FEATURE_PROBE
     for feature in range(12):
-        for operation in (
-            wire.FEATURE_GET,
-            wire.FEATURE_SET,
-            wire.FEATURE_PROBE,
-            wire.FEATURE_PROBE | wire.FEATURE_GET,
-        ):
+        for operation in (get, set_, probe, probe | get, probe | set_, probe | get | set_):
             payload = wire.DEVICE_FEATURE_FIELDS.pack(64, feature | operation) + bytes(56)
-            assert client.errno(message(wire.DEVICE_FEATURE, payload)) == EINVAL
+            assert client.errno(message(wire.DEVICE_FEATURE, payload)) == ENOTTY
+    assert "the controller's state cannot be saved or migrated" in caplog.text
+
+
+def test_what_asks_for_no_feature_is_invalid(client: RawClient) -> None:
+    for flags in (wire.FEATURE_MIGRATION, wire.FEATURE_GET | wire.FEATURE_SET, 1 << 19, wire.FEATURE_GET | 1 << 31):
+        payload = wire.DEVICE_FEATURE_FIELDS.pack(16, flags) + bytes(8)
+        assert client.errno(message(wire.DEVICE_FEATURE, payload)) == EINVAL
+    assert client.errno(message(wire.DEVICE_FEATURE, bytes(4))) == EINVAL
+    assert client.errno(message(wire.DEVICE_FEATURE, wire.DEVICE_FEATURE_FIELDS.pack(7, wire.FEATURE_GET))) == EINVAL
     assert client.alive()
 
 

@@ -60,6 +60,16 @@ class Running:
     output: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A guest that was saved: the file, and how far its shell had come."""
+
+    path: Path
+    boots: int
+    last_id: int
+    running: dict[str, Running]
+
+
 def vfio_user_arguments(socket_path: Path | str, name: str = "usbvfiod") -> list[str]:
     """QEMU's arguments for the device a vfio-user server offers on `socket_path`. The server must be listening."""
     device = {"driver": "vfio-user-pci", "id": name, "socket": {"type": "unix", "path": str(socket_path)}}
@@ -142,7 +152,8 @@ class Guest:
     shared memfd, as vfio-user needs it: `memory_fd`, of that size, if somebody else has it, too. The kernel is Debian's
     own, or with `backported` the newer one. With `private_mib` it has a second NUMA node of so much more memory that is
     not shared; `private_first` puts the processors there, so that Linux takes from it first. `memory_slot`: a module
-    of memory can be plugged in. Or kernel and machine are the `board`'s.
+    of memory can be plugged in. Or kernel and machine are the `board`'s. With `saved` it is not booted: it is another
+    guest, made with the same arguments, as it was saved by `save`, with the scripts that it was running.
     Raises tree.VmError where the tree is missing, GuestError if QEMU ends or the guest does not come up.
     """
 
@@ -162,6 +173,7 @@ class Guest:
         recipe: initramfs.Recipe = initramfs.GUEST,
         board: Board | None = None,
         descriptors: Sequence[int] = (),
+        saved: Saved | None = None,
         timeout: float = BOOT_TIMEOUT,
     ) -> None:
         if board is None:
@@ -199,6 +211,7 @@ class Guest:
             *("-kernel", str(board.kernel), "-initrd", str(board.initramfs)),
             *("-append", f"console=ttyS0 panic=-1 {kernel_arguments}".strip()),
             *arguments,
+            *(("-incoming", f"file:{saved.path}") if saved is not None else ()),
         ]
         self.transcript.append(f"$ {' '.join(self.command)}")
         try:
@@ -219,7 +232,11 @@ class Guest:
         try:
             started = time.monotonic()
             self._connect_monitor(timeout)
-            self._wait_boot(1, timeout)
+            if saved is None:
+                self._wait_boot(1, timeout)
+            else:
+                self.boots, self._last_id, self._running = saved.boots, saved.last_id, dict(saved.running)
+                self._wait_loaded(timeout)
             self.boot_seconds = time.monotonic() - started
         except BaseException:
             self.kill()
@@ -329,6 +346,19 @@ class Guest:
         if status != 0:
             raise GuestError(f"QEMU ended with status {status}\n{self._qemu_tail()}")
 
+    def save(self, path: Path, timeout: float = BOOT_TIMEOUT) -> Saved:
+        """Save the machine to a file, which QEMU must be able to write; this one is stopped. Raises qmp.QmpError, and
+        GuestError with QEMU's reason if it saves nothing."""
+        self.qmp("migrate", uri=f"file:{path}")
+        deadline = time.monotonic() + scaled(timeout)
+        while (answer := self.qmp("query-migrate")).get("status") != "completed":
+            if answer.get("status") in ("failed", "cancelled"):
+                raise GuestError(f"the machine was not saved: {answer.get('error-desc')}")
+            if time.monotonic() > deadline:
+                raise GuestTimeout(f"the machine is not saved after {timeout:.0f} s: {answer}")
+            time.sleep(0.05)
+        return Saved(path, self.boots, self._last_id, dict(self._running))
+
     def kill(self) -> None:
         """End QEMU with SIGKILL, as a crash would; does nothing the second time."""
         self._shell.close()
@@ -345,6 +375,13 @@ class Guest:
             self._qmp.connect(scaled(timeout))
         except QmpError:
             raise self._gone() from None
+
+    def _wait_loaded(self, timeout: float) -> None:
+        deadline = time.monotonic() + scaled(timeout)
+        while self.qmp("query-status")["status"] == "inmigrate":
+            if time.monotonic() > deadline:
+                raise GuestTimeout(f"the saved machine is not there after {timeout:.0f} s\n{self._qemu_tail()}")
+            time.sleep(0.05)
 
     def _wait_boot(self, boots: int, timeout: float) -> None:
         timeout = scaled(timeout)

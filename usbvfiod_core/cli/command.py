@@ -62,7 +62,16 @@ EXAMPLES = """\b
 
 SECTIONS = {
     "See what there is": ("devices", "list", "status", "top", "watch", "metrics"),
-    "Change what a running server does": ("attach", "detach", "move", "send", "reload", "log-level"),
+    "Change what a running server does": (
+        "attach",
+        "detach",
+        "move",
+        "send",
+        "reload",
+        "log-level",
+        "quiesce",
+        "resume",
+    ),
     "Find out what is wrong": ("why", "doctor", "capture", "extcap", "replay"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
 }
@@ -85,6 +94,8 @@ _COMMANDS = {
     "send": "changes:send",
     "reload": "changes:reload",
     "log-level": "changes:log_level",
+    "quiesce": "quiescing:quiesce",
+    "resume": "quiescing:resume",
     "config": "config:config",
     "plugins": "plugins:plugins",
     "demo": "demo:demo",

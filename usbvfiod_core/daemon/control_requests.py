@@ -27,6 +27,8 @@ from .intents import Attachment, State
 from .matching import describe, matching
 from .opening import AttachmentRefused
 from .peers import Gate
+from .quiescing import LONGEST, Quiescing
+from .quiescing import PATIENCE as GUEST_PATIENCE
 from .report import attachment_entry, device_entry, endpoint_entry
 from .server_settings import MAX_PORTS
 
@@ -87,6 +89,7 @@ class ControlRequests:
         reload: Callable[[Callable[[dict[str, Any] | UsbvfiodError], object]], object],
         log_level: Callable[[str], object],
         captures: Captures,
+        quiescing: Quiescing,
     ) -> None:
         self._loop = loop
         self._attachments = attachments
@@ -97,6 +100,7 @@ class ControlRequests:
         self._statistics = statistics
         self._reload = reload
         self._log_level = log_level
+        self._quiescing = quiescing
         capturing = CaptureRequests(captures, self._select)
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (
@@ -112,6 +116,8 @@ class ControlRequests:
             "watch": (self._watch, {"devices": _Argument(bool, True)}),
             "log-level": (self._set_log_level, {"level": _Argument(str)}),
             "reload": (self._reload_configuration, {}),
+            "quiesce": (self._quiesce, {"seconds": _Argument(int, True)}),
+            "resume": (self._resume, {}),
             "capture": (
                 capturing.begin,
                 {
@@ -153,7 +159,9 @@ class ControlRequests:
 
     def entry(self, attachment: Attachment) -> dict[str, object]:
         """An attachment for people."""
-        return attachment_entry(attachment, self._attachments.ports.owned(attachment), self._loop.time())
+        withheld = self._quiescing.seconds is not None
+        ports = self._attachments.ports.owned(attachment)
+        return attachment_entry(attachment, ports, self._loop.time(), withheld=withheld)
 
     def status(self, *, percentiles: bool = True) -> dict[str, Any]:
         """The answer to `status`, without `p50`, `p90` and `p99` if they are not wanted."""
@@ -274,6 +282,22 @@ class ControlRequests:
 
     def _reload_configuration(self, client: ControlClient, reply: Reply) -> None:
         self._reload(lambda result: reply(failure(result) if isinstance(result, UsbvfiodError) else result))
+
+    def _quiesce(self, client: ControlClient, reply: Reply, seconds: int = GUEST_PATIENCE) -> None:
+        if not 0 <= seconds <= LONGEST:
+            raise RequestError(f"quiesce: seconds is 0 to {LONGEST}")
+
+        def done(error: DeviceError | None) -> None:
+            if error is None:
+                self._list(client, reply)
+            else:
+                reply(failure(error))
+
+        self._quiescing.begin(seconds, done)
+
+    def _resume(self, client: ControlClient, reply: Reply) -> None:
+        self._quiescing.end()
+        self._list(client, reply)
 
     # -- own ---------------------------------------------------------------------------------------------------------
 

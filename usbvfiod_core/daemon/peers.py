@@ -31,6 +31,8 @@ REQUESTS: Final = (
     "watch",
     "log-level",
     "reload",
+    "quiesce",
+    "resume",
     "capture",
     "capture-end",
 )

@@ -33,9 +33,15 @@ def device_entry(info: DeviceInfo) -> dict[str, object]:
     }
 
 
-def attachment_entry(attachment: Attachment, ports: dict[bool, int], now: float) -> dict[str, object]:
-    """An attachment; `ports` are those of the controller that it keeps."""
+WITHHELD = "kept from the guest until `usbvfiod resume`"
+
+
+def attachment_entry(
+    attachment: Attachment, ports: dict[bool, int], now: float, *, withheld: bool = False
+) -> dict[str, object]:
+    """An attachment; `ports` are those of the controller that it keeps. `withheld`: the guest does not see devices."""
     spec = attachment.spec
+    notes = [WITHHELD] * withheld + [attachment.note] * bool(attachment.note)
     known = attachment.last is not None or attachment.info.vendor_id or attachment.info.port_path
     return {
         "number": attachment.number,
@@ -43,7 +49,7 @@ def attachment_entry(attachment: Attachment, ports: dict[bool, int], now: float)
         "spec": spec.text,
         "state": attachment.state.value,
         "reason": attachment.reason,
-        "note": attachment.note if attachment.state is State.PLUGGED else "",
+        "note": "; ".join(notes) if attachment.state is State.PLUGGED else "",
         "seconds": round(max(now - attachment.since, 0.0), 3),
         "port": attachment.port_id,
         "ports": sorted(ports.values()),

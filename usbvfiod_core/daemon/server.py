@@ -36,6 +36,7 @@ from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .metrics_address import metrics_address, needs_library
 from .notify import notify, watchdog_interval
+from .quiescing import Quiescing
 from .reload import carry_out, compare
 from .report import device_entry
 from .steering import Steering
@@ -130,6 +131,7 @@ class Server:
         self._host = host_backend(backends)
         use_opener(config.server.opener)
         self._steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
+        self._quiescing = Quiescing(loop, hub, self._shown_or_not)
         self.requests = ControlRequests(
             loop,
             self.attachments,
@@ -141,6 +143,7 @@ class Server:
             reload=self._reload,
             log_level=self._set_log_level,
             captures=self.captures,
+            quiescing=self._quiescing,
         )
         self._started = loop.time(), time.time()
         self._version = version("usbvfiod")  # from a file, which is not to be read each time
@@ -252,10 +255,19 @@ class Server:
 
     def _attachment_changed(self, attachment: Attachment) -> None:
         self.captures.attachment_changed(attachment)
+        self._publish(attachment)
+        self._proceed()
+
+    def _publish(self, attachment: Attachment) -> None:
         control = self._steering.control
         if control is not None and control.watched:
             control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
-        self._proceed()
+
+    def _shown_or_not(self) -> None:
+        """The guest sees the plugged devices no more, or again."""
+        for attachment in self.attachments:
+            if attachment.state is State.PLUGGED:
+                self._publish(attachment)
 
     def _noted(self, device: Device, text: str) -> None:
         for attachment in self.attachments:
@@ -288,6 +300,7 @@ class Server:
                 "serving": self._serving,
                 "missing": [str(attachment) for attachment in self.attachments.missing],
                 "sandbox": self._confinement.report,
+                "quiesced": None if self._quiescing.seconds is None else round(self._quiescing.seconds, 3),
             },
             "client": None if client is None else client._asdict(),
             "memory": {"shared": shared, "unshared": mapped - shared},

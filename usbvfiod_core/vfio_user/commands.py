@@ -1,13 +1,14 @@
 """The commands of the protocol after VERSION: payload and file descriptors in, payload of the reply out.
 
 A refusal is a ClientError(EINVAL). Of the commands that are not in the table some are unknown, some are the server's
-to send, and some (migration, device features, dirty pages) are not supported: the session refuses them all alike.
+to send, and some (migration data, dirty pages) are not supported: the session refuses them all alike. Device features
+are refused with ENOTTY, as Linux has it: for a client that asks whether the device can be migrated that is an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EINVAL
+from errno import EINVAL, ENOTTY
 from functools import partial
 from struct import Struct
 from typing import Final, Protocol
@@ -19,6 +20,8 @@ from ..pci.vfio import INTX_IRQ, NUM_IRQS, NUM_REGIONS
 from .dma import UnsharedRanges, dma_map, unmap_range
 from .irqs import Eventfds, Interrupts
 from .wire import (
+    DEVICE_FEATURE,
+    DEVICE_FEATURE_FIELDS,
     DEVICE_FLAG_PCI,
     DEVICE_FLAG_RESET,
     DEVICE_GET_INFO,
@@ -30,6 +33,11 @@ from .wire import (
     DEVICE_SET_IRQS,
     DMA_MAP,
     DMA_UNMAP,
+    FEATURE_GET,
+    FEATURE_INDEX,
+    FEATURE_MIGRATION,
+    FEATURE_PROBE,
+    FEATURE_SET,
     IRQ_FLAG_AUTOMASKED,
     IRQ_FLAG_EVENTFD,
     IRQ_FLAG_MASKABLE,
@@ -106,6 +114,7 @@ class Commands:
             REGION_WRITE: self._region_write,
             REGION_WRITE_MULTI: self._region_write_multi,
             DEVICE_RESET: self._device_reset,
+            DEVICE_FEATURE: self._device_feature,
         }
 
     def close(self) -> None:
@@ -217,6 +226,17 @@ class Commands:
         if payload:
             raise ClientError(EINVAL, f"the payload is {len(payload)} bytes, not 0")
         return self._wait(self._function.reset, bytes)
+
+    def _device_feature(self, payload: bytes, fds: list[int]) -> bytes:
+        _at_least(payload, DEVICE_FEATURE_FIELDS)
+        flags: int = DEVICE_FEATURE_FIELDS.unpack_from(payload)[1]
+        operation, feature = flags & ~FEATURE_INDEX, flags & FEATURE_INDEX
+        both = FEATURE_GET | FEATURE_SET
+        if operation in (0, both) or operation & ~(both | FEATURE_PROBE):
+            raise ClientError(EINVAL, f"flags {flags:#x}")
+        if feature == FEATURE_MIGRATION:
+            raise ClientError(ENOTTY, "the controller's state cannot be saved or migrated (docs/snapshots.md)")
+        raise ClientError(ENOTTY, f"there is no feature {feature}")
 
 
 def _at_least(payload: bytes, fields: Struct) -> None:

@@ -175,10 +175,13 @@ DMA_ACCESS: Final = Struct("<QQ")
 # -- VFIO_USER_DEVICE_FEATURE ---------------------------------------------------------------------------------------
 
 DEVICE_FEATURE_FIELDS: Final = Struct("<II")
-"""argsz, flags: the feature's number in the low 16 bits and the operation."""
+"""argsz, flags: the feature's number in FEATURE_INDEX and the operation."""
+FEATURE_INDEX: Final = 0xFFFF
 FEATURE_GET: Final = 1 << 16
 FEATURE_SET: Final = 1 << 17
 FEATURE_PROBE: Final = 1 << 18
+FEATURE_MIGRATION: Final = 1
+"""VFIO_DEVICE_FEATURE_MIGRATION: whether the device can be migrated; what a VMM asks first."""
 
 # -- VFIO_USER_MIG_DATA_READ, VFIO_USER_MIG_DATA_WRITE --------------------------------------------------------------
 

@@ -118,6 +118,8 @@ class Controller:
         self._halt_timer: Timer | None = None
         self._saved = False
         self._failed = False
+        self._untouched = True
+        """No driver has written USBCMD since power-on: none can have started the controller that it has now."""
 
     # -- the guest's side: registers -----------------------------------------------------------------------------
 
@@ -138,6 +140,8 @@ class Controller:
         if self.interrupters.mapped:
             self.interrupters.look_again()
         if not self._fetching:
+            if self._untouched:
+                self._believed_to_run()
             return
         if slot_id:
             slot = self._slots[slot_id]
@@ -153,6 +157,7 @@ class Controller:
         dwords, at = self._dwords, _USBCMD >> 2
         if dwords[_USBSTS >> 2] & spec.USBSTS_CNR:
             return  # a reset is under way (5.4.2)
+        self._untouched = False
         old = dwords[at]
         new = self.registers.store_masked(_USBCMD, value)
         if value & spec.USBCMD_HCRST:
@@ -259,6 +264,7 @@ class Controller:
     def reset(self, done: Callable[[], object]) -> None:
         """DEVICE_RESET, or the client is gone: as HCRST. `done` when no transfer uses guest memory any more."""
         self.complaints.reset()
+        self._untouched = True
         self._begin_reset(done)
         if self._reset_due:
             self._reset_due = False
@@ -390,6 +396,14 @@ class Controller:
             self.journal.say(CONTROLLER, "halted by the guest")
             self._mfindex.stop()
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
+
+    def _believed_to_run(self) -> None:
+        """A doorbell of a driver that has not so much as reset this controller (4.2): the VM was restored from what was
+        saved of it beside another controller, and would wait for ever. The controller fails, and says so."""
+        self._untouched = False
+        self.host_controller_error("the guest's driver takes it for another, which it has started")
+        self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
+        self._interrupt(0)  # whether or not it is enabled, which the driver believes
 
     def _fail(self, bit: int) -> None:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH

@@ -52,13 +52,17 @@ class PortHost(Protocol):
 
 
 class Port:
-    """Port `port_id` (1-based). `device` is what is plugged in, `counters` what its endpoints have done, by address.
-    Register writes only note; `flush` acts."""
+    """Port `port_id` (1-based). `device` is what the driver sees plugged in, `counters` what its endpoints have done,
+    by address. Register writes only note; `flush` acts."""
 
     def __init__(self, port_id: int, is_usb3: bool, registers: reg.RegisterFile, hub: PortHost) -> None:
         self.port_id = port_id
         self.is_usb3 = is_usb3
         self.device: Device | None = None
+        self.withheld: Device | None = None
+        """What is plugged in and kept from the driver, which sees an empty port."""
+        self.draining = False
+        """Transfers of the device that was withheld last are not all back; kept by the hub."""
         self.counters: dict[int, EndpointCounters] = {}
         self.tap: Tap | None = None
         """Who looks on at the device's transfers."""
@@ -87,6 +91,11 @@ class Port:
     def enabled(self) -> bool:
         return bool(self.portsc & spec.PORTSC_PED)
 
+    @property
+    def occupant(self) -> Device | None:
+        """What is plugged in, whether or not the driver sees it."""
+        return self.withheld if self.device is None else self.device
+
     # -- devices ---------------------------------------------------------------------------------------------------
 
     def plug(self, device: Device) -> None:
@@ -97,8 +106,11 @@ class Port:
 
     def unplug(self) -> None:
         """The device is gone; what is in flight is the controller's business."""
-        self.device = None
         self.tap = None
+        if self.device is None:
+            self.withheld = None
+            return
+        self.device = None
         self.counters = {}
         self._wakeup = None
         self._resets += 1  # a reset under way does not end at another device
@@ -106,6 +118,20 @@ class Port:
         keep = self.portsc & ~(spec.PORTSC_CCS | spec.PORTSC_PED | spec.PORTSC_PR | spec.PORTSC_SPEED | _LINK)
         self._dwords[self._index] = keep | spec.PLS_RXDETECT << _SHIFT
         self._change(spec.PORTSC_CSC)
+
+    def withhold(self) -> None:
+        """For the driver the device is pulled out; it stays plugged in, unseen. What is in flight is the controller's
+        business."""
+        device, tap = self.device, self.tap
+        self.unplug()
+        self.withheld, self.tap = device, tap
+
+    def reveal(self) -> None:
+        """What was withheld appears, as if it were plugged in now."""
+        device, self.withheld = self.withheld, None
+        if device is not None:
+            _meets_another_driver(device)
+            self.plug(device)
 
     def controller_reset(self) -> None:
         """The register has its reset value again; a device that is there is seen as newly connected."""
@@ -115,10 +141,7 @@ class Port:
         self._wakeup = None
         device = self.device
         if device is not None:
-            try:
-                device.controller_reset()
-            except Exception:
-                log.exception("%s: controller_reset raised", device.name)
+            _meets_another_driver(device)
             self._connect(device)
 
     def remote_wakeup(self) -> None:
@@ -266,3 +289,10 @@ class Port:
         if first:
             self._event_due = True
             self._hub.port_dirty(self)
+
+
+def _meets_another_driver(device: Device) -> None:
+    try:
+        device.controller_reset()
+    except Exception:
+        log.exception("%s: controller_reset raised", device.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from ..errors import ConfigError
@@ -13,7 +14,7 @@ from .endpoint import Endpoint
 from .journal import Journal
 from .ports import Port
 from .registers import RegisterFile
-from .slot import when_all
+from .slot import Slot, when_all
 from .statistics import EndpointCounters, EndpointStatistics, describe
 from .xhc import Tap
 
@@ -28,6 +29,10 @@ class HubHost(Protocol):
 
     def endpoints_at(self, port_id: int) -> list[Endpoint]:
         """The endpoints of the slots whose device is at this port."""
+        ...
+
+    def slot_of(self, device: Device) -> Slot | None:
+        """The slot that a device has been addressed through."""
         ...
 
     def work_due(self) -> None:
@@ -54,7 +59,7 @@ class _Events:
         self._device = device
 
     def disconnected(self) -> None:
-        if self._port.device is self._device:
+        if self._port.occupant is self._device:
             self._hub.unplug(self._port.port_id)
 
     def remote_wakeup(self) -> None:
@@ -74,6 +79,7 @@ class RootHub:
     `leaving` and `unplugged`, set by the owner, are called with port id and device when a device is unplugged, by
     whomever: when the port is empty, and when the transfers are back and the device was closed and has given back all.
     `noted` is called with a device and what it has told with `DeviceEvents.note`.
+    `withholding`: the driver sees all ports empty, whatever is or will be plugged in; see `withhold`.
     """
 
     def __init__(self, registers: RegisterFile, usb2_ports: int, usb3_ports: int, host: HubHost) -> None:
@@ -86,6 +92,7 @@ class RootHub:
         self.leaving: Callable[[int, Device], None] = lambda port_id, device: None
         self.unplugged: Callable[[int, Device], None] = lambda port_id, device: None
         self.noted: Callable[[Device, str], None] = lambda device, text: None
+        self.withholding = False
         self.microframe = host.microframe
 
     # -- devices -------------------------------------------------------------------------------------------------
@@ -95,7 +102,7 @@ class RootHub:
         kind = "USB 3" if device.speed.is_usb3 else "USB 2"
         fitting = [port for port in self.ports if port.is_usb3 == device.speed.is_usb3]
         if port_id is None:
-            port = next((each for each in fitting if each.device is None), None)
+            port = next((each for each in fitting if each.occupant is None), None)
             if port is None:
                 raise ConfigError(f"no free {kind} port for {device.name}; detach a device first")
         else:
@@ -105,16 +112,19 @@ class RootHub:
             if port not in fitting:
                 usable = f"{fitting[0].port_id} to {fitting[-1].port_id}"
                 raise ConfigError(f"{device.name} needs a {kind} port, and port {port_id} is not one; use {usable}")
-            if port.device is not None:
-                raise ConfigError(f"port {port_id} is taken by {port.device.name}")
+            if port.occupant is not None:
+                raise ConfigError(f"port {port_id} is taken by {port.occupant.name}")
         device.attach(_Events(self, port, device))
-        port.plug(device)
+        if self.withholding:
+            port.withheld = device
+        else:
+            port.plug(device)
         return port.port_id
 
     def unplug(self, port_id: int) -> None:
         """See `Controller.unplug`."""
         port = self.ports[port_id - 1]
-        device = port.device
+        device = port.occupant
         if device is None:
             return
         port.unplug()
@@ -126,13 +136,47 @@ class RootHub:
 
         when_all([endpoint.device_gone for endpoint in self._host.endpoints_at(port_id)], idle)
 
+    def withhold(self) -> None:
+        """For the driver every device is pulled out, and none is plugged in, until `reveal`. The devices stay as they
+        are, at their ports; their transfers are taken back."""
+        self.withholding = True
+        for port in self.ports:
+            device = port.device
+            if device is None:
+                continue
+            slot = self._host.slot_of(device)
+            if slot is not None:
+                slot.device = None  # when the device is seen again it is another one for this slot
+            port.withhold()
+            port.draining = True
+            endpoints = self._host.endpoints_at(port.port_id)
+            when_all([endpoint.device_gone for endpoint in endpoints], partial(self._drained, port))
+
+    def reveal(self) -> None:
+        """For the driver every device is plugged in where it was, as soon as its transfers are back."""
+        self.withholding = False
+        for port in self.ports:
+            self._show(port)
+
+    @property
+    def unreleased(self) -> list[int]:
+        """The ports whose device is withheld and has transfers that are not back, or whose slot the driver has not
+        disabled yet (4.6.4), which is the last that drivers do for a device that was pulled out. While the controller
+        does not run no driver hears of anything, and only transfers count."""
+        return [
+            port.port_id
+            for port in self.ports
+            if port.draining
+            or (port.withheld is not None and self._host.running and self._host.endpoints_at(port.port_id))
+        ]
+
     def has_port(self, port_id: int) -> bool:
         """Whether there is this port."""
         return 1 <= port_id <= len(self.ports)
 
     def name_at(self, port_id: int) -> str:
         """The name of the device at a port; empty if there is none."""
-        device = self.ports[port_id - 1].device
+        device = self.ports[port_id - 1].occupant
         return "" if device is None else device.name
 
     def device_at(self, port_id: int, *, enabled: bool) -> Device | None:
@@ -227,3 +271,13 @@ class RootHub:
 
     def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
         when_all([endpoint.rewind for endpoint in self._host.endpoints_at(port.port_id)], then)
+
+    # -- own -----------------------------------------------------------------------------------------------------
+
+    def _drained(self, port: Port) -> None:
+        port.draining = False
+        self._show(port)
+
+    def _show(self, port: Port) -> None:
+        if not self.withholding and not port.draining:
+            port.reveal()

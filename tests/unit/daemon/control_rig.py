@@ -20,6 +20,7 @@ from usbvfiod_core.daemon.control import ControlSocket
 from usbvfiod_core.daemon.control_requests import ControlRequests
 from usbvfiod_core.daemon.intents import Attachment
 from usbvfiod_core.daemon.peers import Gate, Policy
+from usbvfiod_core.daemon.quiescing import Quiescing
 from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.xhci.statistics import EndpointStatistics
@@ -128,6 +129,7 @@ class ControlRig(Rig):
         self.statistics: list[EndpointStatistics] = []
         self.captures = Captures(self.loop, self.hub)
         self.gate = Gate("control socket", Policy())
+        self.quiescing = Quiescing(self.loop, self.hub, self.shown_or_not)
         self.requests = ControlRequests(
             self.loop,
             self.attachments,
@@ -150,6 +152,7 @@ class ControlRig(Rig):
                     "serving": True,
                     "missing": [],
                     "sandbox": {"mode": "off", "stages": [], "missing": []},
+                    "quiesced": self.quiescing.seconds,
                 },
                 "client": None,
                 "memory": {"shared": 0, "unshared": 0},
@@ -158,6 +161,7 @@ class ControlRig(Rig):
             reload=lambda done: done(ConfigError("there is no file")),
             log_level=log.set_level,
             captures=self.captures,
+            quiescing=self.quiescing,
         )
         self.control = ControlSocket(self.loop, self.requests.handle, self.gate, path=str(self.path))
         self.attachments.changed = self.changed
@@ -167,6 +171,10 @@ class ControlRig(Rig):
     def changed(self, attachment: Attachment) -> None:
         self.captures.attachment_changed(attachment)
         self.control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
+
+    def shown_or_not(self) -> None:
+        for attachment in self.attachments:
+            self.changed(attachment)
 
     def talk(self) -> Talker:
         """A new client."""

@@ -196,6 +196,15 @@ class Hub:
         self.history: list[tuple[int, str]] = []
         """Ports, and the names of the devices that were plugged into them."""
         self.taps: dict[int, Tap | None] = {}
+        self.withholding = False
+        self.unreleased: list[int] = []
+        """What the guest has not let go when its devices are withheld, until a test takes it out."""
+
+    def withhold(self) -> None:
+        self.withholding = True
+
+    def reveal(self) -> None:
+        self.withholding = False
 
     def plug(self, device: Device, port_id: int | None = None) -> int:
         assert port_id is not None

@@ -425,3 +425,63 @@ def test_other_devices_go_on_when_one_is_reset(rig: Rig) -> None:
     other.answers(BULK_IN, b"still")
     assert td.result() == b"still"
     assert of_type(rig.events(), spec.TRB_TRANSFER_EVENT) == []
+
+
+# -- a driver that believes that the controller runs (a VM that was restored beside another one) ---------------------
+
+
+@pytest.mark.parametrize(("doorbell", "target"), [(0, 0), (1, 1), (3, 4), (8, 31)])
+def test_a_doorbell_before_anything_else_is_a_host_controller_error(doorbell: int, target: int) -> None:
+    bus = DirectBus()
+    bus.plug(FakeDevice())
+    bus.write(reg.DOORBELL_BASE + 4 * doorbell, target)
+    assert bus.read(USBSTS) & (HCH | HSE | HCE) == HCH | HCE
+    assert bus.read(USBSTS) & spec.USBSTS_EINT, "or Linux takes the interrupt for another device's"
+    assert bus.signals[0] == 1, "though the driver has enabled none"
+    bus.write(reg.DOORBELL_BASE + 4 * doorbell, target)
+    assert bus.signals[0] == 1
+    bus.write(USBCMD, RS | INTE)
+    assert bus.read(USBSTS) & (HCH | HCE) == HCH | HCE, "only a reset helps"
+    driver = GuestDriver(bus).start()
+    assert not bus.read(USBSTS) & HCE
+    assert driver.enumerate(1).descriptor is not None
+    bus.close()
+
+
+@pytest.mark.parametrize("first", [HCRST, 0, INTE])
+def test_a_driver_that_begins_may_ring_doorbells_in_any_order(first: int) -> None:
+    """All drivers write USBCMD before they ring: Linux, FreeBSD, EDK II, SeaBIOS and U-Boot halt or reset it first."""
+    bus = DirectBus()
+    bus.write(USBCMD, first)
+    bus.write(reg.DOORBELL_BASE, 0)
+    bus.write(reg.DOORBELL_BASE + 4, 1)
+    assert bus.read(USBSTS) & (HCH | HSE | HCE) == HCH
+    assert bus.signals[0] == 0
+    driver = GuestDriver(bus).start()
+    bus.write(USBCMD, INTE)
+    bus.write(reg.DOORBELL_BASE, 0)
+    assert not bus.read(USBSTS) & HCE, "halted, and it knows"
+    assert driver is not None
+    bus.close()
+
+
+def test_power_on_comes_with_a_client_and_its_reset(rig: Rig) -> None:
+    """DEVICE_RESET, or another client: the driver that has started the controller before is another one."""
+    rig.controller.reset(lambda: None)
+    rig.bus.write(reg.DOORBELL_BASE, 0)
+    assert rig.usbsts & HCE
+    rig.bus.write(USBCMD, HCRST)
+    rig.bus.write(reg.DOORBELL_BASE, 0)
+    assert not rig.usbsts & HCE
+    enumerate_again(rig)
+
+
+def test_linux_recovers_by_restoring(rig: Rig) -> None:
+    """xhci_resume: registers, CRS, and a reset if that sets SRE or HCE; also if a doorbell came first."""
+    for rings in (False, True):
+        rig.controller.reset(lambda: None)
+        if rings:
+            rig.bus.write(reg.DOORBELL_BASE, 0)
+        rig.bus.write(USBCMD, spec.USBCMD_CRS)
+        assert rig.usbsts & (spec.USBSTS_SRE | HCE)
+        enumerate_again(rig)
