@@ -72,6 +72,7 @@ class Relay:
         self._interrupts: list[tuple[bytes, list[int]]] = []
         self._config: dict[int, bytes] = {}
         self._waiting = 0
+        self._ended = False
         self._next: Path | None = None
         self._changed = threading.Event()
         self._wake, self._woken = socket.socketpair()
@@ -106,19 +107,23 @@ class Relay:
             while True:
                 waits = [client.socket, server.socket, self._woken]
                 if self._next is not None:
-                    if not self._waiting:
+                    if not self._waiting or self._ended:
                         server.socket.close()
+                        self._waiting, self._ended = 0, False
                         server = self._connect(self._next)
                         self._restore(server)
                         self._next = None
                         self._changed.set()
                         continue
                     waits.remove(client.socket)
+                if self._ended:
+                    waits = [self._woken]
                 ready = select.select(waits, [], [])[0]
                 if self._woken in ready and not self._woken.recv(1):
                     return
                 if server.socket in ready and not self._pass(server, client, commands=False):
-                    return
+                    self._ended = True  # the guest waits for another one
+                    continue
                 if client.socket in ready and not self._pass(client, server, commands=True):
                     return
         except BaseException as error:

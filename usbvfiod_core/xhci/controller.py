@@ -109,17 +109,11 @@ class Controller:
         self.read = registers.read
         self._dwords = registers.dwords
         self._turns = Turns(self.interrupters)
-        self._in_run = False
-        self._commands_due = False
+        self._in_run = self._commands_due = self._reset_due = self._draining = self._halt_due = False
         self._resetting: list[Callable[[], object]] = []
-        self._reset_due = False
-        self._draining = False
-        self._halt_due = False
         self._halt_timer: Timer | None = None
-        self._saved = False
-        self._failed = False
-        self._untouched = True
-        """No driver has written USBCMD since power-on: none can have started the controller that it has now."""
+        self._saved = self._failed = False
+        self._untouched = True  # no driver has written USBCMD since power-on
 
     # -- the guest's side: registers -----------------------------------------------------------------------------
 
@@ -140,8 +134,7 @@ class Controller:
         if self.interrupters.mapped:
             self.interrupters.look_again()
         if not self._fetching:
-            if self._untouched:
-                self._believed_to_run()
+            self._fail_if_untouched()
             return
         if slot_id:
             slot = self._slots[slot_id]
@@ -335,8 +328,10 @@ class Controller:
     def _start(self) -> None:
         """RS 0 to 1 (4.2). A controller that could not do anything does not start, and the driver sees that at once:
         Linux waits for ever for a command that is never completed."""
-        try:
-            self._check_shared()
+        try:  # what every command needs; what is no memory at all is found when it is used
+            self._commands.check_shared()
+            self.table.check_shared()
+            self.interrupters.primary.check_shared()
         except UnsharedMemoryError as error:
             self.host_system_error(error)
             return
@@ -351,13 +346,6 @@ class Controller:
                 endpoint.rewind(endpoint.resume)
             else:
                 endpoint.resume()
-
-    def _check_shared(self) -> None:
-        """Raises UnsharedMemoryError if something that every command needs is memory that the client does not share;
-        what is no memory at all is found when it is used."""
-        self._commands.check_shared()
-        self.table.check_shared()
-        self.interrupters.primary.check_shared()
 
     def _save_or_restore(self, value: int) -> None:
         """CSS and CRS (4.23.2). Slots and ports live here and survive whatever the driver does in between, unless it is
@@ -397,13 +385,14 @@ class Controller:
             self._mfindex.stop()
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_HCH
 
-    def _believed_to_run(self) -> None:
-        """A doorbell of a driver that has not so much as reset this controller (4.2): the VM was restored from what was
-        saved of it beside another controller, and would wait for ever. The controller fails, and says so."""
-        self._untouched = False
-        self.host_controller_error("the guest's driver takes it for another, which it has started")
-        self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
-        self._interrupt(0)  # whether or not it is enabled, which the driver believes
+    def _fail_if_untouched(self) -> None:
+        """A driver that has not so much as reset this controller (4.2) was saved beside another one, with its VM, and
+        would wait for ever. It is interrupted, whatever is enabled: for all it knows that is."""
+        if self._untouched:
+            self._untouched = False
+            self.host_controller_error("the guest's driver takes it for another, which it has started")
+            self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
+            self._interrupt(0)
 
     def _fail(self, bit: int) -> None:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH

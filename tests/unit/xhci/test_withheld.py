@@ -9,6 +9,7 @@ import pytest
 from tests.unit.xhci.hub import Hub
 from tests.unit.xhci.kit import BULK_IN, USBCMD, FakeDevice, Rig, Speed, of_type, spec
 from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.usb.transfer import Transfer, TransferType
 
 CCS, PED, PR = spec.PORTSC_CCS, spec.PORTSC_PED, spec.PORTSC_PR
 CSC = spec.PORTSC_CSC
@@ -147,7 +148,15 @@ def test_an_empty_port_is_not_reset_while_its_device_is_withheld(hub: Callable[.
 def test_taps_look_on_after_it(rig: Rig) -> None:
     root = rig.controller.hub
     seen: list[int] = []
-    root.tap(rig.port_id, lambda address, type, submit: lambda transfer: (seen.append(address), submit(transfer))[1])
+
+    def tap(address: int, type: TransferType, submit: Callable[[Transfer], None]) -> Callable[[Transfer], None]:
+        def look(transfer: Transfer) -> None:
+            seen.append(address)
+            submit(transfer)
+
+        return look
+
+    root.tap(rig.port_id, tap)
     root.withhold()
     rig.bus.run()
     rig.usb.disable()
