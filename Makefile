@@ -97,6 +97,8 @@ docs: $(STAMP)
 recording: $(STAMP)
 	$(RUN) -m tests.recording
 	$(RUN) -m tests.picture
+	$(RUN) -m tests.wireshark_picture
+	PYTHONPATH=. $(RUN) plugins/usbvfiod_web/tests/page_picture.py
 
 lint: $(STAMP)
 	$(RUN) -m ruff format --check .

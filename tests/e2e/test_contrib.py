@@ -17,6 +17,7 @@ from usbvfiod_usbfs.backend import UsbfsBackend
 from usbvfiod_web import web
 
 from usbvfiod_core.cli.command import application
+from usbvfiod_core.cli.metrics import metrics
 from usbvfiod_core.daemon.config import CommandLine
 from usbvfiod_core.daemon.config_file import load
 from usbvfiod_core.hooks.registry import Registry
@@ -25,7 +26,7 @@ from usbvfiod_core.testing.limits import PATIENCE, scaled
 
 CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
 FLEET = CONTRIB / "fleet"
-UNITS = sorted(path for path in (CONTRIB / "systemd").iterdir() if path.suffix in (".service", ".socket"))
+UNITS = sorted(path for path in (CONTRIB / "systemd").iterdir() if path.suffix in (".service", ".socket", ".timer"))
 
 
 def settings(unit: Path) -> dict[str, str]:
@@ -74,7 +75,9 @@ def test_the_commands_of_the_page_s_files_are_ones() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-@pytest.mark.parametrize("name", ["usbvfiod@.service", "usbvfiod-opener.service", "opener.conf"])
+@pytest.mark.parametrize(
+    "name", ["usbvfiod@.service", "usbvfiod-opener.service", "usbvfiod-metrics.service", "opener.conf"]
+)
 def test_the_services_are_hardened(tmp_path: Path, name: str) -> None:
     unit = tmp_path / name.replace("opener.conf", "asking.service")
     unit.write_text((CONTRIB / "systemd" / name).read_text())
@@ -103,6 +106,14 @@ def test_the_command_of_the_service_is_one() -> None:
         if "@.socket" in unit.name
     }
     assert sockets == {"usb": str(context.params["socket_path"]), "control": str(context.params["control_path"])}
+
+
+def test_the_timer_starts_a_command_that_writes_where_it_may() -> None:
+    unit = settings(CONTRIB / "systemd/usbvfiod-metrics.service")
+    program, name, *arguments = shlex.split(unit["ExecStart"])
+    assert (program, name) == ("/usr/bin/usbvfiod", "metrics")
+    file = metrics.make_context("metrics", arguments).params["file"]
+    assert str(file.parent) == unit["ReadWritePaths"] == unit["ConditionPathIsDirectory"]
 
 
 def test_the_example_configuration_is_one() -> None:

@@ -24,6 +24,7 @@ def facts(plugin: Plugin) -> dict[str, object]:
         "origin": plugin.origin,
         "requires": plugin.requires,
         "hooks": list(plugin.hooks),
+        "commands": list(plugin.commands),
         "seconds": round(plugin.seconds, 6),
         "state": plugin.state,
         "error": plugin.error,
@@ -58,6 +59,7 @@ def print_page(plugin: Plugin, declared: Declared, backends: Mapping[str, Backen
         ("file", plugin.origin),
         ("plugin API", plugin.requires),
         ("hooks", ", ".join(plugin.hooks)),
+        ("commands", ", ".join(f"usbvfiod {name}" for name in plugin.commands)),
     )
     for title, text in lines:
         if text:

@@ -41,7 +41,7 @@ def plugins(context: click.Context, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show(registry: Registry, name: str, as_json: bool) -> None:
-    """Print the options of a plugin, its hooks, version and where it is from; of a backend also its devices.
+    """Print the options of a plugin, its hooks, commands, version and where it is from; of a backend also its devices.
 
     NAME is that of the plugin, as `usbvfiod plugins` lists it.
     """

@@ -71,6 +71,8 @@ class Plugin:
     origin: str = ""
     requires: str = ""
     hooks: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    """Of the command line that was made with it (`add_commands`)."""
     seconds: float = 0.0
     error: str = ""
     enabled: bool = True
@@ -302,11 +304,16 @@ class Registry:
             except Exception as error:
                 self._blame(plugin_name, "usbvfiod_register_commands", error)
                 continue
+            added = []
             for name, command in own.commands.items():
                 if name in group.commands:
                     log.error("plugin %s: there already is a command %r", plugin_name, name)
                 else:
                     group.add_command(command, name)
+                    added.append(name)
+            for plugin in self.plugins:
+                if plugin.name == plugin_name:
+                    plugin.commands = tuple(added)
 
     # -- own ----------------------------------------------------------------------------------------------------
 

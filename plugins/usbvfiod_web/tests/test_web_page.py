@@ -6,20 +6,17 @@ Needs Debian's `chromium` and `chromium-driver`. USBVFIOD_REQUIRE_VM=1, as in CI
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from web_browser import Seen, chromium, missing
 from web_rig import Page, Rig, guest_of
-
-from usbvfiod_core.testing.limits import scaled, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
-PROGRAMS = ("chromium", "chromedriver")
 PHONE, DESK = (390, 844), (1280, 900)
 
 
@@ -32,92 +29,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium with an empty profile. No test leaves anything in its console."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing and not os.environ.get("USBVFIOD_REQUIRE_VM"):
-        pytest.skip(f"there is no {' and no '.join(missing)} (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which(PROGRAMS[0]))
-    directory = tmp_path_factory.mktemp("profile")
-    # No sandbox as root, and in containers; it opens nothing but our page.
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={directory}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(shutil.which(PROGRAMS[1]))))
-    try:
-        driver.set_page_load_timeout(scaled(60))
+    if missing() and not os.environ.get("USBVFIOD_REQUIRE_VM"):
+        pytest.skip(missing())
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
-
-
-class Seen:
-    """The page, by what a user reads on it."""
-
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
-
-    def size(self, width: int, height: int) -> None:
-        self.browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-        )
-
-    def until(self, condition: Callable[[], Any], what: str) -> None:
-        """Wait for it, while elements come and go."""
-        from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
-
-        def holds() -> Any:
-            try:
-                return condition()
-            except (NoSuchElementException, StaleElementReferenceException):
-                return False
-
-        wait_until(holds, lambda: f"{what}:\n{self.text}\n{self.console()}", pace=0.05)
-
-    @property
-    def text(self) -> str:
-        return str(self.browser.find_element("tag name", "body").text)
-
-    def card(self, title: str) -> Any:
-        """That of a device or of a VM."""
-        return self.browser.find_element("xpath", f"//li[contains(@class, 'card')][.//h3[. = '{title}']]")
-
-    def button(self, label: str) -> Any:
-        """One that can be pressed."""
-        path = f"//button[@aria-label = '{label}' or . = '{label}']"
-        return next((each for each in self.browser.find_elements("xpath", path) if each.is_displayed()), None)
-
-    def press(self, label: str) -> None:
-        self.until(lambda: (button := self.button(label)) is not None and button.is_enabled(), f"no button {label}")
-        self.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", self.button(label))
-        self.button(label).click()
-
-    def choose(self, title: str, vm: str) -> None:
-        """The VM in the list of a card."""
-        from selenium.webdriver.support.ui import Select
-
-        def chosen() -> bool:
-            Select(self.card(title).find_element("tag name", "select")).select_by_value(vm)
-            return True
-
-        self.until(chosen, f"{title} cannot go to {vm}")
-
-    def wait_for(self, title: str, text: str) -> None:
-        """Until a card says so."""
-        self.until(lambda: text in self.card(title).text, f"{title} does not say {text}")
-
-    def console(self) -> list[str]:
-        """What the browser complains of."""
-        return [f"{entry['level']}: {entry['message']}" for entry in self.browser.get_log("browser")]
 
 
 @pytest.fixture(scope="module")

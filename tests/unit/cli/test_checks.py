@@ -117,6 +117,17 @@ def test_a_plugin_with_options_is_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "Devices of the backend usbfs, usbfs:ADDRESS?OPTION=VALUE:" in capsys.readouterr().out
 
 
+def test_the_commands_of_a_plugin_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """As they are on the command line; a plugin without any has no such line."""
+    assert main(["plugins", "show", "web"]) == 0
+    assert "\ncommands:   usbvfiod web\n" in capsys.readouterr().out
+    assert main(["plugins", "show", "usbfs"]) == 0
+    assert "commands:" not in capsys.readouterr().out
+    assert main(["plugins", "--json"]) == 0
+    commands = {plugin["name"]: plugin["commands"] for plugin in json.loads(capsys.readouterr().out)["plugins"]}
+    assert (commands["web"], commands["virtual"]) == (["web"], [])
+
+
 def test_a_plugin_that_is_not_there_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     code, errors = said(capsys, "plugins", "show", "virtul")
     assert code == 2
