@@ -4,7 +4,8 @@ something.
     python -m tests.fuzz [--seconds N] [--directory DIRECTORY] [--keep] [TARGET...]
 
 Inputs stay in DIRECTORY, so that the next run goes on where this one ends. `--keep` thins them out and writes the best
-into tests/fuzz/inputs. An input that has found something is played again by `python -m tests.fuzz --play FILE TARGET`.
+into tests/fuzz/inputs. An input that has found something is played again by `python -m tests.fuzz --play FILE TARGET`,
+and one that a test has found by its number: `python -m tests.fuzz --number NUMBER TARGET`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.corpus import store
-from tests.fuzz.engine import Target, load
+from tests.fuzz.corpus import store, stored
+from tests.fuzz.engine import Target, generated, load
 from tests.fuzz.targets import TARGETS
 
 LAST_LINES = 30
@@ -60,14 +61,18 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=Path("build/fuzz"), help="where inputs are kept")
     parser.add_argument("--keep", action="store_true", help="store the best inputs in the repository")
     parser.add_argument("--play", type=Path, help="an input to play again")
+    parser.add_argument("--number", type=int, help="a generated input to play again")
     options = parser.parse_args()
     names = options.targets or list(TARGETS)
     for name in names:
         if name not in TARGETS:
             parser.error(f"there is no target {name!r}; there are {' '.join(TARGETS)}")
-    if options.play:
+    if options.play or options.number is not None:
         for name in names:
-            Target(load(name)).once(options.play.read_bytes())
+            made = options.play is None
+            Target(load(name)).once(
+                generated(name, options.number, stored(name)) if made else options.play.read_bytes()
+            )
         return 0
     lines = []
     for name in names:

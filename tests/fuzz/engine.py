@@ -44,6 +44,7 @@ class Target:
         self.turn_seconds = turn_seconds
         self.executions = 0
         self.worst = {"turn_ms": 0.0, "objects": 0, "lines": 0}
+        gc.collect()  # what others have left, and what ends with an exception, is not to be found here
 
     def once(self, data: bytes) -> None:
         """Play one input. Raises what it finds."""

@@ -32,21 +32,26 @@ def test_the_corpus(name: str) -> None:
     assert corpus
     for data in corpus:
         target.once(data)
-    number, end = 0, time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        target.once(generated(name, number, corpus))
-        number += 1
+    _play(target, name, 0, SECONDS)
 
 
 @pytest.mark.faults("")
 @pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_by_chance_for_long(name: str) -> None:
-    target, corpus, seed = Target(load(name)), stored(name), random.randrange(1 << 30)
-    end = time.monotonic() + 60
+    _play(Target(load(name)), name, random.randrange(1 << 30), 60)
+
+
+def _play(target: Target, name: str, number: int, seconds: float) -> None:
+    """Play generated inputs from this number on. A find says which one it was."""
+    corpus, end = stored(name), time.monotonic() + seconds
     while time.monotonic() < end:
-        target.once(generated(name, seed, corpus))
-        seed += 1
+        try:
+            target.once(generated(name, number, corpus))
+        except BaseException as error:
+            error.add_note(f"play it again: python -m tests.fuzz --number {number} {name}")
+            raise
+        number += 1
 
 
 # -- that they would find something ----------------------------------------------------------------------------------

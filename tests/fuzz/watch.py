@@ -115,6 +115,7 @@ class WatchedLoop(StepLoop):
 
     def _step(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         if self.watch.turns >= self.most_turns:
+            self._ready.appendleft((callback, args))  # for whoever goes on
             raise EnoughError
         self.between()
         with self.watch.turn(callback):

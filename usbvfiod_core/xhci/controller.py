@@ -191,6 +191,7 @@ class Controller:
             return self._work()
         except GuestMemoryError as error:
             self.host_system_error(error)
+            self._turns.run(fetching=False)  # what has come back by that, and nobody would be woken for
             return False
         finally:
             self._in_run = False

@@ -55,7 +55,6 @@ class TransferEngine(Runnable):
         self.address = dci >> 1 | (0x80 if self.is_in and dci > 1 else 0)
         self.state = spec.EP_RUNNING
         self.queued = False
-        """Whether it waits for its turn; kept by `Turns`."""
         self.counters = EndpointCounters(type)
         self.interrupter = 0
         """Interrupter Target of the slot context, for events that are about no TRB (6.2.2); kept by the slot."""
@@ -73,7 +72,7 @@ class TransferEngine(Runnable):
         self.outstanding = 0
         """Transfers that the device has."""
         self._due: list[TransferRing] = []
-        self._revoking = self._running = False
+        self._revoking = self._running = self._owed = False
         self._drained: list[Callable[[], None]] = []
         self._deadline: Timer | None = None
 
@@ -108,8 +107,8 @@ class TransferEngine(Runnable):
     def run(self, deadline: int) -> bool:
         """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
 
-        Fetches nothing more after `deadline` (time.monotonic_ns), so that the other endpoints have their turn; its
-        rings take turns at being the first that fetches.
+        Fetches one TD, or one step of it, in any case, and nothing more after `deadline` (time.monotonic_ns), so that
+        the others have their turn; its rings take turns at being the first that fetches.
         """
         if self._drained:
             if self.outstanding == 0 and not self._revoking:
@@ -120,7 +119,7 @@ class TransferEngine(Runnable):
         if self.state != spec.EP_RUNNING or device is None:
             return False
         due, self._due = self._due, []
-        self._running = True
+        self._running = self._owed = True
         for ring in due:
             more = self.state == spec.EP_RUNNING and not self._drained and self._run_ring(ring, device, deadline)
             ring.due = False
@@ -180,8 +179,9 @@ class TransferEngine(Runnable):
             if len(inflight) >= self._limit or ring.waiting or (ring.lap is not None and ring.lap.closed):
                 return False
             now = monotonic_ns()
-            if self._interrupters.blocked or now > deadline:
+            if self._interrupters.blocked or (now > deadline and not self._owed):
                 return True
+            self._owed = False
             td = ring.next(self.type, is_in=self.is_in)
             if td is None:
                 if ring.long is not None:

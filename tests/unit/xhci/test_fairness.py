@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, IOC, STREAMS, Rig, make, reg, spec, stream_device
 from usbvfiod_core.testing.driver import Pipe
-from usbvfiod_core.testing.fake_device import INTERRUPT_IN
+from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT
 from usbvfiod_core.usb.transfer import Transfer
 from usbvfiod_core.xhci import engine, turns
 
@@ -18,13 +18,14 @@ LINK = spec.TRB_LINK << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
 
 
 class CountedClock:
-    """A clock in which each look takes a microsecond: time is counted work."""
+    """A clock in which each look takes `step` nanoseconds: time is counted work."""
 
     def __init__(self) -> None:
         self.now = 0
+        self.step = 1000
 
     def __call__(self) -> int:
-        self.now += 1000
+        self.now += self.step
         return self.now
 
 
@@ -124,6 +125,16 @@ def test_what_a_device_ends_while_it_takes_something_is_told_in_the_same_run(rig
     rig.bus.unplug(rig.port_id)
     rig.handle()
     assert [td.result() for td in reading] == [b"last", b"last"]
+
+
+def test_a_machine_on_which_every_look_takes_too_long_comes_on(rig: Rig, clock: CountedClock) -> None:
+    """A share of the time may be over before the ring has been looked at: hundreds of endpoints, a slow processor."""
+    clock.step = 2 * turns.RUN_NS
+    rig.device.auto_out.update((BULK_OUT, INTERRUPT_OUT))
+    writing = [pipe.submit(b"x") for pipe in (rig.bulk_out, rig.bulk_out, rig.usb.pipe(INTERRUPT_OUT))]
+    for td in writing:
+        td.wait()
+    assert len(rig.device.submitted) == 3
 
 
 def test_a_run_ends_in_time(rig: Rig, clock: CountedClock) -> None:

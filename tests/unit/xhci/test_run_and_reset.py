@@ -341,6 +341,18 @@ def test_memory_that_is_gone_is_a_host_system_error(rig: Rig, lost: str) -> None
     enumerate_again(rig)
 
 
+def test_an_error_of_memory_leaves_no_endpoint_waiting(rig: Rig) -> None:
+    """Nobody accesses a register when a transfer ends by itself: what drains is done in the same run."""
+    rig.device.cancels = False
+    rig.bulk_in.submit(length=8)
+    rig.bulk_out.submit(b"x")
+    rig.controller.bus_master = False
+    rig.device.finish(rig.device.held[BULK_OUT][0], 1)
+    rig.bus.loop.run_ready()
+    assert not any(endpoint.draining for endpoint in rig.controller.table.endpoints())
+    assert rig.usbsts & (HSE | HCH) == HSE | HCH
+
+
 def test_a_command_that_fails_on_memory_later_takes_nothing_else_down(rig: Rig) -> None:
     """The context array is gone when the transfers that Disable Slot waits for come back."""
     rig.device.cancels = False
