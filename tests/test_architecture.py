@@ -26,6 +26,7 @@ LAYERS = {
     "visible": 0,
     "search_path": 0,
     "rights": 0,
+    "descriptors": 0,
     "usb": 0,
     "host": 1,
     "capture": 1,

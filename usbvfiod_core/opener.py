@@ -16,6 +16,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,6 +33,8 @@ MAX_CHILDREN: Final = 64
 """Connections at a time; others wait in the socket's queue."""
 PER_USER: Final = 16
 """Of one user; more of them are hung up on."""
+PAUSE: Final = 0.5
+"""Seconds until the host may have again what it has not enough of."""
 PATIENCE: Final = 10
 """Seconds after which a process of one connection is ended."""
 _NODE: Final = re.compile(r"/dev/bus/usb/[0-9]{3}/[0-9]{3}")
@@ -57,12 +60,21 @@ class Opener:
         while True:
             for ended in _ended(len(children), wait=len(children) >= MAX_CHILDREN):
                 del children[ended]
-            sock, _ = listener.accept()
+            try:
+                sock, _ = listener.accept()
+            except OSError as error:  # it has hung up again; or there are no descriptors left, or no memory
+                _pause(error)
+                continue
             user = Peer.of(sock).uid
             if list(children.values()).count(user) >= PER_USER:
                 sock.close()
                 continue
-            child = os.fork()
+            try:
+                child = os.fork()
+            except OSError as error:  # as many processes as this user, or this unit, may have
+                sock.close()
+                _pause(error)
+                continue
             if child:
                 children[child] = user
                 sock.close()
@@ -190,6 +202,13 @@ def _listening(path: Path | None) -> socket.socket:
         sock.close()
         raise ConfigError(f"cannot listen at {path}: {error.strerror}") from None
     return sock
+
+
+def _pause(error: OSError) -> None:
+    """What the host has not enough of is there again later: whoever asks for more is not to end the opener."""
+    if not isinstance(error, ConnectionError):
+        _say(f"a server cannot be answered: {error.strerror}")
+        time.sleep(PAUSE)
 
 
 def _ended(count: int, *, wait: bool) -> Iterator[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 
 from tests.e2e.process import ServerProcess
 from tests.e2e.somebody import ALICE, BECOME, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
-from usbvfiod_core.opener import PER_USER
+from usbvfiod_core.opener import PER_USER, Opener
 from usbvfiod_core.testing.limits import PATIENCE, eventually, wait_until
 
 pytestmark = only_root
@@ -123,6 +125,48 @@ def test_those_who_say_nothing_hold_up_nobody_else(place: Path) -> None:
         for each in silent:
             each.close()
         assert eventually(lambda: _answers(path, request))
+
+
+def test_want_of_descriptors_does_not_end_it(place: Path) -> None:
+    with opener(place, "--allow", "0", "--below", str(place / "files")) as process:
+        had = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (0, had[1]))
+        assert ask(place / "opener", 0, b"r/") == [
+            "13 the opener does not open it: / is not below a directory of --below"
+        ]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(place / "opener"))
+            sock.send(f"r{place}/files/secret".encode())
+            said = (place / "opener.log").read_text
+            wait_until(lambda: "cannot be answered: Too many open files" in said(), said)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, had)
+            answer, fds, _, _ = socket.recv_fds(sock, 4096, 1)
+        assert answer == bytes(4)
+        assert os.pread(fds[0], 9, 0) == b"secret"
+        os.close(fds[0])
+
+
+def test_want_of_processes_does_not_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    coming = iter([theirs])
+
+    class Listener(socket.socket):
+        def accept(self) -> tuple[socket.socket, str]:
+            try:
+                return next(coming), ""
+            except StopIteration:
+                raise KeyboardInterrupt from None
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr("usbvfiod_core.opener.PAUSE", 0)
+    with ours, Listener() as listener, pytest.raises(KeyboardInterrupt):
+        Opener([], [], []).serve(listener)
+    assert theirs.fileno() < 0, "whoever asked is hung up on, and asks again"
+    assert "cannot be answered: Resource temporarily unavailable" in capsys.readouterr().err
 
 
 def _answers(path: Path, request: bytes) -> bool:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 PROTOCOL: Final = 1
 """Version of the requests and replies; it grows when something in them changes its meaning or goes away."""
 MAX_CLIENTS: Final = 32
+MAX_OTHERS: Final = 24
+"""Clients of other users than root and the server's own, who find a place at any time."""
+MAX_OF_USER: Final = 8
+"""Clients of one such user."""
 _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
 
@@ -115,7 +120,7 @@ class ControlSocket:
 
     def _acceptable(self) -> None:
         assert self._listener is not None
-        started = time.perf_counter()
+        started = time.thread_time()
         for _ in range(_ACCEPTS):
             try:
                 sock, _ = self._listener.accept()
@@ -127,7 +132,7 @@ class ControlSocket:
                 self._accepting = self._loop.call_later(_ACCEPT_PAUSE, self._listen)
                 break
             self._welcome(sock)
-        self._spent(time.perf_counter() - started)
+        self._spent(time.thread_time() - started)
 
     def _listen(self) -> None:
         self._accepting = None
@@ -145,16 +150,25 @@ class ControlSocket:
             sock.close()
             return
         client = ControlClient(sock, peer, self._loop, self._handle, self._client_changed)
-        if len(self._clients) >= MAX_CLIENTS:
-            idle = [each for each in self._clients if not (each.watching or each.pending or each.when_closed)]
+        for rivals, most, which in self._bounds(peer):
+            if len(rivals) < most:
+                continue
+            idle = [each for each in rivals if not (each.watching or each.pending or each.when_closed)]
             if not idle:
-                client.refuse("failure", f"there are {MAX_CLIENTS} clients already")
+                client.refuse("failure", f"there are {most} clients{which} already")
                 client.close()
                 return
             min(idle, key=lambda each: each.active).close()
         self._clients.append(client)
         client.send(self._greeting)
         self._arm(client)
+
+    def _bounds(self, peer: Peer) -> Iterator[tuple[list[ControlClient], int, str]]:
+        """Among whom a new client of `peer` has to have a place, how many they may be, and who they are."""
+        if not peer.trusted:
+            yield [each for each in self._clients if each.peer.uid == peer.uid], MAX_OF_USER, " of yours"
+            yield [each for each in self._clients if not each.peer.trusted], MAX_OTHERS, " of other users"
+        yield self._clients, MAX_CLIENTS, ""
 
     def _client_changed(self, client: ControlClient) -> None:
         if client.open:
@@ -167,9 +181,9 @@ class ControlSocket:
     # -- their requests ----------------------------------------------------------------------------------------------
 
     def _readable(self, client: ControlClient) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         client.work(started + SLICE)
-        self._spent(time.perf_counter() - started)
+        self._spent(time.thread_time() - started)
         self._arm(client)
 
     def _arm(self, client: ControlClient) -> None:

@@ -75,9 +75,9 @@ class ControlClient:
         return self.readable and self._line_end() >= 0
 
     def work(self, until: float | None = None) -> None:
-        """Read once, unless requests wait, and execute requests until `until` of time.perf_counter, at least one."""
+        """Read once, unless requests wait, and execute requests until `until` of time.thread_time, at least one."""
         if until is None:
-            until = time.perf_counter() + SLICE
+            until = time.thread_time() + SLICE
         if self.readable and self._line_end() < 0:
             self._receive()
         while self.readable and (end := self._line_end()) >= 0:
@@ -85,7 +85,7 @@ class ControlClient:
             del self._input[: end + 1]
             self._scanned = 0
             self._execute(line)
-            if time.perf_counter() >= until:
+            if time.thread_time() >= until:
                 break
         if not self._input:
             self._drop_fds()  # nobody wants them

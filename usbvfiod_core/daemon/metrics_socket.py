@@ -128,7 +128,7 @@ class MetricsSocket:
 
     def _acceptable(self) -> None:
         assert self._listener is not None
-        started = time.perf_counter()
+        started = time.thread_time()
         for _ in range(_ACCEPTS):
             try:
                 sock, _ = self._listener.accept()
@@ -142,7 +142,7 @@ class MetricsSocket:
             if len(self._clients) >= MAX_CLIENTS:
                 min(self._clients, key=lambda each: each.since).close()
             self._clients.append(_Client(sock, self._loop, self))
-        self.spent(time.perf_counter() - started)
+        self.spent(time.thread_time() - started)
 
     def _resume(self) -> None:
         if self._listener is not None:
@@ -198,9 +198,9 @@ class _Client:
         self._timer = self._loop.call_later(seconds, self.close)
 
     def _readable(self) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         self._read()
-        self._owner.spent(time.perf_counter() - started)
+        self._owner.spent(time.thread_time() - started)
 
     def _read(self) -> None:
         try:
@@ -269,9 +269,9 @@ class _Client:
             self.arm()
 
     def _writable(self) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         self._send()
-        self._owner.spent(time.perf_counter() - started)
+        self._owner.spent(time.thread_time() - started)
 
     def _answered(self) -> None:
         """Its answer is on its way: wait for another request, if there may be one."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiled import BUILD
+from ..descriptors import have_enough
 from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..installed import version
@@ -188,6 +189,7 @@ class Server:
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        have_enough()
         try:
             self._steering.start(self.requests.handle, self.attachments, self._backends, self._host)
             self._serve_metrics()

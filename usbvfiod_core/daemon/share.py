@@ -29,7 +29,8 @@ class Share:
         return self._timer is not None
 
     def spend(self, seconds: float) -> bool:
-        """It has worked for so long; true if it is to rest from now on."""
+        """It has worked for so long, of this thread's processor time: what other programs, or a stopped machine, have
+        taken meanwhile is nothing to rest for. True if it is to rest from now on."""
         self._debt += seconds
         if self._debt < 2 * SLICE or self.resting:
             return False

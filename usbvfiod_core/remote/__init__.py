@@ -12,12 +12,13 @@ A device that cannot be had now is a `DeviceAway`: its attachment waits, and tri
 
 from .channel import Channel, Outgoing, PeerError, Reader
 from .link import Link, LinkLost, connect
-from .listener import Listener
+from .listener import ACCEPT_PAUSE, Listener
 from .needs import register_remote_needs
 from .options import RemoteOptions
 from .place import Place, parse_place
 
 __all__ = [
+    "ACCEPT_PAUSE",
     "Channel",
     "Link",
     "LinkLost",

@@ -12,6 +12,8 @@ from ..vfio_user.listener import SocketPath
 from .link import Link, live
 from .place import Place
 
+ACCEPT_PAUSE: Final = 0.5
+"""Seconds until a process may have descriptors again."""
 _BACKLOG: Final = 16
 
 
@@ -43,10 +45,14 @@ class Listener:
         return self._socket.fileno()
 
     def accept(self) -> Link | None:
-        """The link to the next one; None if there is none, or it has gone again."""
+        """The link to the next one; None if there is none, or it has gone again.
+
+        Raises OSError if this process has no descriptor for it now: it waits in the socket's queue, where the loop sees
+        it again and again, so ask after ACCEPT_PAUSE.
+        """
         try:
             stream, _ = self._socket.accept()
-        except OSError:
+        except (BlockingIOError, InterruptedError, ConnectionError):
             return None
         try:
             if stream.family != socket.AF_UNIX:

@@ -9,12 +9,11 @@ from collections.abc import Collection
 from struct import pack
 from typing import Final
 
+from ..descriptors import DESCRIPTORS
 from .kernel import checked, libc
 
 MEMORY: Final = 4 << 30
 """Bytes of the process's own memory, the stacks of hundreds of threads included; guest memory is not part of it."""
-DESCRIPTORS: Final = 8192
-"""File descriptors at most, unless it was started with room for less."""
 
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 24, 38, 47
 _AMBIENT_CLEAR_ALL: Final = 4

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from usbvfiod_core import Loop
-from usbvfiod_core.remote import LinkLost, Listener, PeerError
+from usbvfiod_core.remote import ACCEPT_PAUSE, LinkLost, Listener, PeerError
 
 from .address import Address
 from .peer import Peer
@@ -114,13 +114,23 @@ class Pool:
     def _watch(self) -> None:
         if self._listener is not None:
             log.info("usbredir: waiting for clients at %s", str(self._address).removeprefix("listen="))
+            self._let_in()
+
+    def _let_in(self) -> None:
+        if self._listener is not None:
             self._loop.add_reader(self._listener.fileno(), self._came)
 
     def _came(self) -> None:
         """Somebody has connected."""
         if self._listener is None:
             return
-        link = self._listener.accept()
+        try:
+            link = self._listener.accept()
+        except OSError as error:
+            log.warning("%s: a client cannot be accepted: %s", self._address, error.strerror)
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(ACCEPT_PAUSE, self._let_in)
+            return
         if link is None:
             return
         if len(self._parked) >= MOST_WAITING:

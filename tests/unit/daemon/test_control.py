@@ -17,8 +17,9 @@ from tests.unit.daemon.control_rig import SCHEMA, ControlRig, check, control_rig
 from tests.unit.daemon.toys import TOYS, ToyOptions
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon import peers
-from usbvfiod_core.daemon.control import MAX_CLIENTS, ControlSocket
+from usbvfiod_core.daemon.control import MAX_CLIENTS, MAX_OF_USER, MAX_OTHERS, ControlSocket
 from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS
+from usbvfiod_core.daemon.peers import Peer, Policy, Rule
 from usbvfiod_core.xhci.statistics import EndpointStatistics
 
 
@@ -318,6 +319,27 @@ def test_there_are_only_so_many_watchers(rig: ControlRig) -> None:
         assert rig.loop.run_until(lambda: readable(late), 10.0)  # it may be busy with the others for its share of time
         assert json.loads(late.recv(1000))["error"]["message"] == f"there are {MAX_CLIENTS} clients already"
         assert late.recv(1000) == b""
+
+
+def test_other_users_leave_places_for_root_and_for_each_other(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may watch could otherwise keep out all who may do more."""
+    rig.gate.policy = Policy((Rule("*", frozenset({"watch", "list"})),))
+
+    def watch_as(uid: int) -> str:
+        monkeypatch.setattr(Peer, "of", lambda sock: Peer(uid, frozenset()))
+        talker = rig.talk()
+        if "error" in talker.greeting:
+            talker.close()
+            return str(talker.greeting["error"]["message"])
+        talker.ask("watch")
+        return ""
+
+    told = {uid: [watch_as(uid) for _ in range(MAX_OF_USER + 1)] for uid in (1001, 1002, 1003, 1004)}
+    for uid in (1001, 1002, 1003):
+        assert told[uid] == [""] * MAX_OF_USER + [f"there are {MAX_OF_USER} clients of yours already"]
+    assert set(told[1004]) == {f"there are {MAX_OTHERS} clients of other users already"}
+    assert {watch_as(0) for _ in range(MAX_CLIENTS - MAX_OTHERS)} == {""}
+    assert watch_as(0) == f"there are {MAX_CLIENTS} clients already"
 
 
 def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from usbvfiod_usbredir.pool import MOST_WAITING
 
 from usbvfiod_core import Device, DeviceError, Speed
 from usbvfiod_core.errors import DeviceAway
+from usbvfiod_core.remote import Listener
 from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import PATIENCE
@@ -91,6 +93,31 @@ def test_clients_come_one_after_the_other_and_beside_each_other(served: Served, 
         give_back(device, served.loop)
     served.client(tmp_path / "usb.sock")
     served.run(lambda: served.changes == 3)
+    give_back(served.open(), served.loop)
+
+
+def test_clients_wait_while_there_are_no_descriptors(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They stay in the socket's queue, where the loop would see them again at once."""
+    with pytest.raises(DeviceAway):
+        served.open()
+    tries = []
+
+    def accept(listener: Listener) -> None:
+        tries.append(listener)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Listener, "accept", accept)
+        patch.setattr("usbvfiod_usbredir.pool.ACCEPT_PAUSE", 0.05)
+        served.client(tmp_path / "usb.sock")
+        served.run(lambda: len(tries) == 2)
+        for _ in range(10):
+            served.loop.run_ready()
+    assert len(tries) <= 3
+    assert "a client cannot be accepted: Too many open files" in caplog.text
+    served.run(lambda: served.changes)
     give_back(served.open(), served.loop)
 
 
