@@ -74,6 +74,9 @@ class Channel:
         self._received = self._sent = 0
         self._is_writing = False
         self._is_called = False
+        self._is_due = False
+        """Whether what is queued is sent when the turn of the loop is over."""
+        self._is_broken = False
         self.closed = False
 
     def start(self) -> None:
@@ -82,13 +85,20 @@ class Channel:
         if self._link.pending:
             self._call()
 
-    def send(self, *parts: bytes | memoryview) -> Outgoing:
-        """Send a message as soon as there is room, after those before it."""
+    def send(self, *parts: bytes | memoryview, soon: bool = False) -> Outgoing:
+        """Send a message as soon as there is room, after those before it.
+
+        With `soon` it waits until the turn of the loop is over, and goes in one system call and one segment with all
+        others that came in it: for requests of which several are in flight, so that nobody waits for this one alone.
+        """
         message = Outgoing([memoryview(part) for part in parts if len(part)])
         if not self.closed:
             self._queue.append(message)
-            if len(self._queue) == 1:
-                self._flush()
+            if not soon:
+                self._flush_now()
+            elif not self._is_due:
+                self._is_due = True
+                self._loop.call_soon(self._turn_over)
         return message
 
     def withdraw(self, message: Outgoing) -> bool:
@@ -178,6 +188,16 @@ class Channel:
         if not self.closed:
             self._readable()
 
+    def _turn_over(self) -> None:
+        self._is_due = False
+        if self._queue:
+            self._flush_now()
+
+    def _flush_now(self) -> None:
+        """Send what there is room for, unless somebody has found that there is none."""
+        if not (self._is_writing or self._is_broken or self.closed):
+            self._flush()
+
     def _flush(self) -> None:
         queue = self._queue
         try:
@@ -197,6 +217,7 @@ class Channel:
                 self._forget(count)
         except LinkLost as error:
             # Whoever sends is in the middle of something.
+            self._is_broken = True
             self._write(False)
             self._loop.call_soon(self._broken, str(error))
             return

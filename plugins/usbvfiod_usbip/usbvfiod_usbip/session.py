@@ -27,7 +27,7 @@ CANCELLED: Final = TransferStatus.CANCELLED
 class Sender(Protocol):
     """As `usbvfiod_core.remote.Channel`, as far as it is used."""
 
-    def send(self, *parts: bytes | memoryview) -> Outgoing: ...
+    def send(self, *parts: bytes | memoryview, soon: bool = False) -> Outgoing: ...
 
     def withdraw(self, message: Outgoing) -> bool: ...
 
@@ -119,15 +119,16 @@ class Session:
             *(wire.CMD_SUBMIT, sequence, self._number, direction, request.endpoint & 15),
             *(flags, length, 0, len(packets), request.interval, request.setup),
         )
+        soon = bool(self._open)
         self._open[sequence] = request
         if packets:
             table = b"".join(wire.PACKET.pack(offset, size, 0, 0) for offset, size in packets)
             data = [] if request.is_in else request.windows
-            request.outgoing = self.sender.send(head, *data, table)
+            request.outgoing = self.sender.send(head, *data, table, soon=soon)
         elif request.is_in:
-            request.outgoing = self.sender.send(head)
+            request.outgoing = self.sender.send(head, soon=soon)
         else:
-            request.outgoing = self.sender.send(head, *request.windows)
+            request.outgoing = self.sender.send(head, *request.windows, soon=soon)
 
     def unlink(self, request: Request) -> None:
         """Take a request back: it is answered soon, at once if it has not been sent."""

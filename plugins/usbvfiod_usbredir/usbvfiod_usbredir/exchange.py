@@ -89,8 +89,9 @@ class Exchange:
     ) -> Request:
         """Send a request with `data`; `done` gets the answer, a packet of `type`, whose data is put in `room`."""
         request = Request(self._peer.next_id(), type, done, room)
+        soon = bool(self._requests)
         self._requests[request.id] = request
-        request.outgoing = self._send(message, request.id, data)
+        request.outgoing = self._send(message, request.id, data, soon=soon)
         return request
 
     def cancel(self, request: Request) -> bool:
@@ -159,9 +160,9 @@ class Exchange:
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
-    def _send(self, message: Any, id: int, data: Sequence[memoryview]) -> Outgoing:
+    def _send(self, message: Any, id: int, data: Sequence[memoryview], *, soon: bool = False) -> Outgoing:
         length = sum(map(len, data))
-        return self._channel.send(self._peer.packed(message, id=id, data=length), *data)
+        return self._channel.send(self._peer.packed(message, id=id, data=length), *data, soon=soon)
 
     def _place(self, message: Any, id: int, length: int) -> Sequence[memoryview] | None:
         if isinstance(message, InterruptPacket | IsoPacket | BufferedBulkPacket):

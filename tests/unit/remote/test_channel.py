@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -161,3 +161,69 @@ def test_what_came_before_the_end_is_read(rig: Rig) -> None:
 def test_a_fault_of_the_peer_ends_it(rig: Rig) -> None:
     rig.peer.sendall(b"\xff")
     assert rig.until_lost() == "the other end does not keep to the protocol: a length of 255"
+
+
+class Counting(Link):
+    """A link that counts the system calls that send."""
+
+    calls = 0
+
+    def send(self, windows: Sequence[memoryview]) -> int:
+        self.calls += 1
+        return super().send(windows)
+
+
+@pytest.fixture
+def counted() -> Iterator[tuple[Channel, Counting, socket.socket, StepLoop]]:
+    ours, peer = socket.socketpair()
+    peer.setblocking(False)
+    loop, link, lost = StepLoop(), Counting(ours), list[str]()
+    channel = Channel(loop, link, Lines(), lost.append, timeout=5.0)
+    channel.start()
+    yield channel, link, peer, loop
+    channel.close()
+    peer.close()
+    assert not lost
+
+
+def test_what_is_sent_soon_goes_together(counted: tuple[Channel, Counting, socket.socket, StepLoop]) -> None:
+    channel, link, peer, loop = counted
+    sent = [channel.send(bytes((number,)), memoryview(b"ab"), soon=True) for number in range(5)]
+    assert link.calls == 0
+    assert channel.unsent == 5
+    loop.run_until(lambda: not sent[-1].left, PATIENCE)
+    assert link.calls == 1
+    assert peer.recv(99) == b"".join(bytes((number,)) + b"ab" for number in range(5))
+    channel.send(b"c", soon=True)  # the next turn has its own
+    loop.run_until(lambda: link.calls == 2, PATIENCE)
+    assert peer.recv(99) == b"c"
+
+
+def test_what_hurries_takes_with_it_what_was_sent_soon(
+    counted: tuple[Channel, Counting, socket.socket, StepLoop],
+) -> None:
+    channel, link, peer, loop = counted
+    channel.send(b"first", soon=True)
+    channel.send(b"second")
+    assert (link.calls, peer.recv(99)) == (1, b"firstsecond")
+    loop.run_until(lambda: False, 0.01)
+    assert link.calls == 1
+
+
+def test_what_was_sent_soon_may_be_withdrawn(counted: tuple[Channel, Counting, socket.socket, StepLoop]) -> None:
+    channel, _, peer, loop = counted
+    first, second = channel.send(b"first", soon=True), channel.send(b"second", soon=True)
+    assert channel.withdraw(first)
+    loop.run_until(lambda: not second.left, PATIENCE)
+    assert peer.recv(99) == b"second"
+
+
+def test_what_was_sent_soon_is_not_sent_by_a_closed_channel(
+    counted: tuple[Channel, Counting, socket.socket, StepLoop],
+) -> None:
+    channel, link, peer, loop = counted
+    channel.send(b"first", soon=True)
+    assert not channel.detach()
+    channel.close()
+    loop.run_until(lambda: False, 0.01)
+    assert (link.calls, peer.recv(99)) == (0, b"")

@@ -24,7 +24,7 @@ class Wire:
         self.is_full = False
         self._waiting: list[Outgoing] = []
 
-    def send(self, *parts: bytes | memoryview) -> Outgoing:
+    def send(self, *parts: bytes | memoryview, soon: bool = False) -> Outgoing:
         message = Outgoing([memoryview(part) for part in parts])
         if self.is_full:
             self._waiting.append(message)
