@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import usbvfiod_usbip
+import usbvfiod_usbredir
 from usbvfiod_usbfs.backend import UsbfsBackend
 from usbvfiod_web import web
 
@@ -20,6 +22,7 @@ from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.metrics import metrics
 from usbvfiod_core.daemon.config import CommandLine
 from usbvfiod_core.daemon.config_file import load
+from usbvfiod_core.hooks.options import backend_options
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.opener import parser as opener_parser
 from usbvfiod_core.testing.limits import PATIENCE, scaled
@@ -152,6 +155,26 @@ def test_the_fleet_has_devices_by_name() -> None:
     rules = (FLEET / "90-usbip.rules").read_text()
     assert rules.count("usbip-bind@%k.service") == 2
     assert (FLEET / "usbip-bind@.service").is_file()
+
+
+def test_the_pod_waits_for_a_drive_from_a_desk() -> None:
+    pod = json.loads((FLEET / "pod.json").read_text())
+    assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
+    usb, vm = pod["spec"]["containers"]
+    plugin = Registry()
+    command = application(plugin).make_context("usbvfiod", list(usb["args"]), obj=plugin)
+    assert str(command.params["socket_path"]) == "/sockets/usb.sock"
+    assert {"socket=/sockets/usb.sock", "size=2G,shared=on"} < set(vm["args"])
+    assert not plugin.register(usbvfiod_usbredir, "usbredir").error
+    config = load(CommandLine(devices=(usb["args"][3],)), plugin.backends(), plugin.declared())
+    (device,) = config.devices
+    backend = plugin.backends()["usbredir"]
+    options = backend_options(backend, device.address, device.options)
+    backend.check(device.address, options)
+    assert list(backend.listens(device.address, options)) == [4000]
+    volumes = [each["name"] for each in pod["spec"]["volumes"]]
+    for container in (usb, vm):
+        assert [each["name"] for each in container["volumeMounts"]] == volumes
 
 
 @pytest.mark.parametrize("path", ["udev/70-usbvfiod.rules", "fleet/90-usbip.rules"])
