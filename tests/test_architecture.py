@@ -96,7 +96,7 @@ LAYERS = {
 are not in a higher one."""
 
 DEPENDENCIES = {"pluggy", "click", "h11", "pytest"}
-VOCABULARY = {"usb", "errors", "native", "options", "files", "rights"}
+VOCABULARY = {"usb", "errors", "native", "options", "files", "rights", "state"}
 
 CLIENT_OF_SERVERS = {
     "daemon.places",

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from ..errors import ConfigError, DeviceError
 from ..usb.backend import DeviceInfo
 from .intents import Attachment
-from .matching import find_again, rank
+from .matching import Kind, describe, find_again, kind_of, rank
 
 Choice: TypeAlias = "DeviceInfo | ConfigError | DeviceError | None"
 """The device; or why it cannot be told which (ConfigError), or that another attachment has it (DeviceError); or None:
@@ -30,6 +30,16 @@ def assign(
         if isinstance(choice, DeviceInfo):
             held[choice.port_path] = attachment
     return choices
+
+
+def check_given(attachments: Iterable[Attachment], attachment: Attachment, info: DeviceInfo) -> None:
+    """Raise ConfigError or DeviceError if an attachment may not have the device behind a descriptor that was given for
+    it, because another one has it, or it is another device."""
+    choice = assign((each for each in attachments if each is not attachment), [attachment], [info])[attachment]
+    if isinstance(choice, ConfigError | DeviceError):
+        raise choice
+    if choice is None and kind_of(attachment.spec.address) is not Kind.OWN:
+        raise DeviceError(f"the descriptor is of another device, {describe(info)}")
 
 
 def _choose(attachment: Attachment, devices: Sequence[DeviceInfo], held: dict[str, Attachment]) -> Choice:

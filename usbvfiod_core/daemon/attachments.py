@@ -17,12 +17,12 @@ from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from ..vfio_user import expendable
-from .assignment import assign
+from .assignment import assign, check_given
 from .config import DeviceSpec, Mode, check_backend
 from .guest_ports import GuestPorts, RootHub, wrong_kind
 from .intents import Attachment, Done, State, instance
 from .inventory import Inventory
-from .matching import Kind, describe, kind_of
+from .matching import Kind, kind_of
 from .opening import (
     OPEN_NOTICE,
     AttachmentRefused,
@@ -38,9 +38,7 @@ log = logging.getLogger(__name__)
 
 class Attachments:
     """The attachments of one controller, which calls `leaving` and `unplugged`. All on the loop's thread.
-
-    `changed` is called with an attachment after it has come into another state, or the reason for it is another.
-    """
+    `changed` is called with an attachment that has come into another state, or has another reason for it."""
 
     def __init__(
         self, loop: OpeningLoop, hub: RootHub, registry: Registry, backends: Mapping[str, Backend], ports: GuestPorts
@@ -54,7 +52,7 @@ class Attachments:
         self._closing = False
         self._when_empty: Callable[[], object] | None = None
         self.ports = ports
-        self._openings = Openings(loop, registry, backends, self, self._finish, self._set)
+        self.openings = Openings(loop, registry, backends, self, self._finish, self._set)
         self.inventory = Inventory(loop, backends, self._listed, self._wants)
         self.changed: Callable[[Attachment], object] = lambda attachment: None
 
@@ -119,7 +117,7 @@ class Attachments:
             return
         attachment.wanted = attachment.allowed = True
         attachment.waiters.append(done)
-        if self._openings.runs(attachment):
+        if self.openings.runs(attachment):
             self._set(attachment, State.OPENING)
         if attachment.holds:
             if fd is not None:
@@ -148,7 +146,7 @@ class Attachments:
         if done is not None:
             attachment.waiters.append(done)
         if attachment.state is State.PLUGGED:
-            self._unplug(attachment, why)
+            self.unplug(attachment, why)
         elif attachment.state is State.OPENING:
             self._loop.call_later(OPEN_NOTICE, self._give_up, attachment)
         elif not attachment.holds:
@@ -166,11 +164,17 @@ class Attachments:
         if attachment.state is State.PLUGGED:
             attachment.waiters.append(done)
             attachment.soon()
-            self._unplug(attachment, f"it moves to port {port_id}")
+            self.unplug(attachment, f"it moves to port {port_id}")
         else:
             self._loop.call_soon(done, attachment)
 
-    def _unplug(self, attachment: Attachment, why: str) -> None:
+    def take_in(self, attachment: Attachment) -> None:
+        """Take in an attachment of another server, as it was there; it has its ports."""
+        self._count = max(self._count, attachment.number)
+        self._attachments.append(attachment)
+
+    def unplug(self, attachment: Attachment, why: str) -> None:
+        """Unplug the device of one that is plugged in, and go on as it wants. The log says `why`."""
         log.info("%s is unplugged from port %d: %s", attachment.title, attachment.port_id, why)
         self._set(attachment, State.LEAVING)
         self._hub.unplug(attachment.port_id)
@@ -212,7 +216,7 @@ class Attachments:
             self.inventory.look(backend)
             return
         self._set(attachment, State.OPENING)
-        self._openings.identify(attachment, fd, partial(self._identified, attachment, fd))
+        self.openings.identify(attachment, fd, partial(self._identified, attachment, fd))
 
     def _identified(self, attachment: Attachment, fd: int, result: DeviceInfo | BaseException) -> None:
         try:
@@ -220,11 +224,7 @@ class Attachments:
                 raise DeviceError(self._why_not)
             if isinstance(result, BaseException):
                 raise result
-            choice = assign((each for each in self if each is not attachment), [attachment], [result])[attachment]
-            if isinstance(choice, ConfigError | DeviceError):
-                raise choice
-            if choice is None and kind_of(attachment.spec.address) is not Kind.OWN:
-                raise DeviceError(f"the descriptor is of another device, {describe(result)}")
+            check_given(self, attachment, result)
         except Exception as error:
             expendable.close(fd)
             self._failed(attachment, error)
@@ -275,7 +275,7 @@ class Attachments:
         attachment.info = info
         attachment.trying(self._loop.time())
         self._set(attachment, State.OPENING)
-        self._openings.open(attachment, fd)
+        self.openings.open(attachment, fd)
 
     def _finish(self, attachment: Attachment, result: Device | BaseException) -> None:
         try:
@@ -294,7 +294,8 @@ class Attachments:
             device.close()
             raise DeviceError(self._why_not)
         loop = attachment.loop or self._loop
-        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, loop)
+        attachment.layers = []
+        device = self._registry.wrap(device, attachment.info, attachment.spec.settings, loop, attachment.layers)
         attachment.device, attachment.note = device, ""
         try:
             port_id = choose_port(self.ports, attachment, device)
@@ -389,7 +390,7 @@ class Attachments:
             self.ports.release(attachment)
             self._attachments.remove(attachment)
             self._arrive(attachment, State.GONE)
-            self._openings.settle()
+            self.openings.settle()
             self._check_empty()
         elif not attachment.wanted:
             self._arrive(attachment, State.HELD, "it was detached")
@@ -403,7 +404,7 @@ class Attachments:
             self._set(attachment, state, reason)
             attachment.answer(attachment)
             if fresh:
-                self._openings.settle()
+                self.openings.settle()
 
     def _set(self, attachment: Attachment, state: State, reason: str = "") -> None:
         if (attachment.state, attachment.reason) != (state, reason):
@@ -416,11 +417,11 @@ class Attachments:
         """It takes long: nobody waits for it any more."""
         attachment.fresh = False
         attachment.answer(attachment)
-        self._openings.settle()
+        self.openings.settle()
 
     def _give_up(self, attachment: Attachment) -> None:
         """It was to be detached; if it is still being opened, nobody waits for that."""
-        if self._openings.give_up(attachment):
+        if self.openings.give_up(attachment):
             self._rest(attachment)
 
     def _later(self, attachment: Attachment, delay: float) -> None:

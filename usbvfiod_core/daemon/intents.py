@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final
 
 from ..errors import DeviceError, UsbvfiodError
+from ..hooks.layers import Layer
 from ..usb.backend import DeviceInfo
 from ..usb.device import Device, Loop, Timer
 from ..vfio_user import expendable
@@ -85,6 +86,8 @@ class Attachment:
         """What was logged last of what is wrong."""
         self.name = spec.text
         self.device: Device | None = None
+        self.layers: list[Layer] = []
+        """What plugins have put around its device, which are parts of `device`."""
         self.loop: Loop | None = None
         """That of its device."""
         self.port_id = 0
@@ -106,7 +109,8 @@ class Attachment:
         self.plugs = 0
         """How often it was plugged in."""
         self.failures = 0
-        self._losses = 0
+        self.losses = 0
+        """How often its device was lost soon after it had come."""
         self._lost: tuple[object, ...] | None = None
         self._last_try = float("-inf")
 
@@ -184,6 +188,11 @@ class Attachment:
         self.withheld = instance(self.info)
         return WITHHELD_PACE
 
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the host did not give the device in `info`."""
+        return self.withheld is not None and self.withheld == instance(self.info)
+
     def missed(self) -> float:
         """Its device is not there. Seconds until it is looked for again."""
         self.failures += 1
@@ -205,17 +214,17 @@ class Attachment:
     def lost(self, now: float) -> None:
         """Its device says that it is gone."""
         if now - self.since >= STABLE:
-            self._losses = 0
+            self.losses = 0
         self._lost = instance(self.info)
 
     def found(self, info: DeviceInfo, now: float) -> None:
         """Its device is listed. That one which disconnected is still there is a failure; or the host is about to
         notice, and there is time for it to do so."""
         if self._lost == instance(info):
-            self._losses += 1
+            self.losses += 1
             self._last_try = now
         elif self._lost is not None:
-            self._losses = 0
+            self.losses = 0
         self._lost = None
 
     def wait(self, now: float, *, event: bool) -> float:
@@ -231,12 +240,12 @@ class Attachment:
     @property
     def delay(self) -> float:
         """Seconds between the last try and the next."""
-        failures = max(self.failures, self._losses)
+        failures = max(self.failures, self.losses)
         return RETRIES[min(failures, len(RETRIES)) - 1] if failures else PACE
 
     def soon(self) -> None:
         """Somebody asks for it: what happened before is forgotten."""
-        self.failures = self._losses = 0
+        self.failures = self.losses = 0
         self._lost = self.withheld = None
         self._last_try = float("-inf")
 

@@ -71,6 +71,8 @@ class Inventory:
         self._wanted = wanted
         self._scans = {name: _Scan() for name in backends}
         self._closed = False
+        self.held = False
+        """While it is set, no attachment learns what was listed."""
         self.changed: Callable[[str, DeviceInfo], object] = lambda change, info: None
 
     def look(self, backend: str, *, event: bool = False, urgent: bool = True) -> None:
@@ -157,7 +159,8 @@ class Inventory:
                 for change, some, others in (("removed", before, now), ("added", now, before)):
                     for address in some.keys() - others.keys():
                         self.changed(change, some[address])
-        self._listed(backend, result, event)
+        if not self.held:
+            self._listed(backend, result, event)
         for done in asked:
             done(result)
         if scan.wanted:

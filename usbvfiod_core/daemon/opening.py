@@ -76,6 +76,8 @@ class Openings:
         self._attachments = attachments
         self._opened = opened
         self._changed = changed
+        self.held = False
+        """While it is set, nothing that was opened is passed on."""
         self._running: set[Attachment] = set()
         self._results: dict[Attachment, Device | BaseException] = {}
 
@@ -106,7 +108,7 @@ class Openings:
     def settle(self) -> None:
         """Pass on what was opened, new attachments in the order they were asked for: so they get the same ports."""
         in_turn = True
-        for attachment in self._attachments:
+        for attachment in () if self.held else self._attachments:
             if attachment in self._results and (in_turn or not attachment.fresh):
                 self._opened(attachment, self._results.pop(attachment))
             in_turn = in_turn and not attachment.fresh

@@ -47,6 +47,7 @@ class InterceptedDevice(WrappedDevice, Requester):
         self._requests: dict[Transfer, Callable[[Transfer], object]] = {}
         self._in_reset = False
         self._when_idle: Callable[[], None] | None = None
+        self._settling: list[Callable[[], object]] = []
         self._closed = False
         interceptor.loop = loop
         interceptor.device = self._below = below
@@ -104,6 +105,12 @@ class InterceptedDevice(WrappedDevice, Requester):
             timer = self._loop.call_later(RESET_PATIENCE, go_on)
         else:
             go_on()
+
+    def when_settled(self, done: Callable[[], object]) -> None:
+        if self._requests:
+            self._settling.append(done)
+        else:
+            self.device.when_settled(done)
 
     def close(self) -> None:
         if self._closed:
@@ -174,6 +181,10 @@ class InterceptedDevice(WrappedDevice, Requester):
             self.blame.isolated(then, transfer)
         if self._when_idle is not None and not self._requests:
             self._when_idle()
+        if self._settling and not self._requests:
+            settling, self._settling = self._settling, []
+            for done in settling:
+                self.when_settled(done)
 
 
 def _overridden(interceptor: Interceptor, name: str) -> Callable[..., Any] | None:

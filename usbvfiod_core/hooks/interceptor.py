@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..usb.handover import CannotHandOver
 from ..usb.requests import SetupPacket
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 
@@ -316,6 +317,20 @@ class Interceptor:
     def string_descriptor(self, index: int, raw: bytes) -> bytes:
         """The string descriptor `index` that the guest sees (USB 2.0 9.6.7). An exception fails the request."""
         return raw
+
+    # -- going on in another process (`usbvfiod upgrade`): an interceptor of another process is told what this one knows
+
+    def own_state(self) -> dict[str, Any]:
+        """What another process has to know so that an interceptor made there goes on as this one would: plain values,
+        as `json.dumps` takes them, and an empty dictionary if nothing is kept. No transfer of the guest's and no
+        request of one's own is on its way. Raises CannotHandOver, as here: then the device is not handed over."""
+        raise CannotHandOver(f"{type(self).__name__} does not say what it keeps")
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        """The values of `own_state` of another process, on a new interceptor; `attached` follows, and no reset. Raises
+        CannotHandOver for what it cannot go on with."""
+        if state:
+            raise CannotHandOver(f"{type(self).__name__} does not go on with what another process knows")
 
     # -- for subclasses to call --------------------------------------------------------------------------------------
 

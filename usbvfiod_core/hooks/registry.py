@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -27,8 +27,7 @@ from ..options import Schema
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from . import specs
-from .interception import intercept
-from .interceptor import Interceptor
+from .layers import Layer, LayerState, Wrapping
 from .options import Declared
 from .plugin_file import is_file, load_file, name_of
 from .requirement import satisfies
@@ -164,6 +163,11 @@ class Registry:
                 self._declared[plugin.name] = Declared(unusable=reason, installed=plugin.installed)
         return self._declared
 
+    @property
+    def known_options(self) -> Mapping[str, Declared]:
+        """What `declared` has found last."""
+        return self._declared
+
     def configure(self, config: Mapping[str, object]) -> None:
         """Give plugins their configuration, by name, from now on; one that is not in it gets its default."""
         self._config = config
@@ -247,35 +251,31 @@ class Registry:
             raise PluginError(f"plugin {plugin_name} answered {reason!r} instead of None or a reason")
         return None
 
-    def wrap(self, device: Device, info: DeviceInfo, settings: Settings, loop: Loop) -> Device:
+    def wrap(
+        self, device: Device, info: DeviceInfo, settings: Settings, loop: Loop, layers: list[Layer] | None = None
+    ) -> Device:
         """`device`, inside whatever the plugins put around it: wrappers, then interceptors. Raises PluginError, and has
-        then closed the device."""
-        try:
-            for plugin_name, call in self._implementations("usbvfiod_wrap_device"):
-                try:
-                    wrapper = call(device=device, info=info, **self._settings(plugin_name, settings))
-                except Exception as error:
-                    self._blame(plugin_name, "usbvfiod_wrap_device", error)
-                    raise PluginError(f"plugin {plugin_name} cannot wrap the device: {_one_line(error)}") from error
-                if not isinstance(wrapper, Device | None):
-                    raise PluginError(f"plugin {plugin_name} wrapped the device in {wrapper!r}, which is not a Device")
-                device = wrapper or device
-            for plugin_name, call in self._implementations("usbvfiod_intercept_device"):
-                try:
-                    interceptor = call(info=info, **self._settings(plugin_name, settings))
-                except Exception as error:
-                    self._blame(plugin_name, "usbvfiod_intercept_device", error)
-                    raise PluginError(
-                        f"plugin {plugin_name} cannot intercept the device: {_one_line(error)}"
-                    ) from error
-                if not isinstance(interceptor, Interceptor | None):
-                    raise PluginError(f"plugin {plugin_name} answered {interceptor!r}, which is not an Interceptor")
-                if interceptor is not None:
-                    device = intercept(device, interceptor, plugin_name, loop)
-        except PluginError:
-            device.close()
-            raise
-        return device
+        then closed the device. What was put around it is added to `layers`, the innermost first."""
+        return self._wrapping(info, settings, loop).wrap(device, [] if layers is None else layers)
+
+    def wrap_again(
+        self, device: Device, info: DeviceInfo, settings: Settings, loop: Loop, states: Sequence[LayerState]
+    ) -> tuple[Device, list[Layer]]:
+        """The same for a device that goes on in this process, with the states of what was around it in another one, and
+        what is put around it. Raises PluginError, CannotHandOver; the device is not closed then."""
+        return self._wrapping(info, settings, loop).wrap_again(device, states)
+
+    def _wrapping(self, info: DeviceInfo, settings: Settings, loop: Loop) -> Wrapping:
+        return Wrapping(
+            self._implementations,
+            lambda plugin_name: {"info": info, **self._settings(plugin_name, settings)},
+            self._failed,
+            loop,
+        )
+
+    def _failed(self, plugin_name: str, hook: str, error: Exception, what: str) -> PluginError:
+        self._blame(plugin_name, hook, error)
+        return PluginError(f"plugin {plugin_name} cannot {what} the device: {_one_line(error)}")
 
     def observe(self, info: DeviceInfo, port_id: int, event: str) -> None:
         """Tell the observers that `info` was "plugged" into or "unplugged" from a port. Raises nothing."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ..usb.device import Device, DeviceEvents
+from ..usb.handover import CannotHandOver
 from ..usb.transfer import Transfer, TransferType
 
 _METHODS = tuple(name for name, member in vars(Device).items() if callable(member) and not name.startswith("_"))
@@ -46,3 +48,15 @@ class WrappedDevice(Device):
 
     def close(self) -> None:
         self.device.close()
+
+    def own_state(self) -> dict[str, Any]:
+        """For `usbvfiod upgrade`: what another process has to know so that a wrapper made there goes on as this one
+        would, as `Interceptor.own_state`; the wrapped device says the rest by `hand_over`. Raises CannotHandOver, as
+        here: then the device is not handed over."""
+        raise CannotHandOver(f"{type(self).__name__} does not say what it keeps")
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        """The values of `own_state` of another process, on a new wrapper; `attach` follows. Raises CannotHandOver for
+        what it cannot go on with."""
+        if state:
+            raise CannotHandOver(f"{type(self).__name__} does not go on with what another process knows")

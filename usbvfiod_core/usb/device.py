@@ -131,13 +131,19 @@ class Device(ABC):
         that the device does not know, with those that it does; DeviceError if it cannot do that now."""
         raise ConfigError(f"{self.name} takes no words")
 
+    def when_settled(self, done: Callable[[], object]) -> None:
+        """No transfer is in flight, and none comes: call `done` when nothing goes on behind their backs either, such as
+        a thread that flushes what was written; inside this call or later."""
+        done()
+
     def hand_over(self) -> Handover:
         """Say all that another process needs to go on with the device while the guest uses it (`usbvfiod upgrade`):
-        `Backend.take_over` gets it there. Called while no transfer and no reset is in flight; none comes until either
-        the device is told to `forget`, or it goes on here after all, as if nothing had been asked.
+        `Backend.take_over` gets it there. Called when it has settled, while no transfer and no reset is in flight; none
+        comes until either the device is told to `forget`, or it goes on here after all, as if nothing had been asked.
+        It is also called before, only to learn what it raises, and then changes nothing either.
 
         Raises CannotHandOver, as here, if only this process can go on with it; the user is told, and may have it
-        unplugged and plugged in again instead.
+        unplugged and plugged in again instead. NotSettled if something goes on that will be over soon.
         """
         raise CannotHandOver(f"{self.name} cannot be handed over")
 

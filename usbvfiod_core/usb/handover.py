@@ -12,6 +12,10 @@ class CannotHandOver(DeviceError):
     """A device that only its process can go on with; the message names it and says why."""
 
 
+class NotSettled(CannotHandOver):
+    """A device that cannot be handed over now, and can be soon."""
+
+
 @dataclass
 class Handover:
     """All that another process needs to go on with a device.

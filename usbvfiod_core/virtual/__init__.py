@@ -18,6 +18,7 @@ It is registered by a hook like every other backend, and its devices are the mod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from typing import Any
 from .. import RegisterNeeds, hookimpl
 from ..errors import ConfigError, unknown
 from ..options import from_text
+from ..state import unpack
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
+from ..usb.handover import CannotHandOver, Handover
 from ..usb.speed import Speed
 from .kinds import KINDS, Implementation, KindOptions
 from .needs import TUN, register_virtual_needs
@@ -62,8 +65,49 @@ class VirtualBackend(Backend):
 
         return FaultyDevice(device, parse_faults(given.fault), loop)
 
+    def take_over(self, address: str, options: VirtualOptions, loop: Loop, handover: Handover) -> Device:
+        if ("faults" in handover.state) is not bool(options.fault):
+            raise CannotHandOver(f"virtual:{address} has another option fault here")
+        if not options.fault:
+            return _take_over(address, options, loop, handover)
+        from .faults import parse_faults
+        from .faulty import FaultyDevice, FaultyState
+
+        state = unpack(FaultyState, handover.state)
+        device = _take_over(address, options, loop, Handover(state.device, handover.descriptors))
+        faulty = FaultyDevice(device, parse_faults(options.fault), loop)
+        faulty.take_over(state)
+        return faulty
+
     def check(self, address: str, options: Any) -> Speed:
         return _implementation(address).check(options) or SPEEDS[options.speed]
+
+
+def _take_over(address: str, options: VirtualOptions, loop: Loop, handover: Handover) -> Device:
+    kind = _implementation(address)
+    if kind.take_over is None:
+        device = kind.open(options, loop)
+        device.take_over(handover)
+        return device
+    # The descriptors are the caller's if anything is wrong.
+    own = {name: os.dup(fd) for name, fd in handover.descriptors.items()}
+    try:
+        device = kind.take_over(options, loop, Handover(handover.state, own))
+    except BaseException:
+        _close(own)
+        raise
+    try:
+        device.take_over(handover)
+    except BaseException:
+        device.forget()
+        raise
+    _close(handover.descriptors)
+    return device
+
+
+def _close(descriptors: Mapping[str, int]) -> None:
+    for fd in descriptors.values():
+        os.close(fd)
 
 
 def _implementation(address: str) -> Implementation:

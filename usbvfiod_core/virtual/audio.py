@@ -16,9 +16,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsbvfiodError
 from ..options import SettingError, blaming, option
+from ..state import U64, pack, unpack
 from ..usb.class_descriptors import (
     LEFT_FRONT,
     RIGHT_FRONT,
@@ -31,15 +33,17 @@ from ..usb.class_descriptors import (
 )
 from ..usb.descriptors import Configuration, Endpoint, Interface
 from ..usb.device import DeviceEvents, Loop
+from ..usb.handover import CannotHandOver, Handover
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferType
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
-from .feature_unit import FeatureUnit
-from .isochronous import IsochronousSchedule, contents, fill, finish
+from .feature_unit import FeatureState, FeatureUnit
+from .isochronous import IsochronousSchedule, ScheduleState, contents, fill, finish
+from .kept import descriptor
 from .options import SPEEDS, SlowOptions
-from .wav import WavReader, WavWriter
+from .wav import ReaderState, WavReader, WavWriter, WriterState
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +93,19 @@ class AudioOptions(SlowOptions):
     def __post_init__(self) -> None:
         if self.playback and self.capture and os.path.realpath(self.playback) == os.path.realpath(self.capture):
             raise SettingError("capture", f"virtual:audio cannot write and read the same file, {self.playback}")
+
+
+@dataclass
+class _AudioState:
+    """What a sound card hands over."""
+
+    features: dict[str, FeatureState]
+    """By the number of the feature unit."""
+    played: U64
+    recorded: U64
+    schedule: ScheduleState
+    playback: WriterState | None
+    capture: ReaderState | None
 
 
 class Audio(VirtualDevice):
@@ -207,6 +224,43 @@ class Audio(VirtualDevice):
                 self.recorded += PACKET // FRAME_SIZE
         finish(transfer)
 
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        features = {str(number): FeatureState(unit.muted, list(unit.volume)) for number, unit in self.features.items()}
+        state = _AudioState(
+            features,
+            self.played,
+            self.recorded,
+            self.schedule.state(),
+            None if self.playback is None else self.playback.state(),
+            None if self.capture is None else self.capture.state(),
+        )
+        return pack(state)
+
+    def own_descriptors(self) -> dict[str, int]:
+        files = {"playback": self.playback, "capture": self.capture}
+        return {name: file.fd for name, file in files.items() if file is not None}
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(_AudioState, state)
+        for number, unit in self.features.items():
+            kept = given.features.get(str(number))
+            if kept is None or len(kept.volume) != len(unit.volume):
+                raise CannotHandOver(f"{self.name} has other channels here")
+            unit.muted, unit.volume[:] = kept.muted, kept.volume
+        self.played, self.recorded = given.played, given.recorded
+        self.schedule.take_state(given.schedule)
+        if self.capture is not None and given.capture is not None:
+            self.capture.rewind(given.capture.at)
+
+    def forgotten(self) -> None:
+        self.schedule.close()
+        if self.playback is not None:
+            self.playback.forget()
+        if self.capture is not None:
+            self.capture.close()
+
     def closed(self) -> None:
         self.schedule.close()
         if self.playback is not None:
@@ -223,6 +277,22 @@ class Audio(VirtualDevice):
             self.missed,
             self.lost,
         )
+
+
+def take_audio_over(options: AudioOptions, loop: Loop, handover: Handover) -> Audio:
+    """A sound card on the files that another process has handed over."""
+    state = unpack(_AudioState, handover.state.get("own"))
+    if (state.playback is None) is not (options.playback is None):
+        raise CannotHandOver("virtual:audio has another file for playback here")
+    if (state.capture is None) is not (options.capture is None):
+        raise CannotHandOver("virtual:audio has another file to record here")
+    playback = capture = None
+    if state.playback is not None:
+        fd = descriptor(handover, "playback")
+        playback = WavWriter.take_over(str(options.playback), fd, state.playback, rate=RATE, channels=CHANNELS)
+    if state.capture is not None:
+        capture = WavReader.take_over(str(options.capture), descriptor(handover, "capture"), state.capture)
+    return Audio(loop, playback=playback, capture=capture, speed=SPEEDS[options.speed], serial=options.serial)
 
 
 def check_audio(options: AudioOptions) -> None:

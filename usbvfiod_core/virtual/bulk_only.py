@@ -23,8 +23,10 @@ from ..usb.transfer import Transfer, TransferStatus, behind
 from .command import GOOD, READ, RECEIVE, SEND, WRITE
 from .device import VirtualDevice
 from .disk import Disk
+from .disk_state import begin_again, command_state
 from .endpoint import VirtualEndpoint
 from .image import head
+from .transport_state import STEPS, BulkOnlyState, Step
 
 INTERFACE_CLASS = (0x08, 0x06, 0x50)  # mass storage, SCSI transparent, bulk-only (4.3)
 CBW_SIGNATURE = 0x43425355
@@ -71,8 +73,10 @@ class BulkOnly(VirtualDevice):
         self._working = False  # a thread works for a command; whatever happens, nothing begins before it is done
         self._epoch = 0  # changes when the command that a thread works for is forgotten
         self._wedged = False  # halted until reset recovery (5.3.4)
+        self._settling: list[Callable[[], object]] = []
         # the command at hand
         self._doing = GOOD
+        self._cdb, self._lun = bytes(16), 0
         self._tag = 0
         self._left = 0  # bytes of the driver's data phase still to come
         self._wanted = 0  # how many of them the command takes or gives
@@ -153,6 +157,7 @@ class BulkOnly(VirtualDevice):
             self._refuse(transfer)
             return
         signature, self._tag, announced, flags, lun, size, cdb = _CBW.unpack(cbw)
+        self._cdb, self._lun = cdb, lun
         if signature != CBW_SIGNATURE or flags & 0x7F or lun > 15 or not 1 <= size <= 16:
             self._refuse(transfer)
             return
@@ -328,6 +333,55 @@ class BulkOnly(VirtualDevice):
             count = transfer.write(csw)
             transfer.complete(_COMPLETED if count == CSW_LENGTH else TransferStatus.BABBLE, count)
 
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def when_settled(self, done: Callable[[], object]) -> None:
+        if self.is_busy:
+            self._settling.append(done)
+        else:
+            done()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any thread works for the device."""
+        return self._working
+
+    def settled(self) -> None:
+        """A thread has come back: tell those who wait, if no other works for the device."""
+        if self._settling and not self.is_busy:
+            settling, self._settling = self._settling, []
+            for done in settling:
+                self.when_settled(done)
+
+    def transport_state(self) -> BulkOnlyState:
+        """The command at hand, which no thread works for."""
+        step = STEPS[self._steps.index(self._step)]
+        begun = step in (Step.DATA_IN, Step.DATA_OUT)
+        return BulkOnlyState(
+            step,
+            self._wedged,
+            self._tag,
+            self._left,
+            self._wanted,
+            self._residue,
+            self._result,
+            self._place,
+            bytes(self._parameters),
+            command_state(self._doing, self._cdb, self._lun) if begun else None,
+        )
+
+    def take_transport_state(self, state: BulkOnlyState) -> None:
+        """Go on with the command of another process. The endpoints are there, the disk is new."""
+        if state.command is not None:
+            self._doing = begin_again(self.disk, state.command)
+            self._cdb, self._lun = state.command.cdb.ljust(16, b"\0"), state.command.lun
+        self._wedged = state.wedged
+        self._tag, self._left, self._wanted, self._residue = state.tag, state.left, state.wanted, state.residue
+        self._result, self._place = state.result, state.place
+        self._parameters[:] = state.parameters
+        self._step = self._steps[STEPS.index(state.step)]
+        self._expects = self._in if state.step in (Step.DATA_IN, Step.STATUS) else self._out
+
     # -- what blocks -------------------------------------------------------------------------------------------------
 
     def _in_thread(
@@ -357,6 +411,7 @@ class BulkOnly(VirtualDevice):
                     self.given_back()
             if self._out is not None:
                 self.serve(self._out)
+            self.settled()
 
         self._loop.run_blocking(call, done)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..errors import DeviceError
 from ..usb.device import Loop, Timer
@@ -12,19 +13,29 @@ _RETRY = 1.0
 """Seconds between two attempts to connect."""
 
 
+class Taken(NamedTuple):
+    """A connection that another process has made and handed over: its descriptor, None if it was lost."""
+
+    fd: int | None
+
+
 class Connection:
     """A connection to the socket at `path`. Made in any thread; the methods are for the loop's thread, `start` first.
 
-    `option` is what the user wrote before the path, for errors. Raises DeviceError if nobody listens there.
+    `option` is what the user wrote before the path, for errors. One that was `taken` over is not made. Raises
+    DeviceError if nobody listens there.
     """
 
-    def __init__(self, path: str, option: str) -> None:
+    def __init__(self, path: str, option: str, *, taken: Taken | None = None) -> None:
         self._path = path
         self._loop: Loop | None = None
         self._made: Callable[[socket.socket], object] = lambda made: None
         self._timer: Timer | None = None
         self.socket: socket.socket | None = None
         """Non-blocking; None while it is lost."""
+        if taken is not None:
+            self.socket = None if taken.fd is None else socket.socket(fileno=taken.fd)
+            return
         try:
             self.socket = self._connect()
         except OSError as error:
@@ -33,6 +44,8 @@ class Connection:
     def start(self, loop: Loop, made: Callable[[socket.socket], object]) -> None:
         """From now on it is made again when it is lost. Then `made` is called with the new socket."""
         self._loop, self._made = loop, made
+        if self.socket is None:
+            self._again()
 
     def lose(self) -> None:
         """The other end is gone: close the socket, which nothing watches any more, and try again until somebody
@@ -40,8 +53,13 @@ class Connection:
         self._drop()
         self._again()
 
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """What another process gets to go on with the connection."""
+        return {} if self.socket is None else {"socket": self.socket.fileno()}
+
     def close(self) -> None:
-        """End it."""
+        """End it; if another process has it too, for this one only."""
         self._drop()
         if self._timer is not None:
             self._timer.cancel()

@@ -33,14 +33,19 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
+from ..state import pack, unpack
 from ..usb import data_stage
 from ..usb.device import Device, DeviceEvents
+from ..usb.handover import CannotHandOver, Handover, NotSettled
 from ..usb.requests import TYPE_MASK, TYPE_STANDARD, SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .endpoint import VirtualEndpoint
+from .kept import StandardState, standard_state, take_standard_state
 from .lane import Lane
 from .standard import StandardRequests
 
@@ -56,6 +61,14 @@ class Word:
         self.call = call
         self.least = least
         self.most = most
+
+
+@dataclass
+class _DeviceState:
+    """What a virtual device hands over."""
+
+    usb: StandardState
+    own: dict[str, Any]
 
 
 class VirtualDevice(StandardRequests, Device, ABC):
@@ -99,6 +112,23 @@ class VirtualDevice(StandardRequests, Device, ABC):
 
     def closed(self) -> None:
         """The device is closed; give back what it holds. Called once."""
+
+    def own_state(self) -> dict[str, Any]:
+        """For `hand_over`: what it knows beside what the driver has set by standard requests, as plain values; no
+        transfer waits anywhere. Raises CannotHandOver, as here, and then it is in no other process but this one."""
+        raise CannotHandOver(f"{self.name} does not say how another process could go on with it")
+
+    def own_descriptors(self) -> dict[str, int]:
+        """For `hand_over`: the open files that belong to `own_state`."""
+        return {}
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `own_state` has said in another process, on a new device; in any thread, before `attach`.
+        Whatever `restart` has set for the endpoints that there are was set just before. Raises StateError."""
+        raise CannotHandOver(f"{self.name} does not go on with what another process has done")
+
+    def forgotten(self) -> None:
+        """Another process goes on with it: close files and stop timers, and do nothing else. Called once."""
 
     def serve(self, endpoint: VirtualEndpoint) -> None:
         """Have `process` called for `endpoint`, now or, inside a call of it, right afterwards: it is never nested."""
@@ -161,6 +191,23 @@ class VirtualDevice(StandardRequests, Device, ABC):
         for endpoint in waiting:
             endpoint.flush(TransferStatus.DISCONNECTED)
         self.closed()
+
+    def hand_over(self) -> Handover:
+        if self._closed:
+            raise NotSettled(f"{self.name} is being unplugged")
+        return Handover({"usb": pack(standard_state(self)), "own": self.own_state()}, self.own_descriptors())
+
+    def take_over(self, handover: Handover) -> None:
+        """Of a new device, whose files are those of `handover`: go on as the other one was. Raises CannotHandOver,
+        StateError."""
+        given = unpack(_DeviceState, handover.state)
+        take_standard_state(self, given.usb)
+        self.take_own_state(given.own)
+
+    def forget(self) -> None:
+        if not self._closed:
+            self._closed = self._lane.closed = True
+            self.forgotten()
 
     def _replaced(self, old: list[VirtualEndpoint], new: list[VirtualEndpoint]) -> None:
         self._lane.endpoints = self.endpoints

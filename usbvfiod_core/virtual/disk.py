@@ -47,9 +47,11 @@ class Disk:
         self.storage_failed: Callable[[OSError], object] = lambda error: None
         """Called when a flush has failed, and with it all that come (`Image.sync`)."""
         self._storage_has_failed = False
-        self._loaded = True
-        self._removal_prevented = False
-        self._attention: Sense | None = None
+        self.loaded = True
+        """Whether the medium is there, which a driver may eject."""
+        self.removal_prevented = False
+        self.attention: Sense | None = None
+        """A unit attention that the next command is told of."""
         self._exceptional = False  # not loaded, or a unit attention is pending
         self._handlers: dict[int, _Handler] = {}
         self._actions: dict[tuple[int, int], _Handler] = {}
@@ -58,6 +60,14 @@ class Disk:
                 self._handlers[row.code] = getattr(self, row.name)
             else:
                 self._actions[row.code, row.action] = getattr(self, row.name)
+
+    def go_on(self, sense: Sense, attention: Sense | None, *, loaded: bool, removal_prevented: bool) -> None:
+        """Of a new disk: it has come to this in another process."""
+        self.sense = scsi.NO_SENSE if sense == scsi.NO_SENSE else sense
+        self.attention = attention
+        self.loaded, self.removal_prevented = loaded, removal_prevented
+        self._exceptional = not loaded or attention is not None
+        self._storage_has_failed = self.image.failure is not None
 
     def execute(self, cdb: bytes, lun: int = 0) -> Command:
         """Begin the command in `cdb` (16 bytes, zeros behind a shorter one). Nothing has been moved when it returns."""
@@ -108,15 +118,15 @@ class Disk:
         """A reset by task management (SAM-5 6.3.3): the mode pages are as at first, and the next command is told."""
         self.reset()
         self.mode.write_cache = True
-        self._attention = attention
+        self.attention = attention
         self._exceptional = True
 
     def reset(self) -> None:
         """The port was reset: sense, unit attention and the prevention of removal are gone (SPC-4 6.14)."""
         self.sense = scsi.NO_SENSE
-        self._attention = None
-        self._removal_prevented = False
-        self._exceptional = not self._loaded
+        self.attention = None
+        self.removal_prevented = False
+        self._exceptional = not self.loaded
 
     def power_on(self) -> None:
         """As when the disk was plugged in: the medium is there, whatever a driver has done with it."""
@@ -125,8 +135,8 @@ class Disk:
         self.reset()
 
     def _load(self, loaded: bool) -> None:
-        if loaded is not self._loaded:
-            self._loaded = loaded
+        if loaded is not self.loaded:
+            self.loaded = loaded
             self.loaded_changed(loaded)
 
     # -- refusals that hold for most commands (SPC-4 5.3.3, 5.8, 5.14) -------------------------------------------------
@@ -139,9 +149,9 @@ class Disk:
             return self.fail(scsi.LOGICAL_UNIT_NOT_SUPPORTED)
         if code in (scsi.INQUIRY, scsi.REPORT_LUNS, scsi.REQUEST_SENSE):
             return None
-        if self._attention is not None:
-            sense, self._attention = self._attention, None
-            self._exceptional = not self._loaded
+        if self.attention is not None:
+            sense, self.attention = self.attention, None
+            self._exceptional = not self.loaded
             return self.fail(sense)
         return self.fail(scsi.MEDIUM_NOT_PRESENT) if code in operations.NEEDS_MEDIUM else None
 
@@ -250,7 +260,7 @@ class Disk:
         return self._send(data, int.from_bytes(cdb[10:14], "big"))
 
     def read_format_capacities(self, cdb: bytes) -> Command:
-        kind = 2 if self._loaded else 3  # formatted; no medium
+        kind = 2 if self.loaded else 3  # formatted; no medium
         capacity = min(self.blocks, 0xFFFFFFFF).to_bytes(4, "big") + bytes((kind,)) + self.block_size.to_bytes(3, "big")
         return self._send(bytes((0, 0, 0, len(capacity))) + capacity, int.from_bytes(cdb[7:9], "big"))
 
@@ -359,14 +369,14 @@ class Disk:
         if not self.identity.removable:
             return self.fail(scsi.INVALID_FIELD_IN_CDB)
         load = bool(cdb[4] & 1)
-        if not load and self._removal_prevented:
+        if not load and self.removal_prevented:
             return self.fail(scsi.MEDIUM_REMOVAL_PREVENTED)
 
         def done() -> None:
-            if load and not self._loaded:
-                self._attention = scsi.MEDIUM_MAY_HAVE_CHANGED
+            if load and not self.loaded:
+                self.attention = scsi.MEDIUM_MAY_HAVE_CHANGED
             self._load(load)
-            self._exceptional = not load or self._attention is not None
+            self._exceptional = not load or self.attention is not None
 
         # What cannot be stored is not ejected as if it were.
         return self._after(self.image.sync, done=done)
@@ -374,7 +384,7 @@ class Disk:
     def prevent_allow_medium_removal(self, cdb: bytes) -> Command:
         if not self.identity.removable:
             return self.fail(scsi.INVALID_FIELD_IN_CDB)
-        self._removal_prevented = bool(cdb[4] & 1)
+        self.removal_prevented = bool(cdb[4] & 1)
         return GOOD
 
     # -- what the disk is ----------------------------------------------------------------------------------------------
@@ -382,8 +392,8 @@ class Disk:
     def request_sense(self, cdb: bytes) -> Command:
         sense, self.sense = self.sense, scsi.NO_SENSE
         if sense is scsi.NO_SENSE and self._exceptional:
-            sense, self._attention = self._attention or scsi.MEDIUM_NOT_PRESENT, None
-            self._exceptional = not self._loaded
+            sense, self.attention = self.attention or scsi.MEDIUM_NOT_PRESENT, None
+            self._exceptional = not self.loaded
         return self._send(sense.descriptor() if cdb[1] & 1 else sense.fixed(), cdb[4])
 
     def inquiry(self, cdb: bytes) -> Command:

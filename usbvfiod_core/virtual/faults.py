@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..state import U64
 from ..usb.transfer import Transfer, TransferStatus
 
 
@@ -74,6 +75,16 @@ _FAULT = re.compile(
 )
 
 
+@dataclass
+class FaultState:
+    """What one fault has counted; `next` is None if it never happens again."""
+
+    count: U64
+    transfers: U64
+    moved: U64
+    next: U64 | None
+
+
 class Fault:
     """One fault of one device, with what it has counted.
 
@@ -105,6 +116,19 @@ class Fault:
         self._transfers = 0
         self._moved = 0
         self._next = self.byte if self.transfer is None else self.transfer
+
+    def state(self) -> FaultState:
+        """What it has counted."""
+        return FaultState(self.count, self._transfers, self._moved, self._next)
+
+    def take_state(self, state: FaultState) -> None:
+        """Go on counting from there."""
+        self.count, self._transfers, self._moved, self._next = (
+            state.count,
+            state.transfers,
+            state.moved,
+            state.next,
+        )
 
     @property
     def spent(self) -> bool:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from .. import WrappedDevice
+from ..state import U8, pack
 from ..usb import requests
 from ..usb.device import Device, DeviceEvents, Loop, Timer
+from ..usb.handover import CannotHandOver, Handover, NotSettled
 from ..usb.requests import SetupPacket
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
-from .faults import Fault, choose
+from .faults import Fault, FaultState, choose
 from .isochronous import fill
 
 _COMPLETED = TransferStatus.COMPLETED
@@ -73,6 +77,16 @@ class _Hold:
 
 
 _NOTHING = _Hold()
+
+
+@dataclass
+class FaultyState:
+    """What a device with faults hands over."""
+
+    faults: list[FaultState]
+    halted: list[U8]
+    device: dict[str, Any]
+    """The state of the device that has them."""
 
 
 class FaultyDevice(WrappedDevice):
@@ -157,6 +171,21 @@ class FaultyDevice(WrappedDevice):
     def close(self) -> None:
         self.gone = True
         self._end()
+
+    def hand_over(self) -> Handover:
+        if self.gone:
+            raise NotSettled(f"{self.name} is being unplugged")
+        inner = self.device.hand_over()
+        state = FaultyState([each.state() for each in self.faults], sorted(self.halted), inner.state)
+        return Handover(pack(state), inner.descriptors)
+
+    def take_over(self, state: FaultyState) -> None:
+        """Go on with faults that have counted in another process. Raises CannotHandOver if they are others."""
+        if len(state.faults) != len(self.faults):
+            raise CannotHandOver(f"{self.name} has {len(self.faults)} faults here, and had {len(state.faults)}")
+        for fault, counted in zip(self.faults, state.faults, strict=True):
+            fault.take_state(counted)
+        self.halted = set(state.halted)
 
     def disconnect(self) -> None:
         """The device is gone, as by a fault `disconnect`: its transfers end in the loop's next step."""

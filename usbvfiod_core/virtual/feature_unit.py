@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..usb.class_descriptors import audio_feature_unit
 from ..usb.requests import SetupPacket
@@ -19,6 +20,14 @@ SILENCE = -0x8000
 """Minus infinity dB."""
 
 _TO_INTERFACE, _FROM_INTERFACE = 0x21, 0xA1
+
+
+@dataclass
+class FeatureState:
+    """What the driver has set of one unit."""
+
+    muted: bool
+    volume: list[int]
 
 
 class FeatureUnit:

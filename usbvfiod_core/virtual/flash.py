@@ -7,18 +7,23 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..options import SettingError, blaming, option
+from ..state import pack, unpack
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint
-from ..usb.device import Loop
+from ..usb.device import DeviceEvents, Loop
+from ..usb.handover import CannotHandOver, Handover, NotSettled
 from ..usb.moment import Moment
 from ..usb.speed import Speed
 from .bulk_only import INTERFACE_CLASS, BulkOnly
 from .digest import sha256
 from .disk import Disk
-from .image import Image
+from .disk_state import DiskState, disk_state, take_disk_state
+from .image import Image, ImageState
+from .kept import descriptor
 from .options import SPEEDS, VirtualOptions
+from .transport_state import BulkOnlyState, UasState
 
 VENDOR_ID = 0x1209
 PRODUCT_ID = 0x0001
@@ -59,6 +64,18 @@ class FlashOptions(VirtualOptions):
         """Whether the drive has USB Attached SCSI. At high speed, without streams, it gains little; who wants `stalls`
         wants a driver of bulk-only to see them."""
         return self.transport == "uas" or (self.transport == "auto" and self.speed == "super" and not self.stalls)
+
+
+@dataclass
+class FlashState:
+    """What a flash drive hands over."""
+
+    image: ImageState
+    disk: DiskState
+    failed: str
+    """What people are told of a flush that failed."""
+    transport: BulkOnlyState
+    uas: UasState | None
 
 
 class Flash(BulkOnly):
@@ -129,6 +146,43 @@ class Flash(BulkOnly):
     def loss(self) -> str:
         return self._loss
 
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        if self._failed or self._ejected:
+            self._note()
+
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        if self.is_busy:
+            raise NotSettled(f"{self.name} is at work")
+        image, disk = self.disk.image.state(), disk_state(self.disk)
+        return pack(FlashState(image, disk, self._failed, self.transport_state(), self.uas_state()))
+
+    def own_descriptors(self) -> dict[str, int]:
+        return {"image": self.disk.image.fd}
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(FlashState, state)
+        self.disk.mode.write_cache = given.disk.write_cache
+        self.take_transport_state(given.transport)
+        if given.uas is not None:
+            self.take_uas_state(given.uas)
+        take_disk_state(self.disk, given.disk)
+        self._failed = given.failed
+        self._ejected = "" if given.disk.loaded else EJECTED
+
+    def uas_state(self) -> UasState | None:
+        """The commands of the other transport; None if it is not at work."""
+        return None
+
+    def take_uas_state(self, state: UasState) -> None:
+        """Go on with the commands of the other transport. Raises CannotHandOver."""
+        raise CannotHandOver(f"{self.name} has no UAS here")
+
+    def forgotten(self) -> None:
+        self.disk.image.forget()
+
     def when_closed(self, done: Callable[[], object]) -> None:
         self._flushed.wait(done)
 
@@ -145,9 +199,26 @@ def check_flash(options: FlashOptions) -> None:
         Image(path, readonly=readonly, block_size=options.blocksize, locked=False).close()
 
 
+def take_flash_over(kind: type[Flash], options: FlashOptions, loop: Loop, handover: Handover) -> Flash:
+    """A drive of this kind on the image that another process has handed over."""
+    state = unpack(FlashState, handover.state.get("own"))
+    image = Image.take_over(
+        str(options.image),
+        descriptor(handover, "image"),
+        state.image,
+        readonly=options.readonly,
+        block_size=options.blocksize,
+    )
+    return _made(kind, image, options, loop)
+
+
 def open_flash(kind: type[Flash], options: FlashOptions, loop: Loop) -> Flash:
     """Open `virtual:flash` as a drive of this kind. Raises ConfigError and DeviceError."""
     image = Image(str(options.image), readonly=options.readonly, block_size=options.blocksize)
+    return _made(kind, image, options, loop)
+
+
+def _made(kind: type[Flash], image: Image, options: FlashOptions, loop: Loop) -> Flash:
     return kind(
         image,
         loop,

@@ -9,11 +9,15 @@ import logging
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from struct import Struct
 
+from ..state import U64
 from ..usb.device import Loop, Timer
+from ..usb.handover import CannotHandOver
 from ..usb.transfer import behind
-from .connection import Connection
+from .connection import Connection, Taken
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +68,35 @@ class FrameEnd(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it and give back what it holds."""
+        """End it and give back what it holds; if another process goes on with it, nothing but that."""
+
+    @abstractmethod
+    def state(self) -> EndState:
+        """What another process has to know to go on with it."""
+
+    @property
+    @abstractmethod
+    def descriptors(self) -> dict[str, int]:
+        """What another process gets to go on with it; none if nobody is there."""
+
+
+class EndKind(Enum):
+    """Where a cable leads."""
+
+    TAP = "tap"
+    SOCKET = "socket"
+
+
+@dataclass
+class EndState:
+    """An end that goes over. Of a stream: what was received and is not the adapter's yet, and what is not sent yet; and
+    whether nobody has read for too long."""
+
+    kind: EndKind
+    lost: U64
+    received: bytes = b""
+    unsent: bytes = b""
+    deaf: bool = False
 
 
 class Stream(FrameEnd):
@@ -74,13 +106,17 @@ class Stream(FrameEnd):
     When the other end closes it, it is made again as soon as somebody listens.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, taken: tuple[EndState, Taken] | None = None) -> None:
+        """`taken`: another process has connected it and handed it over. Raises CannotHandOver."""
+        if taken is not None and len(taken[0].received) > 2 * (_LENGTH.size + _LONGEST):
+            raise CannotHandOver(f"virtual:network: there is no room for {len(taken[0].received)} bytes received")
         self.label = path
         self._loop: Loop | None = None
         self._arrived: Callable[[], object] = lambda: None
         self._changed: Callable[[], object] = lambda: None
         self._patience: Timer | None = None
-        self._connection = Connection(path, "virtual:network: socket=")
+        self._connection = Connection(path, "virtual:network: socket=", taken=taken[1] if taken is not None else None)
+        self.connected = self._connection.socket is not None
         self._is_deaf = False
         """Nobody has read for too long."""
         self._buffer = memoryview(bytearray(2 * (_LENGTH.size + _LONGEST)))
@@ -94,12 +130,33 @@ class Stream(FrameEnd):
         """There was none for too long."""
         self._unsent: list[memoryview] = []
         """The rest of what `send` could not send."""
+        if taken is not None:
+            self._go_on_from(taken[0])
+
+    def _go_on_from(self, state: EndState) -> None:
+        self.lost, self._end = state.lost, len(state.received)
+        self._buffer[: self._end] = state.received
+        self._is_deaf = state.deaf
+        if state.unsent:
+            self._unsent = [memoryview(state.unsent)]
 
     def start(self, loop: Loop, arrived: Callable[[], object], changed: Callable[[], object]) -> None:
         self._loop, self._arrived, self._changed = loop, arrived, changed
         self._connection.start(loop, self._made)
         if self._socket is not None:
             loop.add_reader(self._socket.fileno(), self._readable)
+            if self._has_frame:
+                self._call()
+            if self._unsent:
+                self._hold()
+
+    def state(self) -> EndState:
+        received = bytes(self._buffer[self._start : self._end])
+        return EndState(EndKind.SOCKET, self.lost, received, b"".join(self._unsent), self._is_deaf)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        return self._connection.descriptors
 
     def close(self) -> None:
         self._arrived = self._changed = lambda: None

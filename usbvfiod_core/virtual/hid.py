@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from ..errors import DeviceError
+from ..state import U8, pack, unpack
 from ..usb.descriptors import (
     ATTRIBUTE_REMOTE_WAKEUP,
     ATTRIBUTE_RESERVED_ONE,
@@ -22,7 +24,8 @@ from ..usb.descriptors import (
     hid_descriptor,
     interrupt_endpoint,
 )
-from ..usb.device import Loop, Timer
+from ..usb.device import DeviceEvents, Loop, Timer
+from ..usb.handover import CannotHandOver
 from ..usb.requests import GET_DESCRIPTOR, SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus
@@ -44,6 +47,19 @@ BOOT = 1
 """bInterfaceSubClass of a device whose reports firmware can read (4.2)."""
 KEYBOARD, MOUSE = 1, 2
 """bInterfaceProtocol of such a device (4.3)."""
+
+
+@dataclass
+class _HidState:
+    """What a device hands over; `repeat_after` are seconds, None if nothing is sent again."""
+
+    protocol: U8
+    idle: U8
+    reports: list[bytes]
+    """Those that the driver has not fetched."""
+    repeat_due: bool
+    repeat_after: float | None
+    held: dict[str, Any]
 
 
 class HidDevice(VirtualDevice):
@@ -74,6 +90,9 @@ class HidDevice(VirtualDevice):
         self._endpoint: VirtualEndpoint | None = None
         self._timer: Timer | None = None
         self._repeat_due = False
+        self._repeat_at = 0.0
+        self._repeat_after: float | None = None
+        """Seconds until the report is sent again, as another process has left it."""
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -93,6 +112,14 @@ class HidDevice(VirtualDevice):
     def output_state(self) -> bytes | None:
         """The last output report (GET_REPORT); None if there is none."""
         return None
+
+    def held_state(self) -> dict[str, Any]:
+        """What is held and shown, for another process to go on with: plain values."""
+        raise CannotHandOver(f"{self.name} does not say what is held")
+
+    def take_held_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `held_state` has said in another process; nobody is told. Raises StateError."""
+        raise CannotHandOver(f"{self.name} does not go on with what is held")
 
     def check_room(self, reports: int) -> None:
         """Raises DeviceError if a driver has not been reading, and so many reports more would be too many."""
@@ -169,11 +196,36 @@ class HidDevice(VirtualDevice):
         self._endpoint = None
         self._stop_timer()
 
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        if self._repeat_after is not None:
+            self._repeat_at = self._loop.time() + self._repeat_after
+            self._timer = self._loop.call_later(self._repeat_after, self._repeat)
+            self._repeat_after = None
+
+    def own_state(self) -> dict[str, Any]:
+        left = None if self._timer is None else max(self._repeat_at - self._loop.time(), 0.0)
+        state = _HidState(self.protocol, self.idle, list(self._reports), self._repeat_due, left, self.held_state())
+        return pack(state)
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(_HidState, state)
+        self.take_held_state(given.held)
+        self.protocol, self.idle = given.protocol, given.idle
+        self._reports = deque(given.reports)
+        self._repeat_due, self._repeat_after = given.repeat_due, given.repeat_after
+
+    def forgotten(self) -> None:
+        self.closed()
+
     # -- idle rate (7.2.4) -------------------------------------------------------------------------------------------
 
     def _start_timer(self) -> None:
         self._stop_timer()
         if self.idle:
+            self._repeat_at = self._loop.time() + self.idle * IDLE_UNIT
             self._timer = self._loop.call_later(self.idle * IDLE_UNIT, self._repeat)
 
     def _stop_timer(self) -> None:

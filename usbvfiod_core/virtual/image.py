@@ -19,8 +19,11 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..errors import ConfigError, DeviceError
+from ..state import U16, U64
+from ..usb.handover import CannotHandOver
 from ..usb.transfer import behind
 from .files import claim, open_file
 from .locks import unlock
@@ -48,6 +51,17 @@ def head(windows: Sequence[memoryview], count: int) -> list[memoryview]:
         taken.append(window[:count])
         count -= len(window)
     return taken
+
+
+@dataclass
+class ImageState:
+    """What another process has to know of an open image."""
+
+    size: U64
+    dirty: bool
+    """Whether something was written since it was opened."""
+    failure: U16 | None
+    """The error of a flush that failed."""
 
 
 class Image:
@@ -88,6 +102,28 @@ class Image:
         self._nowait = True
         self._can_punch = True
         self._dirty = False
+
+    @classmethod
+    def take_over(cls, path: str, fd: int, state: ImageState, *, readonly: bool, block_size: int) -> Image:
+        """An image that another process has opened, locked and handed over as `fd`. Raises CannotHandOver."""
+        if state.size % block_size or not state.size:
+            raise CannotHandOver(f"image {path} has {state.size} bytes, not whole blocks of {block_size}")
+        self = cls.__new__(cls)
+        self.path, self.readonly, self.block_size, self.fd, self.size = path, readonly, block_size, fd, state.size
+        self.failure = None if state.failure is None else OSError(state.failure, os.strerror(state.failure))
+        self.in_memory = self._is_in_memory()
+        self._nowait = self._can_punch = True
+        self._dirty = state.dirty
+        return self
+
+    def state(self) -> ImageState:
+        """What another process has to know, which gets the open file."""
+        failure = self.failure
+        return ImageState(self.size, self._dirty, None if failure is None else failure.errno or errno.EIO)
+
+    def forget(self) -> None:
+        """Another process has the open file, and its locks: close ours."""
+        os.close(self.fd)
 
     # -- data --------------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
+from ..state import U8, U16, U32, U64
+from ..usb.handover import CannotHandOver
 from ..usb.transfer import Transfer, TransferStatus
 from .endpoint import VirtualEndpoint
 from .frames import FrameEnd
-from .ncm import MIN_FRAME, NTB16, BlockWriter
+from .ncm import FORMATS, MIN_BLOCK, MIN_FRAME, NTB16, BlockWriter
 
 BLOCK_SIZE = 63 * 1024
 """Of the largest block, in both directions: a multiple of every packet size, and less than the 64 KiB of NTB16."""
@@ -28,6 +31,22 @@ _TAG = b"\x81\x00"
 _EVERYBODY = b"\xff" * 6
 _OVERHEAD = 64
 """More than all the bytes around the only frame of a block."""
+
+
+@dataclass
+class InboundState:
+    """What the driver has set, what was counted, and what no transfer has fetched: frames, and the rest of a block."""
+
+    filter: U8
+    format: U8
+    input_size: U32
+    input_frames: U16
+    max_datagram: U16
+    count: U64
+    lost: U64
+    sequence: U16
+    backlog: list[bytes]
+    rest: bytes
 
 
 class Inbound:
@@ -59,6 +78,31 @@ class Inbound:
         self._backlog: deque[bytes] = deque()
         self._rest = memoryview(b"")
         """Of a block that was longer than the guest's transfers: what they have not fetched."""
+
+    def state(self) -> InboundState:
+        """What another process has to know to go on with it."""
+        return InboundState(
+            self.filter,
+            self.format.number,
+            self.input_size,
+            self.input_frames,
+            self.max_datagram,
+            self.count,
+            self.lost,
+            self._sequence & 0xFFFF,
+            list(self._backlog),
+            bytes(self._rest),
+        )
+
+    def take_state(self, state: InboundState) -> None:
+        """Go on where another process was. Raises CannotHandOver."""
+        if state.format not in FORMATS or not MIN_BLOCK <= state.input_size <= BLOCK_SIZE:
+            raise CannotHandOver(f"there are no blocks of format {state.format} and {state.input_size} bytes")
+        self.filter, self.format = state.filter, FORMATS[state.format]
+        self.input_size, self.input_frames = state.input_size, state.input_frames
+        self.max_datagram = state.max_datagram
+        self.count, self.lost, self._sequence = state.count, state.lost, state.sequence
+        self._backlog, self._rest = deque(state.backlog), memoryview(state.rest)
 
     def forget(self) -> None:
         """Forget the frames that no transfer has fetched."""

@@ -42,7 +42,9 @@ What a driver may rely on:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from ..state import U64
 from ..usb.descriptors import Endpoint
 from ..usb.device import DeviceEvents, Loop, Timer
 from ..usb.speed import Speed
@@ -121,6 +123,14 @@ class _Pace:
         self.dry = True
 
 
+@dataclass
+class ScheduleState:
+    """What was counted."""
+
+    missed: U64
+    skipped: U64
+
+
 class IsochronousSchedule:
     """The service intervals of one device. Everything is called on the loop's thread.
 
@@ -158,6 +168,14 @@ class IsochronousSchedule:
             if not 0 <= now - pace.next <= CATCH_UP:
                 self._begin(pace, now)
             self._set_timer()
+
+    def state(self) -> ScheduleState:
+        """What another process has to know. Its intervals are those of the bus time, so that is not much."""
+        return ScheduleState(self.missed, self.skipped)
+
+    def take_state(self, state: ScheduleState) -> None:
+        """Go on counting, on a new device."""
+        self.missed, self.skipped = state.missed, state.skipped
 
     def forget(self, addresses: Iterable[int]) -> None:
         """Forget these endpoints: they are gone, or new."""

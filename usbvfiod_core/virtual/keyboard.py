@@ -16,8 +16,11 @@ and a program the same by its methods:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
+from ..state import U8, pack, unpack
 from ..usb.device import Loop
 from ..usb.speed import Speed
 from .device import Word
@@ -41,6 +44,15 @@ REPORT_DESCRIPTOR = bytes.fromhex(
     "05 07 19 00 2a ff 00 15 00 26 ff 00 95 06 75 08 81 00"  # keys
     "c0"
 )
+
+
+@dataclass
+class _KeyboardState:
+    """LEDs that are on, and keys that are held, as usages."""
+
+    leds: U8
+    modifiers: U8
+    keys: list[U8]
 
 
 class Keyboard(HidDevice):
@@ -144,6 +156,13 @@ class Keyboard(HidDevice):
 
     def output_state(self) -> bytes:
         return bytes((self.leds,))
+
+    def held_state(self) -> dict[str, Any]:
+        return pack(_KeyboardState(self.leds, self._modifiers, self._keys))
+
+    def take_held_state(self, state: dict[str, Any]) -> None:
+        given = unpack(_KeyboardState, state)
+        self.leds, self._modifiers, self._keys = given.leds, given.modifiers, given.keys
 
 
 def open_keyboard(options: SlowOptions, loop: Loop) -> Keyboard:

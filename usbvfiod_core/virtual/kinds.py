@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..usb.device import Device, Loop
+from ..usb.device import Loop
+from ..usb.handover import Handover
 from ..usb.speed import Speed
 from .options import SlowOptions
 
 if TYPE_CHECKING:
-    from .flash import FlashOptions
+    from .device import VirtualDevice
+    from .flash import Flash, FlashOptions
 
 _OURS, _NETCHIP = 0x1209, 0x0525
 
@@ -24,9 +26,11 @@ class Implementation(NamedTuple):
     """What makes a device of one kind."""
 
     options: type[Any]
-    open: Callable[[Any, Loop], Device]
+    open: Callable[[Any, Loop], VirtualDevice]
     check: Callable[[Any], Speed | None] = _nothing
     """Finds out beforehand why it could not be opened; the speed, if the options do not say it."""
+    take_over: Callable[[Any, Loop, Handover], VirtualDevice] | None = None
+    """Makes a device with the files of another process's; None if it has none, so that opening it touches nothing."""
 
 
 class Kind(NamedTuple):
@@ -43,18 +47,29 @@ class Kind(NamedTuple):
 def _flash() -> Implementation:
     from . import flash
 
-    return Implementation(flash.FlashOptions, _open_flash, flash.check_flash)
+    return Implementation(flash.FlashOptions, _open_flash, flash.check_flash, _take_flash_over)
 
 
-def _open_flash(options: FlashOptions, loop: Loop) -> Device:
-    from .flash import Flash, open_flash
+def _open_flash(options: FlashOptions, loop: Loop) -> VirtualDevice:
+    from .flash import open_flash
 
-    kind = Flash
-    if options.has_uas:
-        from .uas_flash import UasFlash
+    return open_flash(_flash_kind(options), options, loop)
 
-        kind = UasFlash
-    return open_flash(kind, options, loop)
+
+def _take_flash_over(options: FlashOptions, loop: Loop, handover: Handover) -> VirtualDevice:
+    from .flash import take_flash_over
+
+    return take_flash_over(_flash_kind(options), options, loop, handover)
+
+
+def _flash_kind(options: FlashOptions) -> type[Flash]:
+    from .flash import Flash
+
+    if not options.has_uas:
+        return Flash
+    from .uas_flash import UasFlash
+
+    return UasFlash
 
 
 def _keyboard() -> Implementation:
@@ -84,19 +99,21 @@ def _loopback() -> Implementation:
 def _audio() -> Implementation:
     from . import audio
 
-    return Implementation(audio.AudioOptions, audio.open_audio, audio.check_audio)
+    return Implementation(audio.AudioOptions, audio.open_audio, audio.check_audio, audio.take_audio_over)
 
 
 def _serial() -> Implementation:
     from . import serial
 
-    return Implementation(serial.SerialOptions, serial.open_serial, serial.check_serial)
+    return Implementation(serial.SerialOptions, serial.open_serial, serial.check_serial, serial.take_serial_over)
 
 
 def _network() -> Implementation:
     from . import network
 
-    return Implementation(network.NetworkOptions, network.open_network, network.check_network)
+    return Implementation(
+        network.NetworkOptions, network.open_network, network.check_network, network.take_network_over
+    )
 
 
 def _replay() -> Implementation:

@@ -15,10 +15,13 @@ import termios
 import tty
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 
 from ..errors import ConfigError, DeviceError
+from ..state import U64
 from ..usb.device import Loop
-from .connection import Connection
+from .connection import Connection, Taken
 from .files import claim, make_or_open
 from .image import IOV_MAX
 
@@ -51,6 +54,40 @@ class Line(ABC):
     @abstractmethod
     def close(self) -> None:
         """End it and give back what it holds."""
+
+    @abstractmethod
+    def state(self) -> LineState:
+        """What another process has to know to go on with it."""
+
+    @property
+    @abstractmethod
+    def descriptors(self) -> dict[str, int]:
+        """What another process gets to go on with it; none if the other end is gone."""
+
+    def forget(self) -> None:
+        """Another process goes on with it: close what is open here, and nothing else."""
+        self.close()
+
+
+@dataclass
+class LineState:
+    """A line that goes over: `kind` is that of the other end, and `path` where that is for this system, if it has been
+    made for the line."""
+
+    kind: LineKind
+    path: str = ""
+    heard: bool = False
+    """Whether somebody has been sent something that may not be read yet."""
+    lost: U64 = 0
+    """Bytes that were not taken."""
+
+
+class LineKind(Enum):
+    """What is at the other end."""
+
+    TERMINAL = "terminal"
+    CONNECT = "connect"
+    FILE = "file"
 
 
 class _Watched(Line):
@@ -89,10 +126,16 @@ class Terminal(_Watched):
     replaced, anything else is a ConfigError. Raises DeviceError if the system has no terminal left.
     """
 
-    def __init__(self, link: str = "") -> None:
+    def __init__(self, link: str = "", *, taken: tuple[LineState, int] | None = None) -> None:
+        """`taken`: another process has made it and handed it over, with this descriptor."""
         super().__init__()
         self._link = link
         self._was_heard = False
+        if taken is not None:
+            state, self._fd = taken
+            self.path, self._was_heard = state.path, state.heard
+            self.label = link or self.path
+            return
         try:
             self._fd, slave = os.openpty()
         except OSError as error:
@@ -149,9 +192,19 @@ class Terminal(_Watched):
         finally:
             os.close(slave)
 
-    def close(self) -> None:
+    def state(self) -> LineState:
+        return LineState(LineKind.TERMINAL, self.path, self._was_heard)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        return {"terminal": self._fd}
+
+    def forget(self) -> None:
         super().close()
         os.close(self._fd)
+
+    def close(self) -> None:
+        self.forget()
         if self._link:
             try:
                 if os.readlink(self._link) == self.path:
@@ -181,10 +234,12 @@ class Remote(_Watched):
     When the other end closes it, the carrier is gone; it is made again as soon as somebody listens.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, taken: Taken | None = None) -> None:
+        """`taken`: another process has made it and handed it over."""
         super().__init__()
         self.label = path
-        self._connection = Connection(path, "virtual:serial: connect=")
+        self._connection = Connection(path, "virtual:serial: connect=", taken=taken)
+        self.connected = self._connection.socket is not None
 
     def start(self, loop: Loop, moved: Callable[[], object]) -> None:
         super().start(loop, moved)
@@ -225,6 +280,13 @@ class Remote(_Watched):
         self._connection.lose()
         self._moved()
 
+    def state(self) -> LineState:
+        return LineState(LineKind.CONNECT)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        return self._connection.descriptors
+
     def close(self) -> None:
         super().close()
         self._connection.close()
@@ -238,10 +300,14 @@ class Recording(Line):
     a full disk does not take is lost, and the first time said.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, taken: tuple[LineState, int] | None = None) -> None:
+        """`taken`: another process has opened and locked it, and handed it over with this descriptor."""
         self.label = path
         self.lost = 0
         """Bytes that the file has not taken."""
+        if taken is not None:
+            self.lost, self._fd = taken[0].lost, taken[1]
+            return
         what = f"virtual:serial: file={path}"
         try:
             self._fd = make_or_open(path, os.O_RDWR | os.O_APPEND, what=what)
@@ -261,6 +327,13 @@ class Recording(Line):
             count = sum(map(len, windows))
             self.lost += count
             return count
+
+    def state(self) -> LineState:
+        return LineState(LineKind.FILE, lost=self.lost)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        return {"file": self._fd}
 
     def close(self) -> None:
         os.close(self._fd)

@@ -17,9 +17,10 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..options import option
+from ..state import U64, pack, unpack
 from ..usb.descriptors import (
     ATTRIBUTE_RESERVED_ONE,
     ATTRIBUTE_SELF_POWERED,
@@ -36,7 +37,7 @@ from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
-from .isochronous import IsochronousSchedule, contents, fill, finish
+from .isochronous import IsochronousSchedule, ScheduleState, contents, fill, finish
 from .options import SPEEDS, VirtualOptions
 from .pattern import NONE, ZEROS, Pattern, give, take
 
@@ -77,6 +78,16 @@ class LoopbackOptions(VirtualOptions):
         0, "More packets a microframe (high speed) or bursts an interval (SuperSpeed).", lowest=0, highest=2
     )
     isoc_maxburst: int = option(0, "More packets a burst (SuperSpeed).", lowest=0, highest=15)
+
+
+@dataclass
+class _LoopbackState:
+    """What a device hands over: the zeros at the end of `buffer` are left out; `looped` was written and not read."""
+
+    wrong_packets: U64
+    schedule: ScheduleState
+    buffer: bytes
+    looped: list[bytes]
 
 
 class Loopback(VirtualDevice):
@@ -153,6 +164,22 @@ class Loopback(VirtualDevice):
         self.schedule.close()
         if self.wrong_packets:
             _log.warning("%s: %d isochronous packets did not follow the pattern", self.name, self.wrong_packets)
+
+    def own_state(self) -> dict[str, Any]:
+        looped = [bytes(each) for each in self._looped]
+        buffer = bytes(self.buffer).rstrip(b"\0")
+        return pack(_LoopbackState(self.wrong_packets, self.schedule.state(), buffer, looped))
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(_LoopbackState, state)
+        self.wrong_packets = given.wrong_packets
+        self.schedule.take_state(given.schedule)
+        self.buffer[: len(given.buffer)] = given.buffer
+        self._looped = deque(memoryview(each) for each in given.looped)
+        self._looped_bytes = sum(map(len, given.looped))
+
+    def forgotten(self) -> None:
+        self.schedule.close()
 
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
         self.schedule.restart()

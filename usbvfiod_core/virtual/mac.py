@@ -35,3 +35,11 @@ def machine_mac(text: str) -> bytes:
     except (OSError, UnicodeDecodeError):
         machine = ""
     return stable_mac(f"{machine} {text}")
+
+
+def adapter_mac(text: str, serial: str, end: str) -> bytes:
+    """The address that `text` says; without one, that of this serial number, or of this end of the cable on this host.
+    Raises ConfigError."""
+    if text:
+        return parse_mac(text)
+    return stable_mac(serial) if serial else machine_mac(end)

@@ -173,6 +173,16 @@ class BlockReader:
         self._begun = bytearray()
         self._skipping = False
 
+    @property
+    def begun(self) -> bytes | None:
+        """What has come of a block that is not whole; None while the rest of one that is too long is left out."""
+        return None if self._skipping else bytes(self._begun)
+
+    def go_on(self, begun: bytes | None) -> None:
+        """Go on where another reader was."""
+        self._begun[:] = begun or b""
+        self._skipping = begun is None
+
     def clear(self) -> None:
         """Forget what has begun."""
         self._begun.clear()

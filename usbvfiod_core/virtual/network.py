@@ -18,11 +18,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from struct import Struct, pack
-from typing import Literal
+from struct import Struct
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..options import SettingError, blaming, option
+from ..state import pack, unpack
 from ..usb.class_descriptors import (
     ASSOCIATION_DEVICE_CLASS,
     cdc_ethernet,
@@ -33,17 +34,19 @@ from ..usb.class_descriptors import (
 )
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import DeviceEvents, Loop, Timer
+from ..usb.handover import Handover
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus
 from .device import VirtualDevice, Word
 from .endpoint import VirtualEndpoint
-from .frames import FrameEnd, Stream
+from .frames import EndKind, FrameEnd, Stream
 from .inbound import ALL, BLOCK_SIZE, FRAMES_A_TURN, MAX_FRAMES, TAG_SIZE, Inbound
 from .looking import check_listener
-from .mac import machine_mac, parse_mac, stable_mac
+from .mac import adapter_mac, parse_mac
 from .ncm import ALIGNMENT, FORMATS, MIN_BLOCK, MIN_FRAME, BlockError, BlockReader
 from .needs import TUN
+from .network_state import NetworkState, taken_end
 from .options import SPEEDS, VirtualOptions
 from .tap import Tap, check_name
 
@@ -76,7 +79,8 @@ GET_MAX_DATAGRAM_SIZE, SET_MAX_DATAGRAM_SIZE = 0x87, 0x88
 NETWORK_CONNECTION, CONNECTION_SPEED_CHANGE = 0x00, 0x2A
 
 _PARAMETERS = Struct("<HHIHHH2xIHHHH")
-_INPUT = Struct("<IHH")
+_INPUT, _SHORT = Struct("<IHH"), Struct("<H")
+_SPEED_CHANGE, _CONNECTION = Struct("<BBHHHII"), Struct("<BBHHH")
 _BITS = {Speed.FULL: 12_000_000, Speed.HIGH: 480_000_000, Speed.SUPER: 4_000_000_000}
 """A second; of the 5 Gbit/s of SuperSpeed one in five is coding, and the field has 32 bits."""
 _COMPLETED = TransferStatus.COMPLETED
@@ -187,11 +191,11 @@ class Network(VirtualDevice):
             layout = (ALIGNMENT, 0, ALIGNMENT)
             return _PARAMETERS.pack(_PARAMETERS.size, formats, BLOCK_SIZE, *layout, BLOCK_SIZE, *layout, MAX_FRAMES)
         if request == GET_NTB_FORMAT:
-            return pack("<H", self.inbound.format.number)
+            return _SHORT.pack(self.inbound.format.number)
         if request == GET_NTB_INPUT_SIZE:
             return _INPUT.pack(self.inbound.input_size, self.inbound.input_frames, 0)
         if request == GET_MAX_DATAGRAM_SIZE:
-            return pack("<H", self.inbound.max_datagram)
+            return _SHORT.pack(self.inbound.max_datagram)
         return None
 
     def _set(self, setup: SetupPacket, data: bytes) -> bool:
@@ -243,6 +247,36 @@ class Network(VirtualDevice):
             self._note_timer.cancel()
         self.end.close()
         _log.info("%s: %s", self.name, self._status())
+
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        state = NetworkState(
+            self.is_plugged,
+            self.sent,
+            self.malformed,
+            self._is_speed_told,
+            self._told,
+            self.inbound.state(),
+            self._outbound.begun,
+            self.end.state(),
+        )
+        return pack(state)
+
+    def own_descriptors(self) -> dict[str, int]:
+        return self.end.descriptors
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(NetworkState, state)
+        self.is_plugged, self.sent, self.malformed = given.is_plugged, given.sent, given.malformed
+        self._is_speed_told, self._told = given.is_speed_told, given.told
+        self.inbound.take_state(given.inbound)
+        self._outbound.go_on(given.outbound)
+
+    def forgotten(self) -> None:
+        if self._note_timer is not None:
+            self._note_timer.cancel()
+        self.end.close()
 
     @property
     def _has_data(self) -> bool:
@@ -323,11 +357,11 @@ class Network(VirtualDevice):
         while endpoint.queue and self._has_data:
             if not self._is_speed_told:
                 bits = _BITS[self.speed]
-                message = pack("<BBHHHII", 0xA1, CONNECTION_SPEED_CHANGE, 0, CONTROL, 8, bits, bits)
+                message = _SPEED_CHANGE.pack(0xA1, CONNECTION_SPEED_CHANGE, 0, CONTROL, 8, bits, bits)
                 self._is_speed_told = True
             elif self._told != self.carrier:
                 self._told = self.carrier
-                message = pack("<BBHHH", 0xA1, NETWORK_CONNECTION, self.carrier, CONTROL, 0)
+                message = _CONNECTION.pack(0xA1, NETWORK_CONNECTION, self.carrier, CONTROL, 0)
             else:
                 return
             transfer = endpoint.queue.popleft()
@@ -388,11 +422,19 @@ def check_network(options: NetworkOptions) -> None:
         raise SettingError("tap", f"virtual:network: tap={options.tap}: this host has no {TUN}; load the module tun")
 
 
+def take_network_over(options: NetworkOptions, loop: Loop, handover: Handover) -> Network:
+    """An adapter on the cable that another process has handed over."""
+    taken = taken_end(handover, EndKind.TAP if options.tap else EndKind.SOCKET)
+    end = Tap(options.tap, options.mtu, taken=taken) if options.tap else Stream(str(options.socket), taken=taken)
+    return _made(end, options, loop)
+
+
 def open_network(options: NetworkOptions, loop: Loop) -> Network:
     """Open `virtual:network`. Raises ConfigError and DeviceError."""
     end = Tap(options.tap, options.mtu) if options.tap else Stream(str(options.socket))
-    if options.mac:
-        mac = parse_mac(options.mac)
-    else:
-        mac = stable_mac(options.serial) if options.serial else machine_mac(f"{options.tap} {options.socket or ''}")
+    return _made(end, options, loop)
+
+
+def _made(end: FrameEnd, options: NetworkOptions, loop: Loop) -> Network:
+    mac = adapter_mac(options.mac, options.serial, f"{options.tap} {options.socket or ''}")
     return Network(loop, end, mac, mtu=options.mtu, speed=SPEEDS[options.speed], serial=options.serial)

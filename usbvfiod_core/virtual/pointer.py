@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from struct import pack
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
 
 from ..errors import ConfigError
+from ..state import U8, U16, pack, unpack
 from ..usb.device import Loop
 from ..usb.speed import Speed
 from .device import Word
@@ -36,6 +39,9 @@ MOST = 127 * 1024
 """Steps or lines at once."""
 RANGE = 0x7FFF
 """The tablet's right and bottom edge."""
+
+_STEPS, _PLACE = Struct("<Bbbb"), Struct("<BHHb")
+"""Reports of a mouse and of a tablet."""
 
 _POINTER = "05 01 09 {usage} a1 01 09 01 a1 00"  # generic desktop, mouse, application; pointer, physical
 _BUTTONS = "05 09 19 01 29 05 15 00 25 01 95 05 75 01 81 02 95 01 75 03 81 01"  # five bits, three of padding
@@ -56,6 +62,15 @@ TABLET_REPORT = bytes.fromhex(
 )
 
 
+@dataclass
+class _PointerState:
+    """Buttons that are held, and where it points."""
+
+    buttons: U8
+    x: U16
+    y: U16
+
+
 class Pointer(HidDevice):
     """Buttons and a wheel. Raises ConfigError for what there is not, DeviceError if the driver has not been reading."""
 
@@ -63,6 +78,7 @@ class Pointer(HidDevice):
         super().__init__(loop, speed=speed, serial=serial)
         self.buttons = 0
         """Those that are held, bits of `BUTTONS`."""
+        self._place = (0, 0)
 
     def press(self, *buttons: str) -> None:
         """Press and hold buttons, the left one if none is named."""
@@ -99,6 +115,18 @@ class Pointer(HidDevice):
     def at_rest(self) -> bool:
         return not self.buttons
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it points, 0 to `RANGE`; zeros for a pointer without places."""
+        return self._place
+
+    def held_state(self) -> dict[str, Any]:
+        return pack(_PointerState(self.buttons, *self._place))
+
+    def take_held_state(self, state: dict[str, Any]) -> None:
+        given = unpack(_PointerState, state)
+        self.buttons, self._place = given.buttons, (given.x, given.y)
+
     def words(self) -> Mapping[str, Word]:
         return {
             "click": Word("[BUTTON]", self.click, most=1),
@@ -128,10 +156,10 @@ class Mouse(Pointer):
             left = count - index
             step_x, step_y = round(x / left), round(y / left)
             x, y = x - step_x, y - step_y
-            self.send(pack("<Bbbb", self.buttons, step_x, step_y, 0))
+            self.send(_STEPS.pack(self.buttons, step_x, step_y, 0))
 
     def report(self, *, wheel: int = 0) -> bytes:
-        return pack("<Bbbb", self.buttons, 0, 0, wheel)
+        return _STEPS.pack(self.buttons, 0, 0, wheel)
 
     def words(self) -> Mapping[str, Word]:
         move = Word("X Y", lambda x, y: self.move(_whole(x), _whole(y)), least=2, most=2)
@@ -146,11 +174,6 @@ class Tablet(Pointer):
     report_descriptor = TABLET_REPORT
     report_length = 6
 
-    def __init__(self, loop: Loop, *, speed: Speed = Speed.FULL, serial: str = "") -> None:
-        super().__init__(loop, speed=speed, serial=serial)
-        self.place = (0, 0)
-        """Where it points, 0 to `RANGE`."""
-
     def move(self, x: float, y: float) -> None:
         """Point to a place, 0 to 1 of the screen's width and height."""
         if not (0 <= x <= 1 and 0 <= y <= 1):
@@ -158,11 +181,11 @@ class Tablet(Pointer):
                 f"the place {x} {y} is outside the screen; X and Y are from 0 (left, top) to 1 (right, bottom)"
             )
         self.check_room(1)
-        self.place = (round(x * RANGE), round(y * RANGE))
+        self._place = (round(x * RANGE), round(y * RANGE))
         self.send(self.report())
 
     def report(self, *, wheel: int = 0) -> bytes:
-        return pack("<BHHb", self.buttons, *self.place, wheel)
+        return _PLACE.pack(self.buttons, *self._place, wheel)
 
     def words(self) -> Mapping[str, Word]:
         move = Word("X Y", lambda x, y: self.move(_number(x), _number(y)), least=2, most=2)

@@ -17,20 +17,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from struct import pack, unpack
-from typing import Literal
+from struct import Struct
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..options import SettingError, blaming, option
+from ..state import U8, U32, pack, unpack
 from ..usb.class_descriptors import cdc_acm, cdc_call_management, cdc_header, cdc_union
 from ..usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
 from ..usb.device import DeviceEvents, Loop
+from ..usb.handover import CannotHandOver, Handover
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus
+from .connection import Taken
 from .device import VirtualDevice
 from .endpoint import VirtualEndpoint
-from .line import Line, Recording, Remote, Terminal
+from .kept import descriptor
+from .line import Line, LineKind, LineState, Recording, Remote, Terminal
 from .looking import check_listener, check_new, check_output
 from .options import SPEEDS, VirtualOptions
 
@@ -49,7 +53,7 @@ _LINE_REQUESTS, _SENDS_BREAK = 0x02, 0x04
 SET_LINE_CODING, GET_LINE_CODING, SET_CONTROL_LINE_STATE, SEND_BREAK = 0x20, 0x21, 0x22, 0x23
 SERIAL_STATE = 0x20
 CARRIER, DATA_SET_READY = 0x01, 0x02
-_LINE_CODING_SIZE = 7
+_LINE_CODING, _NOTIFICATION = Struct("<IBBB"), Struct("<BBHHHH")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,19 @@ class SerialOptions(VirtualOptions):
         ends = [name for name in ("link", "connect", "file") if getattr(self, name) is not None]
         if len(ends) > 1:
             raise SettingError(ends[1], f"virtual:serial has one line: give either {' or '.join(ends)}")
+
+
+@dataclass
+class _SerialState:
+    """What a port hands over: its line coding, DTR, the state of the last notification, and the line."""
+
+    rate: U32
+    stop: U8
+    parity: U8
+    bits: U8
+    terminal_ready: bool
+    told: U8 | None
+    line: LineState
 
 
 class Serial(VirtualDevice):
@@ -115,9 +132,9 @@ class Serial(VirtualDevice):
             return None
         request = (setup.request_type, setup.request)
         if request == (0xA1, GET_LINE_CODING):
-            return pack("<IBBB", *self.coding)
-        if request == (0x21, SET_LINE_CODING) and len(data) == _LINE_CODING_SIZE:
-            self.coding = unpack("<IBBB", data)
+            return _LINE_CODING.pack(*self.coding)
+        if request == (0x21, SET_LINE_CODING) and len(data) == _LINE_CODING.size:
+            self.coding = _LINE_CODING.unpack(data)
             return b""
         if request == (0x21, SET_CONTROL_LINE_STATE):
             self.terminal_ready = bool(setup.value & 1)
@@ -175,12 +192,31 @@ class Serial(VirtualDevice):
             return
         self._told = state
         transfer = endpoint.queue.popleft()
-        message = pack("<BBHHHH", 0xA1, SERIAL_STATE, 0, CONTROL, 2, state)
+        message = _NOTIFICATION.pack(0xA1, SERIAL_STATE, 0, CONTROL, 2, state)
         done = transfer.write(message)
         transfer.complete(TransferStatus.COMPLETED if done == len(message) else TransferStatus.BABBLE, done)
 
     def closed(self) -> None:
         self.line.close()
+
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        rate, stop, parity, bits = self.coding
+        told = None if self._told < 0 else self._told
+        return pack(_SerialState(rate, stop, parity, bits, self.terminal_ready, told, self.line.state()))
+
+    def own_descriptors(self) -> dict[str, int]:
+        return self.line.descriptors
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(_SerialState, state)
+        self.coding = (given.rate, given.stop, given.parity, given.bits)
+        self.terminal_ready = given.terminal_ready
+        self._told = -1 if given.told is None else given.told
+
+    def forgotten(self) -> None:
+        self.line.forget()
 
 
 def check_serial(options: SerialOptions) -> None:
@@ -203,6 +239,26 @@ def check_serial(options: SerialOptions) -> None:
 def open_serial(options: SerialOptions, loop: Loop) -> Serial:
     """Open `virtual:serial`. Raises ConfigError and DeviceError."""
     return Serial(loop, _open_line(options), speed=SPEEDS[options.speed], serial=options.serial)
+
+
+def take_serial_over(options: SerialOptions, loop: Loop, handover: Handover) -> Serial:
+    """A port on the line that another process has handed over."""
+    state = unpack(_SerialState, handover.state.get("own")).line
+    wanted = LineKind.TERMINAL
+    if options.connect is not None:
+        wanted = LineKind.CONNECT
+    elif options.file is not None:
+        wanted = LineKind.FILE
+    if state.kind is not wanted:
+        raise CannotHandOver(f"virtual:serial has another line here ({wanted.value}, not {state.kind.value})")
+    line: Line
+    if options.connect is not None:
+        line = Remote(str(options.connect), taken=Taken(handover.descriptors.get("socket")))
+    elif options.file is not None:
+        line = Recording(str(options.file), taken=(state, descriptor(handover, "file")))
+    else:
+        line = Terminal(str(options.link or ""), taken=(state, descriptor(handover, "terminal")))
+    return Serial(loop, line, speed=SPEEDS[options.speed], serial=options.serial)
 
 
 def _open_line(options: SerialOptions) -> Line:

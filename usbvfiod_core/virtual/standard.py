@@ -100,6 +100,11 @@ class StandardRequests(ABC):
             self._strings.append(text)
         return self._strings.index(text) + 1
 
+    @property
+    def strings(self) -> Sequence[str]:
+        """The texts that there are string descriptors for, from index 1 on."""
+        return self._strings
+
     # -- for VirtualDevice -------------------------------------------------------------------------------------------
 
     def standard_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
@@ -194,6 +199,17 @@ class StandardRequests(ABC):
         ]
         self.endpoints = {endpoint.address: endpoint for endpoint in new}
         self._replaced(old, new)
+
+    def begin_configured(
+        self,
+        configuration: descriptors.Configuration,
+        alternates: dict[int, int],
+        endpoints: Sequence[VirtualEndpoint],
+    ) -> None:
+        """Of a new device: it has been configured like this in another process."""
+        self.configuration, self.alternates = configuration, alternates
+        self.endpoints = {endpoint.address: endpoint for endpoint in endpoints}
+        self._replaced([], list(endpoints))
 
     def _get_interface(self, setup: SetupPacket, _: bytes) -> bytes | None:
         alternate = self.alternates.get(setup.index)

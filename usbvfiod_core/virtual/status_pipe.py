@@ -57,6 +57,15 @@ class StatusPipe:
         owed.append((unit, task))
         self.owing += 1
 
+    def owed(self) -> list[tuple[int, bytes, Task | None]]:
+        """The units that no transfer has fetched, each with its stream and the command that it is about."""
+        return [(number, *entry) for number, waiting in self._owed.items() for entry in waiting]
+
+    def owe(self, number: int, unit: bytes, task: Task | None) -> None:
+        """A unit waits on a stream, behind those that do already."""
+        self._owed.setdefault(number, deque()).append((unit, task))
+        self.owing += 1
+
     def forget(self, task: Task) -> None:
         """Do not send what has not been fetched of a command."""
         owed = self._owed.get(task.tag if self._streams else 0, ())

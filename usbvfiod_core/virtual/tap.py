@@ -12,7 +12,8 @@ from struct import Struct
 
 from ..errors import ConfigError, DeviceError
 from ..usb.device import Loop, Timer
-from .frames import FrameEnd
+from .connection import Taken
+from .frames import EndKind, EndState, FrameEnd
 from .needs import TUN
 
 _RETRY = 1.0
@@ -46,15 +47,19 @@ class Tap(FrameEnd):
     an interface that is made here. Raises ConfigError and DeviceError.
     """
 
-    def __init__(self, name: str, mtu: int = 1500) -> None:
+    def __init__(self, name: str, mtu: int = 1500, *, taken: tuple[EndState, Taken] | None = None) -> None:
+        """`taken`: another process has opened it and handed it over."""
         check_name(name)
         self.label = name
         self._loop: Loop | None = None
         self._arrived: Callable[[], object] = lambda: None
         self._changed: Callable[[], object] = lambda: None
         self._timer: Timer | None = None
-        is_new = not _exists(name)
-        self._fd = _open(name)
+        is_new = taken is None and not _exists(name)
+        if taken is None:
+            self._fd = _open(name)
+        else:
+            self.lost, self._fd = taken[0].lost, -1 if taken[1].fd is None else taken[1].fd
         try:
             if is_new and mtu != 1500:
                 _set_mtu(name, mtu)
@@ -63,15 +68,26 @@ class Tap(FrameEnd):
             )
             self._news.bind((0, _RTMGRP_LINK))
         except OSError as error:
-            os.close(self._fd)
+            if taken is None:
+                os.close(self._fd)
             raise DeviceError(f"virtual:network: tap={name}: {error.strerror}") from None
         self.connected = self._is_up()
 
     def start(self, loop: Loop, arrived: Callable[[], object], changed: Callable[[], object]) -> None:
         self._loop, self._arrived, self._changed = loop, arrived, changed
-        loop.add_reader(self._fd, arrived)
         loop.add_reader(self._news.fileno(), self._look)
+        if self._fd >= 0:
+            loop.add_reader(self._fd, arrived)
+        else:
+            self._timer = loop.call_later(_RETRY, self._again)
         self.connected = self._is_up()
+
+    def state(self) -> EndState:
+        return EndState(EndKind.TAP, self.lost)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        return {"tap": self._fd} if self._fd >= 0 else {}
 
     def receive(self, room: memoryview) -> int:
         if self._fd < 0:
@@ -122,6 +138,8 @@ class Tap(FrameEnd):
             self._tell(self._is_up())
 
     def _is_up(self) -> bool:
+        if self._fd < 0:
+            return False
         try:
             name = _FLAGS.unpack(fcntl.ioctl(self._fd, _TUNGETIFF, bytes(_FLAGS.size)))[0]
             self.label = name.rstrip(b"\0").decode(errors="replace")

@@ -8,7 +8,7 @@ head of queue command passes what is still waiting.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .command import COMPARE, READ, WRITE, Command
 
@@ -18,6 +18,7 @@ _EVERYWHERE = 1 << 64
 class Task:
     """A command with its tag, how far its data has come, and what it waits for.
 
+    cdb, lun     what the driver has sent, and whether that is for a unit that does not exist
     left, place  bytes still to move, and where the next one belongs: in the image, or in the data to send
     working      a thread uses its data or the image for it
     aborted      nobody wants its status any more
@@ -27,11 +28,13 @@ class Task:
     __slots__ = (
         "aborted",
         "barrier",
+        "cdb",
         "command",
         "end",
         "ended",
         "followers",
         "left",
+        "lun",
         "parameters",
         "place",
         "start",
@@ -43,8 +46,12 @@ class Task:
         "writes",
     )
 
-    def __init__(self, tag: int, command: Command, *, ordered: bool = False) -> None:
+    def __init__(
+        self, tag: int, command: Command, *, ordered: bool = False, cdb: bytes = b"", lun: bool = False
+    ) -> None:
         kind = command.kind
+        self.cdb = cdb
+        self.lun = lun
         self.tag = tag
         self.command = command
         self.left = command.length
@@ -94,6 +101,15 @@ class TaskSet:
         self._tasks[task] = None
         self._ordering += task.writes or task.barrier
         return not task.waits
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks)
+
+    def enter_again(self, task: Task) -> None:
+        """Take in a task of another set, behind those that are here already; what it waits for and who waits for it is
+        known."""
+        self._tasks[task] = None
+        self._ordering += task.writes or task.barrier
 
     def leave(self, task: Task) -> list[Task]:
         """Everything of a task that others could have to wait for is done: those that may begin now."""

@@ -58,18 +58,18 @@ class Uas:
         self._loop = loop
         self._serve = serve
         self._back = back
-        self._tasks = TaskSet()
+        self.tasks = TaskSet()
         self._management = TaskManagement(self, disk)
         self._free: deque[Task] = deque()  # may begin
         self._going_on = False
         self._barrier: Task | None = None
-        self._streams = False
-        self._status = StatusPipe(self._delivered)
-        self.answer = self._status.answer
+        self.has_streams = False
+        self.status = StatusPipe(self._delivered)
+        self.answer = self.status.answer
         self._command: VirtualEndpoint | None = None
         self._data: dict[int, VirtualEndpoint] = {}
-        self._takers: dict[int, dict[int, Task]] = {DATA_IN: {}, DATA_OUT: {}}  # whose data moves on each stream
-        self._turns: dict[int, deque[Task]] = {DATA_IN: deque(), DATA_OUT: deque()}  # who waits for a pipe
+        self.takers: dict[int, dict[int, Task]] = {DATA_IN: {}, DATA_OUT: {}}  # whose data moves on each stream
+        self.turns: dict[int, deque[Task]] = {DATA_IN: deque(), DATA_OUT: deque()}  # who waits for a pipe
 
     def start(self, endpoints: Mapping[int, VirtualEndpoint], *, streams: bool, held: bool = False) -> None:
         """The alternate setting was chosen, with these endpoints; all commands from before are forgotten.
@@ -79,16 +79,16 @@ class Uas:
         self.stop()
         if held and self._barrier is None:
             self._barrier = Task(0, GOOD, ordered=True)
-            self._tasks.enter(self._barrier)
-        self._streams = streams
+            self.tasks.enter(self._barrier)
+        self.has_streams = streams
         self._command = endpoints.get(COMMAND)
-        self._status.start(endpoints.get(STATUS), streams=streams)
+        self.status.start(endpoints.get(STATUS), streams=streams)
         self._data = {address: endpoints[address] for address in (DATA_IN, DATA_OUT) if address in endpoints}
 
     def release(self) -> None:
         """The image is free: what was held by `start` may begin."""
         if self._barrier is not None:
-            self._free.extend(self._tasks.leave(self._barrier))
+            self._free.extend(self.tasks.leave(self._barrier))
             self._barrier = None
             self._go_on()
 
@@ -96,7 +96,7 @@ class Uas:
         """Another alternate setting, a reset, the end: forget all commands. Threads finish what they are doing."""
         self.abort_all(lambda: None)
         self._management.forget()
-        self._status.start(None, streams=False)
+        self.status.start(None, streams=False)
         self._command = None
         self._data = {}
         self._free.clear()
@@ -105,21 +105,21 @@ class Uas:
         """Take what is queued on a pipe."""
         queue = endpoint.queue
         if endpoint is self._command:
-            while queue and self._status.owing < OWED_LIMIT and not endpoint.halted:
+            while queue and self.status.owing < OWED_LIMIT and not endpoint.halted:
                 transfer = queue.popleft()
                 if transfer.stream_id:
                     transfer.complete(TransferStatus.ERROR)
                 else:
                     self._information_unit(transfer, endpoint)
             return
-        takers = self._takers.get(endpoint.address)
+        takers = self.takers.get(endpoint.address)
         while queue:
             transfer = queue.popleft()
             stream_id = transfer.stream_id
-            if not (0 < stream_id <= STREAMS if self._streams else not stream_id):
+            if not (0 < stream_id <= STREAMS if self.has_streams else not stream_id):
                 transfer.complete(TransferStatus.ERROR)  # no stream of this pipe
             elif takers is None:
-                self._status.fetch(transfer, endpoint)
+                self.status.fetch(transfer, endpoint)
             else:
                 task = takers.get(stream_id)
                 if task is None or task.working:
@@ -137,7 +137,7 @@ class Uas:
         unit = windows[0] if len(windows) == 1 else transfer.read()
         length = transfer.length
         kind, tag = iu.HEADER.unpack_from(unit) if length >= 4 else (0, 0)
-        if length < 4 or (self._streams and not 0 < tag <= STREAMS):
+        if length < 4 or (self.has_streams and not 0 < tag <= STREAMS):
             # There is no tag, or none that an answer could be sent for.
             endpoint.halted = True
             transfer.complete(TransferStatus.STALL)
@@ -171,12 +171,12 @@ class Uas:
             self.answer(tag, iu.status(tag, iu.TASK_SET_FULL))
             return
         command = self.disk.execute(cdb, 1 if lun else 0)
-        task = Task(tag, command, ordered=attribute == iu.ORDERED)
+        task = Task(tag, command, ordered=attribute == iu.ORDERED, cdb=cdb, lun=lun)
         self.tags[tag] = task
         if command.failed:
             task.ended = True
             self.answer(tag, self._failure(tag), task)
-        elif self._tasks.enter(task, first=attribute == iu.HEAD_OF_QUEUE):
+        elif self.tasks.enter(task, first=attribute == iu.HEAD_OF_QUEUE):
             self._run(task)
 
     def _is_overlapped(self, tag: int) -> bool:
@@ -199,16 +199,16 @@ class Uas:
             self._moved(task)
             return
         address = DATA_IN if command.kind in (SEND, READ) else DATA_OUT
-        if self._streams:
-            self._takers[address][task.tag] = task
+        if self.has_streams:
+            self.takers[address][task.tag] = task
             self._take_parked(address, task.tag, task)
         else:
-            self._turns[address].append(task)
+            self.turns[address].append(task)
             self._next_turn(address)
 
     def _next_turn(self, address: int) -> None:
         """Without streams: give the pipe to the next command if it is free."""
-        turns, takers = self._turns[address], self._takers[address]
+        turns, takers = self.turns[address], self.takers[address]
         while turns and turns[0].aborted:
             turns.popleft()
         if turns and not takers:
@@ -219,7 +219,7 @@ class Uas:
     def _take_parked(self, address: int, number: int, task: Task) -> None:
         endpoint = self._data.get(address)
         parked = endpoint.parked.get(number) if endpoint is not None else None
-        while parked and self._takers[address].get(number) is task and not task.working:
+        while parked and self.takers[address].get(number) is task and not task.working:
             self._move(task, parked.popleft())
 
     def _move(self, task: Task, transfer: Transfer) -> None:
@@ -280,12 +280,12 @@ class Uas:
 
     def _release(self, task: Task) -> None:
         """A command moves no more data."""
-        number = task.tag if self._streams else 0
-        for address, takers in self._takers.items():
+        number = task.tag if self.has_streams else 0
+        for address, takers in self.takers.items():
             if takers.get(number) is task:
                 del takers[number]
-            elif task in self._turns[address]:
-                self._turns[address].remove(task)
+            elif task in self.turns[address]:
+                self.turns[address].remove(task)
 
     def _moved(self, task: Task) -> None:
         """All data has been moved: do what is left of the command."""
@@ -306,14 +306,14 @@ class Uas:
 
     def _end(self, task: Task, status: bytes) -> None:
         task.ended = True
-        self._free.extend(self._tasks.leave(task))
+        self._free.extend(self.tasks.leave(task))
         self.answer(task.tag, status, task)
         self._go_on()
 
     def _go_on(self) -> None:
         """Begin what may begin now. Only the outermost call does, so a long queue is not a deep stack."""
         free = self._free
-        if not self._streams:
+        if not self.has_streams:
             self._next_turn(DATA_IN)
             self._next_turn(DATA_OUT)
         if self._going_on:
@@ -348,14 +348,14 @@ class Uas:
         if self.tags.get(task.tag) is task:
             del self.tags[task.tag]
         self._release(task)
-        self._status.forget(task)
+        self.status.forget(task)
         if task.working:
             if back is not None:
                 task.when_back.append(back)
             return
         if not task.ended:
             task.ended = True
-            self._free.extend(self._tasks.leave(task))
+            self._free.extend(self.tasks.leave(task))
         if back is not None:
             back()
         self._go_on()
@@ -380,7 +380,7 @@ class Uas:
                 self._came_back(task)
             elif task.left and transfer is not None:
                 is_in = task.command.kind in (SEND, READ)
-                self._take_parked(DATA_IN if is_in else DATA_OUT, task.tag if self._streams else 0, task)
+                self._take_parked(DATA_IN if is_in else DATA_OUT, task.tag if self.has_streams else 0, task)
             if not self.working:
                 self._back()
 
@@ -397,7 +397,7 @@ class Uas:
 
     def _came_back(self, task: Task) -> None:
         task.ended = True
-        self._free.extend(self._tasks.leave(task))
+        self._free.extend(self.tasks.leave(task))
         for back in task.when_back:
             back()
         self._go_on()

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from ..usb.descriptors import Configuration, Interface
 from ..usb.device import Loop
+from ..usb.handover import CannotHandOver
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from .endpoint import VirtualEndpoint
 from .flash import Flash
 from .image import Image
+from .transport_state import UasState
 from .uas import Uas
+from .uas_handover import take_uas_state, uas_state
 from .uas_interface import INTERFACE_CLASS, STREAMS, pipes
 
 PRODUCT_ID = 0x0011
@@ -74,9 +77,22 @@ class UasFlash(Flash):
     def thread_back(self) -> None:
         self._uas.release()
 
+    def uas_state(self) -> UasState | None:
+        return uas_state(self._uas) if self._chosen else None
+
+    def take_uas_state(self, state: UasState) -> None:
+        if not self._chosen:
+            raise CannotHandOver(f"{self.name} has not chosen UAS, and has commands of it")
+        take_uas_state(self._uas, state)
+
+    @property
+    def is_busy(self) -> bool:
+        return super().is_busy or self._uas.working > 0
+
     def _uas_back(self) -> None:
         if not self._closed:
             if not self._chosen:
                 self.hold(False)
         elif not self.is_working:
             super().given_back()
+        self.settled()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import ConfigError
+from ..state import U64
 from .files import claim, make_or_open, open_file
 from .looking import check_output
 
@@ -43,6 +45,24 @@ def header(rate: int, channels: int, length: int) -> bytes:
         + _MAKER
         + _CHUNK.pack(b"data", min(length, _SIZE_MAX))
     )
+
+
+@dataclass
+class WriterState:
+    """A file that is written: its bytes of samples, those that were lost, and those that wait."""
+
+    written: U64
+    lost: U64
+    waiting: bytes
+
+
+@dataclass
+class ReaderState:
+    """A file that is read: where its samples are, and which comes next, in bytes."""
+
+    start: U64
+    length: U64
+    at: U64
 
 
 class WavWriter:
@@ -84,6 +104,28 @@ class WavWriter:
         check_output(
             path, lambda fd: _recorded(fd, path, rate, channels), what=_what(path), failed=f"cannot write {path}"
         )
+
+    @classmethod
+    def take_over(cls, path: str, fd: int, state: WriterState, *, rate: int, channels: int) -> WavWriter:
+        """A file that another process has made, and handed over as `fd`."""
+        self = cls.__new__(cls)
+        self.path, self.lost, self.written = path, state.lost, state.written
+        self._rate, self._channels, self._waiting, self._fd = rate, channels, bytearray(state.waiting), fd
+        return self
+
+    def state(self) -> WriterState:
+        """What another process has to know, which gets the open file `fd`."""
+        return WriterState(self.written, self.lost, bytes(self._waiting))
+
+    @property
+    def fd(self) -> int:
+        """The open file."""
+        return self._fd
+
+    def forget(self) -> None:
+        """Another process has the file, and writes what waits."""
+        os.close(self._fd)
+        self._fd = -1
 
     def write(self, data: bytes | memoryview) -> None:
         """Add samples."""
@@ -154,19 +196,38 @@ class WavReader:
             raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
         if locked:
             claim(fd, exclusive=False, what=what, remedy="it can be played when it is whole")
-        self._file: BinaryIO = os.fdopen(fd, "rb")
+        self._fd = fd
         try:
-            self._start, self.length = _find_samples(self._file, path, rate, channels)
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                self._start, self.length = _find_samples(file, path, rate, channels)
         except OSError as error:
-            self._file.close()
+            os.close(fd)
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
         except ConfigError:
-            self._file.close()
+            os.close(fd)
             raise
 
-    def rewind(self) -> None:
-        """Begin again with the first sample."""
-        self._at = 0
+    @classmethod
+    def take_over(cls, path: str, fd: int, state: ReaderState) -> WavReader:
+        """A file that another process has opened, and handed over as `fd`."""
+        self = cls.__new__(cls)
+        self.path, self._fd, self._at = path, fd, state.at
+        self._start, self.length = state.start, state.length
+        self._chunk, self._chunk_at = memoryview(b""), 0
+        return self
+
+    def state(self) -> ReaderState:
+        """What another process has to know, which gets the open file `fd`."""
+        return ReaderState(self._start, self.length, self._at)
+
+    @property
+    def fd(self) -> int:
+        """The open file."""
+        return self._fd
+
+    def rewind(self, at: int = 0) -> None:
+        """Begin again with the first sample, or the one at byte `at`."""
+        self._at = at
 
     def read(self, length: int) -> bytes | memoryview:
         """The next `length` bytes (at most 64 KiB)."""
@@ -181,12 +242,12 @@ class WavReader:
 
     def close(self) -> None:
         """Give the file back."""
-        self._file.close()
+        os.close(self._fd)
 
     def _fetch(self, at: int) -> None:
         size = min(_READ_SIZE, self.length - at)
         try:
-            data = os.pread(self._file.fileno(), size, self._start + at)
+            data = os.pread(self._fd, size, self._start + at)
         except OSError as error:
             _log.error("cannot read %s: %s", self.path, error.strerror)
             data = b""

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from usbvfiod_core import InterceptedTransfer, Interceptor, SetupPacket, Transfer, TransferStatus, TransferType
+from usbvfiod_core import (
+    CannotHandOver,
+    InterceptedTransfer,
+    Interceptor,
+    SetupPacket,
+    Transfer,
+    TransferStatus,
+    TransferType,
+)
 from usbvfiod_core.usb import descriptors
 from usbvfiod_core.usb.requests import (
     CLEAR_FEATURE,
@@ -95,6 +104,11 @@ class MassStorageQuirks(Interceptor):
 
     def attached(self) -> None:
         self.commands.name = self.device.name
+
+    def own_state(self) -> dict[str, Any]:
+        if self._active:
+            raise CannotHandOver("it follows the commands of a drive that it guards, edits or logs, and keeps them")
+        return {}
 
     def was_reset(self) -> None:
         self._configuration = None
