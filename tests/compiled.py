@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "compiled"
 TESTS = (
+    "tests/unit/daemon/test_poller.py",
     "tests/unit/test_compiled.py",
     "tests/unit/test_memory.py",
     "tests/unit/pci",

@@ -25,7 +25,7 @@ from tests.e2e.test_life import guest
 from tests.unit.virtual.test_loopback import IN, OUT, Cable
 from usbvfiod_core import TransferType
 from usbvfiod_core.daemon.loop import SWITCH_INTERVAL, ServerLoop
-from usbvfiod_core.daemon.selector import SpinningSelector
+from usbvfiod_core.daemon.selector import PollingSelector
 from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.usb.speed import Speed
@@ -193,9 +193,13 @@ def test_the_loop_has_its_turns_beside_a_thread_that_computes(loop: ServerLoop) 
     assert any(turns(SWITCH_INTERVAL) > 2 * turns(0.005) for _ in range(10))
 
 
+def _unexpected(error: BaseException) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("spin", [0.0, 0.0005], ids=["sleeping", "polling"])
 def test_short_timeouts_are_kept_to_the_microsecond(spin: float) -> None:
-    selector = SpinningSelector(spin)
+    selector = PollingSelector(_unexpected, spin)
     waited = []
     for _ in range(50):
         start = time.perf_counter()

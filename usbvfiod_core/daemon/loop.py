@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
+from functools import partial
 from threading import Condition, Thread
 from typing import Any, TypeVar, TypeVarTuple
 
 from .on_demand import load_on_demand
-from .selector import SPIN, SpinningSelector
+from .selector import SPIN, PollingSelector
 
 for _name in ("ssl", "asyncio.sslproto"):
     load_on_demand(_name)
@@ -92,14 +94,16 @@ class EmbeddingLoop(BlockingCalls):
 
 
 class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
-    """An asyncio event loop that is also a `usb.device.Loop`."""
+    """An asyncio event loop that is also a `usb.device.Loop`.
+
+    Readers and writers are called by its poller, without a turn of asyncio's; see there.
+    """
 
     def __init__(self, spin: float = SPIN) -> None:
-        self.selector = SpinningSelector(spin)
-        super().__init__(self.selector)
+        selector = PollingSelector(self._callback_failed, spin)
+        self._poller = selector.poller
+        super().__init__(selector)
         BlockingCalls.__init__(self)
-        self._in_event = False
-        self._afterwards: list[Callable[[], object]] = []
 
     def apart(self, *, awaited: bool = True, threads: int = MAX_THREADS) -> LoopApart:
         """See `LoopApart`."""
@@ -107,30 +111,54 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
 
     def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         """As asyncio's, and what `callback` leaves to `call_afterwards` is done in the same turn of the loop."""
-        super().add_reader(fd, self._handle_event, callback, *args)
+        self._poller.add_reader(_number(fd), partial(callback, *args) if args else callback)
 
     def add_writer(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         """As `add_reader`."""
-        super().add_writer(fd, self._handle_event, callback, *args)
+        self._poller.add_writer(_number(fd), partial(callback, *args) if args else callback)
+
+    def remove_reader(self, fd: Any) -> bool:
+        """As asyncio's."""
+        return self._poller.remove_reader(_number(fd))
+
+    def remove_writer(self, fd: Any) -> bool:
+        """As asyncio's."""
+        return self._poller.remove_writer(_number(fd))
 
     def call_afterwards(self, callback: Callable[[], object]) -> None:
         """Call `callback` when the file descriptor that is being seen to has been seen to, and otherwise soon. A turn
         of the loop costs several microseconds and a system call, as much as a transfer's way through a backend."""
-        if self._in_event:
-            self._afterwards.append(callback)
-        else:
+        if not self._poller.call_afterwards(callback):
             self.call_soon(callback)
 
-    def _handle_event(self, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
-        self._in_event = True
-        try:
-            callback(*args)
-        finally:
-            self._in_event = False
-            if self._afterwards:
-                afterwards, self._afterwards = self._afterwards, []
-                for each in afterwards:
-                    each()
+    # What a reader or writer asks of asyncio is done when the poller has returned.
+
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        self._poller.due = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's; `call_later` comes here."""
+        self._poller.due = True
+        return super().call_at(when, callback, *args, context=context)
+
+    def stop(self) -> None:
+        """As asyncio's."""
+        self._poller.due = True
+        super().stop()
+
+    def _callback_failed(self, error: BaseException) -> None:
+        self.call_exception_handler({"message": "Exception in a reader or writer", "exception": error})
+
+
+def _number(fd: Any) -> int:
+    """A descriptor, or that of a file or socket."""
+    return fd if isinstance(fd, int) else int(fd.fileno())
 
 
 class LoopApart(BlockingCalls):

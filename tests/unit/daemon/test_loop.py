@@ -1,10 +1,9 @@
-"""The loop: what blocks goes to threads, and the selector polls only where that pays."""
+"""The loop: what blocks goes to threads, and what an event leaves is done at once."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import selectors
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from random import Random
 import pytest
 
 from usbvfiod_core.daemon.loop import MAX_THREADS, ServerLoop
-from usbvfiod_core.daemon.selector import FULL_CREDIT, PAUSE, PROBE_EVERY, SpinningSelector
 from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.usb.device import Loop
 
@@ -216,7 +214,7 @@ def test_what_an_event_leaves_is_done_before_anything_else(loop: ServerLoop, rea
 
     getattr(loop, watch)(ready, event, "event")
     loop.run_forever()
-    assert done == ["event", "afterwards"]
+    assert done == ["event", "afterwards", "soon"]
 
 
 def test_what_is_left_outside_of_an_event_is_done_soon(loop: ServerLoop, ready: int) -> None:
@@ -234,10 +232,6 @@ def test_what_is_left_outside_of_an_event_is_done_soon(loop: ServerLoop, ready: 
         loop.stop()
 
     loop.add_reader(ready, lambda: loop.call_afterwards(again))
-    loop.run_forever()
-    assert done == ["first", "second"]
-    loop.remove_reader(ready)
-    loop.call_soon(loop.stop)
     loop.run_forever()
     assert done == ["first", "second", "third"]
 
@@ -258,184 +252,3 @@ def test_an_event_that_raises_leaves_what_it_has_left(loop: ServerLoop, ready: i
     assert [type(each) for each in failures] == [ZeroDivisionError]
     loop.call_afterwards(lambda: done.append("soon"))
     assert done == ["afterwards"]
-
-
-# -- the selector ---------------------------------------------------------------------------------------------------
-
-
-class Epoll:
-    """Stands in for the kernel: a look takes a microsecond, a sleep as long as it may; what is found is scripted."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        self.looks = 0
-        self.sleeps: list[float | None] = []
-        self.found_after: int | None = None
-        """Looks of one call of `select` after which there is something."""
-        self.preempted_after: int | None = None
-        monkeypatch.setattr("usbvfiod_core.daemon.selector.perf_counter", lambda: self.now)
-        monkeypatch.setattr(selectors.EpollSelector, "select", self.select)
-        monkeypatch.setattr("select.select", lambda r, w, x, timeout: self.select(timeout))
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-
-    def select(self, timeout: float | None = None) -> list[object]:
-        if timeout == 0:
-            self.looks += 1
-            self.now += 0.001 if self.looks == self.preempted_after else 1e-6
-            return [object()] if self.looks == self.found_after else []
-        self.sleeps.append(timeout)
-        self.now += timeout or 1.0
-        return []
-
-    def looks_of(self, selector: SpinningSelector, timeout: float | None = None) -> int:
-        """How often one call of `select` looks before it finds something or sleeps."""
-        self.looks = 0
-        self.sleeps.clear()
-        selector.select(timeout)
-        return self.looks
-
-
-@pytest.fixture
-def epoll(monkeypatch: pytest.MonkeyPatch) -> Epoll:
-    return Epoll(monkeypatch)
-
-
-def exhausted(epoll: Epoll) -> SpinningSelector:
-    """A selector whose polling has never paid."""
-    selector = SpinningSelector(100e-6)
-    for _ in range(FULL_CREDIT):
-        assert epoll.looks_of(selector) >= 99
-    return selector
-
-
-def test_it_polls_before_it_sleeps(epoll: Epoll) -> None:
-    selector = SpinningSelector(100e-6)
-    assert 99 <= epoll.looks_of(selector) <= 101
-    assert epoll.sleeps == [None]
-
-
-def test_it_does_not_sleep_when_polling_finds_something(epoll: Epoll) -> None:
-    selector = SpinningSelector(100e-6)
-    epoll.found_after = 40
-    assert epoll.looks_of(selector, 2.0) == 40
-    assert epoll.sleeps == []
-
-
-def test_polling_that_does_not_pay_ends_but_for_a_probe(epoll: Epoll) -> None:
-    selector = exhausted(epoll)
-    looks = [epoll.looks_of(selector) for _ in range(3 * PROBE_EVERY)]
-    assert sum(each > 0 for each in looks) == 3
-    assert epoll.sleeps == [None]
-
-
-def test_a_probe_that_pays_takes_polling_up_again(epoll: Epoll) -> None:
-    selector = exhausted(epoll)
-    epoll.found_after = 10
-    for _ in range(PROBE_EVERY):
-        looks = epoll.looks_of(selector)
-    assert looks == 10
-    assert [epoll.looks_of(selector) for _ in range(FULL_CREDIT)] == [10] * FULL_CREDIT
-
-
-def test_now_and_then_a_miss_does_not_end_it(epoll: Epoll) -> None:
-    selector = SpinningSelector(100e-6)
-    for turn in range(20 * FULL_CREDIT):
-        epoll.found_after = None if turn % 3 == 0 else 5
-        assert epoll.looks_of(selector) >= 5
-
-
-def test_polling_that_takes_the_processor_from_others_pauses(epoll: Epoll) -> None:
-    selector = SpinningSelector(100e-6)
-    epoll.preempted_after = 7
-    assert epoll.looks_of(selector, 1.0) == 7
-    assert epoll.sleeps == [pytest.approx(1.0 - 0.001, abs=1e-5)]
-    epoll.preempted_after = None
-    looks = [epoll.looks_of(selector) for _ in range(PAUSE)]
-    assert [turn for turn, each in enumerate(looks, start=1) if each] == [PAUSE]
-
-
-@pytest.mark.parametrize("timeout", [1e-6, 30e-6, 99e-6])
-def test_it_polls_no_longer_than_the_timeout(epoll: Epoll, timeout: float) -> None:
-    selector = SpinningSelector(100e-6)
-    start = epoll.now
-    assert epoll.looks_of(selector, timeout) <= timeout / 1e-6 + 1
-    assert epoll.sleeps == []
-    assert timeout <= epoll.now - start < timeout + 2e-6
-
-
-def test_what_polling_took_is_not_slept(epoll: Epoll) -> None:
-    selector = SpinningSelector(100e-6)
-    epoll.looks_of(selector, 0.5)
-    assert epoll.sleeps == [pytest.approx(0.5 - 100e-6, abs=2e-6)]
-
-
-@pytest.mark.parametrize("spin", [0.0, 100e-6])
-def test_it_never_polls_when_told_not_to_or_with_one_processor(
-    epoll: Epoll, spin: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if spin:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    selector = SpinningSelector(spin)
-    assert epoll.looks_of(selector) == 0
-    assert epoll.sleeps == [None]
-
-
-def test_only_looking_does_not_sleep(epoll: Epoll) -> None:
-    selector = SpinningSelector(100e-6)
-    for timeout in (0, -1):
-        assert epoll.looks_of(selector, timeout) == 1
-        assert epoll.sleeps == []
-
-
-# -- the selector on the real kernel --------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[0.0, 0.0005], ids=["sleeping", "polling"])
-def watched(request: pytest.FixtureRequest) -> Iterator[tuple[SpinningSelector, int, int]]:
-    """A selector that watches the reading end of a pipe."""
-    selector = SpinningSelector(request.param)
-    reader, writer = os.pipe()
-    selector.register(reader, selectors.EVENT_READ)
-    yield selector, reader, writer
-    selector.close()
-    os.close(reader)
-    os.close(writer)
-
-
-def test_it_finds_what_is_ready(watched: tuple[SpinningSelector, int, int]) -> None:
-    selector, reader, writer = watched
-    os.write(writer, b"x")
-    for timeout in (None, 0, -1, 0.0001, 1):
-        [(key, events)] = selector.select(timeout)
-        assert (key.fd, events) == (reader, selectors.EVENT_READ)
-
-
-@pytest.mark.parametrize("timeout", [None, 10.0])
-def test_it_waits_for_what_comes_later(watched: tuple[SpinningSelector, int, int], timeout: float | None) -> None:
-    selector, _, writer = watched
-    timer = threading.Timer(0.01, os.write, (writer, b"x"))
-    timer.start()
-    assert len(selector.select(timeout)) == 1
-    timer.join()
-
-
-def test_short_timeouts_are_not_cut_short(watched: tuple[SpinningSelector, int, int]) -> None:
-    for _ in range(20):
-        start = time.perf_counter()
-        assert watched[0].select(0.0002) == []
-        assert time.perf_counter() - start >= 0.000199
-
-
-def test_timers_of_the_loop_are_not_early(loop: ServerLoop) -> None:
-    late: list[float] = []
-
-    def tick(due: float) -> None:
-        late.append(time.perf_counter() - due)
-        if len(late) == 20:
-            loop.stop()
-        else:
-            loop.call_later(0.0003, tick, time.perf_counter() + 0.0003)
-
-    loop.call_soon(tick, time.perf_counter())
-    loop.run_forever()
-    assert min(late[1:]) > -0.0001
