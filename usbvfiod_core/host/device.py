@@ -135,6 +135,11 @@ class HostDevice(HostContract, EnumeratedDevice):
             self._end_watch()
         super().close()
 
+    def forget(self) -> None:
+        if self._end_watch is not None and not self._closed:
+            self._end_watch()
+        self._gone = self._closed = True
+
     # -- EnumeratedContract --------------------------------------------------------------------------------------------
 
     def begin_configuration(self, value: int, done: Then) -> None:

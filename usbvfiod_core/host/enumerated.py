@@ -15,6 +15,7 @@ from collections.abc import Callable
 from ..usb import data_stage
 from ..usb.descriptors import Configuration
 from ..usb.device import DeviceEvents, Loop
+from ..usb.handover import NotSettled
 from ..usb.moment import Moment
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
@@ -24,6 +25,7 @@ from .contract import EnumeratedContract
 from .descriptor_filter import without_remote_wakeup, without_streams
 from .operations import ClaimLost, Operation, OperationFailed, Operations, Then
 from .options import EnumeratedOptions, ResetPolicy
+from .state import EnumeratedState
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class EnumeratedDevice(EnumeratedContract):
         """What was logged last of a configuration that was not set."""
         self._closed = False
         self._released = Moment()
+        self._settling: list[Callable[[], object]] = []
 
     # -- what a backend uses -----------------------------------------------------------------------------------------
 
@@ -210,6 +213,29 @@ class EnumeratedDevice(EnumeratedContract):
     def why_gone(self) -> str:
         return self._why_gone
 
+    # -- going on in another process, for backends whose devices can -------------------------------------------------
+
+    def when_settled(self, done: Callable[[], object]) -> None:
+        if self._operations.running:
+            self._settling.append(done)
+        else:
+            done()
+
+    def enumerated_state(self) -> EnumeratedState:
+        """What another process has to know. Raises NotSettled while an operation runs, or the device leaves."""
+        if self._operations.running or self._held:
+            raise NotSettled(f"{self.name} is at work")
+        if self._gone or self._closed:
+            raise NotSettled(f"{self.name} is being unplugged")
+        return EnumeratedState(
+            self.configuration, self._host_configuration, sorted(self.features), self.moved, self._touched
+        )
+
+    def take_enumerated_state(self, state: EnumeratedState) -> None:
+        """Go on, as a new device, where that of another process was."""
+        self.configuration, self._host_configuration = state.configuration, state.host_configuration
+        self.features, self.moved, self._touched = set(state.features), state.moved, state.touched
+
     # -- what the requests need ----------------------------------------------------------------------------------------
 
     def forward(self, transfer: Transfer, *, touches: bool) -> None:
@@ -309,6 +335,10 @@ class EnumeratedDevice(EnumeratedContract):
         # What is submitted meanwhile lines up behind those that are held.
         while self._held and not self._operations.running:
             self._dispatch(self._held.popleft())
+        if self._settling and not self._operations.running:
+            settling, self._settling = self._settling, []
+            for done in settling:
+                done()
 
     def _refuse_held(self, status: TransferStatus) -> None:
         held, self._held = self._held, deque()

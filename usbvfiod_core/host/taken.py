@@ -23,6 +23,7 @@ from typing import Final
 from ..rights import open_node
 from . import sysfs
 from .found import USBFS, Found, Hands, NodeHands
+from .state import FoundState, TakenState
 from .sysfs import SysfsDevice
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,35 @@ class Taken:
         place = where() if device.directory is not None else None
         if place is not None:
             self._note(place, notes)
+
+    @classmethod
+    def take_over(cls, device: SysfsDevice, state: TakenState, fd: int | None) -> Taken:
+        """What another process has taken and handed over; `fd` is of the file, whose lock goes with it."""
+        self = cls.__new__(cls)
+        found = state.found
+        drivers = None if found.drivers is None else {int(number): name for number, name in found.drivers.items()}
+        self._device, self._left_over = device, state.left_over
+        self._file = None if state.path is None or fd is None else _File(Path(state.path), fd)
+        self.found = Found(found.configuration, drivers, device.directory)
+        return self
+
+    def state(self) -> TakenState:
+        """What another process has to know."""
+        drivers = self.found.drivers
+        named = None if drivers is None else {str(number): name for number, name in drivers.items()}
+        path = None if self._file is None else str(self._file.path)
+        return TakenState(FoundState(self.found.configuration, named), path, self._left_over)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """What another process gets of it."""
+        return {} if self._file is None else {"taken": self._file.fd}
+
+    def forget(self) -> None:
+        """Another process has it: the file stays, and stays locked."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def host_has(self, device: SysfsDevice) -> None:
         """The host has configured the device itself meanwhile: it is to be given back like this."""
@@ -151,8 +181,8 @@ class _File:
     """A file of one device, locked while it is open."""
 
     def __init__(self, path: Path, fd: int) -> None:
-        self._path = path
-        self._fd = fd
+        self.path = path
+        self.fd = fd
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> _File | None:
@@ -177,23 +207,23 @@ class _File:
                 raise FileNotFoundError(f"{path} has gone")
 
     def read(self) -> bytes:
-        return os.pread(self._fd, _NOTED_BYTES, 0)
+        return os.pread(self.fd, _NOTED_BYTES, 0)
 
     def write(self, text: bytes) -> None:
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, text, 0)
 
     def remove(self) -> None:
         """Remove and unlock it."""
         try:
-            os.unlink(self._path)
+            os.unlink(self.path)
         except OSError as error:
-            log.debug("%s stays: %s", self._path, error)
+            log.debug("%s stays: %s", self.path, error)
         self.close()
 
     def close(self) -> None:
         """Unlock it."""
-        fd, self._fd = self._fd, -1
+        fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
+from usbvfiod_core import Backend, CannotHandOver, Device, DeviceError, DeviceInfo, Handover, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
 from usbvfiod_core.host.gate import admit
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.rights import open_node
+from usbvfiod_core.state import unpack
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
@@ -38,6 +39,17 @@ class UsbfsBackend(Backend):
             reason = sysfs.access_problem(device) if missing else None
             raise DeviceError(reason or f"{device.node}: {error.strerror}") from None
         return _open(fd, device, options, loop)
+
+    def take_over(self, address: str, options: HostOptions, loop: Loop, handover: Handover) -> Device:
+        from .device import UsbfsState, take_device_over
+        from .handle import Handle
+
+        state = unpack(UsbfsState, handover.state)
+        fd = handover.descriptors.get("device")
+        if fd is None:
+            raise CannotHandOver("the descriptor of the device has not come with it")
+        device = sysfs.find_fd(fd, sysfs.scan())
+        return take_device_over(loop, Handle(fd), device, options, state, handover.descriptors.get("taken"))
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         return hotplug.watch(loop, changed)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from usbvfiod_core import DeviceError
+from usbvfiod_core import CannotHandOver, DeviceError, Handover
 from usbvfiod_core.host.configurations import configurations
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
+from usbvfiod_core.host.state import EnumeratedState, TakenState
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.host.taken import Taken
+from usbvfiod_core.state import U8, U16, pack
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
 from usbvfiod_core.usb.device import DeviceEvents, Loop
+from usbvfiod_core.usb.handover import NotSettled
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType
@@ -37,6 +41,23 @@ CUT_ONE_PIECE: Final = 64 << 10
 MAX_STREAMS: Final = 63
 """Streams asked for; the guest's controller has no more for an endpoint."""
 _CONFIGURE_TRIES: Final = 3
+
+
+@dataclass
+class UsbfsState:
+    """What a device hands over, beside its open file."""
+
+    device: EnumeratedState
+    taken: TakenState
+    alternates: dict[str, U8]
+    """Alternate settings other than 0, by interface."""
+    streams: list[list[U8]]
+    """Endpoints that have streams, by those that got them together."""
+    max_streams: U16
+    claimed: list[U8]
+    released: list[U8]
+    left_out: dict[str, str]
+    """By interface, why it cannot be claimed."""
 
 
 class UsbfsDevice(HostDevice):
@@ -118,6 +139,39 @@ class UsbfsDevice(HostDevice):
 
     def claimed(self) -> list[int]:
         return self.handle.claimed
+
+    # -- going on in another process: what is claimed belongs to the open file, and goes with it ---------------------
+
+    def hand_over(self) -> Handover:
+        device = self.enumerated_state()
+        if self.urbs.inflight:
+            raise NotSettled(f"{self.name} has transfers in flight")
+        together = {tuple(each) for each in self._streams.values()}
+        state = UsbfsState(
+            device,
+            self.taken.state(),
+            {str(number): alternate for number, alternate in self._alternates.items()},
+            sorted(map(list, together)),
+            self.max_streams,
+            list(self.handle.claimed),
+            list(self.handle.released),
+            {str(number): reason for number, reason in self.handle.left_out.items()},
+        )
+        return Handover(pack(state), {"device": self.handle.fd, **self.taken.descriptors})
+
+    def take_state(self, state: UsbfsState) -> None:
+        """Go on, as a new device, where that of another process was."""
+        self.take_enumerated_state(state.device)
+        self._alternates = {int(number): alternate for number, alternate in state.alternates.items()}
+        self._streams = {each: together for together in state.streams for each in together}
+        self.handle.claimed, self.handle.released = state.claimed, state.released
+        self.handle.left_out = {int(number): reason for number, reason in state.left_out.items()}
+
+    def forget(self) -> None:
+        super().forget()
+        self.urbs.forget()
+        self.handle.close()
+        self.taken.forget()
 
     # -- in a thread ---------------------------------------------------------------------------------------------------
 
@@ -316,6 +370,23 @@ def open_device(loop: Loop, handle: Handle, device: SysfsDevice, options: HostOp
         taken.found.repair(handle, handle.let_go())
         taken.not_taken()
         raise
+
+
+def take_device_over(
+    loop: Loop, handle: Handle, device: SysfsDevice, options: HostOptions, state: UsbfsState, taken: int | None
+) -> UsbfsDevice:
+    """Go on with a device that another process has opened and claimed; `taken` is the descriptor of the file that says
+    so. Nothing is done to the device. Raises CannotHandOver."""
+    speed = handle.speed or device.speed
+    if speed is None:
+        raise CannotHandOver("its speed is not known to this host")
+    if state.taken.path is not None and taken is None:
+        raise CannotHandOver(f"the descriptor of {state.taken.path} has not come with it")
+    made = UsbfsDevice(
+        loop, handle, device, speed, options, state.max_streams, Taken.take_over(device, state.taken, taken)
+    )
+    made.take_state(state)
+    return made
 
 
 def streams_of(interface: Interface) -> tuple[int, list[int]]:

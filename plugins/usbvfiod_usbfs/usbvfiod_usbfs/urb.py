@@ -216,6 +216,12 @@ class Urbs:
             self.die()
             self._lost()
 
+    def forget(self) -> None:
+        """Another process goes on with the device: nothing is in flight, and nothing is submitted or reaped here."""
+        self.pause()
+        self._dead = True
+        self._waiting.clear()
+
     def die(self) -> None:
         """The kernel has nothing more to give back: what is in flight ends as disconnected, nothing new is taken."""
         if self._dead:
