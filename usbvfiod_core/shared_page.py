@@ -8,6 +8,7 @@ page at any time, and any value.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from mmap import mmap
@@ -21,17 +22,28 @@ _SEALS = 0x0001 | 0x0002 | 0x0004
 
 class SharedPage:
     """The page at `offset` of `registers`, in a file from the constructor to `close`; what is in it stays. Raises
-    OSError."""
+    OSError.
 
-    def __init__(self, registers: mmap, offset: int) -> None:
+    With `shared`, the file of another process's page, of which a copy of the descriptor is made, the page is that one,
+    and what is in it is what the guest and the other process have written."""
+
+    def __init__(self, registers: mmap, offset: int, shared: int | None = None) -> None:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(registers)) + offset
         self._content = memoryview(registers)[offset : offset + PAGE]
-        fd = os.memfd_create("registers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        if shared is None:
+            fd = os.memfd_create("registers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
+            fd = fcntl.fcntl(shared, fcntl.F_DUPFD_CLOEXEC, 0)
         self.area = SharedArea(fd, offset, PAGE)
         try:
-            os.truncate(fd, offset + PAGE)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            self._replace(fd)
+            if shared is None:
+                os.truncate(fd, offset + PAGE)
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+                self._replace(fd)
+            else:
+                if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != offset + PAGE:
+                    raise OSError(errno.EINVAL, "it is not a page of registers")
+                map_over(self._address, PAGE, fd, offset)
         except BaseException:
             os.close(fd)
             raise

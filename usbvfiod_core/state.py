@@ -55,6 +55,12 @@ def check_format(format: object) -> None:
         raise StateError(f"format: this version reads {known}, and the state has {format!r}")
 
 
+def require(condition: bool, path: str, what: str) -> None:
+    """Raises StateError, that the value at `path` is wrong, unless `condition` holds."""
+    if not condition:
+        raise StateError(f"{path}: {what}")
+
+
 def pack(value: Any) -> dict[str, Any]:
     """The plain values of a dataclass instance, for `json.dumps`.
 

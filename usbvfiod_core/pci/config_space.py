@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+from ..state import require
 from .interrupts import ALL, Enables, Mechanism
 
 CONFIG_SIZE: Final = 4096
@@ -148,6 +149,20 @@ class ConfigSpace:
     def reset(self) -> None:
         """Every register as at power-on."""
         self._data[:] = self._reset
+
+    def saved_state(self) -> bytes:
+        """All of it, up to the last byte that is not 0."""
+        return bytes(self._data).rstrip(b"\0")
+
+    def take_over(self, saved: bytes) -> None:
+        """What it was in another process. Raises StateError if a driver could not have made it so."""
+        require(len(saved) <= CONFIG_SIZE, "config", "it is too long")
+        data = saved.ljust(CONFIG_SIZE, b"\0")
+        writable, status = int.from_bytes(self._writable, "little"), STATUS_INTERRUPT << 8 * STATUS
+        fixed = ~(writable | status)
+        old, new = int.from_bytes(self._reset, "little"), int.from_bytes(data, "little")
+        require(old & fixed == new & fixed, "config", "what no driver can change is not as here")
+        self._data[:] = data
 
     @property
     def enables(self) -> Enables:

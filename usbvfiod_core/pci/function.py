@@ -15,6 +15,7 @@ from ..shared_area import SharedArea
 from .config_space import CONFIG_SIZE, ConfigSpace
 from .interrupts import Interrupts, InterruptSource, Mechanism
 from .msix import MsixTable
+from .state import FunctionState
 from .vfio import BAR0_REGION, CONFIG_REGION
 
 BAR0_SIZE: Final = 0x8000
@@ -128,6 +129,24 @@ class PciFunction:
     def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
         """Before DMA_UNMAP: `done` once no transfer uses the range, inside this call or later."""
         self.controller.quiesce(address, size, done)
+
+    # -- going on in another process --------------------------------------------------------------------------------
+
+    def state(self) -> FunctionState:
+        """All that another process needs to go on with the function, beside the controller and what is the client's.
+        The controller stands still."""
+        state = FunctionState(self.config.saved_state(), msix_table=self._table.saved_state())
+        self.interrupts.saved_state(state)
+        return state
+
+    def restore(self, state: FunctionState) -> None:
+        """Be the function of this state, in the place of one that nobody has used yet but for assigning the client's
+        interrupts. Nobody is told anything before the controller goes on. Raises StateError."""
+        self.config.take_over(state.config)
+        self._table.take_over(state.msix_table)
+        enables = self.config.enables
+        self.controller.bus_master = enables.bus_master
+        self.interrupts.take_over(state, enables)
 
     # -- own --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,9 @@ from collections.abc import Collection
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
+from ..state import require
 from .intx import Intx, Target
+from .state import FunctionState
 from .vfio import INTX_IRQ, MSI_IRQ, MSIX_IRQ
 
 MAX_VECTORS: Final = 32
@@ -153,6 +155,25 @@ class Interrupts:
     def unmask(self) -> None:
         """Tell of the pin again, at once if it is asserted."""
         self._intx.unmask()
+
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def saved_state(self, into: FunctionState) -> None:
+        """Add what another process needs to go on with them, beside configuration space and targets."""
+        into.mechanisms = sorted(each.value for each in self.mechanisms)
+        into.by_configuration = self._by_configuration
+        into.pin_masked, into.pin_told = self._intx.masked, self._intx.told
+
+    def take_over(self, saved: FunctionState, enables: Enables) -> None:
+        """Go on where another process was. The targets have been assigned; what is pending is told when the controller
+        goes on. Raises StateError."""
+        offered = sorted(each.value for each in self.mechanisms)
+        require(saved.mechanisms == offered, "mechanisms", f"the function offers {', '.join(offered)}")
+        self._enables = enables
+        self._by_configuration = saved.by_configuration
+        self._route()
+        enabled = self._in_force is Mechanism.INTX and not enables.intx_disabled
+        self._intx.take_over(enabled=enabled, masked=saved.pin_masked, told=saved.pin_told)
 
     # -- own ---------------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,20 @@ class Intx:
         self._enabled = enabled
         self._told = False
 
+    @property
+    def masked(self) -> bool:
+        """Whether the client wants to hear nothing."""
+        return self._masked
+
+    @property
+    def told(self) -> bool:
+        """Whether the client knows of the level, and has not unmasked since."""
+        return self._told
+
+    def take_over(self, *, enabled: bool, masked: bool, told: bool) -> None:
+        """Go on where another process was; nothing is told now."""
+        self._enabled, self._masked, self._told = enabled, masked, told
+
     def _look(self) -> None:
         if self._target is not None and self._enabled and self._level():
             self.raised()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..state import require
+
 ENTRY_SIZE: Final = 16
 _VECTOR_CONTROL: Final = 12
 _ENTRY_MASKED: Final = 0x01
@@ -35,3 +37,12 @@ class MsixTable:
         room = max(len(self._table) - offset, 0)
         kept = data[:room]
         self._table[offset : offset + len(kept)] = kept
+
+    def saved_state(self) -> bytes:
+        """All of it."""
+        return bytes(self._table)
+
+    def take_over(self, saved: bytes) -> None:
+        """What it was in another process. Raises StateError."""
+        require(len(saved) == len(self._table), "msix_table", f"{len(self._table)} bytes are expected")
+        self._table[:] = saved

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 from ..errors import UnsharedMemoryError
 from ..memory import GuestMemory
+from ..state import require
 from . import registers as reg
 from . import spec
 from .commands import CommandHost, execute
@@ -13,6 +14,7 @@ from .complaints import UNSHARED, Complaints
 from .interrupters import Interrupters
 from .journal import Journal
 from .ring import ConsumerRing, RingLoopError, Trb
+from .state import CommandRingState
 
 COMMANDS_PER_RUN: Final = 64
 
@@ -62,6 +64,11 @@ class CommandRing:
     def running(self) -> bool:
         """CRR."""
         return bool(self._dwords[_CRCR >> 2])
+
+    @property
+    def executing(self) -> bool:
+        """Whether a command waits for transfers to come back."""
+        return self._executing is not None
 
     def check_shared(self) -> None:
         """Raises UnsharedMemoryError if the client does not share the memory of the next command."""
@@ -124,6 +131,24 @@ class CommandRing:
         self._pointer[1] = value
         if not self._ignore_hi:
             self._move()
+
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def saved_state(self) -> CommandRingState:
+        """What another process needs to go on with it; no command is being executed."""
+        lo, hi = self._pointer
+        dequeue = self._ring.address | self._ring.cycle
+        return CommandRingState(dequeue, hi << 32 | lo, self._rung, self._stopping, self._ignore_hi)
+
+    def take_over(self, saved: CommandRingState) -> None:
+        """Go on, once the controller does, where another process was. Raises StateError."""
+        require(not saved.dequeue & 0xE, "command_ring.dequeue", "no TRB can be there")
+        require(not saved.stopping & ~(spec.CRCR_CS | spec.CRCR_CA), "command_ring.stopping", "not CS or CA")
+        self._ring.move(saved.dequeue & ~0xF, saved.dequeue & 1)
+        self._pointer = [saved.pointer & 0xFFFF_FFFF, saved.pointer >> 32]
+        self._rung = saved.rung
+        self._stopping = saved.stopping
+        self._ignore_hi = saved.ignored
 
     # -- own ---------------------------------------------------------------------------------------------------------
 

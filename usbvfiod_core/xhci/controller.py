@@ -22,7 +22,8 @@ from .complaints import FAILURE, Complaints
 from .interrupters import Interrupters
 from .journal import CONTROLLER, Journal
 from .mfindex import MicroframeIndex
-from .remapping import REMAP_SECONDS, Remapping
+from .quiescence import Quiescence
+from .remapping import Remapping
 from .revocation import Revocations
 from .root_hub import RootHub
 from .slot import when_all
@@ -104,16 +105,22 @@ class Controller:
         self.release_slot = self.table.release
         self.slot = self.table.get
         self.slot_of = self.table.slot_of
-        self._remapping = Remapping(memory, loop, self.interrupters.primary.ring, self.work_due)
+        self._remapping = Remapping(memory, loop, self.interrupters.primary.ring, self.table.endpoints, self.work_due)
+        self.quiesce = self._remapping.quiesce
         registers.writers[_USBCMD] = self.write_usbcmd
         self.read = registers.read
         self._dwords = registers.dwords
         self._turns = Turns(self.interrupters)
+        self._quiet = Quiescence(self, self._mfindex, self._commands, self._remapping, self._revocations, self._turns)
+        self.quiet = self._quiet.quiet
+        self.resume = self._quiet.resume
+        self.state = self._quiet.state
+        self.restore = self._quiet.restore
         self._in_run = self._commands_due = self._reset_due = self._draining = self._halt_due = False
         self._resetting: list[Callable[[], object]] = []
         self._halt_timer: Timer | None = None
-        self._saved = self._failed = False
-        self._untouched = True  # no driver has written USBCMD since power-on
+        self.saved = self.failed = False  # Save State was asked for; HSE or HCE waits for a reset
+        self.untouched = True  # no driver has written USBCMD since power-on
 
     # -- the guest's side: registers -----------------------------------------------------------------------------
 
@@ -150,14 +157,14 @@ class Controller:
         dwords, at = self._dwords, _USBCMD >> 2
         if dwords[_USBSTS >> 2] & spec.USBSTS_CNR:
             return  # a reset is under way (5.4.2)
-        self._untouched = False
+        self.untouched = False
         old = dwords[at]
         new = self.registers.store_masked(_USBCMD, value)
         if value & spec.USBCMD_HCRST:
             dwords[at] |= spec.USBCMD_HCRST
             self._begin_reset(None)
             return
-        if self._failed:
+        if self.failed:
             dwords[at] = new = new & ~spec.USBCMD_RS  # only a reset helps (4.24.1)
         if new & ~old & spec.USBCMD_RS:
             self._start()
@@ -173,6 +180,16 @@ class Controller:
     def running(self) -> bool:
         """USBSTS.HCH is clear."""
         return not self._dwords[_USBSTS >> 2] & spec.USBSTS_HCH
+
+    @property
+    def changing(self) -> bool:
+        """Whether it is being reset, or about to halt."""
+        return self._reset_due or self._draining or self._halt_due or self._halt_timer is not None
+
+    @property
+    def memory_expected(self) -> bool:
+        """Whether unmapped memory is expected back: whoever wants the controller to be quiet waits for that."""
+        return self._remapping.left > 0
 
     @property
     def _fetching(self) -> bool:
@@ -203,6 +220,9 @@ class Controller:
         if self._halt_due:
             self._halt_due = False
             self._drain_for_halt()
+        if self._quiet.active:
+            self._quiet.work()
+            return False
         turns, hub, interrupters = self._turns, self.hub, self.interrupters
         if (
             not self.bus_master
@@ -258,7 +278,7 @@ class Controller:
     def reset(self, done: Callable[[], object]) -> None:
         """DEVICE_RESET, or the client is gone: as HCRST. `done` when no transfer uses guest memory any more."""
         self.complaints.reset()
-        self._untouched = True
+        self.untouched = True
         self._begin_reset(done)
         if self._reset_due:
             self._reset_due = False
@@ -273,27 +293,6 @@ class Controller:
     def pending_interrupts(self) -> int:
         """Bit n: interrupter n wants to interrupt, may, and has not been able to send a message."""
         return self.interrupters.pending
-
-    def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
-        """Before a DMA_UNMAP: take back transfers that use this range; `done` when none does any more.
-
-        They are fetched again once the memory has had time to be mapped anew: QEMU unmaps and maps all of it while a
-        firmware boots.
-        """
-        self._remapping.unmapped()
-        end = address + size
-        endpoints = [endpoint for endpoint in self.table.endpoints() if endpoint.uses(address, end)]
-
-        def fetch_again() -> None:
-            for endpoint in endpoints:
-                endpoint.resume()
-
-        def taken_back() -> None:
-            if endpoints:
-                self.loop.call_later(REMAP_SECONDS, fetch_again)
-            done()
-
-        when_all([endpoint.rewind for endpoint in endpoints], taken_back)
 
     # -- what the parts need -------------------------------------------------------------------------------------
 
@@ -353,9 +352,9 @@ class Controller:
         a reset; then, and while the controller runs, it is an error, and the driver starts over."""
         self._dwords[_USBSTS >> 2] &= ~spec.USBSTS_SRE
         if not self.running and value & spec.USBCMD_CSS:
-            self._saved = True
+            self.saved = True
             self.interrupters.save()
-        elif not self.running and self._saved:
+        elif not self.running and self.saved:
             self.interrupters.restore()
         else:
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_SRE
@@ -389,8 +388,8 @@ class Controller:
     def _fail_if_untouched(self) -> None:
         """A driver that has not so much as reset this controller (4.2) was saved beside another one, with its VM, and
         would wait for ever. It is interrupted, whatever is enabled: for all it knows that is."""
-        if self._untouched:
-            self._untouched = False
+        if self.untouched:
+            self.untouched = False
             self.host_controller_error("the guest's driver takes it for another, which it has started")
             self._dwords[_USBSTS >> 2] |= spec.USBSTS_EINT
             self._interrupt(0)
@@ -398,7 +397,7 @@ class Controller:
     def _fail(self, bit: int) -> None:
         self._dwords[_USBSTS >> 2] |= bit | spec.USBSTS_HCH
         self._dwords[_USBCMD >> 2] &= ~spec.USBCMD_RS
-        self._failed = True
+        self.failed = True
         self._mfindex.stop()
         self._commands.halt()
         for endpoint in self.table.endpoints():
@@ -425,7 +424,7 @@ class Controller:
         self._draining = False
         self.table.release_all()
         self._commands.reset()
-        self._commands_due = self._halt_due = self._saved = self._failed = False
+        self._commands_due = self._halt_due = self.saved = self.failed = False
         self._mfindex.reset()
         self.registers.reset()
         self.interrupters.reset()

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import GuestMemoryError
+from ..state import require
 from ..usb.device import Device
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec, states
 from .allowance import Allowance
-from .engine import TransferEngine
 from .journal import described
 from .report import current
 from .ring import Trb
+from .state import EndpointState
+from .taking_back import StoppableEngine
 from .td import Td, data_length
 from .transfer_ring import TransferRing
 from .xhc import Tap, Xhc
@@ -32,7 +34,7 @@ _DEQUEUE: Final = 8
 """Offset of the TR Dequeue Pointer in an endpoint context (6.2.3)."""
 
 
-class Endpoint(TransferEngine):
+class Endpoint(StoppableEngine):
     """Endpoint `dci` (1 to 31) of slot `slot_id`, whose context lies at `context` in guest memory.
 
     The endpoint starts Running with its ring at `dequeue` (pointer and DCS as in the endpoint context).
@@ -200,6 +202,32 @@ class Endpoint(TransferEngine):
         ring.move(dequeue)
         self._enter(states.SET_DEQUEUE, ring, dequeue)
         return spec.CC_SUCCESS
+
+    # -- going on in another process -------------------------------------------------------------------------------
+
+    def saved_state(self) -> EndpointState:
+        """What another process needs to go on with it; the controller is quiet."""
+        return EndpointState(
+            dci=self.dci,
+            type=self.type,
+            state=states.ENDPOINT_STATES[self.state],
+            context=self.context,
+            rings=[ring.saved_state() for ring in self.rings()],
+            connected=self._device is not None,
+            rung=self._rung,
+        )
+
+    def take_over(self, saved: EndpointState, path: str) -> None:
+        """Go on, once the controller does, where another process was. Raises StateError."""
+        self._rung = saved.rung
+        self.state = states.named(states.ENDPOINT_STATES, saved.state, f"{path}.state")
+        require(self.state != spec.EP_DISABLED, f"{path}.state", "a Disabled endpoint has none")
+        self._take_over_rings(saved, path)
+
+    def _take_over_rings(self, saved: EndpointState, path: str) -> None:
+        require(saved.streams is None, f"{path}.streams", "only bulk endpoints have streams")
+        require(len(saved.rings) == 1 and not saved.rings[0].stream_id, f"{path}.rings", "one ring is expected")
+        self._rings[0].take_over(saved.rings[0], f"{path}.rings[0]")
 
     # -- own -------------------------------------------------------------------------------------------------------
 

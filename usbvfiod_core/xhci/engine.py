@@ -15,7 +15,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..usb.device import Device, Timer
@@ -30,9 +30,6 @@ from .td import Td, TdFault
 from .transfer_ring import IN_FLIGHT, TransferRing
 from .turns import Runnable
 from .xhc import Xhc
-
-if TYPE_CHECKING:
-    from ..mapping import Withdrawn
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +100,19 @@ class TransferEngine(Runnable):
         """The ring itself, at `dequeue`, is memory that the client does not share. Nothing is in flight on it."""
 
     # -- work ----------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Retire what has ended and fetch nothing: the controller becomes quiet."""
+        if self._drained:
+            if self.outstanding == 0 and not self._revoking:
+                self._finish_drain()
+            return
+        self._running = True
+        for ring in list(self.rings()):
+            inflight = ring.inflight
+            while inflight and inflight[0].ended and self._retire(ring, inflight[0]):
+                pass
+        self._running = False
 
     def run(self, deadline: int) -> bool:
         """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
@@ -375,65 +385,6 @@ class TransferEngine(Runnable):
         self._revoking = False
         if not self.queued:
             self._xhc.ready(self)
-
-    def disable(self, then: Callable[[], None]) -> None:
-        """Leave the state machine for good: no event any more, `then` when nothing is in flight. The context is the
-        caller's business."""
-        self.state = spec.EP_DISABLED
-
-        def gone() -> None:
-            for ring in self.rings():
-                ring.clear()
-            self.share.end()
-            then()
-
-        self.drain(gone)
-
-    def rewind(self, then: Callable[[], None]) -> None:
-        """Take everything back to the rings without an event and go on at the next doorbell or `resume`: the port is
-        reset, or the guest's memory map changes under the transfers."""
-
-        def back() -> None:
-            if self.state == spec.EP_RUNNING:
-                for ring in self.rings():
-                    self._retire_completed(ring)
-                    ring.rewind(keep_progress=True)
-            then()
-
-        self.drain(back)
-
-    def resume(self) -> None:
-        """Fetch again what `rewind` has taken back."""
-        for ring in self.rings():
-            self._answer_doorbell_of(ring)
-        if not self.queued:
-            self._xhc.ready(self)
-
-    def uses(self, start: int, end: int) -> bool:
-        """Whether a transfer in flight, or one that was given up on and is not revoked, may touch guest memory in this
-        range, or one that is being read has windows somewhere."""
-        return any(ring.long is not None for ring in self.rings()) or any(
-            trb.parameter < end and start < trb.parameter + (trb.status & spec.TRB_LENGTH_MASK)
-            for ring in self.rings()
-            for td in ring.inflight
-            if not td.ended or self._revoking
-            for trb in td.trbs
-        )
-
-    def shares(self, withdrawn: Withdrawn) -> bool:
-        """Whether a transfer in flight has a window in these pages of guest memory."""
-        return any(withdrawn.meets(td.windows or ()) for ring in self.rings() for td in ring.inflight if not td.ended)
-
-    def device_gone(self, then: Callable[[], None]) -> None:
-        """The device is unplugged: no event any more, though commands still work; `then` when nothing is in flight."""
-
-        def back() -> None:
-            for ring in self.rings():
-                ring.rewind(keep_progress=False)
-            then()
-
-        self.drain(back)
-        self._device = None
 
 
 def _disconnected(transfer: Transfer) -> None:

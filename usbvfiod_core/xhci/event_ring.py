@@ -16,7 +16,9 @@ from typing import Final
 
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
+from ..state import require
 from . import spec
+from .state import EventRingState, EventState, SavedRingState, SegmentState
 
 ERST_MAX: Final = 32
 """Segments, 2 to the power of HCSPARAMS2.ERST Max."""
@@ -155,6 +157,42 @@ class EventRing:
         self._generation = -1
         self._count_free()
 
+    # -- going on in another process -----------------------------------------------------------------------------
+
+    def saved_state(self) -> EventRingState:
+        """What another process needs to go on with it."""
+        held = [EventState(*each) for each in self.held]
+        return EventRingState(*_described(self.save()), self._dequeue, held)
+
+    def saved_ring(self, saved: SavedRing, pending: bool) -> SavedRingState:
+        """What Save State has kept, and with it IPE."""
+        return SavedRingState(EventRingState(*_described(saved)), pending)
+
+    def take_over(self, saved: EventRingState, path: str) -> None:
+        """Go on where the ring of another process was. Raises StateError."""
+        self.restore(self.saved(saved, path))
+        require(saved.dequeue < max(self._size, 1), f"{path}.dequeue", "it is behind the end of the ring")
+        self._dequeue = saved.dequeue
+        self.held.extend((each.parameter, each.status, each.control) for each in saved.held)
+        self._count_free()
+
+    @staticmethod
+    def saved(saved: EventRingState, path: str) -> SavedRing:
+        """What `save` has returned in another process. Raises StateError."""
+        require(len(saved.segments) <= ERST_MAX, f"{path}.segments", "there are too many")
+        segments: list[_Segment] = []
+        first = 0
+        for index, each in enumerate(saved.segments):
+            where = f"{path}.segments[{index}]"
+            possible = spec.ERST_SEGMENT_MIN <= each.size <= spec.ERST_SEGMENT_MAX
+            require(possible, f"{where}.size", "no segment has this size")
+            require(not each.address & 0x3F, f"{where}.address", "no segment can be there")
+            segments.append(_Segment(each.address, each.size, first))
+            first += each.size
+        require(saved.enqueue < max(first, 1), f"{path}.enqueue", "it is behind the end of the ring")
+        segment = next((each for each in segments if saved.enqueue < each.first + each.size), _Segment(0, 0, 0))
+        return segments, first, segment, saved.enqueue - segment.first, saved.cycle
+
     # -- own ---------------------------------------------------------------------------------------------------
 
     def _store(self, parameter: int, status: int, control: int) -> None:
@@ -197,3 +235,10 @@ class EventRing:
             segment.dwords = view.cast("I")
             segment.qwords = view.cast("Q")
         self._generation = self._memory.generation
+
+
+def _described(saved: SavedRing) -> tuple[list[SegmentState], int, int]:
+    segments, size, segment, index, cycle = saved
+    if not size:
+        return [], 0, cycle
+    return [SegmentState(each.address, each.size) for each in segments], segment.first + index, cycle

@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from ..state import require
 from ..usb.device import Loop, Timer
 from . import registers as reg
 from . import spec
 from .event_ring import ERST_MAX, EventRing, SavedRing
+from .state import InterrupterState
 
 IMOD_UNIT: Final = 250e-9
 """Seconds (5.5.2.2)."""
+
+LONGEST_WAIT: Final = 0xFFFF * IMOD_UNIT
+"""Seconds of the longest moderation interval."""
 
 _USBCMD: Final = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
 _USBSTS: Final = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
@@ -119,6 +124,35 @@ class Interrupter:
             self._new_table = False
             self.ring.restore(ring)
             self.ring.move_dequeue(self._dequeue())
+
+    def saved_state(self) -> InterrupterState:
+        """What another process needs to go on with it, beside its registers."""
+        wait = min(max(self._not_before - self._loop.time(), 0.0), LONGEST_WAIT)
+        return InterrupterState(
+            self.ring.saved_state(),
+            self._pending,
+            self._new_table,
+            self._moved,
+            round(wait * 1e9),
+            None if self._saved is None else self.ring.saved_ring(*self._saved),
+        )
+
+    def take_over(self, saved: InterrupterState, path: str) -> None:
+        """Go on, once the controller does, where another process was. Raises StateError."""
+        self.ring.take_over(saved.ring, f"{path}.ring")
+        self._pending = saved.pending
+        self._new_table = saved.new_table
+        self._moved = saved.moved
+        require(saved.wait <= LONGEST_WAIT * 1e9, f"{path}.wait", "no interval is as long")
+        self._not_before = self._loop.time() + saved.wait * 1e-9
+        if saved.saved is not None:
+            self._saved = self.ring.saved(saved.saved.ring, f"{path}.saved.ring"), saved.saved.pending
+
+    def go_on(self) -> None:
+        """The controller goes on, here or where another process was: look at everything, and tell what is pending."""
+        self.deliver()
+        if not self.queued:
+            self._dirty(self)
 
     def flush(self) -> None:
         """Do what register writes have asked for, and interrupt if it is due. Raises GuestMemoryError."""

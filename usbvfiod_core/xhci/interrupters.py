@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ..errors import GuestMemoryError
 from ..memory import GuestMemory
 from ..shared_area import SharedArea
+from ..state import StateError, require
 from ..usb.device import Loop
 from . import registers as reg
 from . import spec
 from .event_ring import EventRing
 from .interrupter import Interrupter
+from .state import InterrupterState
 
 if TYPE_CHECKING:
     from ..shared_page import SharedPage
@@ -83,12 +85,38 @@ class Interrupters:
             del writers[_USBSTS_OFFSET]
             self._make(Interrupter)
         else:
-            from ..shared_page import SharedPage
-            from .shared_interrupter import SharedInterrupter
+            self._share(None)
 
-            self._page = SharedPage(self._registers.bytes, reg.INTERRUPTER_PAGE)
-            writers[_USBSTS_OFFSET] = self._write_usbsts
-            self.mapped = self._make(SharedInterrupter)
+    def _share(self, fd: int | None) -> None:
+        """Let the client map the registers: of the page in the file `fd`, or of a new one."""
+        from ..shared_page import SharedPage
+        from .shared_interrupter import SharedInterrupter
+
+        self._page = SharedPage(self._registers.bytes, reg.INTERRUPTER_PAGE, fd)
+        self._registers.writers[_USBSTS_OFFSET] = self._write_usbsts
+        self.mapped = self._make(SharedInterrupter)
+
+    def saved_state(self) -> list[InterrupterState]:
+        """What another process needs to go on with them, beside their registers."""
+        return [interrupter.saved_state() for interrupter in self._all]
+
+    def take_over(self, saved: list[InterrupterState], page: int | None) -> None:
+        """Go on, once the controller does, where another process was; `page` is the file of the registers that the
+        client has mapped. Raises StateError."""
+        require(len(saved) == len(self._all), "interrupters", f"there are {len(saved)}, not {len(self._all)}")
+        if page is not None:
+            try:
+                self._share(page)
+            except OSError as error:
+                raise StateError(f"shared: the page of registers cannot be mapped: {error}") from error
+        for index, each in enumerate(saved):
+            self._all[index].take_over(each, f"interrupters[{index}]")
+        self.blocked = any(interrupter.blocked for interrupter in self._all)
+
+    def go_on(self) -> None:
+        """The controller goes on."""
+        for interrupter in self._all:
+            interrupter.go_on()
 
     def look_again(self) -> None:
         """The guest has done something: what waits for registers that it writes without a message is looked at."""

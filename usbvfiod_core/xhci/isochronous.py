@@ -16,6 +16,7 @@ from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
 from . import spec
 from .endpoint import Endpoint
 from .report import current
+from .state import EndpointState
 from .td import Td
 from .transfer_ring import TransferRing
 
@@ -87,6 +88,15 @@ class IsochronousEndpoint(Endpoint):
         inflight = ring.inflight
         while inflight and inflight[0].ended and (not inflight[0].taken_back or _moved(inflight[0])):
             self._retire(ring, inflight[0])
+
+    def saved_state(self) -> EndpointState:
+        saved = super().saved_state()
+        saved.flowing = self._flowing
+        return saved
+
+    def take_over(self, saved: EndpointState, path: str) -> None:
+        super().take_over(saved, path)
+        self._flowing = saved.flowing
 
     def _ring_unreachable(self, ring: TransferRing, dequeue: int) -> None:
         self._trb_error(ring, dequeue, None)

@@ -10,9 +10,11 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..state import require
 from ..usb.device import Device
 from . import registers as reg
 from . import spec
+from .state import PortState
 from .statistics import EndpointCounters
 from .xhc import Tap
 
@@ -111,6 +113,10 @@ class Port:
             self.withheld = None
             return
         self.device = None
+        self._vacate()
+
+    def _vacate(self) -> None:
+        """The driver does not see a device any more."""
         self.counters = {}
         self._wakeup = None
         self._resets += 1  # a reset under way does not end at another device
@@ -154,6 +160,51 @@ class Port:
             self._wake()
         elif self.enabled:
             self._wakeup = self._fetched
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    @property
+    def resetting(self) -> bool:
+        """Whether its device is being reset."""
+        return bool(self.portsc & spec.PORTSC_PR) and not self._reset_due
+
+    def saved_state(self) -> PortState | None:
+        """What another process needs to go on with it, beside its registers; None if nothing."""
+        occupied = self.occupant is not None
+        if not (occupied or self._event_due):
+            return None
+        counters = [each.saved_state(address) for address, each in self.counters.items()]
+        withheld = self.withheld is not None
+        return PortState(self.port_id, occupied, self._event_due, self._reset_due, self._wakeup, counters, withheld)
+
+    def take_over(self, saved: PortState, device: Device | None, path: str) -> None:
+        """Go on, once the controller does, where another process was, with this device. Raises StateError."""
+        seen = saved.occupied and not saved.withheld
+        require(seen or not saved.reset_due, f"{path}.reset_due", "there is no device")
+        require(saved.occupied or not saved.withheld, f"{path}.withheld", "there is no device")
+        resets = (0, spec.PORTSC_PRC, spec.PORTSC_WRC | spec.PORTSC_PRC)
+        require(saved.reset_due in resets, f"{path}.reset_due", "no reset has these change bits")
+        if device is not None:
+            require(device.speed.is_usb3 == self.is_usb3, path, f"{device.name} does not belong to this kind of port")
+        if saved.withheld:
+            self.withheld = device
+        else:
+            self.device = device
+        self._event_due = saved.event_due
+        self._reset_due = saved.reset_due
+        self._wakeup = saved.wakeup
+        for index, each in enumerate(saved.counters):
+            counters = self.counters[each.address] = EndpointCounters(each.type)
+            counters.take_over(each, f"{path}.counters[{index}]")
+
+    def go_on(self, *, missing: bool) -> None:
+        """The controller goes on where another process was; `missing`: without the device that the driver has seen."""
+        if missing:
+            self._vacate()
+        if self._event_due or self._reset_due:
+            self._hub.port_dirty(self)
+        if self._wakeup is not None and self.link_state == spec.PLS_U3:
+            self._hub.call_later(IDLE_SECONDS, self._idle)
 
     # -- work --------------------------------------------------------------------------------------------------------
 

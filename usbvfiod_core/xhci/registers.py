@@ -7,10 +7,11 @@ there is no second map that could drift from the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
 from typing import Final, NamedTuple
 
+from ..state import require
 from . import spec
 
 OPERATIONAL_BASE: Final = 0x40
@@ -129,7 +130,9 @@ class RegisterFile:
         self.dwords = memoryview(self.bytes).cast("I")
         self.writers: dict[int, Callable[[int], None]] = {}
         self.readers: dict[int, Callable[[], int]] = {}
-        self._rows = {offset: register for _, offset, register in register_map(ports, interrupters)}
+        rows = list(register_map(ports, interrupters))
+        self._rows = {offset: register for _, offset, register in rows}
+        self._names = {name: offset for name, offset, _ in rows}
         self._lay_out_capabilities(usb2_ports, usb3_ports, interrupters)
         if context_size == 64:
             self.dwords[spec.HCCPARAMS1 >> 2] |= spec.HCC1_CSZ
@@ -139,6 +142,26 @@ class RegisterFile:
         """Give every register its value after a reset; the ports set theirs themselves afterwards."""
         for offset, register in self._rows.items():
             self.dwords[offset >> 2] = register.reset
+
+    def saved_state(self, *, shared: bool) -> dict[str, int]:
+        """The registers that are not as after a reset, by name; without those of the interrupters if they are
+        `shared`, and without those that count time."""
+        return {
+            name: self.dwords[offset >> 2]
+            for name, offset in self._names.items()
+            if self.dwords[offset >> 2] != self._rows[offset].reset and self._saved(offset, shared)
+        }
+
+    def take_over(self, saved: Mapping[str, int], *, shared: bool) -> None:
+        """The values of another process. Raises StateError."""
+        for name, value in saved.items():
+            path = f"registers[{name!r}]"
+            require(name in self._names and self._saved(self._names[name], shared), path, "there is no such register")
+            self.dwords[self._names[name] >> 2] = value
+
+    def _saved(self, offset: int, shared: bool) -> bool:
+        page = INTERRUPTER_PAGE <= offset < INTERRUPTER_PAGE + 0x1000
+        return offset not in self.readers and not (shared and page)
 
     def read(self, offset: int, size: int) -> int:
         """Read `size` bytes (1, 2, 4 or 8) at `offset`; outside the space and reserved registers read 0."""

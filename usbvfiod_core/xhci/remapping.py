@@ -6,12 +6,14 @@ firmware does that dozens of times. What the driver has asked for just before mu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..memory import GuestMemory
 from ..usb.device import Loop, Timer
+from .endpoint import Endpoint
 from .event_ring import EventRing
+from .slot import when_all
 
 REMAP_SECONDS: Final = 0.05
 """Time after a DMA_UNMAP within which the memory is expected back."""
@@ -20,10 +22,19 @@ REMAP_SECONDS: Final = 0.05
 class Remapping:
     """Says whether work has to wait because the memory of `ring`, the primary event ring, has just been unmapped.
 
-    `again` is called when it has waited long enough; what is missing then is missing for good.
+    `again` is called when it has waited long enough; what is missing then is missing for good. `endpoints` are all
+    that the driver has configured, or that something waits for.
     """
 
-    def __init__(self, memory: GuestMemory, loop: Loop, ring: EventRing, again: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        loop: Loop,
+        ring: EventRing,
+        endpoints: Callable[[], Iterable[Endpoint]],
+        again: Callable[[], object],
+    ) -> None:
+        self._endpoints = endpoints
         self._memory = memory
         self._loop = loop
         self._ring = ring
@@ -32,9 +43,36 @@ class Remapping:
         self._until = 0.0
         self._timer: Timer | None = None
 
-    def unmapped(self) -> None:
-        """A DMA_UNMAP is being executed."""
+    def quiesce(self, address: int, size: int, done: Callable[[], object]) -> None:
+        """Before a DMA_UNMAP: take back transfers that use this range; `done` when none does any more.
+
+        They are fetched again once the memory has had time to be mapped anew: QEMU unmaps and maps all of it while a
+        firmware boots.
+        """
         self._until = self._loop.time() + REMAP_SECONDS
+        end = address + size
+        endpoints = [endpoint for endpoint in self._endpoints() if endpoint.uses(address, end)]
+
+        def fetch_again() -> None:
+            for endpoint in endpoints:
+                endpoint.resume()
+
+        def taken_back() -> None:
+            if endpoints:
+                self._loop.call_later(REMAP_SECONDS, fetch_again)
+            done()
+
+        when_all([endpoint.rewind for endpoint in endpoints], taken_back)
+
+    @property
+    def left(self) -> float:
+        """Seconds within which memory may still come back."""
+        return max(self._until - self._loop.time(), 0.0)
+
+    def take_over(self, seconds: float) -> None:
+        """Go on where another process was, in which memory was to come back within so many seconds."""
+        self._until = self._loop.time() + seconds
+        self._seen = -1
 
     def waits(self) -> bool:
         """Whether to do nothing that needs guest memory now. Costs two comparisons while the map stays as it is."""

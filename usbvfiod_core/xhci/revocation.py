@@ -25,6 +25,11 @@ class Revocations:
         self._endpoints = endpoints
         self._pending: list[Withdrawn] = []
 
+    @property
+    def pending(self) -> bool:
+        """Whether something is being taken from a device."""
+        return bool(self._pending)
+
     def revoke(self, windows: Sequence[memoryview], done: Callable[[], object]) -> None:
         """Take the windows of transfers that were given up on from their device; `done` when it has none of them any
         more. Raises OSError if the process can have no more mappings; `done` is not called then."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from ..errors import ConfigError
+from ..state import require
 from ..usb.device import Device, Loop
 from ..usb.transfer import TransferType
 from . import spec
@@ -15,8 +17,11 @@ from .journal import Journal
 from .ports import Port
 from .registers import RegisterFile
 from .slot import Slot, when_all
+from .state import PortState
 from .statistics import EndpointCounters, EndpointStatistics, describe
 from .xhc import Tap
+
+log = logging.getLogger(__name__)
 
 
 class HubHost(Protocol):
@@ -89,6 +94,7 @@ class RootHub:
         self.ports = [
             Port(port_id, port_id > usb2_ports, registers, self) for port_id in range(1, usb2_ports + usb3_ports + 1)
         ]
+        self._taken_over: list[tuple[Port, bool]] = []
         self.leaving: Callable[[int, Device], None] = lambda port_id, device: None
         self.unplugged: Callable[[int, Device], None] = lambda port_id, device: None
         self.noted: Callable[[Device, str], None] = lambda device, text: None
@@ -229,6 +235,48 @@ class RootHub:
             return None
         percent = 80 if usb_speed == 3 else 90
         return bytes([0, *(percent if port.is_usb3 == (usb_speed >= 4) else 0 for port in self.ports)])
+
+    # -- going on in another process -----------------------------------------------------------------------------
+
+    @property
+    def resetting(self) -> bool:
+        """Whether a device is being reset."""
+        return any(port.resetting for port in self.ports)
+
+    def saved_state(self) -> list[PortState]:
+        """What another process needs to go on with the ports, beside their registers."""
+        return [saved for port in self.ports if (saved := port.saved_state()) is not None]
+
+    def take_over(self, saved: list[PortState], device_of: Callable[[int], Device | None]) -> None:
+        """Go on, once the controller does, where another process was. Raises StateError."""
+        seen: set[int] = set()
+        for index, each in enumerate(saved):
+            path = f"ports[{index}]"
+            require(self.has_port(each.port_id), f"{path}.port_id", "there is no such port")
+            require(each.port_id not in seen, f"{path}.port_id", "there are two of them")
+            seen.add(each.port_id)
+            device = device_of(each.port_id) if each.occupied else None
+            port = self.ports[each.port_id - 1]
+            port.take_over(each, device, path)
+            self._taken_over.append((port, each.occupied and not each.withheld))
+        for port in self.ports:
+            require(not port.resetting, f"registers['PORTSC{port.port_id}']", "the port is being reset")
+
+    def go_on(self) -> None:
+        """The controller goes on: tell devices that came from another process that they are plugged in, and the driver
+        which have not come."""
+        taken_over, self._taken_over = self._taken_over, []
+        for port, occupied in taken_over:
+            device = port.occupant
+            if device is not None:
+                try:
+                    device.attach(_Events(self, port, device))
+                except Exception:
+                    log.exception("%s: attach raised; it is unplugged", device.name)
+                    self.unplug(port.port_id)
+            port.go_on(missing=occupied and device is None)
+        if self.dirty:
+            self._host.work_due()
 
     # -- work ----------------------------------------------------------------------------------------------------
 

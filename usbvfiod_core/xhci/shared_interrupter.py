@@ -15,10 +15,12 @@ from __future__ import annotations
 from typing import Final
 
 from ..errors import GuestMemoryError
+from ..state import StateError, require
 from ..usb.device import Timer
 from . import spec
 from .event_ring import ERST_MAX
 from .interrupter import Interrupter
+from .state import InterrupterState, MappedState
 
 FIRST_LOOK: Final = 0.001
 """Seconds until the first look by timer; each takes twice as long as the one before."""
@@ -67,6 +69,22 @@ class SharedInterrupter(Interrupter):
 
     def _dequeue(self) -> int:
         return self._seen_dequeue
+
+    def saved_state(self) -> InterrupterState:
+        saved = super().saved_state()
+        saved.mapped = MappedState(self._ip, self._restored, *self._seen_table, self._seen_dequeue)
+        return saved
+
+    def take_over(self, saved: InterrupterState, path: str) -> None:
+        super().take_over(saved, path)
+        mapped = saved.mapped
+        if mapped is None:
+            raise StateError(f"{path}.mapped: it is missing, although the registers are shared")
+        require(mapped.segments <= ERST_MAX, f"{path}.mapped.segments", "there are too many")
+        self._ip = mapped.interrupt
+        self._restored = mapped.restored
+        self._seen_table = mapped.table & ~0x3F, mapped.segments
+        self._seen_dequeue = mapped.dequeue & ~0xF
 
     # -- events and interrupts ----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..errors import UnsharedMemoryError
+from ..state import require
 from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import spec, states
@@ -19,6 +20,7 @@ from .allowance import Allowance
 from .contexts import ENDPOINT_TYPES, DeviceContext, EndpointContext, InputContext
 from .endpoint import Endpoint
 from .isochronous import IsochronousEndpoint
+from .state import EndpointState, SlotState
 from .statistics import EndpointCounters
 from .streams import StreamEndpoint
 from .xhc import Tap, Xhc
@@ -252,25 +254,78 @@ class Slot:
         self._abandoned = True
         when_all([endpoint.disable for endpoint in self.active()], then)
 
+    # -- going on in another process -------------------------------------------------------------------------------
+
+    def saved_state(self) -> SlotState:
+        """What another process needs to go on with it; the controller is quiet."""
+        device = self._host.device_at(self.port_id, enabled=False) if self.port_id else None
+        return SlotState(
+            self.slot_id,
+            states.SLOT_STATES[self.state],
+            self.port_id,
+            self._interrupter,
+            device is not None and device is self.device,
+            [endpoint.saved_state() for endpoint in self.active()],
+        )
+
+    def take_over(self, saved: SlotState, path: str) -> None:
+        """Go on, once the controller does, where another process was; the device is at its port. Raises StateError."""
+        self.state = states.named(states.SLOT_STATES, saved.state, f"{path}.state")
+        addressed = self.state != spec.SLOT_ENABLED
+        require(self.state != spec.SLOT_DISABLED, f"{path}.state", "a Disabled slot has none")
+        require(self._host.has_port(saved.port_id) or not addressed, f"{path}.port_id", "there is no such port")
+        require(addressed or not saved.endpoints, f"{path}.endpoints", "they come with an address")
+        self.port_id = saved.port_id if addressed else 0
+        self._interrupter = saved.interrupter
+        if saved.connected and addressed:
+            self.device = self._host.device_at(saved.port_id, enabled=False)
+        for index, endpoint in enumerate(saved.endpoints):
+            self._take_over_endpoint(endpoint, f"{path}.endpoints[{index}]")
+
+    def _take_over_endpoint(self, saved: EndpointState, path: str) -> None:
+        dci, type, streams = saved.dci, saved.type, saved.streams
+        require(self.endpoints[dci] is None, f"{path}.dci", "there are two of them")
+        require(
+            type is TransferType.CONTROL if dci == 1 else type is not TransferType.CONTROL or bool(dci & 1),
+            f"{path}.type",
+            "not for this endpoint",
+        )
+        require(not saved.context & 0x1F, f"{path}.context", "no context can be there")
+        array = count = 0
+        if streams is not None:
+            array, count = streams.array, streams.count
+            known = count in (2 << number for number in range(1, spec.MAX_PSA_SIZE + 1))
+            require(known and type is TransferType.BULK, f"{path}.streams.count", "there cannot be as many")
+            require(not array & 0xF, f"{path}.streams.array", "no array can be there")
+        device = self.device if saved.connected else None
+        self._add(dci, type, saved.context, array, device, count).take_over(saved, path)
+
     # -- own -------------------------------------------------------------------------------------------------------
 
     def _enable(self, dci: int, source: EndpointContext, context: DeviceContext, device: Device | None) -> None:
         context.write_endpoint(dci, source, spec.EP_RUNNING)
-        host, type, at = self._host, ENDPOINT_TYPES[source.type], context.endpoint_address(dci)
+        type, at = ENDPOINT_TYPES[source.type], context.endpoint_address(dci)
+        self._add(dci, type, at, source.dequeue, device, source.streams if source.max_primary_streams else 0)
+
+    def _add(
+        self, dci: int, type: TransferType, at: int, dequeue: int, device: Device | None, streams: int
+    ) -> Endpoint:
+        """Make an endpoint, with the context at `at`. With `streams` it has streams, and `dequeue` is their array."""
+        host, allowance = self._host, self._allowance
         endpoint: Endpoint
-        if source.max_primary_streams:
-            dequeue, streams = source.dequeue, source.streams
-            endpoint = StreamEndpoint(host, self.slot_id, dci, at, dequeue, device, self._allowance, streams)
+        if streams:
+            endpoint = StreamEndpoint(host, self.slot_id, dci, at, dequeue, device, allowance, streams)
         elif type is TransferType.ISOCHRONOUS:
-            endpoint = IsochronousEndpoint(host, self.slot_id, dci, type, at, source.dequeue, device, self._allowance)
+            endpoint = IsochronousEndpoint(host, self.slot_id, dci, type, at, dequeue, device, allowance)
         else:
-            endpoint = Endpoint(host, self.slot_id, dci, type, at, source.dequeue, device, self._allowance)
+            endpoint = Endpoint(host, self.slot_id, dci, type, at, dequeue, device, allowance)
         if device is not None:
             endpoint.counters = host.counters_at(self.port_id, endpoint.address, type)
             endpoint.tap(host.tap_at(self.port_id))
         endpoint.interrupter = self._interrupter
         endpoint.port_id = self.port_id
         self.endpoints[dci] = endpoint
+        return endpoint
 
     def _say_configured(self) -> None:
         found = [f"{each.address:#04x} {each.type.name.lower()}" for each in self.active() if each.dci > 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from ..state import require
 from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import registers as reg
@@ -12,6 +13,7 @@ from .allowance import Allowance
 from .contexts import DeviceContext
 from .endpoint import Endpoint
 from .slot import Slot
+from .state import SlotState
 from .statistics import EndpointCounters
 from .xhc import Tap, Xhc
 
@@ -76,6 +78,21 @@ class SlotTable:
     def slot_of(self, device: Device) -> Slot | None:
         """The slot that a device has been addressed through."""
         return next((slot for slot in self.slots if slot is not None and slot.device is device), None)
+
+    def saved_state(self) -> list[SlotState]:
+        """What another process needs to go on with the slots; the controller is quiet."""
+        return [slot.saved_state() for slot in self.slots if slot is not None]
+
+    def take_over(self, saved: list[SlotState]) -> None:
+        """Go on, once the controller does, where another process was. Raises StateError."""
+        for index, each in enumerate(saved):
+            path = f"slots[{index}]"
+            require(each.slot_id < len(self.slots), f"{path}.slot_id", "there is no such slot")
+            require(self.slots[each.slot_id] is None, f"{path}.slot_id", "there are two of them")
+            slot = Slot(self._host, each.slot_id, Allowance(self._devices))
+            slot.take_over(each, path)
+            require(slot.device is None or self.slot_of(slot.device) is None, path, "its device has another slot")
+            self.slots[each.slot_id] = slot
 
     def check_shared(self) -> None:
         """Raises UnsharedMemoryError if the client does not share the memory of the array of contexts."""

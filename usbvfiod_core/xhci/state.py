@@ -140,6 +140,7 @@ class PortState:
     wakeup     the device wants to wake the port as soon as it is suspended, unless it has ended more transfers by then
                than this; None if it does not
     counters   those of each endpoint
+    withheld   the driver sees an empty port (`usbvfiod quiesce`)
     """
 
     port_id: PortId
@@ -148,6 +149,7 @@ class PortState:
     reset_due: U32 = 0
     wakeup: U64 | None = None
     counters: list[CountersState] = field(default_factory=list)
+    withheld: bool = False
 
 
 @dataclass
@@ -259,6 +261,8 @@ class ControllerState:
     shared         the client may map the interrupters' registers: they lie in a file of their own, which goes on
     saved          the driver has saved the controller's state (USBCMD.CSS)
     failed         a Host System Error or Host Controller Error waits for a reset
+    untouched      no driver has written USBCMD since power-on
+    withholding    the driver sees all ports empty, whatever is plugged in (`usbvfiod quiesce`)
     clock          the loop's clock when the state was taken, in nanoseconds: what counts time goes on from there
     microframe     MFINDEX at that time
     remapping      nanoseconds that unmapped memory may still take to come back
@@ -275,6 +279,8 @@ class ControllerState:
     shared: bool = False
     saved: bool = False
     failed: bool = False
+    untouched: bool = False
+    withholding: bool = False
     clock: Nanoseconds = 0
     microframe: U16 = 0
     remapping: Nanoseconds = 0

@@ -6,8 +6,10 @@ doorbell is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
+from ..state import StateError
 from .spec import (
     EP_DISABLED,
     EP_ERROR,
@@ -88,3 +90,11 @@ ENDPOINT_STATES: Final = {
     EP_ERROR: "Error",
 }
 """Names of the endpoint states, for people."""
+
+
+def named(names: Mapping[int, str], name: str, path: str) -> int:
+    """The state of one of these names. Raises StateError, for the state of a controller at `path`."""
+    for number, known in names.items():
+        if known == name:
+            return number
+    raise StateError(f"{path}: there is no state {name!r} (there are: {', '.join(names.values())})")

@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from ..state import require
 from ..usb.transfer import TransferType
 from . import spec
+from .state import CountersState
 from .states import ENDPOINT_STATES
 
 _BUCKETS: Final = 65
@@ -49,6 +51,23 @@ class EndpointCounters:
             self.missed += 1
         else:
             self.errors[code] = self.errors.get(code, 0) + 1
+
+    def saved_state(self, address: int) -> CountersState:
+        """What another process needs to count on."""
+        errors = {str(code): count for code, count in self.errors.items()}
+        return CountersState(
+            address, self.type, self.bytes, self.missed, errors, trimmed(self.latency), self.nanoseconds
+        )
+
+    def take_over(self, saved: CountersState, path: str) -> None:
+        """Count on from another process's counters. Raises StateError."""
+        require(len(saved.latency) <= _BUCKETS, f"{path}.latency", "there are too many")
+        for name, count in saved.errors.items():
+            known = {str(code): code for code in spec.COMPLETION_CODES}
+            require(name in known, f"{path}.errors", f"there is no completion code {name!r}")
+            self.errors[known[name]] = count
+        self.bytes, self.missed, self.nanoseconds = saved.bytes, saved.missed, saved.nanoseconds
+        self.latency[: len(saved.latency)] = saved.latency
 
 
 @dataclass  # frozen, it would take three times as long to make, and servers are asked ten times a second

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Final
 
 from ..errors import GuestMemoryError
+from ..state import StateError, require
 from ..usb.device import Device
 from ..usb.transfer import TransferType
 from . import spec, states
 from .allowance import Allowance
 from .endpoint import Endpoint
+from .state import EndpointState, StreamsState
 from .transfer_ring import TransferRing
 from .xhc import Xhc
 
@@ -84,6 +86,29 @@ class StreamEndpoint(Endpoint):
         if ring is None:
             ring = self._rings[stream_id] = self._new(stream_id, dequeue)
         return self._move(ring, dequeue)
+
+    def saved_state(self) -> EndpointState:
+        saved = super().saved_state()
+        saved.streams = StreamsState(self._array, self._streams, list(self._rung_streams), self._invalid)
+        return saved
+
+    def _take_over_rings(self, saved: EndpointState, path: str) -> None:
+        streams = saved.streams
+        if streams is None:
+            raise StateError(f"{path}.streams: they are missing")
+        self._invalid = streams.invalid
+        for index, stream_id in enumerate(streams.rung):
+            self._check_stream(stream_id, f"{path}.streams.rung[{index}]")
+            self._rung_streams[stream_id] = None
+        for index, ring in enumerate(saved.rings):
+            where = f"{path}.rings[{index}]"
+            self._check_stream(ring.stream_id, f"{where}.stream_id")
+            require(ring.stream_id not in self._rings, f"{where}.stream_id", "the stream has two rings")
+            made = self._rings[ring.stream_id] = self._new(ring.stream_id, ring.dequeue)
+            made.take_over(ring, where)
+
+    def _check_stream(self, stream_id: int, path: str) -> None:
+        require(0 < stream_id < self._streams, path, f"there is no stream {stream_id}")
 
     def _ring(self, stream_id: int) -> TransferRing | None:
         """The ring of a stream; None, and the error reported, if its context is none for a primary array."""

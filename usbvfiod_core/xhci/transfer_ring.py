@@ -14,11 +14,13 @@ from itertools import islice
 from typing import Final
 
 from ..memory import GuestMemory
+from ..state import require
 from ..usb.transfer import TransferStatus, TransferType
 from . import spec
 from .allowance import Share
 from .long_td import LongTd
 from .ring import ConsumerRing, Lap
+from .state import MovedState, RingState
 from .td import TRB_LIMIT, Td, collect
 
 IN_FLIGHT: Final = {
@@ -219,3 +221,19 @@ class TransferRing:
         """Fetch a half-done TD from its start after all (Reset Endpoint without TSP)."""
         self._resume = None
         self.ahead.clear()
+
+    def saved_state(self) -> RingState:
+        """What another process needs to go on with it; nothing is in flight."""
+        moved = None if self._resume is None else MovedState(*self._resume)
+        return RingState(self.dequeue, self.stream_id, moved, self.skipping, list(self.ahead))
+
+    def take_over(self, saved: RingState, path: str) -> None:
+        """Go on where the ring of another process was. Raises StateError."""
+        require(not saved.dequeue & 0xE, f"{path}.dequeue", "no TRB can be there")
+        self.fetch.move(saved.dequeue & spec.EP_DEQUEUE_MASK, saved.dequeue & spec.EP_DCS)
+        self.skipping = saved.skipping
+        self.ahead.extend(saved.ahead)
+        if saved.moved is not None:
+            moved = saved.moved
+            require(0 < moved.moved < moved.length, f"{path}.moved", "it is not a part of the TD")
+            self._resume = (moved.address, moved.length, moved.moved, moved.partial)

@@ -35,6 +35,10 @@ class Runnable(ABC):
         """Whether somebody waits for its transfers to come back."""
 
     @abstractmethod
+    def settle(self) -> None:
+        """Finish what can be finished, and begin nothing."""
+
+    @abstractmethod
     def run(self, deadline: int) -> bool:
         """Work until `deadline` (time.monotonic_ns); returns whether there may be more to do at once."""
 
@@ -52,6 +56,15 @@ class Turns:
         """An endpoint has something to do."""
         endpoint.queued = self.waiting = True
         self._new.append(endpoint)
+
+    def settle(self) -> None:
+        """Let each endpoint finish what can be finished, and wait for nobody's turn."""
+        for queue in (self._new, self._unfinished):
+            while queue:
+                endpoint = queue.popleft()
+                endpoint.queued = False
+                endpoint.settle()
+        self.waiting = bool(self._new)
 
     def run(self, *, fetching: bool) -> None:
         """Give each endpoint its turn while there is time, and one of the unfinished ones in any case.

@@ -1,0 +1,105 @@
+"""What takes an endpoint's transfers back to its rings, from where they are fetched again: the end of the endpoint, a
+reset of the port, memory that is mapped anew, a device that is unplugged, a controller that becomes quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import spec
+from .engine import TransferEngine
+
+if TYPE_CHECKING:
+    from ..mapping import Withdrawn
+
+
+class StoppableEngine(TransferEngine):
+    """All of it goes through `drain`."""
+
+    def disable(self, then: Callable[[], None]) -> None:
+        """Leave the state machine for good: no event any more, `then` when nothing is in flight. The context is the
+        caller's business."""
+        self.state = spec.EP_DISABLED
+
+        def gone() -> None:
+            for ring in self.rings():
+                ring.clear()
+            self.share.end()
+            then()
+
+        self.drain(gone)
+
+    def rewind(self, then: Callable[[], None]) -> None:
+        """Take everything back to the rings without an event and go on at the next doorbell or `resume`: the port is
+        reset, or the guest's memory map changes under the transfers."""
+
+        def back() -> None:
+            if self.state == spec.EP_RUNNING:
+                for ring in self.rings():
+                    self._retire_completed(ring)
+                    ring.rewind(keep_progress=True)
+            then()
+
+        self.drain(back)
+
+    def take_back(self, then: Callable[[], None]) -> None:
+        """As `rewind`, with nothing lost on the way: what has failed by itself is reported, so that the endpoint halts.
+        The controller becomes quiet."""
+
+        def back() -> None:
+            if self.state == spec.EP_RUNNING:
+                for ring in self.rings():
+                    self._retire_completed(ring)
+                    if ring.inflight and ring.inflight[0].failed and not ring.inflight[0].taken_back:
+                        self._halt(ring)
+                        break
+                for ring in self.rings():
+                    ring.rewind(keep_progress=True)
+            then()
+
+        self.drain(back)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight, and nobody waits for what was."""
+        return not (self.outstanding or self.draining or any(ring.inflight for ring in self.rings()))
+
+    def go_on(self) -> None:
+        """`resume`, as soon as whatever is being taken back is back."""
+        if self.draining:
+            self.rewind(self.resume)
+        else:
+            self.resume()
+
+    def resume(self) -> None:
+        """Fetch again what `rewind` has taken back."""
+        for ring in self.rings():
+            self._answer_doorbell_of(ring)
+        if not self.queued:
+            self._xhc.ready(self)
+
+    def uses(self, start: int, end: int) -> bool:
+        """Whether a transfer in flight, or one that was given up on and is not revoked, may touch guest memory in this
+        range, or one that is being read has windows somewhere."""
+        return any(ring.long is not None for ring in self.rings()) or any(
+            trb.parameter < end and start < trb.parameter + (trb.status & spec.TRB_LENGTH_MASK)
+            for ring in self.rings()
+            for td in ring.inflight
+            if not td.ended or self._revoking
+            for trb in td.trbs
+        )
+
+    def shares(self, withdrawn: Withdrawn) -> bool:
+        """Whether a transfer in flight has a window in these pages of guest memory."""
+        return any(withdrawn.meets(td.windows or ()) for ring in self.rings() for td in ring.inflight if not td.ended)
+
+    def device_gone(self, then: Callable[[], None]) -> None:
+        """The device is unplugged: no event any more, though commands still work; `then` when nothing is in flight."""
+
+        def back() -> None:
+            for ring in self.rings():
+                ring.rewind(keep_progress=False)
+            then()
+
+        self.drain(back)
+        self._device = None
