@@ -194,8 +194,12 @@ class RecordedDevice:
             told.append(
                 f"{count} transfers of endpoint {address:02x} were cut; zeros take the place of what is missing"
             )
-        if any((each.class_code, each.protocol) == (CLASS_STORAGE, PROTOCOL_UAS) for each in self.interfaces()):
-            told.append("UAS is not replayed: records do not say which stream a transfer belongs to")
+        storage = {(each.protocol, each.number) for each in self.interfaces() if each.class_code == CLASS_STORAGE}
+        for number in sorted(number for protocol, number in storage if protocol == PROTOCOL_UAS):
+            if (PROTOCOL_BULK_ONLY, number) in storage:
+                told.append("what was recorded by UAS is replayed by bulk-only")
+            else:
+                told.append("UAS is not replayed, and the drive has no bulk-only setting")
         return told
 
 

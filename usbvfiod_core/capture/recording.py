@@ -6,6 +6,7 @@ transfers end with a record of the kind FAILED.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -21,6 +22,8 @@ MAX_BYTES = 256 << 20
 """Of a file: all of it is kept in memory."""
 MAX_RECORDS = 500_000
 """A record takes half a KiB, and 8 us to read."""
+_STREAM = re.compile(r"stream ([0-9]{1,5})")
+"""The comment that `usbvfiod capture` gives a packet of a bulk stream."""
 
 
 @dataclass(slots=True)
@@ -144,6 +147,8 @@ def read_recording(file: BinaryIO) -> Recording:
         except CaptureError:
             broken += 1
             continue
+        if packet.comment and (stream := _STREAM.fullmatch(packet.comment)):
+            record.stream = int(stream[1])
         backwards += record.time < last
         last = max(last, record.time)
         records.append((packet.interface, record))

@@ -128,6 +128,7 @@ class Record:
     interval  of periodic endpoints, in frames or microframes
     packets   of an isochronous transfer; those behind MAX_PACKETS are not written
     errors    isochronous packets in error
+    stream    the bulk stream, which the header has no field for: 0 for none, or for one that is not known
     """
 
     id: int
@@ -147,6 +148,7 @@ class Record:
     flags: int = 0
     packets: Sequence[Packet] = ()
     errors: int = 0
+    stream: int = 0
 
     @property
     def is_in(self) -> bool:

@@ -28,7 +28,7 @@ from ..errors import CaptureError, ConfigError
 from ..host.descriptor_filter import without_settings
 from ..options import SettingError, option
 from ..usb import descriptors, requests
-from ..usb.descriptors import Configuration, DeviceDescriptor
+from ..usb.descriptors import Configuration, DeviceDescriptor, Interface
 from ..usb.device import DeviceEvents, Loop
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
@@ -88,7 +88,7 @@ class Replay(VirtualDevice):
         self.schedule = IsochronousSchedule(self.speed, loop, self._interval_over)
 
     def _configurations(self) -> list[bytes]:
-        """As the driver sees them. A drive whose bulk-only setting was recorded does not offer UAS."""
+        """As the driver sees them. A drive does not offer UAS beside bulk-only."""
         hidden = {
             (interface.number, interface.alternate)
             for interface in self.recorded.interfaces()
@@ -202,12 +202,17 @@ class Replay(VirtualDevice):
         self._pipes.close()
 
 
+def _is_uas(interface: Interface, number: int) -> bool:
+    return interface.number == number and (interface.class_code, interface.protocol) == (CLASS_STORAGE, PROTOCOL_UAS)
+
+
 def _drives(name: str, recorded: RecordedDevice) -> dict[int, ReplayedDrive]:
     """By interface number."""
     found: dict[int, ReplayedDrive] = {}
     for interface in recorded.interfaces():
         if (interface.class_code, interface.protocol) == _STORAGE and interface.number not in found:
-            drive = RecordedDrive(interface, recorded.traffic)
+            uas = next((each for each in recorded.interfaces() if _is_uas(each, interface.number)), None)
+            drive = RecordedDrive(interface, recorded.traffic, uas)
             if drive.commands:
                 found[interface.number] = ReplayedDrive(name, drive)
     return found

@@ -1,4 +1,4 @@
-"""A bulk-only drive of a recording (USB Mass Storage Class, Bulk-Only Transport 1.0).
+"""A drive of a recording, which is bulk-only (USB Mass Storage Class, Bulk-Only Transport 1.0), whatever was recorded.
 
 A driver does not send its commands in the order of another day, and its tags never fit. So a drive is replayed command
 by command: each is answered as the same command was, in order, the last answer again when there are no more. A read of
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
@@ -18,7 +17,9 @@ from ..usb.descriptors import Interface
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .bulk_only import CBW_LENGTH, CBW_SIGNATURE, COMMAND_FAILED, COMMAND_PASSED, CSW_LENGTH, CSW_SIGNATURE
 from .endpoint import VirtualEndpoint
+from .replay_commands import Command, Key
 from .replay_requests import first_difference
+from .replay_uas import uas_commands
 from .scsi import INVALID_COMMAND_OPERATION_CODE, READ_10, READ_12, READ_16, REQUEST_SENSE, UNRECOVERED_READ_ERROR
 
 _log = logging.getLogger(__name__)
@@ -29,38 +30,19 @@ _CBW = Struct("<IIIBBB16s")
 _CSW = Struct("<IIIB")
 _COMPLETED = TransferStatus.COMPLETED
 
-_Key = tuple[int, bytes]
-"""Logical unit, command block."""
-
-
-@dataclass(slots=True)
-class _Command:
-    """One command as it was recorded."""
-
-    key: _Key
-    is_in: bool
-    announced: int
-    data: list[bytes | memoryview] = field(default_factory=list)
-    """Those of its data phase."""
-    status: int = COMMAND_PASSED
-    ended: bool = False
-    sense: bytes = b""
-    """What REQUEST SENSE said of it."""
-    missing: int = 0
-    """Bytes that were moved and not captured."""
-
 
 class RecordedDrive:
     """The commands that were recorded at an interface, and the blocks that were read."""
 
-    def __init__(self, interface: Interface, traffic: Traffic) -> None:
+    def __init__(self, interface: Interface, traffic: Traffic, uas: Interface | None = None) -> None:
+        """`uas` is the interface's setting of USB Attached SCSI, if it has one: commands of both are the drive's."""
         self.interface = interface
-        self.commands: dict[_Key, list[_Command]] = {}
+        self.commands: dict[Key, list[Command]] = {}
         self.blocks: dict[tuple[int, int], bytes] = {}
         """By logical unit and block."""
         addresses = {each.address for each in interface.endpoints if each.type is TransferType.BULK}
-        last: _Command | None = None
-        failed: _Command | None = None
+        last: Command | None = None
+        failed: Command | None = None
         for exchange in traffic.exchanges:
             if exchange.first.endpoint not in addresses or exchange.submitted is None:
                 continue
@@ -76,11 +58,11 @@ class RecordedDrive:
                     failed.sense = b"".join(last.data)
                 failed = last if last.status != COMMAND_PASSED else None
             elif exchange.status in (_COMPLETED, TransferStatus.STALL, TransferStatus.CANCELLED):
-                moved = exchange.moved if exchange.first.is_in else exchange.asked or 0
-                last.missing += max(moved - len(exchange.data), 0)
-                last.data.append(bytes(exchange.data).ljust(moved, b"\0"))
+                last.take(exchange)
+        for command in uas_commands(uas, traffic) if uas is not None else ():
+            self._keep(command)
 
-    def _keep(self, command: _Command) -> None:
+    def _keep(self, command: Command) -> None:
         self.commands.setdefault(command.key, []).append(command)
         blocks = _blocks(command.key[1])
         data = b"".join(command.data)
@@ -101,7 +83,7 @@ class ReplayedDrive:
         self._recorded = recorded
         self._in: VirtualEndpoint | None = None
         self._out: VirtualEndpoint | None = None
-        self._next: dict[_Key, int] = {}
+        self._next: dict[Key, int] = {}
         self._sense = b""
         self._told: set[bytes] = set()
         self._differs = False
@@ -126,7 +108,7 @@ class ReplayedDrive:
         self._rest: bytes | memoryview = b""
         self._written = bytearray()
         self._status = COMMAND_PASSED
-        self._answer: _Command | None = None
+        self._answer: Command | None = None
 
     def rewind(self) -> None:
         """Begin from the start."""
@@ -169,7 +151,7 @@ class ReplayedDrive:
             self._expects, self._step = self._out, self._receive
         transfer.complete(_COMPLETED, CBW_LENGTH)
 
-    def _find(self, key: _Key, is_in: bool) -> _Command | None:
+    def _find(self, key: Key, is_in: bool) -> Command | None:
         """The recorded command that answers, in order."""
         known = self._recorded.commands.get(key)
         if known is None:
@@ -179,7 +161,7 @@ class ReplayedDrive:
         answer = known[min(number, len(known) - 1)]
         return answer if answer.is_in == is_in or not answer.announced else None
 
-    def _answered(self, key: _Key, answer: _Command | None) -> tuple[bytes, int, bytes]:
+    def _answered(self, key: Key, answer: Command | None) -> tuple[bytes, int, bytes]:
         """Data, status, and what REQUEST SENSE will say."""
         if key[1][0] == REQUEST_SENSE and self._sense:
             return self._sense, COMMAND_PASSED, b""
@@ -203,7 +185,7 @@ class ReplayedDrive:
         self._tell(key, "it was never recorded")
         return b"", COMMAND_FAILED, INVALID_COMMAND_OPERATION_CODE.fixed()
 
-    def _tell(self, key: _Key, why: str) -> None:
+    def _tell(self, key: Key, why: str) -> None:
         command = key[1]
         if command in self._told or len(self._told) >= MAX_TOLD:
             return
@@ -251,7 +233,7 @@ class ReplayedDrive:
         transfer.complete(_COMPLETED, count)
 
 
-def _command(exchange: Exchange) -> _Command | None:
+def _command(exchange: Exchange) -> Command | None:
     """The command that a transfer carries, if it is a CBW."""
     data = bytes(exchange.data)
     if exchange.first.is_in or len(data) != CBW_LENGTH or exchange.asked != CBW_LENGTH:
@@ -259,7 +241,7 @@ def _command(exchange: Exchange) -> _Command | None:
     signature, _, announced, flags, lun, size, block = _CBW.unpack(data)
     if signature != CBW_SIGNATURE or not 1 <= size <= 16:
         return None
-    return _Command((lun, block[:size]), flags >= 0x80, announced)
+    return Command((lun, block[:size]), flags >= 0x80, announced)
 
 
 def _is_status(exchange: Exchange) -> bool:
@@ -284,6 +266,6 @@ def _blocks(command: bytes) -> tuple[int, int] | None:
     return (int.from_bytes(first, "big"), number) if number else None
 
 
-def _distance(wanted: _Key, known: _Key) -> tuple[bool, int]:
+def _distance(wanted: Key, known: Key) -> tuple[bool, int]:
     different: Iterable[bool] = (a != b for a, b in zip(wanted[1], known[1], strict=False))
     return wanted[1][0] != known[1][0], sum(different)

@@ -1,0 +1,34 @@
+"""SCSI commands as they were recorded, by whichever transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..capture.recording import Exchange
+from .bulk_only import COMMAND_PASSED
+
+Key = tuple[int, bytes]
+"""Logical unit, command block."""
+
+
+@dataclass(slots=True)
+class Command:
+    """One command as it was recorded."""
+
+    key: Key
+    is_in: bool
+    announced: int
+    data: list[bytes | memoryview] = field(default_factory=list)
+    """Those of its data phase."""
+    status: int = COMMAND_PASSED
+    ended: bool = False
+    sense: bytes = b""
+    """What REQUEST SENSE said of it, or what came with its status."""
+    missing: int = 0
+    """Bytes that were moved and not captured."""
+
+    def take(self, exchange: Exchange) -> None:
+        """A transfer of its data phase; zeros take the place of what was not captured."""
+        moved = exchange.moved if exchange.first.is_in else exchange.asked or 0
+        self.missing += max(moved - len(exchange.data), 0)
+        self.data.append(bytes(exchange.data).ljust(moved, b"\0"))
