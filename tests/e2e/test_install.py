@@ -51,7 +51,7 @@ def check_beside(prefix: Path, root: Path = Path("/")) -> None:
     """What lies beside the program names a program that is there."""
     units = sorted((root / prefix.relative_to("/") / "lib/systemd/system").glob("usbvfiod*"))
     assert {unit.name for unit in units} == {
-        path.name for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in (".service", ".socket")
+        path.name for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in (".service", ".socket", ".timer")
     }
     started = [match[1] for unit in units for match in re.finditer(r"^ExecStart=(\S+)", unit.read_text(), re.M)]
     description = root / prefix.relative_to("/") / "share/vfio-user/50-usbvfiod.json"
