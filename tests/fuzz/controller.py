@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from tests.counted_time import PACE, counted_time
 from tests.fuzz.inputs import Actions
 from tests.fuzz.watch import MOST_TURNS, EnoughError, FindError, Watch, WatchedLoop
 from usbvfiod_core.errors import UsbvfiodError
@@ -26,13 +25,13 @@ from usbvfiod_core.testing.driver.rings import ProducerRing
 from usbvfiod_core.testing.memory import GuestRam
 from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_core.virtual import VirtualBackend
-from usbvfiod_core.xhci import engine, spec, turns
 from usbvfiod_core.xhci import registers as reg
+from usbvfiod_core.xhci import spec, turns
 
 MOST_ACTIONS = 120
 MOST_TRBS = 40
 IMAGE_SIZE = 1 << 18
-PACES = (25_000, 25_000, 100_000, 2 * turns.RUN_NS)
+PACES = (PACE, PACE, 4 * PACE, 2 * turns.RUN_NS)
 """Nanoseconds from one look at the clock to the next."""
 LAYOUT = ((0x0010_0000, 8 << 20), (0x1_0000_0000, 8 << 20))
 REGISTERS = tuple(offset for _, offset, _ in reg.register_map(15, 8))
@@ -440,9 +439,7 @@ def play(actions: Actions, watch: Watch) -> None:
     with ExitStack() as stack:
         first = actions.byte()
         thorough = first % 4 == 0  # it takes as long as all the rest
-        clock = count(0, PACES[first // 4 % len(PACES)]).__next__
-        for module in (engine, turns):
-            stack.enter_context(patch.object(module, "monotonic_ns", clock))
+        stack.enter_context(counted_time(PACES[first // 4 % len(PACES)]))
         guest = Guest(actions, watch, stack)
         guest.loop.between = guest.between
         with suppress(EnoughError):

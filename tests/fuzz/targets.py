@@ -6,6 +6,7 @@ TARGETS = {
     "control": "clients of the control socket and the hotplug socket",
     "storage": "a guest with a drive behind the plugin mass-storage-quirks",
     "descriptors": "what devices and the host's kernel say of devices",
+    "recordings": "files that are replayed and scrubbed",
     "configuration": "what users write",
 }
 """The modules here that have `play(actions, watch)`."""

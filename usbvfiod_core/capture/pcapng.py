@@ -36,6 +36,7 @@ MAX_BLOCK: Final = 64 << 20
 PIECE: Final = 1 << 20
 """Bytes that are read at once, so that a block is only as large as the file."""
 MAX_INTERFACES: Final = 65536
+_LAST_TIME: Final = (1 << 64) - 1
 NANOSECONDS: Final = 9
 """if_tsresol: a power of ten."""
 
@@ -156,8 +157,9 @@ class Interface:
     dropped: int | None = None
 
     def time(self, units: int) -> int:
-        """Nanoseconds since 1970."""
-        return units * self.unit[0] // self.unit[1] + self.offset * 1_000_000_000
+        """Nanoseconds since 1970; what no file of nanoseconds has room for is the nearest that there is."""
+        time = units * self.unit[0] // self.unit[1] + self.offset * 1_000_000_000
+        return min(max(time, 0), _LAST_TIME)
 
 
 class Packet(NamedTuple):
@@ -195,6 +197,8 @@ class Reader:
     """Blocks of other kinds that were left out."""
     offset: int = 0
     """Bytes read."""
+    most: int | None = None
+    """Bytes that are read at most, whatever is in them; None for any number."""
 
     def __iter__(self) -> Iterator[Packet]:
         start = self._read(4)
@@ -210,6 +214,8 @@ class Reader:
 
     def _read(self, count: int) -> bytes | None:
         """So many bytes; None if the file ends before, and then `offset` counts what there was."""
+        if self.most is not None and self.offset + count > self.most:
+            raise CaptureError(f"it has more than {self.most >> 20} MiB; record less, or cut it with editcap")
         pieces = []
         while count:
             piece = self.file.read(min(count, PIECE))

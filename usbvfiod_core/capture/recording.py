@@ -127,16 +127,14 @@ class Recording:
 
 def read_recording(file: BinaryIO) -> Recording:
     """Everything in a file. Raises CaptureError for one that is no recording of USB, or that is too large; OSError."""
-    reader = Reader(file)
+    reader = Reader(file, most=MAX_BYTES)
     recording = Recording()
     records: list[tuple[Interface, Record]] = []
     others: dict[int, int] = {}
     broken, in_front, last, backwards = 0, 0, 0, 0
     for packet in reader:
-        if reader.offset > MAX_BYTES or len(records) >= MAX_RECORDS:
-            raise CaptureError(
-                f"it has more than {MAX_BYTES >> 20} MiB or {MAX_RECORDS} records; record less, or cut it with editcap"
-            )
+        if len(records) >= MAX_RECORDS:
+            raise CaptureError(f"it has more than {MAX_RECORDS} records; record less, or cut it with editcap")
         in_front += packet.dropped
         link_type = packet.interface.link_type
         if link_type not in LINK_TYPES:

@@ -10,6 +10,9 @@ from . import usbmon
 from .pcapng import Buffer, Reader, Writer
 from .scrub import Scrubber
 
+_MOST = (1 << 32) - 1
+"""The length of a packet is a number of 32 bits; the header of a record in the short form has become longer."""
+
 
 def scrub_file(source: BinaryIO, write: Callable[[bytes], object]) -> None:
     """Read a recording to its end; `write` is called with the bytes of the scrubbed one, packet by packet. Packets that
@@ -59,7 +62,7 @@ def scrub_file(source: BinaryIO, write: Callable[[bytes], object]) -> None:
             packet.time,
             (head, data),
             size,
-            size + cut,
+            min(size + cut, _MOST),
             dropped=packet.dropped,
             comment=packet.comment,
         )

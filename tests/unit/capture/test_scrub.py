@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.capture.conversation import Conversation
+from usbvfiod_core.capture import pcapng
 from usbvfiod_core.capture.pcapng import Reader, Writer
 from usbvfiod_core.capture.scrub import Scrubber
 from usbvfiod_core.capture.scrubbed_file import scrub_file
@@ -255,6 +256,18 @@ def test_a_file_is_scrubbed_packet_by_packet() -> None:
     assert "SECRET".encode("utf-16-le") not in after
     assert b"secret" in before
     assert b"secret" not in after
+
+
+def test_numbers_that_a_file_has_no_room_for() -> None:
+    """Times of any unit, and a record in the short form that says that it had 4 GiB."""
+    assert pcapng.Interface(220, offset=(1 << 63) - 1).time(1) == (1 << 64) - 1
+    assert pcapng.Interface(220, offset=-5).time(1) == 0
+    record = bytes(8) + b"S" + bytes((3, 0x81, 7, 3, 0, ord("-"), ord("<"))) + bytes(32)
+    file = pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 189) + pack("<IIII", 1, 2, len(record), 0xFFFF_FFFF) + record
+    written: list[bytes] = []
+    scrub_file(io.BytesIO(file), written.append)
+    (packet,) = Reader(io.BytesIO(b"".join(written)))
+    assert (packet.length, len(packet.data)) == (0xFFFF_FFFF, 64)
 
 
 @given(st.lists(st.tuples(st.sampled_from((1, 2, 3, 15)), st.binary(max_size=60), st.integers(0, 70)), max_size=8))
