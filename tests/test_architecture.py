@@ -41,6 +41,7 @@ LAYERS = {
     "shared_area": 0,
     "shared_page": 1,
     "memory": 1,
+    "memory_state": 2,
     "xhci.registers": 1,
     "xhci.states": 1,
     "xhci.state": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 0x0002
+_GAP = 4096
+"""Numbers of descriptors in a row that are not open, behind which none is looked for."""
 
 
 class Backing:
@@ -22,7 +25,20 @@ class Backing:
     the file cannot shrink; if it can, `guard` is what makes an access harmless, None if there is no such thing here.
     """
 
-    __slots__ = ("_entries", "_fd", "_page", "_place", "guard", "key", "map", "regions", "sealed", "view", "writable")
+    __slots__ = (
+        "_entries",
+        "_fd",
+        "_in_memory",
+        "_page",
+        "_place",
+        "guard",
+        "key",
+        "map",
+        "regions",
+        "sealed",
+        "view",
+        "writable",
+    )
 
     def __init__(self, fd: int, key: tuple[int, int], size: int) -> None:
         self.key = key
@@ -42,7 +58,9 @@ class Backing:
         self._page = max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE)
         if self._page > mmap.PAGESIZE:
             self._fd = os.dup(fd)
-        self.sealed = bool((seals(fd) or 0) & _F_SEAL_SHRINK)
+        known = seals(fd)
+        self._in_memory = known is not None
+        self.sealed = bool((known or 0) & _F_SEAL_SHRINK)
         if not self.sealed:
             from .sigbus import guard
 
@@ -67,6 +85,30 @@ class Backing:
         self._place = Place(owner, self._page)
         if not self.sealed:
             self._protect(owner)
+
+    def descriptor(self) -> int:
+        """Another descriptor of the file, for whoever maps it anew; it belongs to the caller. Raises OSError.
+
+        A mapping of Python's keeps one of its own (`trackfd` of mmap.mmap), which is looked for: so nothing is kept
+        open twice for the sake of an upgrade that may never come.
+        """
+        if self._fd >= 0:
+            return os.dup(self._fd)
+        wanted = os.O_RDWR if self.writable else os.O_RDONLY
+        fd = missing = 0
+        while missing < _GAP:
+            try:
+                mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+                missing = 0
+                # First, because a file that is not in memory may keep whoever asks it for anything else.
+                if in_memory(fd) is self._in_memory and mode in (os.O_RDWR, wanted):
+                    status = os.fstat(fd)
+                    if (status.st_dev, status.st_ino) == self.key:
+                        return os.dup(fd)
+            except OSError:
+                missing += 1
+            fd += 1
+        raise OSError(errno.EBADF, "the file of a mapping is not open any more")
 
     @property
     def has_faulted(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -12,8 +13,9 @@ from usbvfiod_core.memory import GuestMemory
 from usbvfiod_core.pci.function import REGISTERS_SIZE, PciFunction
 from usbvfiod_core.pci.interrupts import ALL, Interrupts, Mechanism
 from usbvfiod_core.shared_area import SharedArea
+from usbvfiod_core.state import pack, unpack
 from usbvfiod_core.testing.limits import PATIENCE, scaled
-from usbvfiod_core.vfio_user.transport import Server
+from usbvfiod_core.vfio_user.transport import Server, TransportState
 
 T = TypeVar("T")
 
@@ -108,7 +110,14 @@ class Serving:
     The server's own deadline is DEADLINE seconds, which no test lives to see: `pass_time` puts its clock forward.
     """
 
-    def __init__(self, vectors: int = 8, mechanisms: Collection[Mechanism] = ALL, **options: Any) -> None:
+    def __init__(
+        self,
+        vectors: int = 8,
+        mechanisms: Collection[Mechanism] = ALL,
+        taken: tuple[TransportState, dict[str, int]] | None = None,
+        **options: Any,
+    ) -> None:
+        """`taken`: what another server was, in whose place this one waits to `go_on`."""
         self.interrupts = Interrupts(vectors, mechanisms)
         self.controller = FakeController(self.interrupts)
         self.memory = GuestMemory()
@@ -130,7 +139,7 @@ class Serving:
                 on_closed=self.closed.set,
                 **{"message_deadline": DEADLINE, **options},
             )
-            self.call(self.server.start)
+            self.call(self.server.start if taken is None else lambda: self.server.restore(*taken))
         except BaseException:
             self._stop()
             raise
@@ -170,6 +179,22 @@ class Serving:
                 done()
 
         self.call(run)
+
+    def hand_over(self) -> tuple[TransportState, dict[str, int]]:
+        """Stop, and say what another server needs, by way of JSON."""
+
+        def state() -> tuple[TransportState, dict[str, int]]:
+            self.server.stop()
+            assert self.server.between
+            return self.server.state()
+
+        state_now, fds = self.call(state)
+        return unpack(TransportState, json.loads(json.dumps(pack(state_now)))), fds
+
+    def end(self) -> None:
+        """End without a word, as after `forget`."""
+        self.call(self.server.forget)
+        self._stop()
 
     def close(self) -> None:
         self.call(self.server.close)

@@ -64,6 +64,10 @@ class Eventfd:
         assert self.fd in self.descriptors.open
         self.descriptors.signals += 1
 
+    def stop(self) -> None: ...
+
+    def go_on(self) -> None: ...
+
     def close(self) -> None:
         self.descriptors.close(self.fd)
 

@@ -14,6 +14,7 @@ from ..daemon import places
 from ..daemon.activation import take_sockets
 from ..daemon.config import CommandLine
 from ..daemon.config_file import read
+from ..daemon.successor import HANDOVER
 from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..hooks.settings import PluginSelection
@@ -71,6 +72,7 @@ SECTIONS = {
         "log-level",
         "quiesce",
         "resume",
+        "upgrade",
     ),
     "Find out what is wrong": ("why", "doctor", "capture", "extcap", "replay"),
     "Set up": ("demo", "config", "plugins", "completion", "man"),
@@ -96,6 +98,7 @@ _COMMANDS = {
     "log-level": "changes:log_level",
     "quiesce": "quiescing:quiesce",
     "resume": "quiescing:resume",
+    "upgrade": "upgrade:upgrade",
     "config": "config:config",
     "plugins": "plugins:plugins",
     "demo": "demo:demo",
@@ -171,6 +174,11 @@ def _serve(
     modules = [plugin.module for plugin in registry.plugins]
     log.set_up(-1 if server.quiet else server.verbose, server.log_format, modules)
     known = Given(registry, command_line, read_file, registry.declared())
+    taking = None
+    if command is None and HANDOVER in os.environ:
+        from ..daemon.taking_over import TakingOver  # few servers take another one's place
+
+        taking = TakingOver.begun(os.environ)
     if command == "config":
         context.obj = known
         return
@@ -183,6 +191,8 @@ def _serve(
         return
     configuration, backends = known.complete()
     sockets = take_sockets(os.environ)
+    if taking is not None:
+        configuration, sockets = taking.prepared(configuration, backends)
     if sockets.server is not None and configuration.socket_path is None and configuration.fd is None:
         configuration = replace(configuration, server=replace(configuration.server, fd=sockets.server))
     try:
@@ -194,7 +204,7 @@ def _serve(
     from ..daemon.server import serve
 
     place = None if server.no_control else places.directory(os.environ)
-    serve(configuration, registry, backends, control_fd=sockets.control, place=place)
+    serve(configuration, registry, backends, control_fd=sockets.control, place=place, taking=taking)
 
 
 def _is_given(context: click.Context, name: str) -> bool:

@@ -20,9 +20,11 @@ from ..options import paths_of
 from ..usb.backend import Backend
 from ..vfio_user.peer import is_private
 from .config import Config, DeviceSpec
+from .successor import DOOR, environment, own_command
 
 if TYPE_CHECKING:
     from ..sandbox.needs import Needs
+    from .witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,10 @@ def default_mode() -> str:
 
 
 class Confinement:
-    """The sandbox of one server; open until `close`."""
+    """The sandbox of one server; open until `close`. The log of who takes the server's place goes to `log_fd`."""
 
-    def __init__(self, config: Config, registry: Registry, backends: Mapping[str, Backend]) -> None:
+    def __init__(self, config: Config, registry: Registry, backends: Mapping[str, Backend], log_fd: int = 2) -> None:
+        self._log_fd = log_fd
         self._config = config
         self._registry = registry
         self._backends = backends
@@ -53,6 +56,8 @@ class Confinement:
         self.stages: tuple[str, ...] = ()
         self.missing: tuple[str, ...] = ()
         self._witness: Callable[[int, int, int], bool] | None = None
+        self.witness: Witness | None = None
+        """The shell beside the server, if there is one."""
         self._closed_to: Callable[[Iterable[Path]], list[Path]] = lambda paths: []
 
     def close(self, directories: Iterable[Path] = ()) -> None:
@@ -138,7 +143,7 @@ class Confinement:
     def _have_witness(self) -> None:
         from .witness import Witness
 
-        self._witness = Witness()
+        self._witness = self.witness = Witness(own_command(), environment(DOOR), self._log_fd)
 
     def _ports(self, spec: DeviceSpec, what: Literal["connects", "listens"]) -> list[int]:
         """The TCP ports that its backend connects, or listens at, for `spec`."""

@@ -13,14 +13,15 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from ..installed import version
 from ..usb.device import Loop, Timer
 from ..vfio_user.access import OWN_USER, SocketAccess
-from ..vfio_user.listener import SocketPath, listening
-from .control_client import ControlClient, Handle
+from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state, listening
+from .control_client import ControlClient, ControlClientState, Handle
 from .peers import Gate, Peer
 from .share import SLICE, Share
 
@@ -35,6 +36,14 @@ MAX_OF_USER: Final = 8
 """Clients of one such user."""
 _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
+
+
+@dataclass
+class ControlState:
+    """The control socket, and its clients, in the order in which they are served next."""
+
+    listener: ListenerState
+    clients: list[ControlClientState] = field(default_factory=list)
 
 
 class ControlSocket:
@@ -67,6 +76,7 @@ class ControlSocket:
         self._share = Share(loop, self._resume)
         self._scheduled = False
         self._accepting: Timer | None = None
+        self._stopped = False
 
     @property
     def path(self) -> Path | None:
@@ -100,6 +110,50 @@ class ControlSocket:
             line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
             for client in clients:
                 client.send_event(line)
+
+    # -- to another process, and from one ----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Hear nobody, and tell nobody anything, until `go_on`."""
+        self._stopped = True
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+        for client in self._clients:
+            client.stop()
+            self._arm(client)
+
+    def go_on(self) -> None:
+        """End what `stop` has begun; or begin, after `restore`."""
+        self._stopped = False
+        for client in list(self._clients):
+            client.go_on()
+        if self._accepting is None:
+            self._listen()
+        self._soon()
+
+    def state(self) -> tuple[ControlState, dict[str, int]]:
+        """What another process needs, and descriptors by name, which belong to the caller."""
+        assert self._listener is not None
+        state = ControlState(listener_state(self._own))
+        fds = {"listener": os.dup(self._listener.fileno())}
+        for client in self._clients:
+            if not client.open:
+                continue
+            told, sent = client.state()
+            fds.update((f"client/{len(state.clients)}/{number}", fd) for number, fd in enumerate(sent))
+            state.clients.append(told)
+        return state, fds
+
+    def restore(self, state: ControlState, fds: dict[str, int]) -> None:
+        """Take the place of another process, in the place of `start`; nobody is told or heard before `go_on`. The
+        descriptors belong to this from now on. Raises OSError, ConfigError and ValueError."""
+        self._stopped = True
+        self._listener, self._own = listening(None, None, adopted=Adopted(state.listener, fds["listener"]))
+        for number, told in enumerate(state.clients):
+            sock = socket.socket(fileno=fds[f"client/{number}/0"])
+            client = ControlClient(sock, Peer.of(sock), self._loop, self._handle, self._client_changed)
+            client.restore(told, [fds[f"client/{number}/{each + 1}"] for each in range(told.descriptors)])
+            self._clients.append(client)
 
     def close(self) -> None:
         """Close everything, and remove our own socket."""
@@ -136,7 +190,7 @@ class ControlSocket:
 
     def _listen(self) -> None:
         self._accepting = None
-        if self._listener is not None and not self._share.resting:
+        if self._listener is not None and not self._share.resting and not self._stopped:
             self._loop.add_reader(self._listener.fileno(), self._acceptable)
 
     def _welcome(self, sock: socket.socket) -> None:
@@ -217,13 +271,15 @@ class ControlSocket:
 
     def _spent(self, seconds: float) -> None:
         """Keep to the share of the time: whoever asks a lot waits."""
-        if self._listener is None or not self._share.spend(seconds):
+        if self._listener is None or self._stopped or not self._share.spend(seconds):
             return
         self._loop.remove_reader(self._listener.fileno())
         for client in list(self._reading):
             self._arm(client)
 
     def _resume(self) -> None:
+        if self._stopped:
+            return
         if self._accepting is None:
             self._listen()
             self._acceptable()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..usb.device import Loop
@@ -24,8 +26,27 @@ MAX_PENDING: Final = 16
 MAX_OUTPUT: Final = 256 << 10
 """Bytes that wait for a client to read them; then its requests are not read, and events pass it by."""
 
+_REPLACED: Final = {
+    "kind": "failure",
+    "message": "the server was replaced before it could answer; see what has become of it, and ask again",
+}
+
 Reply = Callable[[dict[str, Any]], None]
 Handle = Callable[["ControlClient", dict[str, Any], list[int], Reply], None]
+
+
+@dataclass
+class ControlClientState:
+    """A client between two requests: what has come of the next ones and with how many descriptors, what it has not
+    read yet, and whether it watches. `owed` are the ids of requests that are not answered, as JSON; empty for one
+    that has none."""
+
+    input: bytes = b""
+    output: bytes = b""
+    watching: bool = False
+    watches_devices: bool = False
+    descriptors: int = 0
+    owed: list[str] = field(default_factory=list)
 
 
 class ControlClient:
@@ -53,7 +74,8 @@ class ControlClient:
         self._fds: deque[int] = deque()
         self._lost = 0
         self.open = True
-        self.pending = 0
+        self._owed: list[dict[str, Any]] = []
+        self._stopped = False
         self.watching = False
         self.watches_devices = False
         self.when_closed: list[Callable[[], object]] = []
@@ -65,9 +87,19 @@ class ControlClient:
         return self._socket.fileno()
 
     @property
+    def pending(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._owed)
+
+    @property
     def readable(self) -> bool:
         """Whether it may send: not while it does not read, or has enough to wait for."""
-        return self.open and not self._ending and len(self._output) < MAX_OUTPUT and self.pending < MAX_PENDING
+        return (
+            self.open
+            and not (self._ending or self._stopped)
+            and len(self._output) < MAX_OUTPUT
+            and self.pending < MAX_PENDING
+        )
 
     @property
     def busy(self) -> bool:
@@ -95,7 +127,7 @@ class ControlClient:
         if not self.open:
             return
         self._output += json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
-        if not self._writing:
+        if not (self._writing or self._stopped):
             self._flush()
 
     def send_event(self, line: bytes) -> None:
@@ -106,7 +138,7 @@ class ControlClient:
             self._lost += 1
             return
         self._output += line
-        if not self._writing:
+        if not (self._writing or self._stopped):
             self._flush()
 
     def refuse(self, kind: str, message: str) -> None:
@@ -129,6 +161,38 @@ class ControlClient:
         for call in self.when_closed:
             call()
         self._changed(self)
+
+    def stop(self) -> None:
+        """Send nothing until `go_on`, and count as one that may not send."""
+        self._stopped = True
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self.fd)
+
+    def go_on(self) -> None:
+        """End what `stop` has begun; or begin, after `restore`."""
+        self._stopped = False
+        if self.open:
+            self._flush()
+
+    def state(self) -> tuple[ControlClientState, list[int]]:
+        """What another process needs, and its socket, then descriptors that it has sent; those belong to the caller."""
+        state = ControlClientState(
+            bytes(self._input), bytes(self._output), self.watching, self.watches_devices, len(self._fds)
+        )
+        state.owed = [json.dumps(each["id"]) if each else "" for each in self._owed]
+        return state, [os.dup(fd) for fd in (self.fd, *self._fds)]
+
+    def restore(self, state: ControlClientState, fds: list[int]) -> None:
+        """Go on where another process was, with descriptors that it had been sent. Raises ValueError."""
+        self._stopped = True
+        self._input += state.input
+        self._output += state.output
+        self._fds.extend(fds)
+        self.watching, self.watches_devices = state.watching, state.watches_devices
+        for each in state.owed:
+            identity = {"id": json.loads(each)} if each else {}
+            self._output += json.dumps({**identity, "ok": False, "error": _REPLACED}).encode() + b"\n"
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
@@ -177,14 +241,14 @@ class ControlClient:
             self.send({"ok": False, "error": {"kind": "request", "message": "an id is a number or a text"}})
             return
         fds = [self._fds.popleft() for _ in range(min(_wanted(request), len(self._fds)))]
-        self.pending += 1
+        self._owed.append(identity)
         answered = False
 
         def reply(answer: dict[str, Any]) -> None:
             nonlocal answered
             assert not answered, "a request is answered once"
             answered = True
-            self.pending -= 1
+            self._owed.remove(identity)
             self.send(identity | answer)
             if self._ending:
                 self._end()

@@ -90,6 +90,7 @@ class ControlRequests:
         log_level: Callable[[str], object],
         captures: Captures,
         quiescing: Quiescing,
+        upgrade: Callable[[int], object],
     ) -> None:
         self._loop = loop
         self._attachments = attachments
@@ -101,6 +102,7 @@ class ControlRequests:
         self._reload = reload
         self._log_level = log_level
         self._quiescing = quiescing
+        self._upgrade = upgrade
         capturing = CaptureRequests(captures, self._select)
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (
@@ -128,6 +130,7 @@ class ControlRequests:
                 },
             ),
             "capture-end": (capturing.end, {"capture": _Argument(int)}),
+            "upgrade": (self._replace, {"fd": _Argument(bool)}),
         }
 
     @property
@@ -298,6 +301,11 @@ class ControlRequests:
     def _resume(self, client: ControlClient, reply: Reply) -> None:
         self._quiescing.end()
         self._list(client, reply)
+
+    def _replace(self, client: ControlClient, reply: Reply, fd: int) -> None:
+        """`fd`: an end of a channel, over which another process takes the place of this one (see `handing_over`)."""
+        self._upgrade(fd)
+        reply({"ok": True})
 
     # -- own ---------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +20,7 @@ from ..usb.device import Loop, Timer
 from ..vfio_user import expendable
 from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.ancillary import descriptors, room_for
-from ..vfio_user.listener import SocketPath, listening
+from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state, listening
 from .attachments import Attachments
 from .config import DeviceSpec
 from .control_requests import MAX_ATTACHMENTS, PATIENCE
@@ -70,11 +71,31 @@ class HotplugSocket:
         self._clients: set[_Client] = set()
         self._listening = False
         self._pause: Timer | None = None
+        self._stopped = False
 
-    def start(self) -> None:
-        """Listen. Raises ConfigError."""
-        self._listener, self._own = listening(self._path, self._fd, self._access)
-        self._arm()
+    def start(self, adopted: Adopted | None = None) -> None:
+        """Listen; where another process has listened that hands over, after `go_on`. Raises ConfigError."""
+        self._listener, self._own = listening(self._path, self._fd, self._access, adopted)
+        if adopted is None:
+            self._arm()
+
+    def stop(self) -> None:
+        """Let nobody in until `go_on`."""
+        self._stopped = True
+        if self._listening and self._listener is not None:
+            self._listening = False
+            self._loop.remove_reader(self._listener.fileno())
+
+    def go_on(self) -> None:
+        """End what `stop` has begun."""
+        self._stopped = False
+        if self._pause is None:
+            self._arm()
+
+    def state(self) -> tuple[ListenerState, int]:
+        """What another process needs to let clients in, and a descriptor, which belongs to the caller."""
+        assert self._listener is not None
+        return listener_state(self._own), os.dup(self._listener.fileno())
 
     def close(self) -> None:
         """Close everything, and remove our own socket."""
@@ -96,7 +117,7 @@ class HotplugSocket:
     def _arm(self) -> None:
         """Wait for a client if one can be served."""
         self._pause = None
-        wanted = self._listener is not None and len(self._clients) < MAX_CLIENTS
+        wanted = self._listener is not None and len(self._clients) < MAX_CLIENTS and not self._stopped
         if wanted and not self._listening and self._listener is not None:
             self._listening = True
             self._loop.add_reader(self._listener.fileno(), self._acceptable)

@@ -6,6 +6,7 @@ The bytes of HTTP are h11's. What is here are the sockets and their bounds: conn
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import time
@@ -17,7 +18,7 @@ import h11
 from ..errors import ConfigError
 from ..usb.device import Loop, Timer
 from ..vfio_user.access import OWN_USER, SocketAccess
-from ..vfio_user.listener import SocketPath
+from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state, listening
 from .exposition import OPENMETRICS, TEXT, exposition
 from .metrics_address import MetricsAddress, is_loopback
 from .share import SHARE, Share
@@ -35,6 +36,7 @@ PATIENCE: Final = 10.0
 """Seconds for a request to be complete, and for an answer to be read."""
 IDLE: Final = 150.0
 """Seconds between two requests of a connection; those who scrape do it every minute or more often."""
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _ACCEPTS: Final = 16
 _ACCEPT_PAUSE: Final = 0.5
 _BACKLOG: Final = 16
@@ -55,15 +57,19 @@ class MetricsSocket:
         self._listener: socket.socket | None = None
         self._share = Share(loop, self._resume)
         self._clients: list[_Client] = []
+        self._stopped = False
 
     @property
     def clients(self) -> int:
         """How many are connected."""
         return len(self._clients)
 
-    def start(self) -> None:
-        """Listen. Raises ConfigError."""
+    def start(self, adopted: Adopted | None = None) -> None:
+        """Listen; where another process has listened that hands over, after `go_on`. Raises ConfigError."""
         address = self._address
+        if adopted is not None:
+            self._listener, self._own = listening(None, None, adopted=adopted, kinds=(socket.AF_UNIX, *_FAMILIES))
+            return
         if address.path is not None:
             self._own = SocketPath(str(address.path), self._access)
             self._listener = self._own.socket
@@ -74,6 +80,23 @@ class MetricsSocket:
             address = address._replace(port=self._listener.getsockname()[1])
         self._loop.add_reader(self._listener.fileno(), self._acceptable)
         log.info("metrics are at %s", address)
+
+    def stop(self) -> None:
+        """Let nobody in until `go_on`. Those who are connected are answered."""
+        self._stopped = True
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+
+    def go_on(self) -> None:
+        """End what `stop` has begun; or begin, where another process has listened."""
+        self._stopped = False
+        if not self.resting:
+            self._resume()
+
+    def state(self) -> tuple[ListenerState, int]:
+        """What another process needs to let clients in, and a descriptor, which belongs to the caller."""
+        assert self._listener is not None
+        return listener_state(self._own), os.dup(self._listener.fileno())
 
     def close(self) -> None:
         """Close everything, and remove our own socket."""
@@ -145,7 +168,7 @@ class MetricsSocket:
         self.spent(time.thread_time() - started)
 
     def _resume(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and not self._stopped:
             self._loop.add_reader(self._listener.fileno(), self._acceptable)
         for client in self._clients:
             client.arm()

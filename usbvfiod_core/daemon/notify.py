@@ -5,10 +5,42 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from typing import Final
 
+from ..usb.device import Loop
 from ..visible import visible
 
 log = logging.getLogger(__name__)
+
+TRIES: Final = 100
+PAUSE: Final = 0.1
+"""Seconds until the service manager is told again what there was no room for."""
+
+
+class ServiceManager:
+    """Tells it what is new, as soon as it reads. On the loop's thread."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._news = ""
+
+    def tell(self, state: str, tries: int = TRIES) -> None:
+        """`READY=1` and the like. Only the newest news is told again."""
+        if tries == TRIES:
+            self._news = state
+        if state != self._news or notify(state):
+            return
+        if tries:
+            self._loop.call_later(PAUSE, self.tell, state, tries - 1)
+        else:
+            log.warning("the service manager was not told %s: it does not read", state)
+
+    def feed_watchdog(self) -> None:
+        """Say from now on that the loop runs, if somebody wants to know."""
+        interval = watchdog_interval()
+        if interval is not None:
+            notify("WATCHDOG=1")  # and again soon, if nobody could be told
+            self._loop.call_later(interval, self.feed_watchdog)
 
 
 def watchdog_interval() -> float | None:

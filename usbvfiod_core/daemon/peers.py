@@ -37,6 +37,8 @@ REQUESTS: Final = (
     "capture-end",
 )
 """Every request of the control socket."""
+OWN: Final = ("upgrade",)
+"""Those that only root and the server's own user may make: who takes the server's place may do all that it may."""
 HOTPLUG: Final = ("attach", "detach", "list")
 """Those that the hotplug socket has, too."""
 ALL: Final = "all"
@@ -106,7 +108,7 @@ class Policy:
     def allowed(self, peer: Peer) -> frozenset[str]:
         """The requests that a peer may make."""
         if peer.trusted:
-            return frozenset(REQUESTS)
+            return frozenset(REQUESTS + OWN)
         return frozenset().union(*(rule.requests for rule in self.rules if rule.concerns(peer)))
 
     def with_group(self, gid: int | None) -> Policy:

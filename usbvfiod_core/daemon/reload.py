@@ -2,14 +2,86 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
-from ..errors import UsbvfiodError
+from ..errors import ConfigError, UsbvfiodError
+from ..usb.device import Loop
 from .attachments import Attachments
 from .config import Config, DeviceSpec
 from .intents import Attachment
+from .peers import Policy
+
+log = logging.getLogger(__name__)
+
+
+Done = Callable[[dict[str, Any] | UsbvfiodError], object]
+
+
+class Reloading:
+    """Reads the configuration of a server again. `config` is what it was told last; `read` reads it anew, in a thread,
+    and `set_policy` is told who may control the server. On the loop's thread."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        attachments: Attachments,
+        config: Config,
+        read: Callable[[Config], Config],
+        set_policy: Callable[[Policy], object],
+    ) -> None:
+        self.config = config
+        self._loop = loop
+        self._attachments = attachments
+        self._read = read
+        self._set_policy = set_policy
+        self._reading = False
+
+    def begin(self, done: Done) -> None:
+        """Read the configuration file again, and do what has changed in it. An error changes nothing."""
+        config = self.config
+        if config.command_line.file is None:
+            done(ConfigError("this server was started without a configuration file"))
+            return
+        if self._reading:
+            done(ConfigError("the configuration is already being read again"))
+            return
+        self._reading = True
+
+        def loaded(result: Config | BaseException) -> None:
+            if isinstance(result, BaseException):
+                self._reading = False
+                known = isinstance(result, UsbvfiodError)
+                done(result if known else ConfigError(f"{type(result).__name__}: {result}"))  # type: ignore[arg-type]
+                return
+            self._set_policy(result.control)
+            # What is only read at start stays as it is, and is named at each reload until it is restored.
+            self.config = replace(result, server=config.server, plugins=config.plugins, selection=config.selection)
+            carry_out(self._attachments, compare(self._attachments, config, result), finished)
+
+        def finished(answer: dict[str, Any]) -> None:
+            self._reading = False
+            done(answer)
+
+        self._loop.run_blocking(partial(self._read, config), loaded)
+
+
+def log_reload(result: dict[str, Any] | UsbvfiodError) -> None:
+    """Say in the log what came of it."""
+    if isinstance(result, UsbvfiodError):
+        log.error("the configuration was not changed: %s", result)
+        return
+    log.info(
+        "the configuration was read again: %d devices added, %d removed",
+        *map(len, (result["added"], result["removed"])),
+    )
+    for error in result["errors"]:
+        log.error("%s", error)
+    for name in result["ignored"]:
+        log.warning("%s is read only at start; restart the server to apply it", name)
 
 
 class Changes(NamedTuple):

@@ -8,20 +8,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiled import BUILD
 from ..descriptors import have_enough
-from ..errors import ConfigError, PluginError, UsbvfiodError
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..installed import version
 from ..rights import use_opener
 from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
+from ..vfio_user.listener import Adopted
 from .attachments import Attachments
 from .capture_files import CaptureFiles
 from .captures import Captures
@@ -36,23 +36,23 @@ from .lateness import Lateness
 from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .metrics_address import metrics_address, needs_library
-from .notify import notify, watchdog_interval
+from .notify import ServiceManager
 from .quiescing import Quiescing
-from .reload import carry_out, compare
+from .reload import Reloading, log_reload
+from .replacement import Replacement
 from .report import device_entry
 from .steering import Steering
+from .succession import Succession
 
 if TYPE_CHECKING:
     from .metrics_socket import MetricsSocket
+    from .taking_over import TakingOver
 
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 3.0
 """Seconds that devices have to end what they do before the process ends without them."""
 FINISH_INTERVAL = 0.005
-NOTIFY_TRIES = 100
-NOTIFY_PAUSE = 0.1
-"""Seconds until the service manager is told again what there was no room for."""
 
 
 def serve(
@@ -62,17 +62,19 @@ def serve(
     *,
     control_fd: int | None = None,
     place: Path | None = None,
+    taking: TakingOver | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT, or the end of an inherited connection. Raises UsbvfiodError at start only.
 
     `control_fd` is an inherited socket for control. `place` is the directory in which commands look for control sockets
-    (see `places`): this server's is there, if that can be.
+    (see `places`): this server's is there, if that can be. `taking` is the conversation with the server whose place
+    this one takes.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     loop = ServerLoop(config.spin)
     try:
         with never_waiting() as write_log:
-            server = Server(config, registry, backends, loop, control_fd=control_fd, place=place)
+            server = Server(config, registry, backends, loop, control_fd=control_fd, place=place, taking=taking)
             server.threads_may_start = write_log
             server.run()
     finally:
@@ -91,15 +93,15 @@ class Server:
         *,
         control_fd: int | None = None,
         place: Path | None = None,
+        taking: TakingOver | None = None,
     ) -> None:
         self.threads_may_start: Callable[[], object] = lambda: None
         """Called when there may be other threads than this one: a sandbox is closed before."""
-        self._config = config
-        self._confinement = Confinement(config, registry, backends)
+        self.control_fd = control_fd
+        self.confinement = Confinement(config, registry, backends, 2 if taking is None else taking.log_fd)
         self._place = place
-        self._backends = backends
-        self._reloading = False
-        self._loop = loop
+        self.backends = backends
+        self.loop = loop
         self._garbage = Garbage(loop)
         self._stopping = False
         self._errors: list[UsbvfiodError] = []
@@ -116,7 +118,7 @@ class Server:
             interrupter_page=config.server.interrupter_page,
             on_ended=self._garbage.client_ended,
             on_closed=self.stop,
-            look=self._confinement.look,
+            look=self.confinement.look,
         )
         self.memory, self.controller, self.transport = served.memory, served.controller, served.transport
         hub = self.controller.hub
@@ -129,43 +131,47 @@ class Server:
         self.captures = Captures(loop, hub)
         self._capture_files = CaptureFiles(self.captures, config)
         self._declared = registry.declared()
-        self._host = host_backend(backends)
+        self.host = host_backend(backends)
         use_opener(config.server.opener)
-        self._steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
-        self._quiescing = Quiescing(loop, hub, self._shown_or_not)
+        self.steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
+        self._reloading = Reloading(loop, self.attachments, config, self._read_again, self.steering.set_policy)
+        self._manager = ServiceManager(loop)
+        self.devices = Succession(self.attachments, loop, registry, backends)
+        self.replacement = Replacement(self, taking)
+        self.quiescing = Quiescing(loop, hub, self._shown_or_not)
         self.requests = ControlRequests(
             loop,
             self.attachments,
             backends,
-            self._steering.gate,
-            parse=self._parse,
+            self.steering.gate,
+            parse=self.parse,
             status=self._status,
             statistics=self.controller.statistics,
-            reload=self._reload,
+            reload=self._reloading.begin,
             log_level=self._set_log_level,
             captures=self.captures,
-            quiescing=self._quiescing,
+            quiescing=self.quiescing,
+            upgrade=self.replacement.begin,
         )
-        self._started = loop.time(), time.time()
+        self.started = loop.time(), time.time()
         self._version = version("usbvfiod")  # from a file, which is not to be read each time
         self._lateness = Lateness(loop)
-        self._metrics: MetricsSocket | None = None
+        self.metrics: MetricsSocket | None = None
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
-        self._serving = False
-        self._news = ""
-        """What the service manager is to know."""
+        self.serving = False
         self._tidied = False
 
     def run(self) -> None:
         """Plug in the devices, serve, and end. Raises UsbvfiodError if a device or the socket cannot be used."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self.stop)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload, self._log_reload)
-        self._feed_watchdog()
-        self._loop.call_soon(self._start)
+            self.loop.add_signal_handler(number, self.stop)
+        self.loop.add_signal_handler(signal.SIGHUP, self._reloading.begin, log_reload)
+        self.loop.add_signal_handler(signal.SIGUSR2, self.replacement.signalled)
+        self._manager.feed_watchdog()
+        self.loop.call_soon(self._start)
         with self._garbage.seldom():
-            self._loop.run_forever()
+            self.loop.run_forever()
         if self._errors:
             for error in self._errors[:-1]:
                 log.error("%s", error)
@@ -174,32 +180,68 @@ class Server:
     def stop(self) -> None:
         """End: close the socket, give the devices back, leave the loop. A second call does not wait for devices."""
         if self._stopping:
-            self._loop.stop()
+            self.loop.stop()
+            return
+        if self.replacement.unfinished:
+            self.replacement.fail(DeviceError("the new process was told to end"))
+            return
+        if self.replacement.abandon("the server was told to end"):
             return
         self._stopping = True
-        self._notify("STOPPING=1")
+        self._manager.tell("STOPPING=1")
         self.transport.close()
-        self._steering.close()
+        self.steering.close()
         self._lateness.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        self._loop.call_later(CLOSE_TIMEOUT, self._give_up)
+        if self.metrics is not None:
+            self.metrics.close()
+        self.loop.call_later(CLOSE_TIMEOUT, self._give_up)
         self.attachments.close(self._finish)
+
+    # -- another process takes the place, or this one takes another's; see `replacement` -----------------------------
+
+    def replaced(self) -> None:
+        """Another process is the server from now on: end, when captures are written."""
+        self._stopping = True
+        log.info("another process has taken the place of this one, which ends")
+        self.loop.call_later(CLOSE_TIMEOUT, self.loop.stop)
+        self._finish()
+
+    def succeeds(self, since: float, started: float) -> None:
+        """From now on this is the server, which was started first at these times."""
+        self.started = since, started
+        self._starting, self.serving, self._tidied = 0, True, True
+        self._garbage.settle()
+        self._manager.tell("READY=1")
+
+    def ended_with(self, error: UsbvfiodError) -> None:
+        """It does not take the place of another one after all: end, and touch nothing, which is all the other's."""
+        self._stopping = True
+        self._errors.append(error)
+        self.loop.stop()
 
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         have_enough()
+        if self.replacement.unfinished:
+            try:
+                self.confinement.close(self._directories())
+                self.threads_may_start()
+            except Exception as error:
+                self.replacement.fail(error)
+            else:
+                self.replacement.take()
+            return
         try:
-            self._steering.start(self.requests.handle, self.attachments, self._backends, self._host)
-            self._serve_metrics()
+            self.steering.start(self.requests.handle, self.attachments, self.backends, self.host)
+            self.serve_metrics()
         except SocketError as error:
             self._errors.append(error)
             self.stop()
             return
         try:
             self._capture_files.open()
-            self._confinement.close(self._directories())
+            self.confinement.close(self._directories())
         except Exception as error:
             reason = f"the sandbox cannot be closed: {type(error).__name__}: {error}"
             self._errors.append(error if isinstance(error, ConfigError) else ConfigError(reason))
@@ -212,16 +254,16 @@ class Server:
             self._errors.append(error)
             self.stop()
             return
-        for caution in cautions(self._config.server.usb2_ports, self._config.server.usb3_ports):
+        for caution in cautions(self.config.server.usb2_ports, self.config.server.usb3_ports):
             log.warning("%s", caution)
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
-        for spec in self._config.devices:
+        for spec in self.config.devices:
             self.attachments.attach(spec, partial(self._attached, spec), configured=True)
         self._proceed()
 
-    def _serve_metrics(self) -> None:
-        """Raises SocketError."""
-        settings = self._config.server
+    def serve_metrics(self, adopted: Adopted | None = None) -> None:
+        """Where another process has served them, from `MetricsSocket.go_on` on. Raises SocketError."""
+        settings = self.config.server
         if settings.metrics is None:
             return
         try:
@@ -229,17 +271,17 @@ class Server:
             from .metrics_socket import MetricsSocket  # few servers have one, and it needs a library
 
             address = metrics_address(settings.metrics)
-            self._metrics = MetricsSocket(self._loop, address, self._measured, access=settings.access("metrics"))
-            self._metrics.start()
+            self.metrics = MetricsSocket(self.loop, address, self._measured, access=settings.access("metrics"))
+            self.metrics.start(adopted)
         except ConfigError as error:
             raise SocketError(str(error)) from None
 
     def _measured(self) -> dict[str, dict[str, Any]]:
-        return {self._steering.called: self.requests.status(percentiles=False)}
+        return {self.steering.called: self.requests.status(percentiles=False)}
 
     def _directories(self) -> set[Path]:
         """Where the server's sockets are, which it makes, and removes at its end."""
-        settings = self._config.server
+        settings = self.config.server
         paths = (settings.socket_path, settings.control_path, settings.hotplug_socket_path)
         found = {path.absolute().parent for path in paths if path is not None}
         if settings.metrics is not None and (path := metrics_address(settings.metrics).path) is not None:
@@ -248,7 +290,7 @@ class Server:
 
     def _attached(self, spec: DeviceSpec, result: Attachment | UsbvfiodError) -> None:
         self._starting -= 1
-        strict = self._config.server.strict_plugins or spec.mode is Mode.REQUIRED
+        strict = self.config.server.strict_plugins or spec.mode is Mode.REQUIRED
         if isinstance(result, PluginError) and not strict:
             log.error("%s; the others are served", result)
         elif isinstance(result, UsbvfiodError) and not self._stopping:
@@ -261,7 +303,7 @@ class Server:
         self._proceed()
 
     def _publish(self, attachment: Attachment) -> None:
-        control = self._steering.control
+        control = self.steering.control
         if control is not None and control.watched:
             control.publish({"event": "attachment", "attachment": self.requests.entry(attachment)})
 
@@ -277,7 +319,7 @@ class Server:
                 self._attachment_changed(attachment)
 
     def _device_changed(self, change: str, info: DeviceInfo) -> None:
-        control = self._steering.control
+        control = self.steering.control
         if control is not None and control.watched:
             control.publish({"event": "device", "change": change, "device": device_entry(info)})
 
@@ -291,114 +333,61 @@ class Server:
                 "pid": os.getpid(),
                 "usbvfiod": self._version,
                 "build": BUILD,
-                "name": self._steering.called,
-                "started": round(self._started[1], 3),
-                "seconds": round(self._loop.time() - self._started[0], 3),
+                "name": self.steering.called,
+                "started": round(self.started[1], 3),
+                "seconds": round(self.loop.time() - self.started[0], 3),
                 "cpu_seconds": round(time.process_time(), 6),
                 "lateness": self._lateness.look(),
-                "socket": "" if self._config.socket_path is None else str(self._config.socket_path),
-                "usb2_ports": self._config.server.usb2_ports,
-                "usb3_ports": self._config.server.usb3_ports,
-                "serving": self._serving,
+                "socket": "" if self.config.socket_path is None else str(self.config.socket_path),
+                "usb2_ports": self.config.server.usb2_ports,
+                "usb3_ports": self.config.server.usb3_ports,
+                "serving": self.serving,
                 "missing": [str(attachment) for attachment in self.attachments.missing],
-                "sandbox": self._confinement.report,
-                "quiesced": None if self._quiescing.seconds is None else round(self._quiescing.seconds, 3),
+                "sandbox": self.confinement.report,
+                "quiesced": None if self.quiescing.seconds is None else round(self.quiescing.seconds, 3),
             },
             "client": None if client is None else client._asdict(),
             "memory": {"shared": shared, "unshared": mapped - shared},
         }
 
-    def _parse(self, text: str) -> DeviceSpec:
-        spec = parse_device(text, self._backends, self._config.server.backend, self._declared, self._host)
+    @property
+    def config(self) -> Config:
+        """As it was read last."""
+        return self._reloading.config
+
+    def _read_again(self, config: Config) -> Config:
+        return self._capture_files.checked(load(config.command_line, self.backends, self._declared, self.host))
+
+    def parse(self, text: str) -> DeviceSpec:
+        spec = parse_device(text, self.backends, self.config.server.backend, self._declared, self.host)
         self._capture_files.check([spec])
         return spec
-
-    def _reload(self, done: Callable[[dict[str, Any] | UsbvfiodError], object]) -> None:
-        """Read the configuration file again, and do what has changed in it. An error changes nothing."""
-        config = self._config
-        if config.command_line.file is None:
-            done(ConfigError("this server was started without a configuration file"))
-            return
-        if self._reloading:
-            done(ConfigError("the configuration is already being read again"))
-            return
-        self._reloading = True
-
-        def loaded(result: Config | BaseException) -> None:
-            if isinstance(result, BaseException):
-                self._reloading = False
-                known = isinstance(result, UsbvfiodError)
-                done(result if known else ConfigError(f"{type(result).__name__}: {result}"))  # type: ignore[arg-type]
-                return
-            self._steering.set_policy(result.control)
-            # What is only read at start stays as it is, and is named at each reload until it is restored.
-            self._config = replace(result, server=config.server, plugins=config.plugins, selection=config.selection)
-            carry_out(self.attachments, compare(self.attachments, config, result), finished)
-
-        def read() -> Config:
-            return self._capture_files.checked(load(config.command_line, self._backends, self._declared, self._host))
-
-        def finished(answer: dict[str, Any]) -> None:
-            self._reloading = False
-            done(answer)
-
-        self._loop.run_blocking(read, loaded)
 
     def _set_log_level(self, level: str) -> None:
         set_level(level)
         self.controller.journal.refresh()
 
-    def _log_reload(self, result: dict[str, Any] | UsbvfiodError) -> None:
-        if isinstance(result, UsbvfiodError):
-            log.error("the configuration was not changed: %s", result)
-            return
-        log.info(
-            "the configuration was read again: %d devices added, %d removed",
-            *map(len, (result["added"], result["removed"])),
-        )
-        for error in result["errors"]:
-            log.error("%s", error)
-        for name in result["ignored"]:
-            log.warning("%s is read only at start; restart the server to apply it", name)
-
-    def _notify(self, state: str, tries: int = NOTIFY_TRIES) -> None:
-        """Tell the service manager, when it reads. Only the newest news is told again."""
-        if tries == NOTIFY_TRIES:
-            self._news = state
-        if state != self._news or notify(state):
-            return
-        if tries:
-            self._loop.call_later(NOTIFY_PAUSE, self._notify, state, tries - 1)
-        else:
-            log.warning("the service manager was not told %s: it does not read", state)
-
-    def _feed_watchdog(self) -> None:
-        interval = watchdog_interval()
-        if interval is not None:
-            notify("WATCHDOG=1")  # and again soon, if nobody could be told
-            self._loop.call_later(interval, self._feed_watchdog)
-
     def _proceed(self) -> None:
         """Serve, if every device was tried, none is an error, and those that are required are there."""
-        if self._stopping or self._serving or self._starting:
+        if self._stopping or self.serving or self._starting:
             return
         self._tidy()
         if self._errors:
             self.stop()
         elif not self.attachments.missing:
-            self._serving = True
+            self.serving = True
             self._listen()
         else:
             missing = ", ".join(str(attachment) for attachment in self.attachments.missing)
-            self._notify(f"STATUS=waiting for required devices: {missing}")
+            self._manager.tell(f"STATUS=waiting for required devices: {missing}")
 
     def _tidy(self) -> None:
         """What a server that was killed has left of devices that this one does not use is given back to the host."""
         if self._tidied:
             return
         self._tidied = True
-        for name, backend in self._backends.items():
-            self._loop.run_blocking(backend.give_back_left_over, partial(self._has_tidied, name))
+        for name, backend in self.backends.items():
+            self.loop.run_blocking(backend.give_back_left_over, partial(self._has_tidied, name))
 
     def _has_tidied(self, name: str, result: BaseException | None) -> None:
         if result is not None:
@@ -412,12 +401,12 @@ class Server:
             self.stop()
             return
         self._garbage.settle()
-        if self._steering.name:
-            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self._steering.name)
-        where = self._config.socket_path if self._config.socket_path is not None else f"fd {self._config.fd}"
-        self._confinement.log()
+        if self.steering.name:
+            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self.steering.name)
+        where = self.config.socket_path if self.config.socket_path is not None else f"fd {self.config.fd}"
+        self.confinement.log()
         log.info("serving on %s", where)
-        self._notify("READY=1")
+        self._manager.tell("READY=1")
 
     def _unplugged(self, port_id: int, device: Device) -> None:
         self.attachments.unplugged(port_id, device)
@@ -426,13 +415,13 @@ class Server:
     def _finish(self) -> None:
         """Leave when what devices do in threads, such as flushing an image, is done, and captures are written."""
         self.captures.finish()
-        if self._loop.blocking or self.captures.writing:
-            self._loop.call_later(FINISH_INTERVAL, self._finish)
+        if self.loop.blocking or self.captures.writing:
+            self.loop.call_later(FINISH_INTERVAL, self._finish)
         else:
-            self._loop.stop()
+            self.loop.stop()
 
     def _give_up(self) -> None:
         for attachment in self.attachments:
             what = "does not open" if attachment.state is State.OPENING else "does not end its transfers"
             log.warning("device %s %s; ending without it", attachment.spec.text, what)
-        self._loop.stop()
+        self.loop.stop()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..usb.backend import Backend
 from ..usb.device import Loop
+from ..vfio_user.listener import Adopted, ListenerState
 from . import places
 from .attachments import Attachments
 from .config import SocketError
-from .control import ControlSocket
+from .control import ControlSocket, ControlState
 from .control_client import Handle
 from .peers import HOTPLUG, Gate, Policy
 from .server_settings import ServerSettings
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
     from .hotplug_socket import HotplugSocket
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class SteeringState:
+    """The sockets at which clients steer a server. `name` is what commands find it by, `called` the same or the best
+    name that there is, `link` the path of a link to the control socket, all empty for none."""
+
+    control: ControlState | None = None
+    hotplug: ListenerState | None = None
+    name: str = ""
+    called: str = ""
+    link: str = ""
 
 
 class Steering:
@@ -63,7 +77,11 @@ class Steering:
             gate.policy = policy.with_group(self._access[name].gid)
 
     def start(
-        self, handle: Handle, attachments: Attachments, backends: Mapping[str, Backend], host: str | None
+        self,
+        handle: Handle,
+        attachments: Attachments,
+        backends: Mapping[str, Backend],
+        host: str | None,
     ) -> None:
         """Listen. `host` is the backend of the host's devices. Raises SocketError."""
         settings, access = self._settings, self._access
@@ -79,19 +97,58 @@ class Steering:
         try:
             where = _where(settings.hotplug_socket_path, settings.hotplug_fd)
             if where:
-                from .hotplug_socket import HotplugSocket  # few servers have one
-
-                gate = self._gates["hotplug_socket"]
-                hotplug = HotplugSocket(
-                    self._loop, attachments, backends, host, gate, **where, access=access["hotplug_socket"]
-                )
-                hotplug.start()
-                self.hotplug = hotplug
+                self._make_hotplug(attachments, backends, host, where, None)
         except ConfigError as error:
             raise SocketError(f"hotplug: {error}") from None
         self._be_found(handle)
         control_path = None if self.control is None else self.control.path
         self.called = places.called(self._place, control_path, self._settings.socket_path)
+
+    # -- to another process, and from one ----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Hear nobody until `go_on`."""
+        for sock in (self.control, self.hotplug):
+            if sock is not None:
+                sock.stop()
+
+    def go_on(self) -> None:
+        """End what `stop` has begun; or begin, after `restore`."""
+        for sock in (self.control, self.hotplug):
+            if sock is not None:
+                sock.go_on()
+
+    def state(self) -> tuple[SteeringState, dict[str, int]]:
+        """What another process needs, and descriptors by name, which belong to the caller."""
+        state = SteeringState(name=self.name, called=self.called, link="" if self._link is None else str(self._link))
+        fds: dict[str, int] = {}
+        if self.control is not None:
+            state.control, found = self.control.state()
+            fds.update((f"control/{name}", fd) for name, fd in found.items())
+        if self.hotplug is not None:
+            state.hotplug, fds["hotplug"] = self.hotplug.state()
+        return state, fds
+
+    def restore(
+        self,
+        state: SteeringState,
+        fds: dict[str, int],
+        handle: Handle,
+        attachments: Attachments,
+        backends: Mapping[str, Backend],
+        host: str | None,
+    ) -> None:
+        """Take the place of another process, in the place of `start`; nobody is told or heard before `go_on`. The
+        descriptors belong to this from now on. Raises OSError, ConfigError and ValueError."""
+        self.name, self.called = state.name, state.called
+        self._link = Path(state.link) if state.link else None
+        if state.control is not None:
+            control = ControlSocket(self._loop, handle, self.gate, access=self._access["control"])
+            own = {name.removeprefix("control/"): fd for name, fd in fds.items() if name.startswith("control/")}
+            control.restore(state.control, own)
+            self.control = control
+        if state.hotplug is not None:
+            self._make_hotplug(attachments, backends, host, {}, Adopted(state.hotplug, fds["hotplug"]))
 
     def close(self) -> None:
         """Hang up on everybody, and remove what was made."""
@@ -102,6 +159,21 @@ class Steering:
             self._link.unlink(missing_ok=True)
 
     # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _make_hotplug(
+        self,
+        attachments: Attachments,
+        backends: Mapping[str, Backend],
+        host: str | None,
+        where: dict[str, Any],
+        adopted: Adopted | None,
+    ) -> None:
+        from .hotplug_socket import HotplugSocket  # few servers have one
+
+        gate, access = self._gates["hotplug_socket"], self._access["hotplug_socket"]
+        hotplug = HotplugSocket(self._loop, attachments, backends, host, gate, **where, access=access)
+        hotplug.start(adopted)
+        self.hotplug = hotplug
 
     def _look(self) -> None:
         """Say what may not be meant so, and refuse what cannot be."""

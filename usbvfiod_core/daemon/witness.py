@@ -3,14 +3,17 @@
 QEMU may map the guest's memory for itself only, and nothing but /proc/PID/maps tells (`vfio_user.peer`). Landlock lets
 no process look into another one, so whoever looks stays outside of the sandbox. It is a shell, because that is small,
 with nothing but a socket: it gets the number of a process, a device and an inode, answers with the lines that have
-them, and ends when the server does.
+them, and ends when the server does. It also starts the process that takes the server's place (SIGUSR2), which is to be
+confined anew and not by this sandbox.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Final
 
@@ -18,37 +21,53 @@ from ..vfio_user.peer import kinds
 
 _SHELL: Final = "/bin/sh"
 _SCRIPT: Final = """while read -r pid place; do
-    case $pid in *[!0-9]*) ;; *) grep -F -- "$place" "/proc/$pid/maps" ;; esac
+    case $pid in
+        upgrade) "$@" </dev/null >&4 2>&4 4>&- & continue ;;
+        *[!0-9]*) ;;
+        *) LC_ALL=C grep -F -- "$place" "/proc/$pid/maps" 3>&- 4>&- ;;
+    esac
     echo .
 done"""
-"""Numbers only: a server that somebody has taken over gets no other file out of it."""
+"""Numbers only, and one word: a server that somebody has taken over gets no other file out of it, and starts nothing
+but its own command line, as it was before."""
+_DOOR: Final = 3
+_LOG: Final = 4
 _PATIENCE: Final = 1.0
 """Seconds for an answer; it takes a few milliseconds."""
 _ANSWER: Final = 1 << 16
 
 
 class Witness:
-    """The shell, and the end of the socket to it. Raises OSError."""
+    """The shell, and the end of the socket to it. `command` is what it starts in the place of the server, with the
+    `environment`, with its end of the door as descriptor 3, and with what it says going to the descriptor `log`. Raises
+    OSError."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = (), environment: Mapping[str, str] | None = None, log: int = 2) -> None:
         self._socket, other = socket.socketpair()
-        with other:
-            end = other.fileno()
+        door, knocker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._door: socket.socket | None = door
+        with other, knocker:
+            # Above the numbers that it gets there, so that none takes the place of another.
+            end, knocks, said = (
+                fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in (other.fileno(), knocker.fileno(), log)
+            )
             inherited = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inheritable(fd)]
-            actions = [(os.POSIX_SPAWN_DUP2, end, 0), (os.POSIX_SPAWN_DUP2, end, 1)]
+            copies = ((end, 0), (end, 1), (knocks, _DOOR), (said, _LOG))
             self.pid = os.posix_spawn(
                 _SHELL,
-                ("usbvfiod-witness", "-c", _SCRIPT),
-                {"PATH": os.defpath, "LC_ALL": "C"},
+                ("usbvfiod-witness", "-c", _SCRIPT, "usbvfiod-witness", *command),
+                {"PATH": os.defpath, **(environment or {})},
                 file_actions=[
-                    *actions,
-                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
                     *((os.POSIX_SPAWN_CLOSE, fd) for fd in inherited),
+                    *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in copies),
+                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
                 ],
                 setpgroup=0,  # it hears nothing of Ctrl-C
                 setsigmask=(),
                 setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT),
             )
+        for fd in (end, knocks, said):
+            os.close(fd)
         self._socket.settimeout(_PATIENCE)
         self._asking = Lock()
 
@@ -72,9 +91,21 @@ class Witness:
             return False
         return kinds(answer.splitlines(), device, inode) == {b"p"}
 
+    def take_door(self) -> socket.socket | None:
+        """Where who takes the server's place comes; it belongs to the caller. None if it was taken already."""
+        door, self._door = self._door, None
+        return door
+
+    def upgrade(self) -> None:
+        """Have it start the process that takes the server's place, which comes to the door. Raises OSError."""
+        with self._asking:
+            self._socket.sendall(b"upgrade\n")
+
     def close(self) -> None:
         """End the shell."""
         self._socket.close()
+        if self._door is not None:
+            self._door.close()
 
 
 def _is_inheritable(fd: int) -> bool:

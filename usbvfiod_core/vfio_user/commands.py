@@ -96,10 +96,10 @@ class Commands:
     ) -> None:
         self._function: Final = function
         self._memory: Final = memory
-        self._interrupts: Final = Interrupts(function.interrupts, eventfds)
+        self.interrupts: Final = Interrupts(function.interrupts, eventfds)
         self._wait: Final = wait
         self._complain: Final = complain
-        self._unshared: Final = UnsharedRanges(complain, is_private)
+        self.unshared: Final = UnsharedRanges(complain, is_private)
         self._fault: Final = fault
         self._send_fd: Final = send_fd
         self.handlers: Final[dict[int, Handler]] = {
@@ -119,10 +119,10 @@ class Commands:
 
     def close(self) -> None:
         """The client is gone: its eventfds are closed."""
-        self._interrupts.close()
+        self.interrupts.close()
 
     def _dma_map(self, payload: bytes, fds: list[int]) -> bytes:
-        dma_map(self._memory, payload, fds, self._unshared)
+        dma_map(self._memory, payload, fds, self.unshared)
         return b""
 
     def _dma_unmap(self, payload: bytes, fds: list[int]) -> bytes | None:
@@ -172,7 +172,7 @@ class Commands:
         return IRQ_INFO.pack(IRQ_INFO.size, flags, index, count)
 
     def _set_irqs(self, payload: bytes, fds: list[int]) -> bytes:
-        self._interrupts.set_irqs(payload, fds)
+        self.interrupts.set_irqs(payload, fds)
         return b""
 
     def _region_read(self, payload: bytes, fds: list[int]) -> bytes:

@@ -55,7 +55,9 @@ class Connection:
         first_message_deadline: bool,
         message_deadline: float = MESSAGE_DEADLINE,
         look: Look = is_private,
+        stopped: bool = False,
     ) -> None:
+        """`stopped`: nothing is read before `go_on`."""
         self._socket: Final = sock
         self._fd: Final = sock.fileno()
         self._loop: Final = loop
@@ -78,6 +80,8 @@ class Connection:
         self.draining = False
         """Messages are being executed; `on_drained` is called at the end."""
         self._open = True
+        self._stopped = stopped
+        self._dropped: str | None = None
         self._reading = False
         self._writing = False
         self._deadline: Timer | None = None
@@ -102,8 +106,47 @@ class Connection:
         self._socket.close()
 
     def drop(self, reason: str) -> None:
-        """End the connection because of something that the client has done; `on_gone` is told why."""
-        self._gone(reason)
+        """End the connection because of something that the client has done; `on_gone` is told why. One that is stopped
+        ends when it goes on."""
+        if self._stopped:
+            self._dropped = reason
+        else:
+            self._gone(reason)
+
+    def stop(self) -> None:
+        """Read nothing and send nothing more until `go_on`."""
+        self._stopped = True
+        self.session.interrupts.stop()
+        self._pause()
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    def go_on(self) -> None:
+        """End what `stop` has begun."""
+        self._stopped = False
+        self.session.interrupts.go_on()
+        if self._dropped is not None:
+            self._gone(self._dropped)
+        elif self._output:
+            self._await_room()
+        else:
+            self._loop.call_soon(self._continue)
+
+    def forget(self) -> None:
+        """Another process serves the client: close what is ours of the connection, and tell nobody."""
+        self.stop()
+        self._open = False
+        for timer in (self._deadline, self._settle_timer):
+            if timer is not None:
+                timer.cancel()
+        self.session.interrupts.forget()
+        self._socket.close()
+
+    @property
+    def socket(self) -> socket.socket:
+        """For whoever passes it on."""
+        return self._socket
 
     def check(self) -> None:
         """Notice at once if the other end is closed: its successor may be at the door before that is read."""
@@ -150,9 +193,7 @@ class Connection:
             return False
         if output and not self._flush():
             self._pause()
-            if not self._writing and self._open:
-                self._writing = True
-                self._loop.add_writer(self._fd, self._writable)
+            self._await_room()
             return False
         if self._memory.generation != self._generation:
             self._maps_changed()
@@ -178,7 +219,7 @@ class Connection:
 
     def _continue(self) -> None:
         """Go on where `_advance` stopped, unless something else still holds this client up."""
-        if not self._open or self._writing:
+        if not self._open or self._writing or self._stopped:
             return
         self.draining = True
         if self._advance():
@@ -192,7 +233,7 @@ class Connection:
         self._loop.call_soon(self._continue)
 
     def _listen(self) -> None:
-        if self._open and not self._reading:
+        if self._open and not self._reading and not self._stopped:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
 
@@ -202,6 +243,11 @@ class Connection:
             self._loop.remove_reader(self._fd)
 
     # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _await_room(self) -> None:
+        if not self._writing and self._open and not self._stopped:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._writable)
 
     def _flush(self) -> bool:
         """Send what the socket takes; True if that was all."""
@@ -245,7 +291,9 @@ class Connection:
     def _overdue(self, consumed: int) -> None:
         session = self.session
         self._deadline = None
-        if session.client is None and not self._greeted:
+        if self._stopped:  # it is not its fault
+            self._deadline = self._loop.call_later(self._message_deadline, self._overdue, session.consumed)
+        elif session.client is None and not self._greeted:
             self._gone(f"no version within {self._message_deadline:g} s")
         elif session.partial and session.consumed == consumed and not self._writing and not session.held:
             self._gone(f"a message was not complete within {self._message_deadline:g} s")

@@ -15,18 +15,18 @@ from .signalling import Signal, signal
 class Eventfd:
     """An eventfd that is ours to signal and close."""
 
-    __slots__ = ("_fd", "signal")
+    __slots__ = ("fd", "signal")
 
     def __init__(self, fd: int) -> None:
         """Take over `fd`. Raises ClientError(EINVAL), and leaves it to the caller, if it is something else."""
         _check(fd)
-        self._fd: Final = fd
+        self.fd: Final = fd
         self.signal: Signal = signal(fd)
         """Add one to the counter. A full counter is a signal already."""
 
     def close(self) -> None:
         """Give the descriptor back; nobody may signal it any more."""
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 class EventfdListener:
@@ -35,20 +35,28 @@ class EventfdListener:
     def __init__(self, fd: int, loop: Loop, signalled: Callable[[], None]) -> None:
         """Take over `fd`. Raises ClientError(EINVAL), and leaves it to the caller, if it is something else."""
         _check(fd)
-        self._fd: Final = fd
+        self.fd: Final = fd
         self._loop: Final = loop
         self._signalled: Final = signalled
         self._counter: Final = bytearray(8)
-        loop.add_reader(fd, self._readable)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Listen."""
+        self._loop.add_reader(self.fd, self._readable)
+
+    def stop(self) -> None:
+        """Do not listen until `go_on`: what is signalled meanwhile stays in the counter."""
+        self._loop.remove_reader(self.fd)
 
     def close(self) -> None:
         """Stop listening, and give the descriptor back."""
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
+        self._loop.remove_reader(self.fd)
+        os.close(self.fd)
 
     def _readable(self) -> None:
         try:
-            os.preadv(self._fd, (self._counter,), -1, os.RWF_NOWAIT)  # whatever the client has done to O_NONBLOCK
+            os.preadv(self.fd, (self._counter,), -1, os.RWF_NOWAIT)  # whatever the client has done to O_NONBLOCK
         except OSError:
             return  # its other end has read it
         self._signalled()

@@ -25,6 +25,9 @@ from .wire import (
     SET_IRQS_FIELDS,
 )
 
+UNMASK: Final = -1
+"""In the place of a vector: the eventfd by which the client unmasks the pin."""
+
 
 class Notifier(Protocol):
     """An eventfd that is ours to signal and to close."""
@@ -33,11 +36,21 @@ class Notifier(Protocol):
         """Never blocks, never raises: what the client did to its eventfd is its own affair."""
         ...
 
+    @property
+    def fd(self) -> int: ...
+
     def close(self) -> None: ...
 
 
 class Closable(Protocol):
     """An eventfd that is ours to listen to and to close."""
+
+    @property
+    def fd(self) -> int: ...
+
+    def stop(self) -> None: ...
+
+    def go_on(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -112,6 +125,48 @@ class Interrupts:
         """Take every eventfd away: the client is gone."""
         for index in self._notifiers:
             self._disable(index)
+
+    def descriptors(self) -> dict[tuple[int, int], int]:
+        """The eventfds, still ours, by index and vector; that which unmasks the pin is of vector UNMASK."""
+        found = {
+            (index, vector): notifier.fd
+            for index, notifiers in self._notifiers.items()
+            for vector, notifier in enumerate(notifiers)
+            if notifier is not None
+        }
+        if self._unmasker is not None:
+            found[INTX_IRQ, UNMASK] = self._unmasker.fd
+        return found
+
+    def stop(self) -> None:
+        """Hear nothing of the client's eventfds until `go_on`."""
+        if self._unmasker is not None:
+            self._unmasker.stop()
+
+    def go_on(self) -> None:
+        """End what `stop` has begun."""
+        if self._unmasker is not None:
+            self._unmasker.go_on()
+
+    def forget(self) -> None:
+        """Another process signals them: close ours, and tell nobody."""
+        for notifiers in self._notifiers.values():
+            for notifier in filter(None, notifiers):
+                notifier.close()
+            notifiers[:] = [None] * len(notifiers)
+        if self._unmasker is not None:
+            self._unmasker.close()
+            self._unmasker = None
+
+    def adopt(self, index: int, vector: int, fd: int) -> None:
+        """Take over an eventfd that `descriptors` of another process has named so, while nothing is pending. Raises
+        ValueError, and ClientError for what is no eventfd."""
+        if (index, vector) == (INTX_IRQ, UNMASK):
+            self._unmask_by([fd])
+        elif 0 <= vector < len(self._notifiers.get(index, ())):
+            self._replace(index, vector, self._eventfds.notifier(fd))
+        else:
+            raise ValueError(f"there is no interrupt {vector} of index {index}")
 
     def _disable(self, index: int) -> None:
         if index == INTX_IRQ:

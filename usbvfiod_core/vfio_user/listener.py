@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Collection
+from dataclasses import dataclass
 from errno import ECONNREFUSED, ENOENT, EPROTOTYPE
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import ConfigError
 from .access import OWN_USER, OWNER_ONLY, SocketAccess
@@ -23,6 +25,23 @@ _LAST_PATIENCE: Final = 0.2
 """Seconds that the start, and the end, wait for others who are busy in the same directory."""
 
 
+@dataclass
+class ListenerState:
+    """A listening socket: its path, and what is there (its device and inode), empty and 0 for one that was handed down
+    by whoever has started the server."""
+
+    path: str = ""
+    device: int = 0
+    inode: int = 0
+
+
+class Adopted(NamedTuple):
+    """A listening socket of another process, and the descriptor of it that is ours now."""
+
+    state: ListenerState
+    fd: int
+
+
 class SocketPath:
     """A listening socket at a path that is removed again by `close`, if it is still ours then.
 
@@ -30,17 +49,32 @@ class SocketPath:
     who may connect besides root, and holds before anybody can; unless told otherwise that is our own user only.
     """
 
-    def __init__(self, path: str, access: SocketAccess = OWN_USER) -> None:
+    def __init__(self, path: str, access: SocketAccess = OWN_USER, adopted: Adopted | None = None) -> None:
+        """`adopted` is the socket that listens there already, in the server that hands over to this one."""
         _check_form(path)
         self.path: Final = path
-        self.socket: Final = _unix_socket()
+        self.socket: Final = _unix_socket() if adopted is None else socket.socket(fileno=adopted.fd)
         self._directory: Final = Directory(path)
+        self._inode: tuple[int, int]
+        if adopted is not None:
+            self._inode = adopted.state.device, adopted.state.inode
+            return
         try:
             with self._directory.alone(_PATIENCE):
-                self._inode: Final = self._listen(path, access)
+                self._inode = self._listen(path, access)
         except BaseException:
             self._directory.close()
             raise
+
+    @property
+    def state(self) -> ListenerState:
+        """What another process needs to take its place."""
+        return ListenerState(self.path, *self._inode)
+
+    def forget(self) -> None:
+        """Another process listens there: close what is ours of it."""
+        self.socket.close()
+        self._directory.close()
 
     def close(self) -> None:
         """Stop listening, and remove the path unless somebody else has replaced it."""
@@ -79,6 +113,11 @@ class SocketPath:
         return status.st_dev, status.st_ino
 
 
+def listener_state(own: SocketPath | None) -> ListenerState:
+    """That of a listening socket, which is `own` unless it was handed down."""
+    return ListenerState() if own is None else own.state
+
+
 def check_path(path: str) -> None:
     """Whether there could be a socket at `path`, as far as this is seen without making one; a server that runs may
     have it. Raises ConfigError."""
@@ -92,10 +131,22 @@ def check_path(path: str) -> None:
 
 
 def listening(
-    path: str | None, fd: int | None, access: SocketAccess = OWN_USER
+    path: str | None,
+    fd: int | None,
+    access: SocketAccess = OWN_USER,
+    adopted: Adopted | None = None,
+    kinds: Collection[int] = (socket.AF_UNIX,),
 ) -> tuple[socket.socket, SocketPath | None]:
     """A listening socket at `path`, for those of `access`, and its path; or the one that was handed down as `fd`, which
-    must be listening."""
+    must be listening; or the `adopted` one of a server that hands over."""
+    if adopted is not None:
+        if adopted.state.path:
+            own = SocketPath(adopted.state.path, access, adopted)
+            return own.socket, own
+        sock = socket.socket(fileno=adopted.fd)
+        if sock.family not in kinds:
+            raise ConfigError(f"file descriptor {adopted.fd} is a socket of another family")
+        return sock, None
     if path is not None:
         own = SocketPath(path, access)
         return own.socket, own

@@ -14,6 +14,7 @@ A fault of our own costs one message: it is logged with its traceback and answer
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from errno import EINVAL, EIO
@@ -25,6 +26,7 @@ from ..memory import GuestMemory
 from ..pci.function import REGISTERS_SIZE, PciFunction
 from .commands import Commands
 from .irqs import Eventfds
+from .session_state import SessionState
 from .version import MAX_VERSION_DATA, ClientVersion, negotiate
 from .wire import (
     COMMAND_NAMES,
@@ -114,6 +116,7 @@ class Session:
         self._write: Final = function.controller.write
         self.client: ClientVersion | None = None
         """Who the client is; None until it has said VERSION."""
+        self.interrupts: Final = self._commands.interrupts
         self.output = bytearray()
         """Replies to send, in order; little more than one message's. The transport deletes what it has sent."""
         self.output_fds: list[tuple[int, int]] = []
@@ -232,6 +235,44 @@ class Session:
         self._commands.close()
         self._close_all(self._carried_fds)
         self._close_all(self._chunk_fds)
+
+    # -- to another process, and from one ----------------------------------------------------------------------------
+
+    @property
+    def between(self) -> bool:
+        """Whether it can go on in another process now: nothing is held, and no descriptor is on its way."""
+        return not (self.held or self._carried_fds or self._chunk_fds or self.output_fds)
+
+    def state(self) -> SessionState:
+        """What another process needs; while `between`."""
+        client = self.client
+        state = SessionState(
+            input=bytes(self._view[self._start : self._end]), output=bytes(self.output), complaints=self._complaints
+        )
+        if client is not None:
+            state.name, state.version = client.name, client.version
+            state.capabilities = json.dumps(client.capabilities)
+        state.unshared = self._commands.unshared.told
+        return state
+
+    def restore(self, state: SessionState) -> None:
+        """Go on where a session in another process was, which has said who the client is. `process` comes next, when
+        that may be. Raises ValueError."""
+        if state.version:
+            capabilities = json.loads(state.capabilities)
+            if not isinstance(capabilities, dict):
+                raise ValueError("the client's capabilities are not an object")
+            self.client = ClientVersion(state.name, state.version, capabilities)
+            self._fence = REGISTERS_SIZE - 4
+        if len(state.input) > MAX_MESSAGE_SIZE + BUFFER_SIZE:
+            raise ValueError(f"{len(state.input)} bytes that are not executed")
+        if len(state.input) > BUFFER_SIZE:
+            self._set_buffer(len(state.input))
+        self._end = self._chunk_start = len(state.input)
+        self._view[: self._end] = state.input
+        self.output += state.output
+        self._complaints = state.complaints
+        self._commands.unshared.told = [[first, last] for first, last in state.unshared]
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

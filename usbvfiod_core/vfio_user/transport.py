@@ -8,19 +8,24 @@ come: the devices stay.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ..errors import ConfigError
 from ..memory import GuestMemory
+from ..memory_state import RegionState, memory_state, restore_memory
 from ..pci.function import PciFunction
+from ..pci.state import FunctionState
 from ..usb.device import Loop, Timer
 from .access import OWN_USER, SocketAccess
 from .ancillary import hung_up
 from .connection import MESSAGE_DEADLINE, Connection
-from .listener import SocketPath, inherited
+from .listener import Adopted, ListenerState, SocketPath, inherited, listener_state, listening
 from .peer import Look, is_private
+from .session_state import SessionState
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,27 @@ class ClientFacts(NamedTuple):
     uid: int
     name: str
     version: str
+
+
+@dataclass
+class ClientState:
+    """A connected client, as another process needs it to serve it on: the conversation, the PCI function, the guest's
+    memory, and the interrupts of which there is an eventfd, each as index and vector (-1: it unmasks the pin)."""
+
+    session: SessionState
+    memory: list[RegionState]
+    files: int
+    interrupts: list[list[int]]
+
+
+@dataclass
+class TransportState:
+    """The socket of clients, and the one that is connected. What is in the registers of the PCI function stays when
+    clients go, so it is there without one."""
+
+    listener: ListenerState | None
+    function: FunctionState
+    client: ClientState | None = None
 
 
 class Server:
@@ -91,6 +117,7 @@ class Server:
         self._next: socket.socket | None = None  # came during that reset, and is served after it
         self._timer: Timer | None = None
         self._open = False
+        self._stopped = False
 
     def start(self) -> None:
         """Listen, or serve the connected socket. Raises ConfigError."""
@@ -107,6 +134,96 @@ class Server:
             self._listener = sock
         self._open = True
         self._listen()
+
+    # -- to another process, and from one ----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Hear nothing of clients until `go_on`."""
+        self._stopped = True
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+        if self._connection is not None:
+            self._connection.stop()
+
+    def go_on(self) -> None:
+        """End what `stop` has begun; or begin, after `restore`."""
+        self._stopped = False
+        if self._connection is not None:
+            self._connection.go_on()
+        if self._ending is None:
+            self._listen()
+
+    @property
+    def between(self) -> bool:
+        """Whether the state can be told now: it serves, no client is just leaving, and between two messages."""
+        connection = self._connection
+        return self._open and self._ending is None and (connection is None or connection.session.between)
+
+    def state(self) -> tuple[TransportState, dict[str, int]]:
+        """What another process needs, and descriptors by name, which belong to the caller. While `between`. Raises
+        OSError."""
+        fds: dict[str, int] = {}
+        listener = None
+        if self._listener is not None:
+            listener = listener_state(self._own)
+            fds["listener"] = os.dup(self._listener.fileno())
+        state = TransportState(listener, self._function.state())
+        if self._connection is not None:
+            fds["client"] = os.dup(self._connection.socket.fileno())
+            regions, files = memory_state(self._memory)
+            fds.update((f"memory/{number}", fd) for number, fd in enumerate(files))
+            eventfds = self._connection.session.interrupts.descriptors()
+            for (index, vector), fd in eventfds.items():
+                fds[f"interrupt/{index}/{vector}"] = os.dup(fd)
+            interrupts = [list(each) for each in eventfds]
+            state.client = ClientState(self._connection.session.state(), regions, len(files), interrupts)
+        return state, fds
+
+    def restore(self, state: TransportState, fds: dict[str, int]) -> None:
+        """Take the place of another process, in the place of `start`; nobody is told or heard before `go_on`. The
+        descriptors belong to this from now on. Raises ClientError, ConfigError, OSError, ValueError."""
+        self._open = self._stopped = True
+        left = dict(fds)
+        try:
+            self._restore(state, left)
+        except BaseException:
+            self.forget()
+            for fd in left.values():
+                os.close(fd)
+            raise
+
+    def _restore(self, state: TransportState, left: dict[str, int]) -> None:
+        """`left` are the descriptors of which nothing has been made yet."""
+        if state.listener is not None:
+            adopted = Adopted(state.listener, left.pop("listener"))
+            self._listener, self._own = listening(None, None, adopted=adopted)
+        if state.client is not None:
+            client = state.client
+            restore_memory(self._memory, client.memory, [left[f"memory/{number}"] for number in range(client.files)])
+            for number in range(client.files):
+                os.close(left.pop(f"memory/{number}"))
+            sock = socket.socket(fileno=left.pop("client"))
+            self._serve(sock, accepted=state.listener is not None and not client.session.version, stopped=True)
+            assert self._connection is not None
+            session = self._connection.session
+            session.restore(client.session)
+            for index, vector in client.interrupts:
+                session.interrupts.adopt(index, vector, left.pop(f"interrupt/{index}/{vector}"))
+            session.interrupts.stop()
+        self._function.restore(state.function)
+
+    def forget(self) -> None:
+        """Another process has taken the place: neither the path of the socket nor the client is ours any more."""
+        self._open = False
+        self.stop()
+        if self._connection is not None:
+            self._connection.forget()
+        if self._own is not None:
+            self._own.forget()
+        elif self._listener is not None:
+            self._listener.close()
+        self._memory.unmap_all()
+        self._memory.settle()
 
     def close(self) -> None:
         """Drop the client, reset the function, forget its memory, stop listening and remove our own socket path."""
@@ -153,7 +270,7 @@ class Server:
     # -- clients come and go -----------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        if self._open and self._listener is not None:
+        if self._open and self._listener is not None and not self._stopped:
             self._loop.add_reader(self._listener.fileno(), self._acceptable)
 
     def _acceptable(self) -> None:
@@ -182,7 +299,7 @@ class Server:
             else:
                 self._serve(sock, accepted=True)
 
-    def _serve(self, sock: socket.socket, *, accepted: bool) -> None:
+    def _serve(self, sock: socket.socket, *, accepted: bool, stopped: bool = False) -> None:
         self._connection = Connection(
             sock,
             self._loop,
@@ -195,6 +312,7 @@ class Server:
             first_message_deadline=accepted,
             message_deadline=self._message_deadline,
             look=self._look,
+            stopped=stopped,
         )
 
     def _memory_truncated(self) -> None:

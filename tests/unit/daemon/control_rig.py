@@ -130,6 +130,8 @@ class ControlRig(Rig):
         self.captures = Captures(self.loop, self.hub)
         self.gate = Gate("control socket", Policy())
         self.quiescing = Quiescing(self.loop, self.hub, self.shown_or_not)
+        self.upgrades: list[int] = []
+        """Channels by which another process wants to take the place."""
         self.requests = ControlRequests(
             self.loop,
             self.attachments,
@@ -162,6 +164,7 @@ class ControlRig(Rig):
             log_level=log.set_level,
             captures=self.captures,
             quiescing=self.quiescing,
+            upgrade=self.upgrades.append,
         )
         self.control = ControlSocket(self.loop, self.requests.handle, self.gate, path=str(self.path))
         self.attachments.changed = self.changed

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.daemon.control_rig import ControlRig
 from usbvfiod_core.daemon.config import CommandLine
 from usbvfiod_core.daemon.config_file import load, read
-from usbvfiod_core.daemon.peers import HOTPLUG, REQUESTS, Gate, Peer, Policy, Rule, local_users
+from usbvfiod_core.daemon.peers import HOTPLUG, OWN, REQUESTS, Gate, Peer, Policy, Rule, local_users
 from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.errors import ConfigError
 from usbvfiod_core.vfio_user.access import OWN_USER, SocketAccess, socket_access
@@ -24,7 +24,7 @@ LIST = frozenset(["list"])
 def test_every_request_can_be_allowed(tmp_path: Path) -> None:
     rig = ControlRig(tmp_path)
     rig.control.close()
-    assert rig.requests.names == REQUESTS
+    assert rig.requests.names == REQUESTS + OWN
     assert set(HOTPLUG) <= set(REQUESTS)
 
 
@@ -121,7 +121,9 @@ def test_rules_add_up() -> None:
     )
     assert policy.allowed(Peer(1, frozenset([7, 8]))) == {"list", "send", "status"}
     assert policy.allowed(Peer(7, frozenset([1]))) == {"status"}, "a user is not a group"
-    assert policy.allowed(Peer(0, frozenset())) == policy.allowed(Peer(os.geteuid(), frozenset())) == set(REQUESTS)
+    assert (
+        policy.allowed(Peer(0, frozenset())) == policy.allowed(Peer(os.geteuid(), frozenset())) == set(REQUESTS + OWN)
+    )
     assert policy.with_group(9) is policy
     assert Policy().with_group(9).allowed(Peer(5, frozenset([9]))) == set(REQUESTS)
     assert Policy().with_group(9).allowed(Peer(5, frozenset([8]))) == frozenset()

@@ -1,0 +1,212 @@
+"""`usbvfiod upgrade` as users have it: another process takes the place of the server, and the guest works on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.failing_heir import PHASES, WAYS
+from tests.e2e.upgrade_rig import GuestAtWork, Upgradable, heir, usages
+from usbvfiod_core.cli import main, upgrade
+from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
+
+FROZEN = ("freeze", "state", "accept", "go")
+"""The phases in which the guest waits for what comes of it."""
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Upgradable]:
+    with Upgradable(tmp_path) as rig:
+        yield rig
+
+
+class Typist:
+    """Types letters at the server's keyboard, and upgrades the server, while the guest works in the test's thread."""
+
+    def __init__(self, rig: Upgradable, times: int) -> None:
+        self._rig = rig
+        self._times = times
+        self.typed = ""
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    @property
+    def at_work(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE)
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            for number in range(self._times):
+                text = "abcdefghij"[: 3 + number % 7]
+                done = self._rig.ask("send", "keys", "type", text)
+                assert done.returncode == 0, done.stderr
+                self.typed += text
+                self._rig.upgrade()
+        except BaseException as error:
+            self.failure = error
+
+
+def work(rig: Upgradable, times: int) -> None:
+    with closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        typist = Typist(rig, times)
+        while typist.at_work:
+            guest.step()
+        typist.join()
+        guest.wait_typed(len(typist.typed))
+        assert guest.keys == usages(typist.typed)
+        guest.step()
+        guest.check()
+    assert "not replaced" not in rig.server.log
+
+
+def test_the_guest_works_on_while_its_server_is_replaced(rig: Upgradable) -> None:
+    work(rig, 2)
+    assert rig.serving() == rig.pid
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_twenty_upgrades_under_load(rig: Upgradable) -> None:
+    work(rig, 20)
+
+
+def test_the_socket_and_the_control_socket_stay_and_go_with_the_last_server(rig: Upgradable) -> None:
+    inodes = [os.lstat(path).st_ino for path in (rig.server.socket_path, rig.control)]
+    rig.upgrade()
+    assert [os.lstat(path).st_ino for path in (rig.server.socket_path, rig.control)] == inodes
+    with closing(GuestAtWork(rig)) as guest:
+        guest.step()
+    os.kill(rig.pid, signal.SIGTERM)
+    wait_until(lambda: not rig.control.exists() and not rig.server.socket_path.exists(), "its sockets stay")
+
+
+def test_sigusr2_replaces_it_with_its_own_command_line(rig: Upgradable) -> None:
+    with closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        os.kill(rig.pid, signal.SIGUSR2)
+        rig.follow()
+        guest.step()
+        guest.check()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sandbox", ["off", "on"])
+def test_with_and_without_a_sandbox(tmp_path: Path, sandbox: str) -> None:
+    with Upgradable(tmp_path, ["--sandbox", sandbox]) as rig, closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        rig.upgrade()
+        guest.step()
+        os.kill(rig.pid, signal.SIGUSR2)
+        rig.follow()
+        guest.step()
+        guest.check()
+
+
+def test_somebody_who_watches_is_handed_over_as_well(rig: Upgradable) -> None:
+    from usbvfiod_core.cli.control import ControlConnection
+
+    with ControlConnection(rig.control) as client:
+        events = client.events()
+        assert len(next(events)["attachments"]) == 3
+        rig.upgrade()
+        rig.ask("detach", "keys")
+        found = next(each for each in events if each.get("event") == "attachment")
+        assert found["attachment"]["name"] == "keys"
+
+
+def failing(
+    rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
+) -> float:
+    """Try to replace it by a program that fails; how long that took."""
+    monkeypatch.setattr(upgrade, "COMMAND", heir(phase, way))
+    if way == "hang":
+        monkeypatch.setattr(upgrade, "PATIENCE", scaled(8.0 if phase in FROZEN else 2.0))
+    before = time.monotonic()
+    assert main(["upgrade", "--control-path", str(rig.control)]) != 0
+    capsys.readouterr()
+    return time.monotonic() - before
+
+
+def goes_on(
+    rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
+) -> None:
+    """The guest works while that happens; the old server goes on, and can be replaced later."""
+    with closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        thread = threading.Thread(target=failing, args=(rig, monkeypatch, capsys, phase, way))
+        thread.start()
+        while thread.is_alive():
+            guest.step()
+        thread.join()
+        for _ in range(3):
+            guest.step()
+        assert rig.ask("send", "keys", "type", "usb").returncode == 0
+        guest.wait_typed(3)
+        assert guest.keys == usages("usb")
+        guest.check()
+        assert rig.serving() == rig.pid == rig.server.process.pid
+        assert "this server was not replaced, and goes on: " in rig.server.log
+        rig.upgrade()
+        guest.step()
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "hang"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.long
+def test_the_old_one_goes_on_when_the_new_one_fails(
+    rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
+) -> None:
+    goes_on(rig, monkeypatch, capsys, phase, way)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.long
+def test_the_old_one_goes_on_when_the_new_one_hangs(
+    rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str
+) -> None:
+    goes_on(rig, monkeypatch, capsys, phase, "hang")
+
+
+@pytest.mark.parametrize(("phase", "way"), [("state", "crash"), ("go", "refuse")])
+def test_the_old_one_goes_on(
+    rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
+) -> None:
+    goes_on(rig, monkeypatch, capsys, phase, way)
+
+
+def test_what_the_guest_sees_of_the_settings_stays(rig: Upgradable) -> None:
+    done = rig.ask("upgrade", "--", "--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control),
+                   "--usb2-ports", "4")  # fmt: skip
+    assert done.returncode == 2
+    assert "usb2-ports is 8 while the guest runs, and would be 4; restart the server to change it" in done.stderr
+    assert rig.serving() == rig.pid
+
+
+def test_a_changed_configuration_is_carried_out(rig: Upgradable) -> None:
+    bot, uas = rig.images
+    with closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        rig.upgrade(
+            *("--", "--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control)),
+            *("--no-plugin", "mass-storage-quirks"),
+            *("--device", f"virtual:flash?image={bot}&transport=bot&name=bot"),
+            *("--device", f"virtual:flash?image={uas}&transport=uas&name=uas"),
+            *("--device", "virtual:keyboard?name=keys"),
+            *("--device", "virtual:tablet?name=tablet"),
+        )
+        guest.step()
+    wait_until(lambda: "tablet" in rig.ask("list").stdout, "no tablet")

@@ -1,0 +1,129 @@
+"""The connection between a server and the process that takes its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from usbvfiod_core.daemon.channel import Channel, ChannelClosed
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel, socket.socket]]:
+    """Both ends, and the socket of the second."""
+    one, sock = Channel.pair()
+    other = Channel(sock)
+    yield one, other, sock
+    one.close()
+    other.close()
+
+
+Ends = tuple[Channel, Channel, socket.socket]
+
+
+def pipes(stack: ExitStack, count: int) -> dict[str, int]:
+    """Descriptors, each of a pipe that has its number in it."""
+    fds = {}
+    for number in range(count):
+        read, write = os.pipe()
+        os.write(write, b"%d" % number)
+        os.close(write)
+        stack.callback(os.close, read)
+        fds[f"pipe/{number}"] = read
+    return fds
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000, 3_000_000])
+@pytest.mark.parametrize("count", [0, 1, 200, 201, 450])
+def test_whatever_is_said_arrives(ends: Ends, size: int, count: int) -> None:
+    one, other, _ = ends
+    with ExitStack() as stack:
+        fds = pipes(stack, count)
+        one.send("state", {"text": "ä" * size}, fds)
+        message = other.receive(1.0)
+        assert message is not None
+        assert (message.step, message.body) == ("state", {"text": "ä" * size})
+        assert list(message.fds) == list(fds)
+        for number, fd in enumerate(message.fds.values()):
+            assert os.read(fd, 10) == b"%d" % number
+            assert not os.get_inheritable(fd)
+            os.close(fd)
+
+
+def test_nothing_comes_when_nothing_was_said(ends: Ends) -> None:
+    assert ends[0].receive() is None
+    assert ends[0].receive(0.01) is None
+
+
+def test_what_was_said_before_the_end_arrives_and_then_the_end(ends: Ends) -> None:
+    one, other, _ = ends
+    one.send("go")
+    one.close()
+    message = other.receive()
+    assert message is not None
+    assert message.step == "go"
+    with pytest.raises(ChannelClosed, match="has ended"):
+        other.receive()
+    with pytest.raises(ChannelClosed, match="has ended"):
+        other.send("gone")
+
+
+def test_who_refuses_more_has_the_last_word(ends: Ends) -> None:
+    """What was said before arrives, what is said later does not, and its sender knows: never both, never neither."""
+    one, other, _ = ends
+    other.send("gone")
+    one.refuse_more()
+    message = one.receive()
+    assert message is not None
+    assert message.step == "gone"
+    with pytest.raises(ChannelClosed):
+        one.receive()
+    with pytest.raises(ChannelClosed):
+        other.send("gone")
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"nonsense",
+        b"[]",
+        b"{}",
+        b'{"step": 1, "names": []}',
+        b'{"step": "a", "names": ["b"]}',
+        b'{"step": "a", "names": [], "body": 3}',
+        b'{"step": "a", "names": [], "long": true}',
+        b"[" * 60_000,
+    ],
+)
+def test_what_makes_no_sense_ends_it(ends: Ends, packet: bytes) -> None:
+    one, _, sock = ends
+    sock.send(packet)
+    with pytest.raises(ChannelClosed, match="makes no sense"):
+        one.receive()
+
+
+def test_descriptors_of_what_makes_no_sense_are_closed(ends: Ends) -> None:
+    one, _, sock = ends
+    read, write = os.pipe()
+    socket.send_fds(sock, [json.dumps({"step": "a", "names": []}).encode()], [write])
+    os.close(write)
+    with pytest.raises(ChannelClosed):
+        one.receive()
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
+def test_descriptors_of_a_step_that_does_not_come_are_closed(ends: Ends) -> None:
+    one, _, sock = ends
+    read, write = os.pipe()
+    socket.send_fds(sock, [json.dumps({"step": "more", "names": ["a"]}).encode()], [write])
+    os.close(write)
+    assert one.receive() is None
+    one.close()
+    assert os.read(read, 1) == b""
+    os.close(read)

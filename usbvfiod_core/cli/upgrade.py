@@ -1,0 +1,106 @@
+"""`usbvfiod upgrade`: a new process takes the place of a running server while its guest goes on."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import BinaryIO
+
+import click
+
+from ..daemon.channel import Channel, Message
+from ..daemon.successor import marked
+from ..errors import ConfigError, DeviceError, UsbvfiodError
+from .control import Connect, control_options
+from .output import say
+from .unreached import ServerTimeout
+
+COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "usbvfiod_core")
+"""The program that takes the place: this one."""
+PATIENCE = 30.0
+"""Seconds for it to read its configuration, and to take the place; the guest waits for a part of the last one only."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--replug",
+    is_flag=True,
+    help="Unplug devices that cannot be handed over, and plug them in again afterwards; the guest sees that.",
+)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]...")
+@control_options
+def upgrade(replug: bool, options: tuple[str, ...], connect: Connect) -> None:
+    """Replace a running server by this version of the program, while its guest goes on.
+
+    The new process has the options of the old one, or OPTIONS in their place, and reads its configuration file and
+    plugins again. It takes over the VM's connection and the open devices; the guest notices a short pause. If it
+    cannot, the old one goes on as it was, and the error says why.
+    """
+    with connect() as server:
+        channel, other = Channel.pair()
+        with other:
+            server.request("upgrade", fd=True, fds=[other.fileno()])
+    message = _prepared(channel)
+    if message.body["uid"] != os.geteuid():
+        raise ConfigError(
+            f"the server is user {message.body['uid']}'s, who replaces it; a unit of systemd's does it with "
+            "`systemctl reload`"
+        )
+    arguments = list(options) or message.body["arguments"]
+    environment = {**os.environ, **message.body["environment"]}
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=message.body["directory"],
+            env=marked(environment, "replug" if replug else "channel", channel.fileno(), write),
+            pass_fds=(channel.fileno(), write),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ConfigError(f"{COMMAND[0]} cannot be started: {error.strerror}") from None
+    finally:
+        os.close(write)
+    channel.close()
+    _wait(process, read)
+    say(f"process {process.pid} has taken the place of the server")
+
+
+def _prepared(channel: Channel) -> Message:
+    message = channel.receive(PATIENCE)
+    if message is None:
+        raise ServerTimeout(f"the server has not answered within {PATIENCE:g} s")
+    if message.step == "failed":
+        raise DeviceError(str(message.body.get("message")))
+    return message
+
+
+def _wait(process: subprocess.Popen[bytes], report: int) -> None:
+    """Until it serves. Raises UsbvfiodError if it does not."""
+    with open(report, "rb") as told:
+        deadline = time.monotonic() + PATIENCE
+        if not _readable(told, deadline):
+            process.kill()
+            process.wait()
+            raise ServerTimeout(f"the new process has not taken the place within {PATIENCE:g} s, and was ended")
+        if told.read(2) == b"ok":
+            return
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)  # it has said why
+    code = process.returncode
+    if code is None or code < 0:
+        ended = "does not end" if code is None else f"was ended by signal {-code}"
+        raise UsbvfiodError(f"the new process {ended}; the server goes on as it was")
+    click.get_current_context().exit(code or 1)
+
+
+def _readable(file: BinaryIO, deadline: float) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))

@@ -1,0 +1,388 @@
+"""The server's side of `usbvfiod upgrade`: it hands everything over to a process that takes its place.
+
+The other process asks, step by step (see `taking_over`). Until it has said that it goes on, nothing is lost: whatever
+goes wrong, this server goes on as if nobody had asked. The one moment that decides is when `gone` is in the channel:
+from then on this process touches neither sockets nor devices any more, and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ..errors import DeviceError, UsbvfiodError
+from ..installed import version
+from ..state import FORMAT, pack
+from ..usb.device import Loop, Timer
+from ..vfio_user.transport import Server as Transport
+from ..xhci.controller import Controller
+from .attachments import Attachments
+from .channel import Channel, ChannelClosed, Message
+from .intents import Attachment
+from .notify import notify
+from .server_state import ReplugState, ServerState
+from .steering import Steering
+from .succession import Succession
+from .successor import HANDOVER
+
+if TYPE_CHECKING:
+    from .metrics_socket import MetricsSocket
+
+log = logging.getLogger(__name__)
+
+QUIET: Final = 2.0
+"""Seconds for transfers to come back."""
+ACCEPTANCE: Final = 5.0
+"""Seconds for the other process to build everything from the state."""
+LAST_WORD: Final = 2.0
+"""Seconds from `go` to `gone`, between which the other process does nothing else."""
+UNPLUGGING: Final = 10.0
+"""Seconds for devices that cannot be handed over to be unplugged."""
+_PACE: Final = 0.001
+
+PASSED_ON: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY")
+"""Variables of the environment that say where a server is; with all that begin with `USBVFIOD_`."""
+
+
+class Parts(Protocol):
+    """What of a server is handed over."""
+
+    transport: Transport
+    controller: Controller
+    attachments: Attachments
+    devices: Succession
+
+    @property
+    def steering(self) -> Steering: ...
+    @property
+    def metrics(self) -> MetricsSocket | None: ...
+    @property
+    def hindrance(self) -> str:
+        """Why nobody can take its place now; empty if somebody can."""
+        ...
+
+    @property
+    def fixed(self) -> Mapping[str, str]:
+        """See `server_state.fixed`."""
+        ...
+
+    @property
+    def inherited(self) -> Mapping[str, int | None]:
+        """The descriptors of sockets that whoever has started it has handed down: `socket` and `control`."""
+        ...
+
+    @property
+    def since(self) -> tuple[float, float, int]:
+        """When it was started, by `time.monotonic` and `time.time`, and how often it was replaced."""
+        ...
+
+    def replaced(self) -> None:
+        """Another process is the server from now on: end without a word."""
+        ...
+
+
+class HandingOver:
+    """At most one process at a time takes the place of the server. All on the loop's thread."""
+
+    def __init__(self, loop: Loop, parts: Parts) -> None:
+        self._loop = loop
+        self._parts = parts
+        self._channel: Channel | None = None
+        self._timer: Timer | None = None
+        self._frozen = False
+        self._replug: list[ReplugState] = []
+        self._back: Callable[[], object] = _nothing
+        """Plugs in again what was unplugged for the other process."""
+        self._going = False
+        self._new_pid: object = None
+        self._over = False
+        self._asked = 0
+        self._version = version("usbvfiod")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether guest and clients wait for what comes of it."""
+        return self._frozen
+
+    def begin(self, channel: Channel) -> None:
+        """Somebody wants to take the place. Raises DeviceError."""
+        if self._frozen:
+            raise DeviceError("another process is about to take the place of the server")
+        if self._parts.hindrance:
+            raise DeviceError(self._parts.hindrance)
+        if self._channel is not None:
+            self._drop("another process wants to take the place of the server, too")
+        self._channel = channel
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in PASSED_ON or (name.startswith("USBVFIOD_") and name != HANDOVER)
+        }
+        self._asked += 1
+        self._loop.add_reader(channel.fileno(), self._readable, channel)
+        channel.send(
+            "prepare",
+            {
+                "arguments": sys.argv[1:],
+                "directory": os.getcwd(),
+                "environment": environment,
+                "uid": os.geteuid(),
+            },
+        )
+
+    def abandon(self, reason: str) -> bool:
+        """Nobody is to take the place any more; whether somebody has done so in this moment."""
+        if self._channel is None:
+            return False
+        self._late(reason)
+        return self._over
+
+    # -- its steps ---------------------------------------------------------------------------------------------------
+
+    def _readable(self, channel: Channel) -> None:
+        try:
+            message = channel.receive()
+            if message is not None:
+                self._step(message)
+        except UsbvfiodError as error:
+            self._failed(str(error))
+        except Exception as error:
+            log.exception("the server cannot be handed over")
+            self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
+
+    def _step(self, message: Message) -> None:
+        for fd in message.fds.values():
+            os.close(fd)
+        if message.step == "offer" and not self._frozen:
+            self._say("offer", self._offer(), {"log": 2})
+        elif message.step == "freeze" and not self._frozen:
+            self._freeze(message.body.get("replug") is True)
+        elif message.step == "accept" and self._frozen and not self._going:
+            self._go(message.body.get("pid"))
+        elif message.step == "gone" and self._going:
+            self._gone()
+        elif message.step == "failed":
+            self._failed(str(message.body.get("message")))
+        else:
+            raise ChannelClosed(f"the other process says {message.step!r} when it is not its turn")
+
+    def _offer(self) -> dict[str, Any]:
+        devices = self._parts.devices
+        return {
+            "format": FORMAT,
+            "usbvfiod": self._version,
+            "fixed": dict(self._parts.fixed),
+            "inherited": dict(self._parts.inherited),
+            "attachments": [
+                {"spec": each.spec.text, "backend": each.spec.backend, "configured": each.configured}
+                for each in self._parts.attachments
+            ],
+            "refusals": [reason for _, reason in devices.refusals()],
+        }
+
+    def _freeze(self, replug: bool) -> None:
+        attachments = self._parts.attachments
+        refusals = self._parts.devices.refusals()
+        if not refusals:
+            self._when_between(self._loop.time() + QUIET)
+            return
+        if not replug:
+            reasons = "; ".join(reason for _, reason in refusals)
+            raise DeviceError(f"{reasons} (--replug unplugs what cannot be handed over for a moment)")
+        leaving = [attachment for attachment, _ in refusals]
+        for attachment in leaving:
+            if attachment.spec.grant is not None:
+                raise DeviceError(f"{attachment}: it was opened by a client, and cannot be plugged in again by itself")
+        self._wait(UNPLUGGING, "devices take too long to be unplugged")
+        self._replug = [ReplugState(each.spec.text, each.configured) for each in leaving]
+        specs = [(each.spec, each.configured) for each in leaving]
+
+        def back() -> None:
+            for spec, configured in specs:
+                attachments.attach(spec, lambda result: None, configured=configured)
+
+        self._back = back
+        asked = self._asked
+
+        def left(attachment: Attachment) -> Callable[[object], None]:
+            def done(result: object) -> None:
+                leaving.remove(attachment)
+                if not leaving and asked == self._asked and self._channel is not None:
+                    self._guarded(self._freeze, False)
+
+            return done
+
+        for attachment in list(leaving):
+            attachments.detach(attachment, left(attachment), forget=True, why="it cannot be handed over")
+
+    def _when_between(self, deadline: float) -> None:
+        """Stop as soon as the client is between two messages."""
+        if self._channel is None:
+            return
+        if self._parts.transport.between:
+            self._stop(deadline)
+        elif self._loop.time() > deadline:
+            raise DeviceError("the client is in the middle of a message; try again")
+        else:
+            self._loop.call_later(_PACE, self._guarded, self._when_between, deadline)
+
+    def _stop(self, deadline: float) -> None:
+        parts = self._parts
+        self._frozen = True
+        parts.devices.hold(True)
+        parts.transport.stop()
+        parts.steering.stop()
+        if parts.metrics is not None:
+            parts.metrics.stop()
+        self._wait(deadline - self._loop.time(), "the devices' transfers do not come back in time; try again")
+        asked = self._asked
+
+        def settled() -> None:
+            if self._frozen and asked == self._asked:
+                self._guarded(self._tell)
+
+        parts.controller.quiet(lambda: self._guarded(parts.devices.settle, settled))
+
+    def _tell(self) -> None:
+        parts = self._parts
+        if not parts.transport.between:  # an unmapping waits for transfers, which have just come back
+            self._loop.call_soon(self._guarded, self._tell)
+            return
+        fds: dict[str, int] = {}
+        kept: dict[str, int] = {}
+        try:
+            transport, found = parts.transport.state()
+            fds.update((f"transport/{name}", fd) for name, fd in found.items())
+            steering, found = parts.steering.state()
+            fds.update((f"sockets/{name}", fd) for name, fd in found.items())
+            metrics = None
+            if parts.metrics is not None:
+                metrics, fds["metrics"] = parts.metrics.state()
+            shared = parts.controller.shared
+            if shared is not None:
+                kept["page"] = shared.fd
+            attachments = []
+            for told, own in parts.devices.state():
+                attachments.append(told)
+                kept.update((f"attachment/{told.number}/{name}", fd) for name, fd in own.items())
+            since, started, upgrades = parts.since
+            state = ServerState(
+                transport,
+                parts.controller.state(),
+                steering,
+                attachments,
+                self._replug,
+                metrics,
+                started,
+                since,
+                upgrades + 1,
+            )
+            self._wait(ACCEPTANCE, "the other process takes too long")
+            self._say("state", pack(state), {**kept, **fds})
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+
+    def _go(self, pid: object) -> None:
+        self._going = True
+        self._new_pid = pid
+        self._wait(LAST_WORD, "the other process does not go on")
+        self._say("go")
+
+    def _gone(self) -> None:
+        parts, channel = self._parts, self._channel
+        assert channel is not None
+        self._end()
+        if type(self._new_pid) is int and self._new_pid > 0:
+            notify(f"MAINPID={self._new_pid}")
+        parts.transport.forget()
+        parts.devices.forget()
+        channel.close()
+        self._over = True
+        parts.replaced()
+
+    # -- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def _late(self, reason: str) -> None:
+        """Too late; unless the other process has gone on in this very moment, which is the one case in which it is."""
+        self._timer = None
+        channel = self._channel
+        if channel is None:
+            return
+        if self._going:
+            channel.refuse_more()
+            try:
+                while (message := channel.receive()) is not None:
+                    if message.step == "gone":
+                        self._gone()
+                        return
+            except ChannelClosed:
+                pass
+        self._failed(reason)
+
+    def _failed(self, reason: str) -> None:
+        """Go on as if nobody had asked."""
+        log.warning("this server was not replaced, and goes on: %s", reason)
+        self._drop(reason)
+
+    def _drop(self, reason: str) -> None:
+        channel, frozen = self._channel, self._frozen
+        if channel is None:
+            return
+        self._end()
+        try:
+            channel.send("failed", {"message": reason})
+        except ChannelClosed:
+            pass
+        channel.close()
+        parts = self._parts
+        if frozen:
+            parts.controller.resume()
+            parts.devices.hold(False)
+            if parts.metrics is not None:
+                parts.metrics.go_on()
+            parts.steering.go_on()
+            parts.transport.go_on()
+        back, self._back = self._back, _nothing
+        back()
+
+    def _end(self) -> None:
+        assert self._channel is not None
+        self._loop.remove_reader(self._channel.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._channel = None
+        self._frozen = self._going = False
+        self._replug = []
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _guarded(self, step: Callable[..., object], *arguments: object) -> None:
+        """A step that nobody's message has brought about."""
+        if self._channel is None:
+            return
+        try:
+            step(*arguments)
+        except UsbvfiodError as error:
+            self._failed(str(error))
+        except Exception as error:
+            log.exception("the server cannot be handed over")
+            self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
+
+    def _wait(self, seconds: float, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._late, reason)
+
+    def _say(self, step: str, body: Mapping[str, Any] | None = None, fds: Mapping[str, int] | None = None) -> None:
+        """Raises ChannelClosed."""
+        assert self._channel is not None
+        self._channel.send(step, body, fds)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,57 @@
+"""The state of a whole server, as it is handed over to the process that takes its place; docs/upgrade.md has it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..vfio_user.listener import ListenerState
+from ..vfio_user.transport import TransportState
+from ..xhci.state import ControllerState
+from .attachment_state import AttachmentState
+from .server_settings import ServerSettings
+from .steering import SteeringState
+
+
+@dataclass
+class ReplugState:
+    """A device that was unplugged because it cannot be handed over, and is to be plugged in again: its specification,
+    and whether it is in the configuration."""
+
+    spec: str
+    configured: bool
+
+
+@dataclass
+class ServerState:
+    """A server. `started` is when it was started first, in seconds of the clock of `time.time`, and `since` the same by
+    that of `time.monotonic`, which all processes share. `upgrades` is how often it was replaced, with this time."""
+
+    transport: TransportState
+    controller: ControllerState
+    steering: SteeringState
+    attachments: list[AttachmentState] = field(default_factory=list)
+    replug: list[ReplugState] = field(default_factory=list)
+    metrics: ListenerState | None = None
+    started: float = 0.0
+    since: float = 0.0
+    upgrades: int = 1
+
+
+def fixed(settings: ServerSettings) -> dict[str, str]:
+    """What the guest, or whoever is connected, sees of the settings, so that it stays while they are: by the names of
+    options, as text."""
+
+    def path(value: Path | None) -> str:
+        return "" if value is None else str(value.absolute())
+
+    return {
+        "socket-path": path(settings.socket_path),
+        "control-path": path(settings.control_path),
+        "no-control": str(settings.no_control).lower(),
+        "hotplug-socket-path": path(settings.hotplug_socket_path),
+        "metrics": settings.metrics or "",
+        "usb2-ports": str(settings.usb2_ports),
+        "usb3-ports": str(settings.usb3_ports),
+        "interrupts": ",".join(sorted(each.value for each in settings.interrupts)),
+    }

@@ -1,0 +1,26 @@
+"""A conversation with a client between two of its messages, as another process needs it to go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SessionState:
+    """A conversation between two messages, as another process needs it to go on.
+
+    name, version       who the client has said it is; both empty before it has said VERSION
+    capabilities        what it has said of itself, as JSON
+    input               bytes that have come and are not executed yet, which begin with a message
+    output              replies that the client has not taken yet
+    complaints          how many of its faults were logged
+    unshared            ranges of memory that it does not share, of which was said so: first address, and the one behind
+    """
+
+    name: str = ""
+    version: str = ""
+    capabilities: str = ""
+    input: bytes = b""
+    output: bytes = b""
+    complaints: int = 0
+    unshared: list[list[int]] = field(default_factory=list)
