@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from .memory import GuestMemory
 from .pci.function import PciFunction
@@ -16,7 +16,7 @@ from .vfio_user.access import OWN_USER, SocketAccess
 from .vfio_user.peer import Look, is_private
 from .xhci.controller import Controller
 
-VECTORS = 8
+VECTORS: Final = 8
 
 
 class ServingLoop(Loop, Protocol):

@@ -126,8 +126,8 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
         return self._poller.remove_writer(_number(fd))
 
     def call_afterwards(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when the file descriptor that is being seen to has been seen to, and otherwise soon. A turn
-        of the loop costs several microseconds and a system call, as much as a transfer's way through a backend."""
+        """Call `callback` when the descriptor or timer that is being seen to has been seen to, and otherwise soon. A
+        turn of the loop costs several microseconds and a system call, as much as a transfer's way through a backend."""
         if not self._poller.call_afterwards(callback):
             self.call_soon(callback)
 
@@ -143,9 +143,11 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """As asyncio's; `call_later` comes here."""
+        """As asyncio's, and `call_later` comes here. What `callback` leaves to `call_afterwards` is done in the same
+        turn of the loop."""
         self._poller.due = True
-        return super().call_at(when, callback, *args, context=context)
+        call = partial(callback, *args) if args else callback
+        return super().call_at(when, self._poller.see_to, call, context=context)
 
     def stop(self) -> None:
         """As asyncio's."""
@@ -153,7 +155,7 @@ class ServerLoop(asyncio.SelectorEventLoop, BlockingCalls):
         super().stop()
 
     def _callback_failed(self, error: BaseException) -> None:
-        self.call_exception_handler({"message": "Exception in a reader or writer", "exception": error})
+        self.call_exception_handler({"message": "Exception in a reader, writer or timer", "exception": error})
 
 
 def _number(fd: Any) -> int:

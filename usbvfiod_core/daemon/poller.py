@@ -152,7 +152,7 @@ class Poller:
         self._watches[fd] = new
 
     def call_afterwards(self, callback: Callback) -> bool:
-        """Call `callback` when the descriptor that is being seen to has been seen to; False if none is."""
+        """Call `callback` when what is being seen to has been seen to; False if nothing is."""
         if self._in_event:
             self._afterwards.append(callback)
         return self._in_event
@@ -185,12 +185,13 @@ class Poller:
                 continue
             # Each may be gone, or another one, by what was called before it.
             if mask & ~OUT and self._watches.get(fd) is watch and watch.reader is not None:
-                self._see_to(watch.reader)
+                self.see_to(watch.reader)
             if mask & ~IN and self._watches.get(fd) is watch and watch.writer is not None:
-                self._see_to(watch.writer)
+                self.see_to(watch.writer)
         return others
 
-    def _see_to(self, callback: Callback) -> None:
+    def see_to(self, callback: Callback) -> None:
+        """Call this, and then what it leaves to `call_afterwards`."""
         self._in_event = True
         try:
             try:

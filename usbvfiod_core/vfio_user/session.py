@@ -58,6 +58,8 @@ MAX_COMPLAINTS: Final = 50
 
 _WRITE_SIZE: Final = REGISTER_MESSAGE.size
 _READ_SIZE: Final = REGION_MESSAGE.size
+_Fields = tuple[int, int, int, int, int, int, int, int, int]
+"""Of a register message. Compiled code that knows what they are computes with them as numbers, not as objects."""
 _SHUT: Final = -1
 _ONES: Final = 0xFFFF_FFFF
 
@@ -161,7 +163,8 @@ class Session:
             try:
                 while pos < end and limit > 0:
                     limit -= 1
-                    message_id, command, size, flags, _, offset, region, count, value = unpack(buffer, pos)
+                    fields: _Fields = unpack(buffer, pos)
+                    message_id, command, size, flags, _, offset, region, count, value = fields
                     stop = pos + size
                     # Registers, four bytes at a time: nearly everything that ever comes. `stop` within `end` says that
                     # what was unpacked has been received.

@@ -217,6 +217,29 @@ def test_what_an_event_leaves_is_done_before_anything_else(loop: ServerLoop, rea
     assert done == ["event", "afterwards", "soon"]
 
 
+def test_what_a_timer_leaves_is_done_before_anything_else(loop: ServerLoop) -> None:
+    done: list[str] = []
+
+    def timer(name: str) -> None:
+        done.append(name)
+        loop.call_soon(done.append, "soon")
+        loop.call_afterwards(lambda: done.append("afterwards"))
+        loop.call_soon(loop.stop)
+
+    loop.call_later(0.001, timer, "timer")
+    loop.run_forever()
+    assert done == ["timer", "afterwards", "soon"]
+
+
+def test_a_timer_that_is_cancelled_is_not_called(loop: ServerLoop) -> None:
+    done: list[str] = []
+    timer = loop.call_later(0.001, done.append, "cancelled")
+    loop.call_later(0.002, loop.stop)
+    timer.cancel()
+    loop.run_forever()
+    assert done == []
+
+
 def test_what_is_left_outside_of_an_event_is_done_soon(loop: ServerLoop, ready: int) -> None:
     done: list[str] = []
     loop.call_afterwards(lambda: done.append("first"))
