@@ -52,6 +52,19 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_accepts_the_unit_of_a_guest(tmp_path: Path) -> None:
+    unit = tmp_path / "usbvfiod-recover.service"
+    text = (CONTRIB / "guest" / unit.name).read_text()
+    program = settings(CONTRIB / "guest" / unit.name)["ExecStart"]
+    assert os.access(CONTRIB / "guest" / Path(program).name, os.X_OK)
+    unit.write_text(text.replace(program, "/bin/true"))
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=scaled(60)
+    )
+    assert (result.returncode, "usbvfiod" in result.stderr) == (0, False), result.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 def test_systemd_accepts_the_unit_of_a_user(tmp_path: Path) -> None:
     unit = tmp_path / "usbvfiod-web.service"
     unit.write_text((CONTRIB / "web" / unit.name).read_text().replace("/usr/bin/usbvfiod", "/bin/true"))

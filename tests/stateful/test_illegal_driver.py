@@ -195,6 +195,16 @@ class IllegalDriver(RuleBasedStateMachine):
         rig.device = FakeDevice(speed)
         rig.port_id = rig.bus.plug(rig.device)
 
+    @rule()
+    def withhold_or_reveal(self) -> None:
+        """All devices are kept from the driver, or given back."""
+        hub = self.rig.controller.hub
+        if hub.withholding:
+            hub.reveal()
+        else:
+            hub.withhold()
+        self.rig.bus.run()
+
     @rule(seconds=st.sampled_from([0.0001, 0.016, 2.5]))
     def wait(self, seconds: float) -> None:
         self.rig.bus.pause(seconds)
@@ -225,6 +235,7 @@ class IllegalDriver(RuleBasedStateMachine):
         try:
             rig.device.cancels, rig.device.holds_reset = True, False
             rig.device.finish_reset()
+            rig.controller.hub.reveal()
             rig.bus.pause(2.1)
             if not rig.usbsts & STOPPED:
                 self.other_still_works()
@@ -245,7 +256,12 @@ class IllegalDriver(RuleBasedStateMachine):
         if pipe.state != spec.EP_RUNNING or self.other.in_flight or not self.second.port.enabled:
             return
         slot = rig.controller.slot(self.second.slot_id)
-        if slot is None or slot.endpoints[pipe.dci] is None or rig.controller.interrupters.blocked:
+        if (
+            slot is None
+            or slot.device is None
+            or slot.endpoints[pipe.dci] is None
+            or rig.controller.interrupters.blocked
+        ):
             return
         submitted = len(self.other.submitted)
         pipe.submit(length=16)

@@ -266,7 +266,9 @@ class LegalDriver(RuleBasedStateMachine):
         assert found == self.rig.device.device_descriptor.pack()[:length]
 
     @rule(
-        what=st.sampled_from(["suspend", "halt", "reconfigure", "reset device", "replug", "reset controller"]),
+        what=st.sampled_from(
+            ["suspend", "halt", "reconfigure", "reset device", "replug", "withhold", "reset controller"]
+        ),
         flag=st.booleans(),
         speed=st.sampled_from([Speed.HIGH, Speed.SUPER]),
     )
@@ -281,6 +283,8 @@ class LegalDriver(RuleBasedStateMachine):
             self.reset_the_device()
         elif what == "replug":
             self.replug(speed, flag)
+        elif what == "withhold":
+            self.withhold_and_reveal(flag)
         else:
             self.reset_the_controller(flag)
 
@@ -335,6 +339,29 @@ class LegalDriver(RuleBasedStateMachine):
         rig.usb.disable()
         rig.usb = rig.driver.enumerate(rig.port_id)
         rig.port = rig.usb.port
+
+    def withhold_and_reveal(self, at_once: bool) -> None:
+        """As `replug`, but it is the same device, which is never closed, at the same port."""
+        self.settle()
+        self.forget()
+        self.counted = {endpoint: [0, 0, 0] for endpoint in ENDPOINTS}
+        rig, hub = self.rig, self.rig.controller.hub
+        hub.withhold()
+        if at_once:
+            hub.reveal()
+        rig.bus.run()
+        assert rig.device.in_flight == 0
+        rig.driver.handle_events()
+        if not at_once:
+            assert hub.unreleased == [rig.port_id]
+        rig.usb.disable()
+        assert hub.unreleased == []
+        hub.reveal()
+        rig.bus.run()
+        rig.driver.handle_events()
+        rig.usb = rig.driver.enumerate(rig.port_id)
+        rig.port = rig.usb.port
+        assert not rig.device.closed
 
     def reset_the_controller(self, halted: bool) -> None:
         self.settle()

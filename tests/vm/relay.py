@@ -33,7 +33,10 @@ class _Stream:
 
     def receive(self) -> list[tuple[bytes, list[int]]] | None:
         """The messages that are whole now; None at the end."""
-        data, fds, _, _ = socket.recv_fds(self.socket, _CHUNK, _FDS)
+        try:
+            data, fds, _, _ = socket.recv_fds(self.socket, _CHUNK, _FDS)
+        except ConnectionResetError:
+            return None
         if not data:
             return None
         self._data += data
@@ -62,6 +65,7 @@ class Relay:
     """Listens at `path` for QEMU, and connects to the server at `upstream`. Serves in a thread until `with` ends."""
 
     def __init__(self, path: Path, upstream: Path) -> None:
+        self.path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         os.chmod(path, 0o777)
@@ -76,6 +80,7 @@ class Relay:
         self._next: Path | None = None
         self._changed = threading.Event()
         self._wake, self._woken = socket.socketpair()
+        self._open = [self._woken]
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -87,8 +92,8 @@ class Relay:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._wake.close()
-        self._listener.close()
         self._thread.join(PATIENCE)
+        self._listener.close()
         if value is None and self._error is not None:
             raise self._error
 
@@ -102,7 +107,11 @@ class Relay:
 
     def _serve(self) -> None:
         try:
-            client = _Stream(self._listener.accept()[0])
+            if self._woken in select.select([self._listener, self._woken], [], [])[0]:
+                return
+            accepted, _ = self._listener.accept()
+            self._open.append(accepted)
+            client = _Stream(accepted)
             server = self._connect(self._upstream)
             while True:
                 waits = [client.socket, server.socket, self._woken]
@@ -128,10 +137,15 @@ class Relay:
                     return
         except BaseException as error:
             self._error = error
+        finally:
+            for each in self._open:
+                each.close()
+            for kept in (*self._maps.values(), *self._interrupts):
+                self._drop(kept)
 
-    @staticmethod
-    def _connect(path: Path) -> _Stream:
+    def _connect(self, path: Path) -> _Stream:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._open.append(sock)
         sock.connect(str(path))
         return _Stream(sock)
 
