@@ -122,12 +122,13 @@ class TakingOver:
         self._expect("go")
         self._channel.send("gone")
         self._channel.close()
-
-    def gone_on(self) -> None:
-        """This process serves: whoever has started it is told, and its log goes where the server's went."""
+        # From here on its log goes where the server's went.
         os.dup2(self.log_fd, 1)
         os.dup2(self.log_fd, 2)
         os.close(self.log_fd)
+
+    def gone_on(self) -> None:
+        """This process serves: whoever has started it is told."""
         if self._report is not None:
             try:
                 os.write(self._report, b"ok")
