@@ -10,11 +10,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import field, fields, make_dataclass
 from typing import Any
 
+from usbvfiod_core import state
+from usbvfiod_core.daemon import taking_over
 from usbvfiod_core.daemon.channel import Channel, Message
+from usbvfiod_core.daemon.server_state import ServerState
 from usbvfiod_core.errors import DeviceError
 
+FORMATS = ("other", "lacking", "newer")
+"""Ways of the phase `format`: the program reads another format only; it does not know a field; it knows one more."""
 PHASES = ("prepare", "offer", "freeze", "state", "accept", "go")
 WAYS = ("refuse", "crash", "exit", "fault", "hang")
 
@@ -30,6 +36,20 @@ def fail(way: str) -> None:
     elif way == "fault":
         raise AssertionError("a fault of the test's")
     raise DeviceError("the test does not like it")
+
+
+def change_format(way: str) -> None:
+    """Be another version of the program, as far as it reads a state."""
+    if way == "other":
+        vars(state)["READS"] = frozenset({2})
+        return
+    known: list[tuple[str, Any, Any]] = [(each.name, each.type, each) for each in fields(ServerState)]
+    if way == "lacking":
+        known = [each for each in known if each[0] != "upgrades"]
+    else:
+        known.append(("later", "int", field(default=7)))
+    made = make_dataclass("ServerState", known, namespace={"__module__": ServerState.__module__})
+    vars(taking_over)["ServerState"] = made
 
 
 def main(phase: str, way: str) -> int:
@@ -49,6 +69,8 @@ def main(phase: str, way: str) -> int:
             fail(way)
         return message
 
+    if phase == "format":
+        change_format(way)
     replace: Callable[[str, object], None] = lambda name, value: setattr(Channel, name, value)  # noqa: E731
     replace("send", sending)
     replace("receive", receiving)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,20 @@ from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
 
 FROZEN = ("freeze", "state", "accept", "go")
 """The phases in which the guest waits for what comes of it."""
+
+PLUGIN = """
+from usbvfiod_core import hookimpl
+from usbvfiod_core.virtual import VirtualBackend
+
+
+class Toys(VirtualBackend):
+    name = "toy"
+
+
+@hookimpl
+def usbvfiod_register_backends(register):
+    register(Toys())
+"""
 
 
 @pytest.fixture
@@ -186,6 +202,50 @@ def test_the_old_one_goes_on(
     rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
 ) -> None:
     goes_on(rig, monkeypatch, capsys, phase, way)
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [("other", "format: this version reads 2, and the state has 1"), ("lacking", "unknown field 'upgrades'")],
+)
+@pytest.mark.long
+def test_a_state_that_the_new_one_cannot_read(
+    rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str, reason: str
+) -> None:
+    goes_on(rig, monkeypatch, capsys, "format", way)
+    assert reason in rig.server.log
+
+
+@pytest.mark.long
+def test_a_state_of_a_version_that_lacks_a_field(rig: Upgradable) -> None:
+    program = f"""
+from usbvfiod_core.cli import main, upgrade
+
+upgrade.COMMAND = {heir("format", "newer")!r}
+raise SystemExit(main(["upgrade", "--control-path", {str(rig.control)!r}]))
+"""
+    with closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
+        rig.follow()
+        guest.step()
+        guest.check()
+
+
+def test_a_plugin_that_the_new_one_lacks(tmp_path: Path) -> None:
+    plugin = tmp_path / "toy.py"
+    plugin.write_text(PLUGIN)
+    plugin.chmod(0o644)
+    options: list[str | Path] = ["--plugin-files", "--plugin", plugin, "--device", "toy:keyboard?name=toy"]
+    with Upgradable(tmp_path, options) as rig, closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        sockets = ("--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control))
+        done = rig.ask("upgrade", "--", *sockets)
+        assert done.returncode == 5
+        assert "device toy:keyboard?name=toy is plugged in, and there is no backend toy here" in done.stderr
+        guest.step()
+        guest.check()
+        assert rig.serving() == rig.server.process.pid
 
 
 def test_what_the_guest_sees_of_the_settings_stays(rig: Upgradable) -> None:

@@ -101,7 +101,7 @@ class GuestAtWork:
             if device.descriptor is not None
         }
         self._content = [bytearray(path.read_bytes()) for path in rig.images]
-        keyboard = found.pop(2)
+        keyboard = found.pop(2)  # of several, any
         drives = sorted(found.values(), key=lambda each: len(each.interface(0).endpoints))
         self.bot, self.uas = MassStorage(drives[0]), UasClient(drives[1])
         self._keyboard = keyboard

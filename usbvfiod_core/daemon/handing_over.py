@@ -219,10 +219,10 @@ class HandingOver:
             attachments.detach(attachment, left(attachment), forget=True, why="it cannot be handed over")
 
     def _when_between(self, deadline: float) -> None:
-        """Stop as soon as the client is between two messages."""
+        """Stop as soon as the client is between two messages, and will not map at once what it has just unmapped."""
         if self._channel is None:
             return
-        if self._parts.transport.between:
+        if self._parts.transport.between and not self._parts.controller.memory_expected:
             self._stop(deadline)
         elif self._loop.time() > deadline:
             raise DeviceError("the client is in the middle of a message; try again")
