@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from threading import Lock
 
-from usbvfiod_core import Backend, Device, DeviceError, DeviceInfo, Loop
+from usbvfiod_core import Backend, CannotHandOver, Device, DeviceError, DeviceInfo, Handover, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
 from usbvfiod_core.host.gate import admit
 from usbvfiod_core.host.options import HostOptions
@@ -20,6 +20,7 @@ from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.host.taken import Taken
 from usbvfiod_core.rights import open_node
+from usbvfiod_core.state import unpack
 
 from . import binding
 from .binding import Libusb
@@ -70,6 +71,40 @@ class LibusbBackend(Backend):
             os.close(fd)
             raise
         return self._open(fd, device, options, loop)
+
+    def take_over(self, address: str, options: HostOptions, loop: Loop, handover: Handover) -> Device:
+        from .device import LibusbDevice
+        from .state import LibusbState
+
+        state, fds = unpack(LibusbState, handover.state), handover.descriptors
+        if "device" not in fds or (state.taken.path is not None and "taken" not in fds):
+            raise CannotHandOver("a descriptor has not come with it")
+        fd = fds["device"]
+        device = sysfs.find_fd(fd, self._scan())
+        if device.speed is None:
+            raise CannotHandOver("its speed is not known to this host")
+        libusb = self._library()
+        try:
+            context = libusb.open_context()
+            made = LibusbDevice(
+                libusb,
+                context,
+                context.wrapSysDevice(fd),
+                fd,
+                loop,
+                name=device.label,
+                speed=device.speed,
+                descriptors=device.descriptors,
+                configuration=device.configuration,
+                options=options,
+                reset_quirk=device.reset_quirk,
+                ownership=Ownership(device, fd),
+                taken=Taken.take_over(device, state.taken, fds.get("taken")),
+            )
+            made.take_state(state)
+        except libusb.USBError as error:
+            raise DeviceError(_libusb_problem(device, error)) from error
+        return made
 
     def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Device:
         """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""

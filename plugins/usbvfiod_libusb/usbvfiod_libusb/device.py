@@ -14,9 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from usbvfiod_core import DeviceError, Loop, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core import DeviceError, DeviceEvents, Handover, Loop, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host import left_out
-from usbvfiod_core.host.configurations import configurations
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.found import Hands, NodeHands
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
@@ -24,12 +23,15 @@ from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.host.taken import Taken
+from usbvfiod_core.state import pack
 from usbvfiod_core.usb import requests
-from usbvfiod_core.usb.descriptors import Configuration
+from usbvfiod_core.usb.handover import NotSettled
 
 from .binding import Context, Handle, Libusb, NativeTransfer
 from .events import ContextEvents
-from .interfaces import Interfaces
+from .interfaces import Interfaces, numbers_and_endpoints
+from .limits import warn_of_control_limit, warn_of_memory
+from .state import LibusbState
 from .status import (
     ERROR_BUSY,
     ERROR_INTERRUPTED,
@@ -90,7 +92,7 @@ class LibusbDevice(HostDevice):
         self._handle = handle
         self._fd = fd
         self._interfaces = Interfaces(libusb, handle, fd, name)
-        self._numbers, self._owners = _interfaces(descriptors)
+        self._numbers, self._owners = numbers_and_endpoints(descriptors)
         self._set = configuration
         self._taken = taken
         self._hands = NodeHands(fd) if hands is None else hands
@@ -117,6 +119,37 @@ class LibusbDevice(HostDevice):
             self._taken.found.repair(self._hands, self._interfaces.let_go())
             raise
         self._loop.call_soon_threadsafe(self._begin)
+
+    # -- going on in another process ----------------------------------------------------------------------------------
+
+    def hand_over(self) -> Handover:
+        device = self.enumerated_state()
+        if self._in_flight or self._waiting:
+            raise NotSettled(f"{self.name} has transfers in flight")
+        left_out = {str(number): reason for number, reason in self._interfaces.left_out.items()}
+        state = LibusbState(device, self._taken.state(), self._set, list(self._interfaces.held), left_out)
+        return Handover(pack(state), {"device": self._fd, **self._taken.descriptors})
+
+    def take_state(self, state: LibusbState) -> None:
+        """Go on, as a new device, where that of another process was. In any thread. Raises USBError."""
+        self.take_enumerated_state(state.device)
+        self._set = state.set
+        self._interfaces.take_again(state.held)
+        self._interfaces.left_out.update((int(number), reason) for number, reason in state.left_out.items())
+
+    def attach(self, events: DeviceEvents) -> None:
+        super().attach(events)
+        self._begin()
+
+    def forget(self) -> None:
+        super().forget()
+        self._paused = True
+        self._events_of_context.pause()
+        self._natives.close()
+        self._handle.getDevice().close()
+        self._context.close()
+        os.close(self._fd)
+        self._taken.forget()
 
     # -- on the loop's thread -----------------------------------------------------------------------------------------
 
@@ -277,14 +310,7 @@ class LibusbDevice(HostDevice):
             if setup.is_in and setup.kind == requests.TYPE_STANDARD:
                 # Less may be asked for if no more is there; `_finish` sees whether there was.
                 return self._send(transfer, CONTROL_LIMIT)
-            log.warning(
-                "%s: libusb moves at most %d bytes in a control transfer, and the guest asks for %d (%s); "
-                "the backend usbfs has no such limit",
-                self.name,
-                CONTROL_LIMIT,
-                setup.length,
-                setup,
-            )
+            warn_of_control_limit(self.name, CONTROL_LIMIT, setup)
         status = submit_error(error)
         log.debug("%s: %r is refused: %s", self.name, transfer, error)
         transfer.complete(status)
@@ -310,12 +336,7 @@ class LibusbDevice(HostDevice):
                 return
             self._waiting.popleft()
             if not sent:
-                log.warning(
-                    "%s: the kernel has no memory for a transfer of %d bytes; raise "
-                    "/sys/module/usbcore/parameters/usbfs_memory_mb",
-                    self.name,
-                    transfer.length,
-                )
+                warn_of_memory(self.name, transfer.length)
                 transfer.complete(TransferStatus.ERROR)
 
     def _native_ended(self, native: NativeTransfer) -> None:
@@ -415,18 +436,3 @@ class LibusbDevice(HostDevice):
             log.debug("%s: reset at the end: %s", self.name, error)
             return False
         return True
-
-
-def _interfaces(descriptors: bytes) -> tuple[dict[int, Sequence[int]], dict[tuple[int, int], set[int]]]:
-    """The numbers of the interfaces in each configuration, and the endpoints of each interface in it."""
-    numbers: dict[int, Sequence[int]] = {}
-    endpoints: dict[tuple[int, int], set[int]] = {}
-    for raw in configurations(descriptors):
-        configuration = Configuration.unpack(raw)
-        value = configuration.value
-        if value in numbers:
-            continue  # Linux means the first of two
-        numbers[value] = sorted({each.number for each in configuration.interfaces})
-        for interface in configuration.interfaces:
-            endpoints.setdefault((value, interface.number), set()).update(e.address for e in interface.endpoints)
-    return numbers, endpoints

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from usbvfiod_core.host import left_out, node
+from usbvfiod_core.host.configurations import configurations
 from usbvfiod_core.host.operations import ClaimLost
+from usbvfiod_core.usb.descriptors import Configuration
 
 from .binding import Handle, Libusb
 from .status import ERROR_BUSY, ERROR_INVALID_PARAM, ERROR_NO_DEVICE, ERROR_NOT_FOUND, error_code
@@ -55,6 +57,14 @@ class Interfaces:
                 self.left_out[number] = left_out.BY_LINUX
             elif number not in self.held:
                 self.held.append(number)
+
+    def take_again(self, numbers: Iterable[int]) -> None:
+        """Claim what another process has claimed by the same open file: the kernel grants that, and nothing changes. No
+        driver is to be detached, as that would be usbfs. Raises USBError."""
+        self._automatic(False)
+        for number in numbers:
+            self._handle.claimInterface(number)
+            self.held.append(number)
 
     def drop(self) -> None:
         """Release all, without letting the host's drivers have them.
@@ -112,3 +122,18 @@ class Interfaces:
             self._handle.setAutoDetachKernelDriver(enable)
         except self._libusb.USBError as error:  # an operating system without drivers to detach
             log.debug("%s: %s", self._name, error)
+
+
+def numbers_and_endpoints(descriptors: bytes) -> tuple[dict[int, Sequence[int]], dict[tuple[int, int], set[int]]]:
+    """The numbers of the interfaces in each configuration, and the endpoints of each interface in it."""
+    numbers: dict[int, Sequence[int]] = {}
+    endpoints: dict[tuple[int, int], set[int]] = {}
+    for raw in configurations(descriptors):
+        configuration = Configuration.unpack(raw)
+        value = configuration.value
+        if value in numbers:
+            continue  # Linux means the first of two
+        numbers[value] = sorted({each.number for each in configuration.interfaces})
+        for interface in configuration.interfaces:
+            endpoints.setdefault((value, interface.number), set()).update(e.address for e in interface.endpoints)
+    return numbers, endpoints

@@ -16,6 +16,7 @@ from usbvfiod_core.errors import DeviceError
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.virtual import tap as tap_module
+from usbvfiod_core.virtual.connection import Taken
 from usbvfiod_core.virtual.tap import Tap
 
 CLONE_NEWNET = 0x4000_0000
@@ -137,6 +138,32 @@ def test_frames_go_both_ways_as_they_are(make_cable: MakeCable) -> None:
         cable.wait(lambda: len(cable.frames) == len(frames))
     assert cable.frames == frames
     assert cable.tap.lost == 0
+
+
+def test_another_process_goes_on_with_it(make_cable: MakeCable) -> None:
+    """The interface, which goes with its last descriptor, stays, and so do frames that nobody has read."""
+    cable = make_cable()
+    set_up("tap0", True)
+    index = socket.if_nametoindex("tap0")
+    frames = [b"\xff" * 12 + EXPERIMENTAL + bytes([number]) * 60 for number in range(6)]
+    with host_socket("tap0") as host:
+        for frame in frames[:3]:
+            host.send(frame)
+        state = cable.tap.state()
+        heir = Tap("tap0", taken=(state, Taken(os.dup(cable.tap.descriptors["tap"]))))
+        cable.tap.close()
+        assert socket.if_nametoindex("tap0") == index
+        second = Cable(heir)
+        for frame in frames[3:]:
+            host.send(frame)
+        second.wait(lambda: len(second.frames) == 6)
+        heir.send([memoryview(frames[0])])
+        assert host.recv(2000) == frames[0]
+    assert (second.frames, cable.frames, heir.connected) == (frames, [], True)
+    heir.close()
+    assert not second.loop.watched
+    second.loop.close()
+    assert names() == ["lo"]
 
 
 def test_it_is_connected_while_the_interface_is_up(make_cable: MakeCable) -> None:

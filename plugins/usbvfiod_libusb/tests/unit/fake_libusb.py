@@ -178,6 +178,8 @@ class FakeHandle:
         self.calls: list[tuple[object, ...]] = []
         self.errors: dict[str, list[int]] = {}
         self.claimed: set[int] = set()
+        self.already: set[int] = set()
+        """What another process has claimed by the same open file."""
         self.automatic = False
         self.submit_errors: list[int] = []
         self.submitted: list[FakeTransfer] = []
@@ -194,7 +196,7 @@ class FakeHandle:
 
     def claimInterface(self, interface: int) -> None:
         self._call("claim", interface)
-        assert self.automatic
+        assert self.automatic is not (interface in self.already), "that would be to take it from usbfs: EBUSY"
         self.claimed.add(interface)
 
     def releaseInterface(self, interface: int) -> None:
@@ -251,7 +253,8 @@ class FakeContext:
         self.show(self.handle.fd)
 
     def wrapSysDevice(self, sys_device: int) -> Handle:
-        os.eventfd_write(sys_device, _FULL)
+        if self._shown(sys_device):
+            os.eventfd_write(sys_device, _FULL)
         self.handle = FakeHandle(self, sys_device)
         return self.handle
 

@@ -1,0 +1,30 @@
+"""What people are told of the limits that libusb and the kernel have."""
+
+from __future__ import annotations
+
+import logging
+
+from usbvfiod_core import SetupPacket
+
+log = logging.getLogger("usbvfiod_libusb.device")
+
+
+def warn_of_control_limit(name: str, limit: int, setup: SetupPacket) -> None:
+    """libusb for Linux refuses a control transfer with more data."""
+    log.warning(
+        "%s: libusb moves at most %d bytes in a control transfer, and the guest asks for %d (%s); "
+        "the backend usbfs has no such limit",
+        name,
+        limit,
+        setup.length,
+        setup,
+    )
+
+
+def warn_of_memory(name: str, length: int) -> None:
+    """usbfs has had no memory for a transfer for too long."""
+    log.warning(
+        "%s: the kernel has no memory for a transfer of %d bytes; raise /sys/module/usbcore/parameters/usbfs_memory_mb",
+        name,
+        length,
+    )
