@@ -93,6 +93,7 @@ docs: $(STAMP)
 	$(RUN) -m tests.coverage_document
 	$(RUN) -m tests.command_pages
 	$(RUN) -m tests.api_pages
+	$(RUN) -m tests.state_page
 
 recording: $(STAMP)
 	$(RUN) -m tests.recording

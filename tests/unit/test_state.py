@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Annotated, Any
 
 import pytest
 
+from tests import state_page
 from usbvfiod_core.pci.state import FunctionState
 from usbvfiod_core.state import READS, U8, U64, Range, StateError, check_format, pack, unpack
 from usbvfiod_core.usb.transfer import TransferType
@@ -161,3 +162,16 @@ def test_a_controllers_state() -> None:
 def test_a_functions_state() -> None:
     state = FunctionState(b"\x36\x1b", ["msix"], b"\0" * 16, pin_told=True)
     assert unpack(FunctionState, json.loads(json.dumps(pack(state)))) == state
+
+
+def test_the_page_of_the_state_is_that_of_its_dataclasses() -> None:
+    assert state_page.DOCUMENT.read_text() == state_page.page(), "run: make docs"
+
+
+def test_every_field_is_of_a_type_that_can_be_read() -> None:
+    for cls in state_page.described():
+        if any(each.default is MISSING and each.default_factory is MISSING for each in fields(cls)):
+            with pytest.raises(StateError, match="is missing"):
+                unpack(cls, {})
+        else:
+            assert unpack(cls, {}) == cls()

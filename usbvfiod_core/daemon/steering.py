@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SteeringState:
-    """The sockets at which clients steer a server. `name` is what commands find it by, `called` the same or the best
+    """The sockets at which clients control a server. `name` is what commands find it by, `called` the same or the best
     name that there is, `link` the path of a link to the control socket, all empty for none."""
 
     control: ControlState | None = None

@@ -21,8 +21,8 @@ from .state import InterrupterState
 IMOD_UNIT: Final = 250e-9
 """Seconds (5.5.2.2)."""
 
-LONGEST_WAIT: Final = 0xFFFF * IMOD_UNIT
-"""Seconds of the longest moderation interval."""
+LONGEST_WAIT: Final = 0xFFFF * 250
+"""Nanoseconds of the longest moderation interval."""
 
 _USBCMD: Final = reg.OPERATIONAL_BASE + spec.USBCMD >> 2
 _USBSTS: Final = reg.OPERATIONAL_BASE + spec.USBSTS >> 2
@@ -127,13 +127,13 @@ class Interrupter:
 
     def saved_state(self) -> InterrupterState:
         """What another process needs to go on with it, beside its registers."""
-        wait = min(max(self._not_before - self._loop.time(), 0.0), LONGEST_WAIT)
+        wait = round(max(self._not_before - self._loop.time(), 0.0) * 1e9)
         return InterrupterState(
             self.ring.saved_state(),
             self._pending,
             self._new_table,
             self._moved,
-            round(wait * 1e9),
+            min(wait, LONGEST_WAIT),
             None if self._saved is None else self.ring.saved_ring(*self._saved),
         )
 
@@ -143,7 +143,7 @@ class Interrupter:
         self._pending = saved.pending
         self._new_table = saved.new_table
         self._moved = saved.moved
-        require(saved.wait <= LONGEST_WAIT * 1e9, f"{path}.wait", "no interval is as long")
+        require(saved.wait <= LONGEST_WAIT, f"{path}.wait", "no interval is as long")
         self._not_before = self._loop.time() + saved.wait * 1e-9
         if saved.saved is not None:
             self._saved = self.ring.saved(saved.saved.ring, f"{path}.saved.ring"), saved.saved.pending

@@ -67,7 +67,7 @@ class Remapping:
     @property
     def left(self) -> float:
         """Seconds within which memory may still come back."""
-        return max(self._until - self._loop.time(), 0.0)
+        return min(max(self._until - self._loop.time(), 0.0), REMAP_SECONDS)
 
     def take_over(self, seconds: float) -> None:
         """Go on where another process was, in which memory was to come back within so many seconds."""

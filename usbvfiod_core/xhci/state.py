@@ -56,7 +56,7 @@ class StreamsState:
     """What an endpoint with streams has beyond its rings (4.12).
 
     array     the Stream Context Array
-    count     its entries, of which the first is no stream
+    count     its entries, of which the first is not one
     rung      streams whose doorbell was rung and not answered yet
     invalid   a doorbell of a stream that there is not was rung, and not answered yet
     """
