@@ -20,7 +20,7 @@ from .device import UsbredirDevice
 from .filters import accepts, parse_filter
 from .options import UsbredirOptions
 from .peer import Description, Peer
-from .pool import Pool
+from .pool import LEFT, Pool
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class UsbredirBackend(Backend):
 
     def open(self, address: str, options: UsbredirOptions, loop: Loop) -> Device:
         peer, device = self._described(address, options, loop)
+        pool = self._pool(parse_address(address), loop)
         return UsbredirDevice(
             loop,
             peer,
@@ -72,7 +73,7 @@ class UsbredirBackend(Backend):
             configuration=device.configuration,
             options=options,
             max_streams=device.max_streams,
-            free=self._pool(parse_address(address), loop).park,
+            free=lambda peer: pool.park(peer, LEFT),
         )
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:

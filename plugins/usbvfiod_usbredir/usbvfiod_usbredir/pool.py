@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from usbvfiod_core import Loop
+from usbvfiod_core import Loop, Timer
 from usbvfiod_core.remote import ACCEPT_PAUSE, LinkLost, Listener, PeerError
 
 from .address import Address
@@ -23,6 +23,9 @@ MOST_WAITING: Final = 8
 """Clients of one address that nobody has taken; others are turned away."""
 UNCLAIMED: Final = 60.0
 """Seconds that a client with a device waits for somebody who wants it."""
+LEFT: Final = 3.0
+"""Seconds that another end whose device has gone has for bringing the next one. usbredirect never does. It stays
+connected, and its service starts it again, for a device that is back, only when it has ended."""
 
 
 class Pool:
@@ -39,6 +42,8 @@ class Pool:
         self._lock = threading.Lock()
         self._ready: list[Peer] = []
         self._parked: list[Peer] = []
+        self._timers: dict[Peer, Timer] = {}
+        """Of those that are parked for a time."""
         self._listener: Listener | None = None
         self._timeout = 10
         self._filter: str | None = None
@@ -70,8 +75,8 @@ class Pool:
             self._listener = Listener(place, timeout)
         self._loop.call_soon_threadsafe(self._watch)
 
-    def park(self, peer: Peer) -> None:
-        """Wait until it says something."""
+    def park(self, peer: Peer, patience: float | None = None) -> None:
+        """Wait until it says something, and no longer than `patience` if that is given: then it is sent away."""
         with self._lock:
             full = self.closed or len(self._parked) >= MOST_WAITING
             if not full:
@@ -79,7 +84,7 @@ class Pool:
         if full:
             peer.link.close()
         else:
-            self._loop.call_soon_threadsafe(self._wait_for, peer)
+            self._loop.call_soon_threadsafe(self._wait_for, peer, patience)
 
     def offer(self, peer: Peer, news: bool = True) -> None:
         """It may be taken; for a while. `news`: others are told; on the loop's thread then."""
@@ -101,6 +106,9 @@ class Pool:
             ready, self._ready = self._ready, []
             listener, self._listener = self._listener, None
             parked, self._parked = self._parked, []
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
         for peer in parked:
             self._loop.remove_reader(peer.link.fileno())
         for peer in (*parked, *ready):
@@ -141,10 +149,12 @@ class Pool:
         self.park(peer)
         self._loop.call_later(self._timeout, self._mute, peer)
 
-    def _wait_for(self, peer: Peer) -> None:
+    def _wait_for(self, peer: Peer, patience: float | None) -> None:
         if peer not in self._parked:
             return
         self._loop.add_reader(peer.link.fileno(), self._spoke, peer)
+        if patience is not None:
+            self._timers[peer] = self._loop.call_later(patience, self._too_late, peer)
         if peer.has_unread or peer.link.pending:
             self._leave(peer)
             self.offer(peer)
@@ -166,6 +176,15 @@ class Pool:
         with self._lock:
             self._parked.remove(peer)
         self._loop.remove_reader(peer.link.fileno())
+        timer = self._timers.pop(peer, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _too_late(self, peer: Peer) -> None:
+        """It has brought no other device. Whoever connects it may do so again."""
+        self._leave(peer)
+        peer.link.close()
+        self._changed()
 
     def _mute(self, peer: Peer) -> None:
         """It has not even said hello in time."""

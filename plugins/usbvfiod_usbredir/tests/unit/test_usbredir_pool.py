@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redir_bench import WaitingHost
 from redir_host import RedirHost
+from usbvfiod_usbredir import backend
 from usbvfiod_usbredir import messages as m
 from usbvfiod_usbredir.backend import UsbredirBackend
 from usbvfiod_usbredir.options import UsbredirOptions
@@ -137,7 +138,10 @@ def test_what_a_device_is_shows_before_it_is_opened(served: Served, tmp_path: Pa
     assert UsbredirBackend().look_up("desk7:1", UsbredirOptions()) is None, "no server: it would use it up"
 
 
-def test_a_client_may_have_its_device_later_and_another_one_after_that(served: Served, tmp_path: Path) -> None:
+def test_a_client_may_have_its_device_later_and_another_one_after_that(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "LEFT", PATIENCE)
     with pytest.raises(DeviceAway):
         served.open()
     client = served.client(tmp_path / "usb.sock", connects=False)
@@ -161,6 +165,32 @@ def plug_and_pull(served: Served, client: RedirHost, turn: int) -> None:
     served.run(lambda: len(client.heard(m.DeviceDisconnectAck)) == turn)
     give_back(device, served.loop)
     served.loop.run_ready()
+
+
+def test_who_brings_no_other_device_is_sent_away(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """usbredirect stays connected, and only when it has ended a service starts it for the device that is back."""
+    monkeypatch.setattr(backend, "LEFT", 0.05)
+    with pytest.raises(DeviceAway):
+        served.open()
+    client = served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes == 1)
+    pull_and_wait(served, client)
+    with pytest.raises(DeviceAway, match="no client has come"):
+        served.open()
+    served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes == 3)
+    give_back(served.open(), served.loop)
+
+
+def pull_and_wait(served: Served, client: RedirHost) -> None:
+    device = served.open()
+    bench = DeviceBench(device, served.loop)
+    client.call(client.pull_out)
+    served.run(lambda: bench.events.disconnections)
+    give_back(device, served.loop)
+    served.run(lambda: served.changes == 2)
 
 
 def test_a_client_that_hangs_up_or_says_nothing_is_forgotten(served: Served, tmp_path: Path) -> None:
@@ -238,6 +268,7 @@ def test_a_host_is_connected_once_however_soon_it_is_asked_again(tmp_path: Path,
             for _ in range(2):
                 with pytest.raises(DeviceAway, match="no device to give now"):
                     served.backend.look_up(served.address, options)
+        waiting.host()  # it is counted by a thread
         assert len(waiting.hosts) == 1
         served.stop()
         served.loop.run_ready()
