@@ -169,6 +169,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="usbvfiod-opener",
         description="Open device nodes and files for usbvfiod servers that have no right to them.",
+        epilog="Servers ask it with `usbvfiod --opener PATH`. It survives servers, and is ended by SIGTERM. "
+        "Exit codes: 0 when a signal has ended it, 2 for a wrong command line, 3 for a socket that cannot be used.",
     )
     made.add_argument("--socket", type=Path, metavar="PATH", help="listen here, if systemd gives no socket")
     made.add_argument("--socket-group", metavar="GROUP", help="let this group connect to it")

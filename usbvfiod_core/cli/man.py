@@ -39,6 +39,9 @@ def man(context: click.Context, command: str | None, directory: Path | None) -> 
         path = directory / f"{_title(name)}.1"
         path.write_text(page(group, name))
         click.echo(path)
+    path = directory / "usbvfiod-opener.1"
+    path.write_text(opener_page())
+    click.echo(path)
 
 
 def page(group: click.Group, name: str | None) -> str:
@@ -48,9 +51,7 @@ def page(group: click.Group, name: str | None) -> str:
     title = _title(name)
     summary = (command.help or "").split("\n\n")[0]
     lines = [
-        f'.TH {_quoted(title.upper())} 1 "" {_quoted("usbvfiod " + version("usbvfiod"))} {_quoted("usbvfiod")}',
-        ".SH NAME",
-        f"{_escaped(title)} \\- {_escaped(_one_line(summary).rstrip('.'))}",
+        *_heading(title, summary),
         ".SH SYNOPSIS",
         f".B {_escaped(context.command_path)}",
         _escaped(" ".join(command.collect_usage_pieces(context))),
@@ -77,6 +78,37 @@ def page(group: click.Group, name: str | None) -> str:
     if name is not None:
         lines += [".SH SEE ALSO", r"\fBusbvfiod\fR(1)"]
     return "\n".join(lines) + "\n"
+
+
+def opener_page() -> str:
+    """The manual page of `usbvfiod-opener`, a program of its own."""
+    from ..opener import parser  # most commands have nothing to do with it
+
+    made = parser()
+    name, summary = made.prog, made.description or ""
+    usage = " ".join(made.format_usage().removeprefix("usage:").split()[1:])
+    lines = [
+        *_heading(name, summary),
+        ".SH SYNOPSIS",
+        f".B {_escaped(name)}",
+        _escaped(usage),
+        ".SH DESCRIPTION",
+        *_paragraphs(f"{summary}\n\n{made.epilog}"),
+        ".SH OPTIONS",
+    ]
+    for action in made._actions:
+        option = " ".join(filter(None, (", ".join(action.option_strings), str(action.metavar or ""))))
+        lines += [".TP", f".B {_escaped(option)}", _escaped(_one_line(action.help or ""))]
+    lines += [".SH SEE ALSO", r"\fBusbvfiod\fR(1)"]
+    return "\n".join(lines) + "\n"
+
+
+def _heading(title: str, summary: str) -> list[str]:
+    return [
+        f'.TH {_quoted(title.upper())} 1 "" {_quoted("usbvfiod " + version("usbvfiod"))} {_quoted("usbvfiod")}',
+        ".SH NAME",
+        f"{_escaped(title)} \\- {_escaped(_one_line(summary).rstrip('.'))}",
+    ]
 
 
 def _title(name: str | None) -> str:

@@ -317,7 +317,11 @@ def test_manual_pages_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     directory = tmp_path / "man1"
     assert main(["man", "--directory", str(directory)]) == 0
     names = {path.name for path in directory.iterdir()}
-    assert {"usbvfiod.1", "usbvfiod-attach.1", "usbvfiod-doctor.1"} <= names
+    assert {"usbvfiod.1", "usbvfiod-attach.1", "usbvfiod-doctor.1", "usbvfiod-opener.1"} <= names
+    opener = (directory / "usbvfiod-opener.1").read_text().replace("\\-", "-")
+    assert opener.startswith('.TH "USBVFIOD-OPENER" 1')
+    for option in ("--socket PATH", "--socket-group GROUP", "--allow WHO", "--node PATTERN", "--below DIRECTORY"):
+        assert f"\n.B {option}\n" in opener
     assert (directory / "usbvfiod-attach.1").read_text() == page(group(), "attach")
     capsys.readouterr()
     assert main(["man", "attach"]) == 0
