@@ -390,7 +390,9 @@ os.execv(sys.executable, [sys.executable, "-m", "usbvfiod_core", *sys.argv[3:]])
 """
 
 
-def test_sockets_of_the_service_manager(tmp_path: Path, ask: Ask, control: Path) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_sockets_of_the_service_manager(tmp_path: Path, ask: Ask, control: Path, named: bool) -> None:
+    """`named`: the command line says where they are, as that of the unit does, which works without them, too."""
     path = tmp_path / "usb.sock"
     with socket.socket(socket.AF_UNIX) as usb, socket.socket(socket.AF_UNIX) as steering:
         for sock, place in ((usb, path), (steering, control)):
@@ -400,10 +402,14 @@ def test_sockets_of_the_service_manager(tmp_path: Path, ask: Ask, control: Path)
         os.dup2(usb.fileno(), fds[0])
         os.dup2(steering.fileno(), fds[1])
         command = (sys.executable, "-c", ACTIVATE, f"{fds[0]},{fds[1]}", "usb:control")
-        arguments = ["--device", "virtual:keyboard"]
+        (tmp_path / "vm.toml").write_text('[[device]]\nspec = "virtual:keyboard"\n')
+        arguments: list[str | Path] = ["--config", tmp_path / "vm.toml"]
+        if named:
+            arguments += ["--socket-path", path, "--control-path", control]
         with ServerProcess(tmp_path, arguments, pass_fds=fds, command=command, socket_path=path) as server:
             server.wait_for(lambda: "serving on fd 3" in server.log)
             assert [each["state"] for each in ask("list")["attachments"]] == ["plugged"]
+            assert ask("reload")["ignored"] == []
             assert server.terminate() == 0
         for fd in fds:
             os.close(fd)

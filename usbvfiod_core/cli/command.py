@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..daemon import places
-from ..daemon.activation import take_sockets
+from ..daemon.activation import serving_them, take_sockets
 from ..daemon.config import CommandLine
 from ..daemon.config_file import read
 from ..daemon.successor import HANDOVER
@@ -193,8 +192,7 @@ def _serve(
     sockets = take_sockets(os.environ)
     if taking is not None:
         configuration, sockets = taking.prepared(configuration, backends)
-    if sockets.server is not None and configuration.socket_path is None and configuration.fd is None:
-        configuration = replace(configuration, server=replace(configuration.server, fd=sockets.server))
+    configuration = serving_them(configuration, sockets)
     try:
         configuration.check_socket()
     except ConfigError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..errors import ConfigError
+from .config import Config
 
 _FIRST = 3
 CONTROL = "control"
@@ -18,6 +20,17 @@ class ActivationSockets(NamedTuple):
 
     server: int | None = None
     control: int | None = None
+
+
+def serving_them(config: Config, sockets: ActivationSockets) -> Config:
+    """The configuration of a server that serves them. They are at the paths that the command line of a unit names as
+    well, for a server that makes its sockets itself."""
+    server = config.server
+    if sockets.server is not None and server.fd is None:
+        server = replace(server, fd=sockets.server, socket_path=None)
+    if sockets.control is not None:
+        server = replace(server, control_path=None)
+    return replace(config, server=server)
 
 
 def take_sockets(environment: MutableMapping[str, str]) -> ActivationSockets:

@@ -103,10 +103,12 @@ def compare(attachments: Attachments, old: Config, new: Config) -> Changes:
             added.remove(attachment.spec)
         else:
             removed.append(attachment)
+    # A descriptor that the command line does not name is one of the service manager's, which stands for these.
+    handed_down = ("fd", "socket_path", "control_path") if old.server.fd != new.server.fd else ()
     ignored = [
         f"server.{field.name.replace('_', '-')}"
         for field in fields(old.server)
-        if getattr(old.server, field.name) != getattr(new.server, field.name)
+        if getattr(old.server, field.name) != getattr(new.server, field.name) and field.name not in handed_down
     ]
     plugins = old.plugins.keys() | new.plugins.keys()
     ignored += [f"plugins.{name}" for name in sorted(plugins) if old.plugins.get(name) != new.plugins.get(name)]

@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
-from dataclasses import replace
 from typing import Any, Final
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..state import StateError, check_format, unpack
 from ..usb.backend import Backend
-from .activation import ActivationSockets
+from .activation import ActivationSockets, serving_them
 from .channel import Channel, ChannelClosed, Message
 from .config import Config
 from .server_state import ServerState, fixed
@@ -77,13 +76,13 @@ class TakingOver:
             self._offer, self.log_fd = message.body, message.fds["log"]
             check_format(self._offer.get("format"))
             inherited = self._offer["inherited"]
-            if config.socket_path is None and config.fd is None:
-                config = replace(config, server=replace(config.server, fd=inherited["socket"]))
+            sockets = ActivationSockets(inherited["socket"], inherited["control"])
+            config = serving_them(config, sockets)
             self._check(config, backends)
         except UsbvfiodError as error:
             self.refuse(str(error))
             raise
-        return config, ActivationSockets(inherited["socket"], inherited["control"])
+        return config, sockets
 
     def _check(self, config: Config, backends: Mapping[str, Backend]) -> None:
         """Raises ConfigError, PluginError and DeviceError."""
