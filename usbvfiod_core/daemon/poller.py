@@ -191,18 +191,20 @@ class Poller:
         return others
 
     def see_to(self, callback: Callback) -> None:
-        """Call this, and then what it leaves to `call_afterwards`."""
+        """Call this, and then what it leaves to `call_afterwards`; a fault of one costs the others nothing."""
         self._in_event = True
+        self._try(callback)
+        self._in_event = False
+        if self._afterwards:
+            afterwards, self._afterwards = self._afterwards, []
+            for each in afterwards:
+                self._try(each)
+
+    def _try(self, callback: Callback) -> None:
         try:
-            try:
-                callback()
-            finally:
-                self._in_event = False
-                if self._afterwards:
-                    afterwards, self._afterwards = self._afterwards, []
-                    for each in afterwards:
-                        each()
+            callback()
         except (SystemExit, KeyboardInterrupt):
+            self._in_event = False
             raise
         except BaseException as error:
             self._failed(error)
