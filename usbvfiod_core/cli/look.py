@@ -109,10 +109,9 @@ def _print_status(answer: dict[str, Any]) -> None:
             say(f"         the guest's memory is not shared ({HOW_TO_SHARE})")
         elif memory["unshared"] >= NOTICED_SIZE:
             say(f"         {size(memory['unshared'])} of the guest's memory are not shared ({HOW_TO_SHARE})")
-    if server["quiesced"] is not None:
-        say(
-            f"quiesced the guest has seen no device for {duration(server['quiesced'])}; `usbvfiod resume` plugs them in"
-        )
+    quiesced = server.get("quiesced")  # a server of an earlier version does not say it
+    if quiesced is not None:
+        say(f"quiesced the guest has seen no device for {duration(quiesced)}; `usbvfiod resume` plugs them in")
     if not answer["attachments"]:
         return
     say()
