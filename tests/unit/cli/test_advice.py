@@ -66,8 +66,9 @@ class Shelf(Backend):
 
 
 @pytest.fixture(autouse=True)
-def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("USBVFIOD_CONTROL", raising=False)
+def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither another test's, nor one that this machine runs."""
+    monkeypatch.setenv("USBVFIOD_CONTROL", str(tmp_path_factory.mktemp("nobody")))
 
 
 @pytest.fixture
