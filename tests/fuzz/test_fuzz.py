@@ -6,9 +6,11 @@ import logging
 import random
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
+from tests.fuzz import watch as watch_module
 from tests.fuzz.corpus import stored
 from tests.fuzz.engine import Target, generated, load
 from tests.fuzz.inputs import Actions
@@ -98,7 +100,7 @@ def test_a_turn_that_takes_long_is_found() -> None:
     assert len(tries) == 3
 
 
-def test_objects_lines_and_descriptors_are_found(tmp_path: Path) -> None:
+def test_objects_lines_and_descriptors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[object] = []
 
     def hoard(actions: Actions, watch: Watch) -> None:
@@ -112,10 +114,25 @@ def test_objects_lines_and_descriptors_are_found(tmp_path: Path) -> None:
     def leak(actions: Actions, watch: Watch) -> None:
         kept.append((tmp_path / "file").open("w"))
 
+    monkeypatch.setattr(watch_module, "LEFT_SECONDS", 0.05)
     for play, what in ((hoard, "objects were kept"), (talk, "lines of the log"), (leak, "descriptors are left")):
         with pytest.raises(FindError, match=what):
             Target(play).once(b"")
     kept.pop().close()  # type: ignore[attr-defined]
+
+
+def test_what_a_thread_closes_a_moment_later_is_not_left(tmp_path: Path) -> None:
+    """A busy machine lets it wait."""
+    threads = []
+
+    def close_later(actions: Actions, watch: Watch) -> None:
+        file = (tmp_path / "file").open("w")
+        threads.append(Timer(0.05, file.close))
+        threads[-1].start()
+
+    Target(close_later).once(b"")
+    for each in threads:
+        each.join()
 
 
 def test_the_same_bytes_are_the_same_story() -> None:

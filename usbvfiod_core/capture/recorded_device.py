@@ -40,7 +40,7 @@ class RecordedDevice:
             self._take_descriptor(exchange)
         self.device: descriptors.DeviceDescriptor | None = None
         self.configurations: list[bytes] = []
-        """As they were answered, whole ones only."""
+        """As they were answered; whole ones only, that can be read as such."""
         self.problems: list[str] = []
         self._take_identity()
 
@@ -68,7 +68,7 @@ class RecordedDevice:
         for index in range(self.device.num_configurations):
             data = self.descriptor(descriptors.CONFIGURATION, index)
             total = int.from_bytes(data[2:4], "little")
-            if len(data) >= 9 and len(data) >= total:
+            if len(data) >= 9 and len(data) >= total and _is_one(data[: max(total, 9)]):
                 self.configurations.append(data[: max(total, 9)])
         if not self.configurations:
             self.problems.append(
@@ -201,6 +201,14 @@ class RecordedDevice:
             else:
                 told.append("UAS is not replayed, and the drive has no bulk-only setting")
         return told
+
+
+def _is_one(data: bytes) -> bool:
+    try:
+        descriptors.Configuration.unpack(data)
+    except descriptors.DescriptorError:
+        return False
+    return True
 
 
 def choose(recording: Recording, wanted: str) -> RecordedDevice:

@@ -109,6 +109,18 @@ def test_a_submission_that_was_refused() -> None:
     assert traffic.exchanges[0].status is TransferStatus.DISCONNECTED
 
 
+def test_what_is_no_configuration_is_not_one_that_was_recorded() -> None:
+    """It has the length that it says, and another type."""
+    talk = Conversation()
+    talk.descriptor(1, DEVICE.pack())
+    talk.descriptor(2, b"\x09\x3d" + CONFIGURATION.pack()[2:])
+    (traffic,) = made(talk.file()).devices
+    recorded = RecordedDevice(traffic)
+    assert recorded.configurations == []
+    assert recorded.problems == ["no whole configuration descriptor was recorded"]
+    assert list(recorded.interfaces()) == []
+
+
 def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
     talk = Conversation()
