@@ -76,7 +76,8 @@ fuzz: $(STAMP)
 
 coverage: $(STAMP)
 	$(RUN) -m coverage run --branch --source=usbvfiod_core/xhci,usbvfiod_core/vfio_user --data-file=build/coverage \
-		-m pytest -q -p no:cacheprovider -m "not long" tests/unit/xhci tests/protocol tests/stateful tests/fuzz
+		-m pytest -q -p no:cacheprovider -m "not long" tests/unit/xhci tests/protocol tests/stateful tests/fuzz \
+		tests/unit/daemon/test_peers.py tests/unit/daemon/test_witness.py tests/unit/test_state.py
 	$(RUN) -m coverage report --data-file=build/coverage --show-missing --skip-covered --fail-under=95
 
 vm: $(STAMP)
