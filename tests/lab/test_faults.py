@@ -17,6 +17,8 @@ from usbvfiod_core.testing.driver import DriverError, GuestDriver
 from usbvfiod_core.testing.served import ServerProcess
 from usbvfiod_core.xhci import spec
 
+pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
+
 NEIGHBOUR = 3  # its port
 QUICK = ("zero length", "total too large", "64 KiB of junk")  # a server for each takes its time; the others: long
 CODES = {"stall": spec.CC_STALL, "error": spec.CC_TRANSACTION_ERROR, "overflow": spec.CC_BABBLE}

@@ -76,6 +76,7 @@ class TestHighSpeed(HighSpeed):
     pass
 
 
+@pytest.mark.long
 class TestSuperSpeed(HighSpeed):
     speed = "super"
 

@@ -209,6 +209,7 @@ def test_descriptors_that_are_wrong_are_survived(kind: str) -> None:
     assert open_fds() == before
 
 
+@pytest.mark.long
 def test_a_device_that_never_answers_holds_nobody_else_up(plugged: tuple[Gadget, HostUsbDevice]) -> None:
     mute = Mute()
     with attach(mute) as attachment:

@@ -20,12 +20,10 @@ from tests.lab.gadgets import gadget_zero
 from usbvfiod_core import Transfer, TransferStatus, TransferType
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.testing.device_bench import DeviceBench
-from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
 
-ROUNDS = 20
-"""Of each kind; the long tests have a hundred."""
+pytestmark = pytest.mark.long  # with usbfs it is a test of every run: tests/lab/test_replug.py
 
 
 def resources() -> tuple[set[str], int]:
@@ -82,15 +80,9 @@ def replug_alone(rounds: int, kind: str, timeout: float) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("kind", ["idle", "busy"])
-def test_replugging_leaves_nothing_behind(kind: str) -> None:
-    replug_alone(ROUNDS, kind, scaled(80))
-
-
-@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["idle", "busy"])
-def test_a_hundred_times(kind: str) -> None:
+def test_a_hundred_times_leave_nothing_behind(kind: str) -> None:
     replug_alone(100, kind, 1700)
 
 
