@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,9 +17,23 @@ pytestmark = pytest.mark.vm
 CHECKOUT = lab_packages.CHECKOUT
 PATTERNS = ("tests/lab/test_*.py", "plugins/*/tests/lab/test_*.py")
 FILES = sorted(path.relative_to(CHECKOUT) for pattern in PATTERNS for path in CHECKOUT.glob(pattern))
-WHOLLY_LONG = [
-    path for path in FILES if re.search(r"^pytestmark = \[?pytest\.mark\.long\b", (CHECKOUT / path).read_text(), re.M)
-]
+
+
+def _is_long(path: Path) -> bool:
+    """Whether all tests of a file are long: by its own mark, or by one for each."""
+    body = ast.parse((CHECKOUT / path).read_text()).body
+    for each in body:
+        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "pytestmark":
+            return re.search(r"\bmark\.long\b", ast.unparse(each.value)) is not None
+    tests = [
+        each
+        for each in body
+        if isinstance(each, ast.FunctionDef | ast.ClassDef) and each.name.lower().startswith("test")
+    ]
+    return all("pytest.mark.long" in map(ast.unparse, each.decorator_list) for each in tests)
+
+
+WHOLLY_LONG = [path for path in FILES if _is_long(path)]
 LONG_FILES = [path for path in FILES if "mark.long" in (CHECKOUT / path).read_text()]
 FILE_TIMEOUT = 1800  # seconds; a few minutes where nothing else wants the processors
 LONG_TIMEOUT = 3600
