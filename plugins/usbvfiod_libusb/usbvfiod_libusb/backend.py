@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from usbvfiod_core import Backend, CannotHandOver, Device, DeviceError, DeviceInfo, Handover, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
@@ -23,8 +24,11 @@ from usbvfiod_core.rights import open_node
 from usbvfiod_core.state import unpack
 
 from . import binding
-from .binding import Libusb
+from .binding import Context, Handle, Libusb
 from .status import ERROR_BUSY, ERROR_IO, ERROR_NO_DEVICE, error_code
+
+if TYPE_CHECKING:
+    from .device import LibusbDevice
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +77,6 @@ class LibusbBackend(Backend):
         return self._open(fd, device, options, loop)
 
     def take_over(self, address: str, options: HostOptions, loop: Loop, handover: Handover) -> Device:
-        from .device import LibusbDevice
         from .state import LibusbState
 
         state, fds = unpack(LibusbState, handover.state), handover.descriptors
@@ -86,21 +89,9 @@ class LibusbBackend(Backend):
         libusb = self._library()
         try:
             context = libusb.open_context()
-            made = LibusbDevice(
-                libusb,
-                context,
-                context.wrapSysDevice(fd),
-                fd,
-                loop,
-                name=device.label,
-                speed=device.speed,
-                descriptors=device.descriptors,
-                configuration=device.configuration,
-                options=options,
-                reset_quirk=device.reset_quirk,
-                ownership=Ownership(device, fd),
-                taken=Taken.take_over(device, state.taken, fds.get("taken")),
-            )
+            handle = context.wrapSysDevice(fd)
+            noted = Taken.take_over(device, state.taken, fds.get("taken"))
+            made = _made(libusb, context, handle, fd, loop, device, options, noted)
             made.take_state(state)
         except libusb.USBError as error:
             raise DeviceError(_libusb_problem(device, error)) from error
@@ -108,9 +99,6 @@ class LibusbBackend(Backend):
 
     def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Device:
         """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""
-        from .device import LibusbDevice  # whoever only lists devices, or asks for help, need not wait for it
-
-        assert device.speed is not None
         context = handle = None
         note = Taken(device, notes=options.reattach)
         libusb = None
@@ -118,21 +106,7 @@ class LibusbBackend(Backend):
             libusb = self._library()
             context = libusb.open_context()
             handle = context.wrapSysDevice(fd)
-            opened = LibusbDevice(
-                libusb,
-                context,
-                handle,
-                fd,
-                loop,
-                name=device.label,
-                speed=device.speed,
-                descriptors=device.descriptors,
-                configuration=device.configuration,
-                options=options,
-                reset_quirk=device.reset_quirk,
-                ownership=Ownership(device, fd),
-                taken=note,
-            )
+            opened = _made(libusb, context, handle, fd, loop, device, options, note)
             opened.take()
             return opened
         except BaseException as error:
@@ -151,6 +125,37 @@ class LibusbBackend(Backend):
             if self._libusb is None:
                 self._libusb = self._load()
             return self._libusb
+
+
+def _made(
+    libusb: Libusb,
+    context: Context,
+    handle: Handle,
+    fd: int,
+    loop: Loop,
+    device: SysfsDevice,
+    options: HostOptions,
+    noted: Taken,
+) -> LibusbDevice:
+    """The device behind a wrapped descriptor."""
+    from .device import LibusbDevice  # whoever only lists devices, or asks for help, need not wait for it
+
+    assert device.speed is not None
+    return LibusbDevice(
+        libusb,
+        context,
+        handle,
+        fd,
+        loop,
+        name=device.label,
+        speed=device.speed,
+        descriptors=device.descriptors,
+        configuration=device.configuration,
+        options=options,
+        reset_quirk=device.reset_quirk,
+        ownership=Ownership(device, fd),
+        taken=noted,
+    )
 
 
 def _open_problem(device: SysfsDevice, error: OSError) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -14,13 +13,6 @@ import pytest
 from usbvfiod_core.daemon.loop import MAX_THREADS, ServerLoop
 from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.usb.device import Loop
-
-
-@pytest.fixture
-def loop() -> Iterator[ServerLoop]:
-    loop = ServerLoop()
-    yield loop
-    loop.close()
 
 
 def test_it_is_a_loop_for_devices(loop: ServerLoop) -> None:
@@ -189,16 +181,6 @@ def test_a_call_that_never_ends_does_not_keep_the_loop(loop: ServerLoop) -> None
 
 
 # -- what an event leaves to be done ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ready(loop: ServerLoop) -> Iterator[int]:
-    """A descriptor that can be read and written until the test is over."""
-    fd = os.eventfd(1, os.EFD_NONBLOCK)
-    yield fd
-    loop.remove_reader(fd)
-    loop.remove_writer(fd)
-    os.close(fd)
 
 
 @pytest.mark.parametrize("watch", ["add_reader", "add_writer"])
