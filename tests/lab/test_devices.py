@@ -41,6 +41,8 @@ from usbvfiod_core.testing.uas import UasClient
 from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_core.xhci import spec
 
+pytestmark = pytest.mark.long_with("libusb")  # its transfers are in the plugin's tests
+
 CHUNK = 1 << 20
 
 
