@@ -22,6 +22,7 @@ from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import ServerProcess
 from tests.e2e.test_killed import survive
 from tests.e2e.test_life import guest
+from tests.timers import lateness
 from tests.unit.virtual.test_loopback import IN, OUT, Cable
 from usbvfiod_core import TransferType
 from usbvfiod_core.daemon.loop import SWITCH_INTERVAL, ServerLoop
@@ -211,19 +212,9 @@ def test_short_timeouts_are_kept_to_the_microsecond(spin: float) -> None:
 
 
 def test_timers_of_the_loop_are_not_early_and_not_a_millisecond_late(loop: ServerLoop) -> None:
-    late: list[float] = []
-
-    def tick(due: float) -> None:
-        late.append(time.perf_counter() - due)
-        if len(late) == 50:
-            loop.stop()
-        else:
-            loop.call_later(0.0003, tick, time.perf_counter() + 0.0003)
-
-    loop.call_soon(tick, time.perf_counter())
-    loop.run_forever()
-    assert min(late[1:]) > -0.0001
-    assert min(late[1:]) < 0.0006
+    late = lateness(loop, 49)
+    assert min(late) > -0.0001
+    assert min(late) < 0.0006
 
 
 # -- devices ------------------------------------------------------------------------------------------------

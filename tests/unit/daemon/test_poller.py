@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.timers import lateness
 from usbvfiod_core.daemon.loop import ServerLoop
 from usbvfiod_core.daemon.poller import FULL_CREDIT, PAUSE, PROBE_EVERY, Poller
 from usbvfiod_core.daemon.selector import PollingSelector
@@ -354,15 +355,4 @@ def test_short_timeouts_are_not_cut_short(watched: tuple[PollingSelector, int, i
 
 
 def test_timers_of_the_loop_are_not_early(loop: ServerLoop) -> None:
-    late: list[float] = []
-
-    def tick(due: float) -> None:
-        late.append(time.perf_counter() - due)
-        if len(late) == 20:
-            loop.stop()
-        else:
-            loop.call_later(0.0003, tick, time.perf_counter() + 0.0003)
-
-    loop.call_soon(tick, time.perf_counter())
-    loop.run_forever()
-    assert min(late[1:]) > -0.0001
+    assert min(lateness(loop, 19)) > -0.0001
