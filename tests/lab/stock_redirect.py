@@ -7,11 +7,9 @@ import subprocess
 import tempfile
 from types import TracebackType
 
+from tests.lab.far import listens
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
-
-_LISTENS = "0A"
-"""In /proc/net/tcp (include/net/tcp_states.h)."""
 
 
 def free_port() -> int:
@@ -19,14 +17,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
-
-
-def listens(port: int, pid: int) -> bool:
-    """Whether somebody waits at a port in the network of a process, found out without connecting: `usbredirect` serves
-    one connection."""
-    with open(f"/proc/{pid}/net/tcp") as file:
-        lines = [line.split() for line in file.readlines()[1:]]
-    return any(line[1].endswith(f":{port:04X}") and line[3] == _LISTENS for line in lines)
 
 
 class Redirect:

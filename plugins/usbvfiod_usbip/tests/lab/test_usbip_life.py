@@ -54,10 +54,10 @@ class Away:
     def kill(self) -> Iterator[None]:
         """The host reboots: nothing of it answers, and it knows nothing afterwards."""
         with self.host.cut():
-            self.host.stop()
+            self.host.stop_server()
             self.exported.unbind()
             yield
-        self.host.start()
+        self.host.start_server()
         self.exported.bind()
 
 

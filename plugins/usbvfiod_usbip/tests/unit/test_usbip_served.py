@@ -87,6 +87,6 @@ def test_a_hostile_server_costs_its_own_device(tmp_path: Path) -> None:
         hostile.devices.clear()
         threading.Thread(target=hostile.server._connection.sendall, args=(b"\xff" * 4800,)).start()
         gone(device)
-        states = server.attachments()
-        assert (states["far"]["state"], states["near"]["state"]) == ("waiting", "plugged")
+        wait_until(lambda: server.attachments()["far"]["state"] == "waiting", "it does not wait")
+        assert server.attachments()["near"]["state"] == "plugged"
         assert "does not keep to the protocol" in server.process.output
