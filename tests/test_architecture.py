@@ -24,6 +24,8 @@ LAYERS = {
     "options": 0,
     "files": 0,
     "visible": 0,
+    "keeping": 0,
+    "front": 0,
     "search_path": 0,
     "rights": 0,
     "descriptors": 0,

@@ -1,9 +1,10 @@
 """The program `usbvfiod`, and `python -m usbvfiod_core`. Programs often ask for the version; they get it without
-the rest being loaded."""
+the rest being loaded. So does a front, which is there as long as its server."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 from . import search_path
@@ -17,6 +18,15 @@ def main() -> int:
         print(version_line())
         return 0
     search_path.clean()
+    if sys.argv[1:2] == ["front"] and "_USBVFIOD_COMPLETE" not in os.environ:
+        from . import front
+
+        if (words := front.plain(sys.argv[2:])) is not None:
+            try:
+                return front.front(*words)
+            except OSError as error:
+                print(f"usbvfiod: error: {error}", file=sys.stderr)
+                return 1
     # What is loaded stays, and looking through it for garbage again and again is a sixth of the start.
     gc.disable()
     from .cli import main as run

@@ -74,7 +74,7 @@ SECTIONS = {
         "upgrade",
     ),
     "Find out what is wrong": ("why", "doctor", "capture", "extcap", "replay"),
-    "Set up": ("demo", "config", "plugins", "completion", "man"),
+    "Set up": ("front", "demo", "config", "plugins", "completion", "man"),
 }
 
 _COMMANDS = {
@@ -100,6 +100,7 @@ _COMMANDS = {
     "upgrade": "upgrade:upgrade",
     "config": "config:config",
     "plugins": "plugins:plugins",
+    "front": "front:front",
     "demo": "demo:demo",
     "completion": "completion:completion",
     "man": "man:man",
@@ -202,7 +203,7 @@ def _serve(
     from ..daemon.server import serve
 
     place = None if server.no_control else places.directory(os.environ)
-    serve(configuration, registry, backends, control_fd=sockets.control, place=place, taking=taking)
+    serve(configuration, registry, backends, control_fd=sockets.control, place=place, taking=taking, held=sockets.held)
 
 
 def _is_given(context: click.Context, name: str) -> bool:

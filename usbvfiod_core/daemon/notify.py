@@ -58,14 +58,17 @@ def notify(state: str) -> bool:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return True
-    if address.startswith("@"):
-        address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             # A line is a message of its own.
-            sender.sendto(visible(state).encode(), socket.MSG_DONTWAIT, address)
+            sender.sendto(visible(state).encode(), socket.MSG_DONTWAIT, address_of(address))
     except BlockingIOError:
         return False
     except (OSError, ValueError) as error:
         log.warning("the service manager cannot be told %s: %s", state, error)
     return True
+
+
+def address_of(told: str) -> str:
+    """The address of a socket that the environment names so: one with an abstract name begins with `@`."""
+    return "\0" + told[1:] if told.startswith("@") else told

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..compiled import BUILD
@@ -29,6 +30,7 @@ from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_d
 from .config_file import load
 from .confinement import Confinement
 from .control_requests import ControlRequests
+from .descriptor_store import DescriptorStore, room
 from .garbage import Garbage
 from .guest_ports import GuestPorts, cautions
 from .intents import Attachment, State
@@ -38,6 +40,7 @@ from .loop import SWITCH_INTERVAL, ServerLoop
 from .metrics_address import metrics_address, needs_library
 from .notify import ServiceManager
 from .quiescing import Quiescing
+from .recovery import let_go
 from .reload import Reloading, log_reload
 from .replacement import Replacement
 from .report import device_entry
@@ -63,18 +66,21 @@ def serve(
     control_fd: int | None = None,
     place: Path | None = None,
     taking: TakingOver | None = None,
+    held: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Serve until SIGTERM, SIGINT, or the end of an inherited connection. Raises UsbvfiodError at start only.
 
     `control_fd` is an inherited socket for control. `place` is the directory in which commands look for control sockets
     (see `places`): this server's is there, if that can be. `taking` is the conversation with the server whose place
-    this one takes.
+    this one takes, `held` what the service manager holds of one that has crashed.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     loop = ServerLoop(config.spin)
     try:
         with never_waiting() as write_log:
-            server = Server(config, registry, backends, loop, control_fd=control_fd, place=place, taking=taking)
+            server = Server(
+                config, registry, backends, loop, control_fd=control_fd, place=place, taking=taking, held=held
+            )
             server.threads_may_start = write_log
             server.run()
     finally:
@@ -94,6 +100,7 @@ class Server:
         control_fd: int | None = None,
         place: Path | None = None,
         taking: TakingOver | None = None,
+        held: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.threads_may_start: Callable[[], object] = lambda: None
         """Called when there may be other threads than this one: a sandbox is closed before."""
@@ -136,6 +143,9 @@ class Server:
         self.steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
         self._reloading = Reloading(loop, self.attachments, config, self._read_again, self.steering.set_policy)
         self._manager = ServiceManager(loop)
+        limit = room(os.environ)
+        self.store = DescriptorStore(loop, limit, held) if limit else None
+        let_go(held, self.store, "this version keeps no state")
         self.devices = Succession(self.attachments, loop, registry, backends)
         self.replacement = Replacement(self, taking)
         self.quiescing = Quiescing(loop, hub, self._shown_or_not)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..vfio_user.listener import ListenerState
 from ..vfio_user.transport import TransportState
-from ..xhci.state import ControllerState
+from ..xhci.state import ControllerState, PortId
 from .attachment_state import AttachmentState
 from .server_settings import ServerSettings
 from .steering import SteeringState
@@ -16,10 +16,11 @@ from .steering import SteeringState
 @dataclass
 class ReplugState:
     """A device that was unplugged because it cannot be handed over, and is to be plugged in again: its specification,
-    and whether it is in the configuration."""
+    whether it is in the configuration, and the ports of the controller that it keeps."""
 
     spec: str
     configured: bool
+    ports: list[PortId] = field(default_factory=list)
 
 
 @dataclass

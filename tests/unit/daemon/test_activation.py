@@ -31,6 +31,7 @@ def environment(count: str, names: str = "", pid: int | None = None) -> dict[str
         (environment("1", "control"), ActivationSockets(control=3)),
         (environment("2", "control:usb"), ActivationSockets(server=4, control=3)),
         (environment("2", "usb:control"), ActivationSockets(server=3, control=4)),
+        (environment("3", "held.client:usb:held.irq-2-0"), ActivationSockets(4, None, {"client": 3, "irq-2-0": 5})),
         (environment("0"), ActivationSockets()),
         (environment("1", pid=1), ActivationSockets()),
     ],
