@@ -1,15 +1,26 @@
-"""Debian's `usbredirect` in the lab: the other end of usbredir that nobody here wrote."""
+"""Debian's `usbredirect` in the lab: the other end of usbredir that nobody here wrote.
+
+    with Redirect(device) as there, Passed("usbredir", device, directory, address=there.address) as given:
+
+It ends with its connection, so it is started again whenever it has ended, as docs/remote.md has a service do it.
+"""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
-from tests.lab.far import listens
+from tests.lab.far import Far, listens
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
+
+_RESTART = 0.1
+"""Seconds until it is started again, as systemd's RestartSec=."""
 
 
 def free_port() -> int:
@@ -20,18 +31,36 @@ def free_port() -> int:
 
 
 class Redirect:
-    """`usbredirect` for a device. It waits at `port`."""
+    """`usbredirect` for a device, found by its vendor and product. It waits at `port`; with `comes` it connects that
+    port. With `far` it is on that machine. `end`, or leaving `with`, ends it."""
 
-    def __init__(self, device: HostUsbDevice) -> None:
+    def __init__(
+        self,
+        device: HostUsbDevice,
+        *,
+        comes: bool = False,
+        far: Far | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         self.port = free_port()
+        self.starts = 0
+        self._comes = comes
+        self._host = "127.0.0.1" if far is None else far.near_address if comes else far.address
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        words = ["usbredirect", "--device", device.id, "--as", self.address]
-        self.process = subprocess.Popen(words, stdout=self._output, stderr=subprocess.STDOUT)
-        wait_until(self._waits, "usbredirect does not wait")
-        assert self.process.poll() is None, self.output
-
-    def _waits(self) -> bool:
-        return self.process.poll() is not None or listens(self.port, self.process.pid)
+        place = f"{self._host}:{self.port}"
+        prefix = () if far is None else far.prefix
+        self._words = [*prefix, "usbredirect", "--device", device.id, "--to" if comes else "--as", place, *options]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._changed = threading.Condition()
+        self._wanted = True
+        self._ended = False
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+        try:
+            self.wait()
+        except BaseException:
+            self.end()
+            raise
 
     @property
     def output(self) -> str:
@@ -42,7 +71,26 @@ class Redirect:
     @property
     def address(self) -> str:
         """For a device specification."""
-        return f"127.0.0.1:{self.port}"
+        return f"{'listen=' if self._comes else ''}{self._host}:{self.port}"
+
+    def wait(self) -> None:
+        """Wait until it can be connected; or, where it comes, until it has been started."""
+        wait_until(lambda: self.starts if self._comes else self._waits(), lambda: f"usbredirect: {self.output[-500:]}")
+
+    def kill(self) -> None:
+        """End it, as hard as it goes; it is started again."""
+        with self._changed:
+            if self._process is not None:
+                self._process.kill()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Kill it, and do not start it again before the end of `with`."""
+        self._want(False)
+        self.kill()
+        wait_until(lambda: self._process is None, "usbredirect does not end")
+        yield
+        self._want(True)
 
     def __enter__(self) -> Redirect:
         return self
@@ -55,7 +103,35 @@ class Redirect:
         self.end()
 
     def end(self) -> None:
-        """End it, as hard as it goes."""
-        self.process.kill()
-        self.process.wait(PATIENCE)
+        """End it for good."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self.kill()
+        self._thread.join(PATIENCE)
         self._output.close()
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _waits(self) -> bool:
+        process = self._process
+        return process is not None and listens(self.port, process.pid)
+
+    def _want(self, wanted: bool) -> None:
+        with self._changed:
+            self._wanted = wanted
+            self._changed.notify_all()
+
+    def _keep(self) -> None:
+        """In a thread: it runs, as long as it is wanted."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._wanted)
+                if self._ended:
+                    return
+                process = self._process = subprocess.Popen(self._words, stdout=self._output, stderr=subprocess.STDOUT)
+                self.starts += 1
+            process.wait()
+            with self._changed:
+                self._process = None
+                self._changed.wait_for(lambda: self._ended, _RESTART)

@@ -11,7 +11,8 @@ A device that cannot be had now is a `DeviceAway`: its attachment waits, and tri
 """
 
 from .channel import Channel, Outgoing, PeerError, Reader
-from .link import Link, LinkLost, connect
+from .connecting import connect
+from .link import Link, LinkLost
 from .listener import ACCEPT_PAUSE, Listener
 from .needs import register_remote_needs
 from .options import RemoteOptions

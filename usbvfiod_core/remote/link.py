@@ -1,32 +1,23 @@
-"""A way to the other end: TCP, TLS over it, a Unix socket, or a command that leads there."""
+"""A connected stream to the other end: TCP, a Unix socket, or a command that leads there; tls.py has TLS over it."""
 
 from __future__ import annotations
 
-import errno
 import select
-import shlex
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-from ..errors import DeviceAway, DeviceError
 from .half_open import HalfOpen
-from .options import RemoteOptions
-from .place import Place
-
-if TYPE_CHECKING:
-    import ssl
 
 IOV_MAX: Final = 1024
 """Windows that one system call takes."""
-_TLS_PIECE: Final = 1 << 14
-"""Bytes of a TLS record (RFC 8446 5.1)."""
-_KEEPALIVES: Final = 3
+_TLS_ALERTS: Final = (b"\x15\x03\x00", b"\x15\x03\x01", b"\x15\x03\x02", b"\x15\x03\x03")
+"""The beginning of an alert (RFC 8446 5.1), with which a server answers to what is no TLS."""
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
-_half_open: Final = HalfOpen()
+half_open: Final = HalfOpen()
 
 
 class LinkLost(Exception):
@@ -44,7 +35,9 @@ class Link:
         stream.setblocking(False)
         self._socket = stream
         self._child = child
-        self._ends = (stream.getsockname(), stream.getpeername()) if stream.family in _INTERNET else None
+        self._ends = _ends(stream)
+        self._is_begun = False
+        """Whether the other end has said something."""
         self.silent = False
 
     def fileno(self) -> int:
@@ -70,7 +63,11 @@ class Link:
         except OSError as error:
             raise self._lost(error) from None
         if not count:
-            raise LinkLost("the other end has closed the connection")
+            raise self._closed()
+        if not self._is_begun:
+            self._is_begun = True
+            if count >= len(_TLS_ALERTS[0]) and bytes(windows[0][: len(_TLS_ALERTS[0])]) in _TLS_ALERTS:
+                raise LinkLost("the other end speaks TLS, and we do not; tls=yes is for that")
         return count
 
     def send(self, windows: Sequence[memoryview]) -> int:
@@ -85,13 +82,21 @@ class Link:
     def close(self) -> None:
         """End it."""
         if self._ends is not None and self.silent:
-            _half_open.remember(*self._ends)
+            half_open.remember(*self._ends)
             self._ends = None
-        _end(self._socket, self._child)
+        end(self._socket, self._child)
         self._child = None
+
+    def _closed(self) -> LinkLost:
+        if self._is_begun or self._ends is None:
+            return LinkLost("the other end has closed the connection")
+        # Servers of OpenSSL, such as stunnel, send no alert to what does not begin as TLS does.
+        return LinkLost("the other end has closed the connection without a word; perhaps it wants TLS (tls=yes)")
 
     def _lost(self, error: OSError) -> LinkLost:
         self.silent = not isinstance(error, ConnectionError)
+        if not (self.silent or self._is_begun):
+            return self._closed()
         if isinstance(error, TimeoutError):
             return LinkLost("the other end, or the network, does not answer any more")
         return LinkLost(error.strerror or str(error))
@@ -102,7 +107,11 @@ class Link:
         """Send everything until `deadline` of `time.monotonic`. Raises LinkLost."""
         rest = memoryview(data)
         while rest:
-            sent = self.send([rest])
+            try:
+                sent = self.send([rest])
+            except LinkLost:
+                self.receive([memoryview(bytearray(4096))])  # the other end may have said why before it hung up
+                raise
             rest = rest[sent:]
             if not sent:
                 self._wait(select.POLLOUT, deadline)
@@ -128,197 +137,20 @@ class Link:
             raise LinkLost("the other end does not answer")
 
 
-class TlsLink(Link):
-    """A link that is encrypted."""
-
-    _socket: ssl.SSLSocket
-
-    def __init__(self, stream: ssl.SSLSocket, child: subprocess.Popen[bytes] | None) -> None:
-        super().__init__(stream, child)
-        self._unsent = b""
-        """What OpenSSL has to be given again, unchanged, before anything else."""
-
-    @property
-    def pending(self) -> bool:
-        return self._socket.pending() > 0
-
-    @property
-    def committed(self) -> bool:
-        return bool(self._unsent)
-
-    def receive(self, windows: Sequence[memoryview]) -> int | None:
-        import ssl
-
-        done = 0
-        try:
-            for window in windows[:IOV_MAX]:
-                while window:
-                    count = self._socket.recv_into(window)
-                    if not count:
-                        if done:
-                            return done
-                        raise LinkLost("the other end has closed the connection")
-                    done += count
-                    window = window[count:]
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        except OSError as error:
-            if not done:
-                raise self._lost(error) from None
-        return done or None
-
-    def send(self, windows: Sequence[memoryview]) -> int:
-        import ssl
-
-        done = 0
-        try:
-            for window in windows[:IOV_MAX]:
-                while window:
-                    piece = self._unsent or bytes(window[:_TLS_PIECE])
-                    self._unsent = piece
-                    count = self._socket.send(piece)
-                    self._unsent = b""
-                    done += count
-                    window = window[count:]
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        except OSError as error:
-            raise self._lost(error) from None
-        return done
-
-
-def connect(place: Place, options: RemoteOptions) -> Link:
-    """Connect `place` in the way that `options` say. In a thread; takes `options.timeout` seconds at most.
-
-    Raises DeviceAway if nobody is there now, DeviceError if that will not change by itself.
-    """
-    deadline = time.monotonic() + options.timeout
-    child = None
+def _ends(stream: socket.socket) -> tuple[Any, Any] | None:
+    """The addresses of both ends of a connection over the network that is still there."""
+    if stream.family not in _INTERNET:
+        return None
     try:
-        if options.unix is not None:
-            where = str(options.unix)
-            stream = _unix(where, options.timeout)
-        elif options.command is not None:
-            where = options.command
-            stream, child = _command(options.command)
-        else:
-            where = str(place)
-            stream = _tcp(place, options.timeout, deadline)
-    except OSError as error:
-        raise _refusal(where, error) from error
-    if not options.tls:
-        return Link(stream, child)
-    try:
-        return TlsLink(_encrypted(stream, place, options, max(deadline - time.monotonic(), 0.1)), child)
-    except BaseException as error:
-        _end(stream, child)
-        if isinstance(error, OSError | ValueError):
-            raise _tls_refusal(where, error) from error
-        raise
+        return stream.getsockname(), stream.getpeername()
+    except OSError:
+        return None  # the other end has reset it; what it has said before can be read
 
 
-# -- own ---------------------------------------------------------------------------------------------------------------
-
-
-def _unix(path: str, timeout: float) -> socket.socket:
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        stream.settimeout(timeout)
-        stream.connect(path)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
-
-
-def _tcp(place: Place, timeout: int, deadline: float) -> socket.socket:
-    failure: OSError | None = None
-    found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=_numeric(place.host))
-    for number, (family, *_, address) in enumerate(found):
-        left = max(deadline - time.monotonic(), 0.1) / (len(found) - number)
-        try:
-            stream = _half_open.connect(family, address, left)
-        except OSError as error:
-            failure = failure or error
-        else:
-            live(stream, timeout)
-            return stream
-    raise failure or OSError(errno.EADDRNOTAVAIL, "it has no address")
-
-
-def _numeric(host: str) -> int:
-    """An address is not looked up anywhere."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
-            socket.inet_pton(family, host.partition("%")[0])
-            return socket.AI_NUMERICHOST
-    return 0
-
-
-def live(stream: socket.socket, timeout: int) -> None:
-    """Notice within `timeout` that the other end is gone, whether something is on its way to it or not (tcp(7))."""
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    interval = max(timeout // (_KEEPALIVES + 1), 1)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(timeout - _KEEPALIVES * interval, 1))
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVES)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout * 1000)
-
-
-def _command(command: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            end = theirs.fileno()
-            child = subprocess.Popen(shlex.split(command), stdin=end, stdout=end, start_new_session=True)
-        except BaseException:
-            ours.close()
-            raise
-    return ours, child
-
-
-def _end(stream: socket.socket, child: subprocess.Popen[bytes] | None) -> None:
+def end(stream: socket.socket, child: subprocess.Popen[bytes] | None) -> None:
+    """Close a stream, and end the command that it leads to."""
     stream.close()
     if child is not None:
         child.kill()
         with suppress(subprocess.TimeoutExpired):
             child.wait(1.0)
-
-
-def _encrypted(stream: socket.socket, place: Place, options: RemoteOptions, timeout: float) -> ssl.SSLSocket:
-    import ssl
-
-    context = ssl.create_default_context(cafile=None if options.tls_ca is None else str(options.tls_ca))
-    if options.tls_cert is not None:
-        context.load_cert_chain(options.tls_cert, options.tls_key, password=_no_password)
-    stream.settimeout(timeout)
-    return context.wrap_socket(stream, server_hostname=options.tls_name or place.host)
-
-
-def _no_password() -> str:
-    raise ValueError("its key has a password, which nobody is there to type")
-
-
-def _refusal(where: str, error: OSError) -> DeviceError:
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
-        return DeviceAway(f"{where}: no such host is known")
-    if isinstance(error, TimeoutError):
-        return DeviceAway(f"{where} does not answer")
-    if isinstance(error, PermissionError):
-        return DeviceError(
-            f"{where}: {error.strerror}; in the sandbox, a server connects what its configuration names at its start"
-        )
-    return DeviceAway(f"{where}: {error.strerror or error}")
-
-
-def _tls_refusal(where: str, error: OSError | ValueError) -> DeviceError:
-    import ssl
-
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return DeviceError(f"{where}: its certificate is not accepted: {error.verify_message}")
-    if isinstance(error, TimeoutError):
-        return DeviceAway(f"{where} does not answer by TLS")
-    if isinstance(error, ssl.SSLError):
-        return DeviceAway(f"{where} does not speak TLS with us: {error.reason or error}")
-    return DeviceError(f"{where}: TLS: {getattr(error, 'strerror', None) or error}")

@@ -9,7 +9,8 @@ from typing import Final
 
 from ..errors import ConfigError, DeviceError
 from ..vfio_user.listener import SocketPath
-from .link import Link, live
+from .connecting import live
+from .link import Link
 from .place import Place
 
 ACCEPT_PAUSE: Final = 0.5

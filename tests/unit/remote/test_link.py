@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.unit.remote.tls_peer import TlsPeer, certificates
 from usbvfiod_core import ConfigError, DeviceAway, DeviceError
 from usbvfiod_core.options import Schema
 from usbvfiod_core.remote import Link, LinkLost, Place, RemoteOptions, connect
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
+
+__all__ = ["certificates"]
 
 
 def options(**given: Any) -> RemoteOptions:
@@ -193,53 +195,6 @@ def test_options_that_do_not_go(given: dict[str, str], said: str) -> None:
 # -- TLS -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes a self-signed certificate for a name, with its key in the same file."""
-    directory = tmp_path_factory.mktemp("certificates")
-
-    def make(name: str) -> Path:
-        made = directory / f"{name}.pem"
-        if not made.exists():
-            command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name}"
-            command += f" -addext subjectAltName=DNS:{name} -keyout {made}.key -out {made}.crt"
-            subprocess.run(command.split(), check=True, capture_output=True)
-            made.write_text(Path(f"{made}.crt").read_text() + Path(f"{made}.key").read_text())
-        return made
-
-    return make
-
-
-class TlsPeer:
-    """Takes one connection and talks TLS to it, in a thread; `stream` when it is there."""
-
-    def __init__(self, listener: socket.socket, own: Path, client: Path | None) -> None:
-        self._listener = listener
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(own)
-        if client is not None:
-            self._context.verify_mode = ssl.CERT_REQUIRED
-            self._context.load_verify_locations(client)
-        self.stream: ssl.SSLSocket | None = None
-        self.error = ""
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        raw = self._listener.accept()[0]
-        raw.settimeout(PATIENCE)
-        try:
-            self.stream = self._context.wrap_socket(raw, server_side=True)
-        except OSError as error:
-            self.error = str(error)
-            raw.close()
-
-    def join(self) -> ssl.SSLSocket:
-        self._thread.join(PATIENCE)
-        assert self.stream is not None, self.error
-        return self.stream
-
-
 def test_tls_with_both_certificates(listener: socket.socket, certificates: Callable[[str], Path]) -> None:
     server, client = certificates("server.test"), certificates("client.test")
     peer = TlsPeer(listener, server, client)
@@ -259,14 +214,14 @@ def test_tls_to_somebody_else(listener: socket.socket, certificates: Callable[[s
     error = refused(place_of(listener), tls=True, tls_ca=certificates("server.test"), tls_name="server.test")
     assert "its certificate is not accepted" in str(error)
     assert not isinstance(error, DeviceAway)
-    peer._thread.join(PATIENCE)
+    assert peer.refused()
 
 
 def test_tls_with_the_wrong_name(listener: socket.socket, certificates: Callable[[str], Path]) -> None:
     peer = TlsPeer(listener, certificates("server.test"), None)
     error = refused(place_of(listener), tls=True, tls_ca=certificates("server.test"), tls_name="wrong.test")
     assert "its certificate is not accepted" in str(error)
-    peer._thread.join(PATIENCE)
+    assert peer.refused()
 
 
 def test_a_peer_without_tls(listener: socket.socket) -> None:

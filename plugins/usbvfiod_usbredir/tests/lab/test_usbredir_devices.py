@@ -1,83 +1,150 @@
-"""Devices behind Debian's usbredirect: a `usbvfiod` process gives them to a guest, whose driver uses them for real."""
+"""Devices of every class at a guest's class drivers, from Debian's usbredirect, which waits for us or comes to us. The
+tests are those of devices of this host."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.lab.guest_classes import endpoint
+from tests.lab import test_devices as devices
+from tests.lab.conftest import machine
 from tests.lab.machine import Machine
-from tests.lab.passing import Passed
+from tests.lab.passing import Pass, Passed
 from tests.lab.stock_redirect import Redirect
 from tests.lab.test_devices import check_storage, exchange_image, rw_10
+from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.testing.uas import UasClient
-from usbvfiod_core.usb.transfer import TransferType
+
+__all__ = ["machine"]
+
+WAITS, COMES = "waits", "comes"
+"""What usbredirect does: `--as` and `--to`."""
+BOTH = pytest.mark.parametrize("direction", [WAITS, COMES])
+ONE = pytest.mark.parametrize("direction", [WAITS])
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
+@pytest.fixture
+def passed(direction: str, tmp_path: Path) -> Iterator[Pass]:
+    """Pass a device through."""
+    with ExitStack() as stack:
+
+        def give(device: HostUsbDevice, *options: str) -> Passed:
+            there = stack.enter_context(Redirect(device, comes=direction == COMES))
+            return stack.enter_context(Passed("usbredir", device, tmp_path, *options, address=there.address))
+
+        yield give
 
 
-@pytest.mark.parametrize("mebibytes", [2, pytest.param(64, marks=pytest.mark.long)])
-def test_a_drive_both_ways(machine: Machine, tmp_path: Path, mebibytes: int) -> None:
+@pytest.mark.parametrize(
+    ("direction", "mebibytes"),
+    [
+        (WAITS, 2),
+        (COMES, 1),
+        *(pytest.param(each, 64, marks=[pytest.mark.long, pytest.mark.timeout(900)]) for each in (WAITS, COMES)),
+    ],
+)
+def test_a_drive_both_ways(passed: Pass, machine: Machine, mebibytes: int) -> None:
     image, digest = exchange_image(mebibytes)
     device = machine.plug_drive(image, controller="ehci")
     try:
-        with Redirect(device) as there, Passed("usbredir", device, tmp_path, address=there.address) as given:
-            disk = MassStorage(given.device, pipelined=False)
-            with suppress(ScsiError):
-                disk.test_unit_ready()  # usbredirect has reset it
-            written = check_storage(disk, digest, mebibytes)
-            assert hashlib.sha256(image.read_bytes()).hexdigest() == written
+        disk = MassStorage(passed(device).device, pipelined=False)
+        with suppress(ScsiError):
+            disk.test_unit_ready()  # usbredirect has reset it
+        written = check_storage(disk, digest, mebibytes)
+        assert hashlib.sha256(image.read_bytes()).hexdigest() == written
     finally:
         machine.unplug(device)
         image.unlink()
 
 
+@BOTH
 @pytest.mark.long  # streams of a host in Python are a test of every run: tests/unit
-def test_uas_with_streams(machine: Machine, tmp_path: Path) -> None:
+def test_uas_with_streams(passed: Pass, machine: Machine) -> None:
     image, digest = exchange_image(2)
     device = machine.plug_drive(image, "usb-uas", controller="xhci")
     try:
-        with Redirect(device) as there, Passed("usbredir", device, tmp_path, address=there.address) as given:
-            client = UasClient(given.device)
-            assert client.streams
-            client.device.driver.timeout = 60.0
-            read = hashlib.sha256()
-            for first in range(0, 4096, 1024):
-                commands = [client.submit(rw_10(0x28, block, 128), 65536) for block in range(first, first + 1024, 128)]
-                for command in commands:
-                    read.update(command.result())
-            assert read.hexdigest() == digest
-            data = random.Random(7).randbytes(1 << 18)
-            pieces = [(block, data[block * 512 : block * 512 + 65536]) for block in range(0, 512, 128)]
-            for command in [client.submit(rw_10(0x2A, block, 128), data=piece) for block, piece in pieces]:
-                command.result()
-            client.command(bytes((0x35,)).ljust(10, b"\0"))
-            assert image.read_bytes()[: 1 << 18] == data
+        client = UasClient(passed(device).device)
+        assert client.streams
+        client.device.driver.timeout = 60.0
+        read = hashlib.sha256()
+        for first in range(0, 4096, 1024):
+            commands = [client.submit(rw_10(0x28, block, 128), 65536) for block in range(first, first + 1024, 128)]
+            for command in commands:
+                read.update(command.result())
+        assert read.hexdigest() == digest
+        data = random.Random(7).randbytes(1 << 18)
+        pieces = [(block, data[block * 512 : block * 512 + 65536]) for block in range(0, 512, 128)]
+        for command in [client.submit(rw_10(0x2A, block, 128), data=piece) for block, piece in pieces]:
+            command.result()
+        client.command(bytes((0x35,)).ljust(10, b"\0"))
+        assert image.read_bytes()[: 1 << 18] == data
     finally:
         machine.unplug(device)
         image.unlink()
 
 
-def test_a_keyboard(machine: Machine, tmp_path: Path) -> None:
-    device = machine.plug("usb-kbd")
-    try:
-        with Redirect(device) as there, Passed("usbredir", device, tmp_path, address=there.address) as given:
-            guest = given.device
-            assert guest.configuration is not None
-            address = endpoint(guest.configuration.interfaces[0], TransferType.INTERRUPT, is_in=True).address
-            for _ in range(3):
-                tds = [guest.submit_in(address, 8) for _ in range(2)]
-                machine.press("a")
-                assert [td.result()[2] for td in tds] == [4, 0]
-    finally:
-        machine.unplug(device)
+@pytest.mark.parametrize("direction", [WAITS, pytest.param(COMES, marks=pytest.mark.long)])
+def test_a_keyboard(passed: Pass, machine: Machine) -> None:
+    devices.test_a_keyboard(passed, machine, "xhci")
+
+
+@ONE
+@pytest.mark.long
+def test_a_tablet(passed: Pass, machine: Machine) -> None:
+    devices.test_a_tablet(passed, machine)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("direction", "kibibytes"), [(WAITS, 1024), (COMES, 64)])
+def test_a_serial_port(passed: Pass, kibibytes: int) -> None:
+    devices.test_a_serial_port_both_ways_through_open_and_close(passed, kibibytes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("direction", "mebibytes"), [(WAITS, 8), (COMES, 1)])
+def test_a_network_adapter(passed: Pass, mebibytes: int) -> None:
+    devices.test_a_network_adapter(passed, mebibytes)
+
+
+@BOTH
+@pytest.mark.long
+def test_a_printer(passed: Pass) -> None:
+    devices.test_a_printer(passed)
+
+
+@BOTH
+@pytest.mark.long
+def test_sound(passed: Pass, machine: Machine) -> None:
+    devices.test_sound(passed, machine)
+
+
+@BOTH
+@pytest.mark.long
+@pytest.mark.parametrize("speed", ["high", "super"])
+def test_a_drive_recovers_from_stalls_and_resets(passed: Pass, tmp_path: Path, speed: str) -> None:
+    devices.test_a_drive_recovers_from_stalls_and_resets(passed, tmp_path, speed)
+
+
+@ONE
+@pytest.mark.long
+@pytest.mark.parametrize("speed", ["full", "high", "super"])
+def test_source_and_sink(passed: Pass, speed: str) -> None:
+    devices.test_source_and_sink(passed, speed)
+
+
+@ONE
+@pytest.mark.long
+def test_media_transfer(passed: Pass, machine: Machine, tmp_path: Path) -> None:
+    devices.test_media_transfer(passed, machine, tmp_path)
+
+
+@ONE
+@pytest.mark.long
+def test_a_smartcard(passed: Pass, machine: Machine) -> None:
+    devices.test_a_smartcard(passed, machine)
