@@ -17,7 +17,7 @@ import os
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .backing import Backing, in_memory
 from .errors import ClientError, GuestMemoryError, UnsharedMemoryError
@@ -65,6 +65,17 @@ class Region:
         self.offset = 0
 
 
+class MapKeeper(Protocol):
+    """Is told of every change of the map, at once, for a process that goes on if this one is killed."""
+
+    def mapped(self, region: Region) -> None: ...
+    def unmapped(self, region: Region) -> None: ...
+
+    def settled(self) -> None:
+        """A burst of messages has been drained: files that no region uses are not needed any more."""
+        ...
+
+
 class GuestMemory:
     """The guest's memory as far as the client has mapped it. Addresses are guest physical (the client's IOVA).
 
@@ -81,6 +92,8 @@ class GuestMemory:
         self._backings: dict[tuple[int, int], Backing] = {}
         self.truncated: Callable[[], object] = lambda: None
         """Called when the client has truncated a file that it has mapped; for whoever serves the client."""
+        self.keeper: MapKeeper | None = None
+        """Who is told of changes; set before there is any."""
         self._unsealed = False
         self._guard: Guard | None = None
         self._faults = 0
@@ -137,6 +150,8 @@ class GuestMemory:
         self._starts.insert(index, address)
         self._regions.insert(index, region)
         self.generation += 1
+        if self.keeper is not None:
+            self.keeper.mapped(region)
 
     def map_buffer(self, address: int, buffer: bytearray | memoryview | mmap.mmap, *, writable: bool = True) -> None:
         """Map a buffer of this process; for tests and in-process drivers. No alignment is asked for."""
@@ -185,6 +200,8 @@ class GuestMemory:
         for key in [key for key, backing in self._backings.items() if not backing.regions]:
             del self._backings[key]
         self._unsealed = any(not backing.sealed for backing in self._backings.values())
+        if self.keeper is not None:
+            self.keeper.settled()
 
     def check(self) -> None:
         """Take away the regions of files that have shrunk. Called before guest memory is used for a batch of work.
@@ -355,6 +372,8 @@ class GuestMemory:
         for region in gone:
             if region.backing is not None:
                 region.backing.regions -= 1
+            if self.keeper is not None:
+                self.keeper.unmapped(region)
         self._last = Region(0, 0, False, False)
         self.generation += 1
 

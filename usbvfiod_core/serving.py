@@ -10,13 +10,17 @@ from .memory import GuestMemory
 from .pci.function import PciFunction
 from .pci.interrupts import Interrupts, Mechanism
 from .shared_area import PageOffer, offered
+from .state_file import StateFile
 from .usb.device import Loop
 from .vfio_user import transport
 from .vfio_user.access import OWN_USER, SocketAccess
 from .vfio_user.peer import Look, is_private
 from .xhci.controller import Controller
+from .xhci.kept import within
 
 VECTORS: Final = 8
+PAGE: Final = "page"
+"""By what the file of the interrupters' registers is held."""
 
 
 class ServingLoop(Loop, Protocol):
@@ -39,6 +43,8 @@ class ControllerServer:
     on_ended        called after each client
     look            how a client's memory map is looked into, see `vfio_user.peer`
     on_closed       called when no client can come any more: `fd` was a connected socket, and has ended
+    state_file      where the state is found by a process that goes on if this one is killed; a new one. The owner says
+                    when it is `complete`: after `transport.start()`, or when all is restored
 
     `transport.start()` and `transport.close()` begin and end the serving. Everything is on the loop's thread.
     """
@@ -58,11 +64,16 @@ class ControllerServer:
         on_ended: Callable[[], object] | None = None,
         on_closed: Callable[[], object] | None = None,
         look: Look = is_private,
+        state_file: StateFile | None = None,
     ) -> None:
         self._loop = loop
         self._scheduled = False
         self.memory = GuestMemory(any_files=any_memory_file)
         interrupts = Interrupts(VECTORS, tuple(mechanisms))
+        kept = stores = None
+        if state_file is not None:
+            kept = within(state_file.registers(), state_file.area("controller"))
+            stores = state_file.area("config"), state_file.area("msix")
         self.controller = Controller(
             self.memory,
             interrupts.signal,
@@ -70,11 +81,14 @@ class ControllerServer:
             usb2_ports=usb2_ports,
             usb3_ports=usb3_ports,
             interrupters=VECTORS,
+            kept=kept,
         )
+        if state_file is not None:
+            self.controller.interrupters.page_changed = partial(_page_changed, state_file)
         self.controller.wakeup = self._run_soon
         self.transport = transport.Server(
             loop,
-            PciFunction(self.controller, interrupts),
+            PciFunction(self.controller, interrupts, stores),
             self.memory,
             path=path,
             fd=fd,
@@ -84,6 +98,7 @@ class ControllerServer:
             on_ended=on_ended,
             on_closed=on_closed,
             look=look,
+            state_file=state_file,
         )
 
     def _run(self) -> None:
@@ -102,3 +117,10 @@ class ControllerServer:
         if not self._scheduled and not self.transport.draining:
             self._scheduled = True
             self._loop.call_afterwards(self._run)
+
+
+def _page_changed(state_file: StateFile, fd: int | None) -> None:
+    if fd is None:
+        state_file.drop(PAGE)
+    else:
+        state_file.hold(PAGE, fd)

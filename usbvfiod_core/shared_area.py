@@ -12,6 +12,14 @@ PageOffer = Literal["auto", "on", "off"]
 """Which clients may map registers: those that gain by it, all, none."""
 
 
+class Home(NamedTuple):
+    """Where registers live that are kept for another process: a mapping of the file `fd` from `offset` on."""
+
+    map: mmap.mmap
+    fd: int
+    offset: int
+
+
 class SharedArea(NamedTuple):
     """`size` bytes from `offset` on, the same of the region and of the file `fd`, which holds nothing else."""
 

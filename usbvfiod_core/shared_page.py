@@ -14,7 +14,7 @@ import os
 from mmap import mmap
 
 from .mapping import map_over
-from .shared_area import PAGE, SharedArea
+from .shared_area import PAGE, Home, SharedArea
 
 _SEALS = 0x0001 | 0x0002 | 0x0004
 """F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW (fcntl(2))."""
@@ -25,9 +25,11 @@ class SharedPage:
     OSError.
 
     With `shared`, the file of another process's page, of which a copy of the descriptor is made, the page is that one,
-    and what is in it is what the guest and the other process have written."""
+    and what is in it is what the guest and the other process have written. `home` is where `registers` live if that is
+    a file, to which the page goes back."""
 
-    def __init__(self, registers: mmap, offset: int, shared: int | None = None) -> None:
+    def __init__(self, registers: mmap, offset: int, shared: int | None = None, home: Home | None = None) -> None:
+        self._home = (-1, 0) if home is None else (home.fd, home.offset + offset)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(registers)) + offset
         self._content = memoryview(registers)[offset : offset + PAGE]
         if shared is None:
@@ -39,7 +41,7 @@ class SharedPage:
             if shared is None:
                 os.truncate(fd, offset + PAGE)
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-                self._replace(fd)
+                self._replace(fd, offset)
             else:
                 if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != offset + PAGE:
                     raise OSError(errno.EINVAL, "it is not a page of registers")
@@ -50,10 +52,10 @@ class SharedPage:
 
     def close(self) -> None:
         """Take the page back: what a client has mapped is not looked at any more."""
-        self._replace(-1)
+        self._replace(*self._home)
         os.close(self.area.fd)
 
-    def _replace(self, fd: int) -> None:
+    def _replace(self, fd: int, offset: int) -> None:
         content = bytes(self._content)
-        map_over(self._address, PAGE, fd, self.area.offset)
+        map_over(self._address, PAGE, fd, offset)
         self._content[:] = content

@@ -93,11 +93,18 @@ class ConfigSpace:
 
     `bar_size` is BAR0's size, a power of two; `vectors` a power of two too; `mechanisms` the ways to interrupt that the
     function offers. `table` and `pba` are offsets in BAR0, on pages of their own, because both clients trap the table's
-    page and one of them moves it if it shares a page.
+    page and one of them moves it if it shares a page. The bytes live in `store` if it is given.
     """
 
     def __init__(
-        self, *, bar_size: int, vectors: int, table: int, pba: int, mechanisms: Collection[Mechanism] = ALL
+        self,
+        *,
+        bar_size: int,
+        vectors: int,
+        table: int,
+        pba: int,
+        mechanisms: Collection[Mechanism] = ALL,
+        store: memoryview | None = None,
     ) -> None:
         self._reset = bytearray(CONFIG_SIZE)
         self._writable = bytearray(CONFIG_SIZE)
@@ -132,7 +139,8 @@ class ConfigSpace:
             [CAPABILITIES_POINTER, *(at + 1 for at in capabilities)], [*capabilities, 0], strict=True
         ):
             define(pointer, 1, at)
-        self._data = bytearray(self._reset)
+        self._data = memoryview(bytearray(CONFIG_SIZE)) if store is None else store[:CONFIG_SIZE]
+        self._data[:] = self._reset
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on; the caller has checked that they are inside."""

@@ -60,10 +60,14 @@ class BarHandler(InterruptSource, Protocol):
 class PciFunction:
     """Configuration space, BAR0 and interrupts of one function. `controller` and `interrupts` are bound once, for good.
 
-    A driver sees the mechanisms that `interrupts` offers.
+    A driver sees the mechanisms that `interrupts` offers. Configuration space and the table of MSI-X live in `stores`,
+    if they are given.
     """
 
-    def __init__(self, controller: BarHandler, interrupts: Interrupts) -> None:
+    def __init__(
+        self, controller: BarHandler, interrupts: Interrupts, stores: tuple[memoryview, memoryview] | None = None
+    ) -> None:
+        config, table = (None, None) if stores is None else stores
         self.controller: Final = controller
         self.interrupts: Final = interrupts
         self.config: Final = ConfigSpace(
@@ -72,8 +76,9 @@ class PciFunction:
             table=MSIX_TABLE,
             pba=MSIX_PBA,
             mechanisms=interrupts.mechanisms,
+            store=config,
         )
-        self._table: Final = MsixTable(interrupts.vectors if Mechanism.MSIX in interrupts.mechanisms else 0)
+        self._table: Final = MsixTable(interrupts.vectors if Mechanism.MSIX in interrupts.mechanisms else 0, table)
         interrupts.bind(controller)
         controller.bus_master = False
 

@@ -16,10 +16,11 @@ _ENTRY_MASKED: Final = 0x01
 
 
 class MsixTable:
-    """A table of `vectors` entries. It is never looked at here."""
+    """A table of `vectors` entries, which lives in `store` if that is given. It is never looked at here."""
 
-    def __init__(self, vectors: int) -> None:
-        self._table = bytearray(vectors * ENTRY_SIZE)
+    def __init__(self, vectors: int, store: memoryview | None = None) -> None:
+        size = vectors * ENTRY_SIZE
+        self._table = memoryview(bytearray(size)) if store is None else store[:size]
         self.reset()
 
     def reset(self) -> None:

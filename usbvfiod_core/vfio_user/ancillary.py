@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import select
 import socket
+import termios
 from struct import Struct
 from typing import Final
 
@@ -31,6 +33,11 @@ def peer(sock: socket.socket) -> tuple[int, int]:
     """Process and user of the other end, as they were when it connected (SO_PEERCRED)."""
     pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return pid, uid
+
+
+def unread(fd: int) -> bool:
+    """Whether something that was sent lies in the socket, and the other end has not read it yet."""
+    return fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
 
 
 def hung_up(fd: int) -> bool:

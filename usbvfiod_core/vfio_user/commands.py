@@ -18,7 +18,7 @@ from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..pci.vfio import INTX_IRQ, NUM_IRQS, NUM_REGIONS
 from .dma import UnsharedRanges, dma_map, unmap_range
-from .irqs import Eventfds, Interrupts
+from .irqs import Eventfds, Holder, Interrupts
 from .wire import (
     DEVICE_FEATURE,
     DEVICE_FEATURE_FIELDS,
@@ -93,10 +93,11 @@ class Commands:
         complain: Callable[[str], None],
         fault: Callable[[int], None],
         send_fd: Callable[[int], None],
+        holder: Holder | None = None,
     ) -> None:
         self._function: Final = function
         self._memory: Final = memory
-        self.interrupts: Final = Interrupts(function.interrupts, eventfds)
+        self.interrupts: Final = Interrupts(function.interrupts, eventfds, holder)
         self._wait: Final = wait
         self._complain: Final = complain
         self.unshared: Final = UnsharedRanges(complain, is_private)

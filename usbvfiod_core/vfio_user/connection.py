@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import PciFunction
 from ..usb.device import Loop, Timer
 from . import expendable
-from .ancillary import descriptors, hung_up, peer, room_for
+from .ancillary import descriptors, hung_up, peer, room_for, unread
 from .eventfd import LoopEventfds
+from .kept_input import KeptInput
+from .kept_session import KeptSession
 from .peer import Look, PrivateFiles, is_private
 from .session import MAX_PENDING_FDS, Session
+
+if TYPE_CHECKING:
+    from ..state_file import StateFile
 
 MESSAGE_DEADLINE: Final = 10.0
 """Seconds within which a message that has begun, or the first one, must be complete."""
@@ -26,6 +31,9 @@ SETTLE_DELAY: Final = 0.5
 """Seconds after a change of the DMA maps until files that are no longer mapped are let go."""
 CHUNKS: Final = 4
 """Times that the socket is read before the loop has its turn."""
+
+DOUBT_SECONDS: Final = 1.0
+"""How long a client that has got its answer is waited for to say something, when nobody knows whether it has."""
 
 _ANCILLARY: Final = room_for(MAX_PENDING_FDS)
 # A socket that was handed down may be shared, and its flag O_NONBLOCK with it.
@@ -56,8 +64,9 @@ class Connection:
         message_deadline: float = MESSAGE_DEADLINE,
         look: Look = is_private,
         stopped: bool = False,
+        state_file: StateFile | None = None,
     ) -> None:
-        """`stopped`: nothing is read before `go_on`."""
+        """`stopped`: nothing is read before `go_on`. `state_file`: what is received stays there until answered."""
         self._socket: Final = sock
         self._fd: Final = sock.fileno()
         self._loop: Final = loop
@@ -67,15 +76,31 @@ class Connection:
         self._message_deadline: Final = message_deadline
         self._greeted = not first_message_deadline
         self.pid, self.uid = peer(sock)
-        self.session: Final = Session(
-            function,
-            memory,
-            eventfds=LoopEventfds(loop),
-            is_private=PrivateFiles(self.pid, look),
-            close_fd=expendable.close,
-            resume=self._resume,
-            introduced=on_introduced,
-        )
+        self._kept: KeptSession | None = None
+        eventfds, is_private = LoopEventfds(loop), PrivateFiles(self.pid, look)
+        close_fd, resume = expendable.close, self._resume
+        if state_file is None:
+            self.session: Session = Session(
+                function,
+                memory,
+                eventfds=eventfds,
+                is_private=is_private,
+                close_fd=close_fd,
+                resume=resume,
+                introduced=on_introduced,
+            )
+        else:
+            self.session = self._kept = KeptSession(
+                function,
+                memory,
+                KeptInput(state_file.area("session").cast("Q"), state_file.area("input")),
+                eventfds=eventfds,
+                is_private=is_private,
+                close_fd=close_fd,
+                resume=resume,
+                introduced=on_introduced,
+                holder=state_file,
+            )
         self._output: Final = self.session.output
         self.draining = False
         """Messages are being executed; `on_drained` is called at the end."""
@@ -86,6 +111,7 @@ class Connection:
         self._writing = False
         self._deadline: Timer | None = None
         self._settle_timer: Timer | None = None
+        self._doubt_timer: Timer | None = None
         self._generation = memory.generation
         if first_message_deadline:
             self._deadline = loop.call_later(message_deadline, self._overdue, 0)
@@ -97,6 +123,7 @@ class Connection:
             return
         self._open = False
         self._pause()
+        self._end_doubt()
         if self._writing:
             self._loop.remove_writer(self._fd)
         for timer in (self._deadline, self._settle_timer):
@@ -118,6 +145,7 @@ class Connection:
         self._stopped = True
         self.session.interrupts.stop()
         self._pause()
+        self._end_doubt()
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._fd)
@@ -128,6 +156,8 @@ class Connection:
         self.session.interrupts.go_on()
         if self._dropped is not None:
             self._gone(self._dropped)
+        elif self._kept is not None and self._kept.doubtful:
+            self._doubt()
         elif self._output:
             self._await_room()
         else:
@@ -142,6 +172,18 @@ class Connection:
                 timer.cancel()
         self.session.interrupts.forget()
         self._socket.close()
+
+    def catch_up(self) -> None:
+        """Execute what another process has received and not answered, before `go_on`: the controller stands still yet,
+        and the driver is told of nothing before."""
+        session = self.session
+        if self._kept is not None and self._kept.doubtful:
+            return
+        try:
+            while session.process() and not session.held:
+                pass
+        except ClientError as error:
+            self._dropped = str(error)
 
     @property
     def socket(self) -> socket.socket:
@@ -191,10 +233,18 @@ class Connection:
             self._flush()
             self._gone(str(error))
             return False
-        if output and not self._flush():
-            self._pause()
-            self._await_room()
-            return False
+        kept = self._kept
+        if output:
+            if kept is not None:
+                kept.executed()
+            if not self._flush():
+                if kept is not None:
+                    kept.executed(in_parts=True)
+                self._pause()
+                self._await_room()
+                return False
+        if kept is not None:
+            kept.answered()
         if self._memory.generation != self._generation:
             self._maps_changed()
         if more or self._deadline is not None or session.partial:
@@ -281,10 +331,41 @@ class Connection:
         return sent
 
     def _writable(self) -> None:
+        kept = self._kept
+        if kept is not None:
+            kept.executed(in_parts=True)
         if self._flush():
+            if kept is not None:
+                kept.answered()
             self._writing = False
             self._loop.remove_writer(self._fd)
             self._continue()
+
+    # -- replies that another process may have sent ------------------------------------------------------------------
+
+    def _doubt(self) -> None:
+        """Whoever has an answer reads it, and goes on; or it still lies in the socket."""
+        if unread(self._fd):
+            self._resolved(True)
+            return
+        self._loop.add_reader(self._fd, self._resolved, True)
+        self._doubt_timer = self._loop.call_later(DOUBT_SECONDS, self._resolved, False)
+
+    def _end_doubt(self) -> None:
+        if self._doubt_timer is not None:
+            self._doubt_timer.cancel()
+            self._doubt_timer = None
+            self._loop.remove_reader(self._fd)
+
+    def _resolved(self, answered: bool) -> None:
+        self._end_doubt()
+        assert self._kept is not None
+        try:
+            self._kept.resolved(answered=answered)
+        except ClientError as error:
+            self._gone(str(error))
+            return
+        self._continue()
 
     # -- deadlines and the end ---------------------------------------------------------------------------------------
 

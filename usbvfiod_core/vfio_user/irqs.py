@@ -29,6 +29,10 @@ UNMASK: Final = -1
 """In the place of a vector: the eventfd by which the client unmasks the pin."""
 
 
+HELD: Final = "irq-"
+"""Before index and vector, with a line between: by what a holder knows an eventfd."""
+
+
 class Notifier(Protocol):
     """An eventfd that is ours to signal and to close."""
 
@@ -70,11 +74,24 @@ class Eventfds(Protocol):
         ...
 
 
-class Interrupts:
-    """The eventfds that the client has given us for the interrupts of `function`."""
+class Holder(Protocol):
+    """Holds descriptors for a process that goes on if this one is killed."""
 
-    def __init__(self, function: interrupts.Interrupts, eventfds: Eventfds) -> None:
+    def hold(self, name: str, fd: int) -> None:
+        """From now on, in the place of what had this name; `fd` stays the caller's."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """No longer."""
+        ...
+
+
+class Interrupts:
+    """The eventfds that the client has given us for the interrupts of `function`; `holder` holds them too."""
+
+    def __init__(self, function: interrupts.Interrupts, eventfds: Eventfds, holder: Holder | None = None) -> None:
         self._function: Final = function
+        self._holder: Final = holder
         self._eventfds: Final = eventfds
         self._notifiers: Final[dict[int, list[Notifier | None]]] = {
             index: [None] * function.count(index) for index in range(NUM_IRQS)
@@ -188,6 +205,7 @@ class Interrupts:
         if self._unmasker is not None:
             self._unmasker.close()
         self._unmasker = listener
+        self._hold(INTX_IRQ, UNMASK, None if listener is None else listener.fd)
 
     def _assign(self, index: int, start: int, count: int, fds: list[int]) -> None:
         notifiers: list[Notifier | None] = [None] * count
@@ -208,5 +226,15 @@ class Interrupts:
         self._notifiers[index][vector] = notifier
         # The old one is closed after nothing can signal it any more: its number may be another file at once.
         self._function.assign(index, vector, None if notifier is None else notifier.signal)
+        self._hold(index, vector, None if notifier is None else notifier.fd)
         if old is not None:
             old.close()
+
+    def _hold(self, index: int, vector: int, fd: int | None) -> None:
+        if self._holder is None:
+            return
+        name = f"{HELD}{index}-{vector}"
+        if fd is None:
+            self._holder.drop(name)
+        else:
+            self._holder.hold(name, fd)

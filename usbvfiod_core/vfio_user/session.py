@@ -25,7 +25,7 @@ from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import REGISTERS_SIZE, PciFunction
 from .commands import Commands
-from .irqs import Eventfds
+from .irqs import Eventfds, Holder
 from .session_state import SessionState
 from .version import MAX_VERSION_DATA, ClientVersion, negotiate
 from .wire import (
@@ -100,6 +100,7 @@ class Session:
         close_fd: Callable[[int], object],
         resume: Callable[[], object],
         introduced: Callable[[], object] = lambda: None,
+        holder: Holder | None = None,
     ) -> None:
         self._commands: Final = Commands(
             function,
@@ -110,6 +111,7 @@ class Session:
             complain=self._complain,
             fault=self._fault,
             send_fd=self._send_fd,
+            holder=holder,
         )
         self._close_fd: Final = close_fd
         self._resume: Final = resume
@@ -136,6 +138,7 @@ class Session:
         self._chunk_fds: list[int] = []  # of the last message that starts in the present chunk
         self._chunk_start = 0
         self._start = self._end = 0  # what of the buffer is received and not yet processed
+        self._held_from = 0  # where the message begins that is held
         self._set_buffer(BUFFER_SIZE)
         self._handlers: Final = {VERSION: self._version, **self._commands.handlers}
 
@@ -196,7 +199,7 @@ class Session:
                     # A large message counts for many: 16 bytes may be four registers. This bounds `output` as well.
                     limit -= (pos - begin + len(out) - produced) >> 4
                     if self._hold is not None:
-                        limit = 0
+                        limit, self._held_from = 0, begin
                     fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
                 break
             except ClientError:
@@ -269,7 +272,7 @@ class Session:
             self._fence = REGISTERS_SIZE - 4
         if len(state.input) > MAX_MESSAGE_SIZE + BUFFER_SIZE:
             raise ValueError(f"{len(state.input)} bytes that are not executed")
-        if len(state.input) > BUFFER_SIZE:
+        if len(state.input) > len(self._view):
             self._set_buffer(len(state.input))
         self._end = self._chunk_start = len(state.input)
         self._view[: self._end] = state.input
@@ -379,23 +382,27 @@ class Session:
             return
         self._end = left
         if pos:
-            self._buffer[:left] = self._buffer[pos:end]
+            self._view[:left] = self._view[pos:end]
+        self._carry_fds()
+        if left >= HEADER_SIZE:
+            size = HEADER.unpack_from(self._buffer)[2]
+            if size > len(self._view):
+                begun = self._view
+                self._set_buffer(size)
+                self._view[:left] = begun[:left]
+        self.space = self._view[left:]
+
+    def _carry_fds(self) -> None:
+        """The descriptors of the chunk belong to a message of which more is to come."""
         if self._chunk_fds:
             self._carried_fds += self._chunk_fds
             self._chunk_fds = []
             if len(self._carried_fds) > MAX_PENDING_FDS:
                 raise ClientError(EINVAL, f"more than {MAX_PENDING_FDS} file descriptors with one message", fatal=True)
-        if left >= HEADER_SIZE:
-            size = HEADER.unpack_from(self._buffer)[2]
-            if size > len(self._view):
-                begun = self._buffer
-                self._set_buffer(size)
-                self._buffer[:left] = begun[:left]
-        self.space = self._view[left:]
 
     def _set_buffer(self, size: int) -> None:
         # The fast path unpacks a register message wherever a message begins, so there is room for one past the end.
-        self._buffer = bytearray(size + REGISTER_MESSAGE.size)
+        self._buffer: bytearray | memoryview = bytearray(size + REGISTER_MESSAGE.size)
         self._view = self.space = memoryview(self._buffer)[:size]
 
     def _take_fds(self, pos: int, stop: int, end: int) -> list[int]:

@@ -12,6 +12,7 @@ class SessionState:
     name, version       who the client has said it is; both empty before it has said VERSION
     capabilities        what it has said of itself, as JSON
     input               bytes that have come and are not executed yet, which begin with a message
+    doubtful            how many of them are messages that were executed, and answered or not, by one that was killed
     output              replies that the client has not taken yet
     complaints          how many of its faults were logged
     unshared            ranges of memory that it does not share, of which was said so: first address, and the one behind
@@ -21,6 +22,7 @@ class SessionState:
     version: str = ""
     capabilities: str = ""
     input: bytes = b""
+    doubtful: int = 0
     output: bytes = b""
     complaints: int = 0
     unshared: list[list[int]] = field(default_factory=list)

@@ -11,14 +11,15 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import ConfigError
 from ..memory import GuestMemory
 from ..memory_state import RegionState, memory_state, restore_memory
 from ..pci.function import PciFunction
 from ..pci.state import FunctionState
+from ..state import pack
 from ..usb.device import Loop, Timer
 from .access import OWN_USER, SocketAccess
 from .ancillary import hung_up
@@ -26,6 +27,10 @@ from .connection import MESSAGE_DEADLINE, Connection
 from .listener import Adopted, ListenerState, SocketPath, inherited, listener_state, listening
 from .peer import Look, is_private
 from .session_state import SessionState
+
+if TYPE_CHECKING:
+    from ..kept_maps import KeptMaps
+    from ..state_file import StateFile
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +53,14 @@ class ClientFacts(NamedTuple):
 @dataclass
 class ClientState:
     """A connected client, as another process needs it to serve it on: the conversation, the PCI function, the guest's
-    memory, and the interrupts of which there is an eventfd, each as index and vector (-1: it unmasks the pin)."""
+    memory, and the interrupts of which there is an eventfd, each as index and vector (-1: it unmasks the pin). `names`
+    are those by which the files of the memory are held for a process that goes on if the server is killed."""
 
     session: SessionState
     memory: list[RegionState]
     files: int
     interrupts: list[list[int]]
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -76,7 +83,8 @@ class Server:
     whether it may map registers.
     All on the loop's thread.
 
-    `look` is how a client's memory map is looked into, see `peer`.
+    `look` is how a client's memory map is looked into, see `peer`. `state_file` has what a process needs of the
+    client that goes on if this one is killed.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Server:
         message_deadline: float = MESSAGE_DEADLINE,
         look: Look = is_private,
         shares: Callable[[str], bool] = lambda client: False,
+        state_file: StateFile | None = None,
     ) -> None:
         if (path is None) == (fd is None):
             raise ConfigError("a server needs either a socket path or a file descriptor")
@@ -101,6 +110,12 @@ class Server:
         self._function: Final = function
         self._memory: Final = memory
         memory.truncated = self._memory_truncated
+        self._state_file: Final = state_file
+        self._kept_maps: KeptMaps | None = None
+        if state_file is not None:
+            from ..kept_maps import KeptMaps
+
+            memory.keeper = self._kept_maps = KeptMaps(state_file)
         self._on_drained: Final = on_drained
         self._on_ended: Final = on_ended
         self._on_closed: Final = on_closed
@@ -176,7 +191,8 @@ class Server:
             for (index, vector), fd in eventfds.items():
                 fds[f"interrupt/{index}/{vector}"] = os.dup(fd)
             interrupts = [list(each) for each in eventfds]
-            state.client = ClientState(self._connection.session.state(), regions, len(files), interrupts)
+            names = [] if self._kept_maps is None else self._kept_maps.names(files)
+            state.client = ClientState(self._connection.session.state(), regions, len(files), interrupts, names)
         return state, fds
 
     def restore(self, state: TransportState, fds: dict[str, int]) -> None:
@@ -197,8 +213,14 @@ class Server:
         if state.listener is not None:
             adopted = Adopted(state.listener, left.pop("listener"))
             self._listener, self._own = listening(None, None, adopted=adopted)
+        elif self._path is not None and self._kept_maps is not None:
+            self._own = SocketPath(self._path, self._access)  # nobody has kept the one that there was
+            self._listener = self._own.socket
         if state.client is not None:
             client = state.client
+            if self._kept_maps is not None:
+                for number, name in enumerate(client.names[: client.files]):
+                    self._kept_maps.adopt(name, left[f"memory/{number}"])
             restore_memory(self._memory, client.memory, [left[f"memory/{number}"] for number in range(client.files)])
             for number in range(client.files):
                 os.close(left.pop(f"memory/{number}"))
@@ -207,14 +229,23 @@ class Server:
             assert self._connection is not None
             session = self._connection.session
             session.restore(client.session)
+            self._keep_client()
             for index, vector in client.interrupts:
                 session.interrupts.adopt(index, vector, left.pop(f"interrupt/{index}/{vector}"))
             session.interrupts.stop()
         self._function.restore(state.function)
 
+    def catch_up(self) -> None:
+        """Between `restore` and `go_on`, and before the controller goes on: execute what the client has asked of a
+        process that was killed."""
+        if self._connection is not None:
+            self._connection.catch_up()
+
     def forget(self) -> None:
         """Another process has taken the place: neither the path of the socket nor the client is ours any more."""
         self._open = False
+        if self._state_file is not None:
+            self._state_file.detach()
         self.stop()
         if self._connection is not None:
             self._connection.forget()
@@ -248,6 +279,7 @@ class Server:
             self._function.reset(lambda: given_back.append(True))
             if not given_back:
                 self._memory.revoke_all()  # devices still have some of it
+        self._drop_client()
         self._memory.unmap_all()
         self._memory.settle()
 
@@ -313,7 +345,24 @@ class Server:
             message_deadline=self._message_deadline,
             look=self._look,
             stopped=stopped,
+            state_file=self._state_file,
         )
+        if self._state_file is not None:
+            self._state_file.hold("client", sock.fileno())
+            self._keep_client()
+
+    def _keep_client(self) -> None:
+        """Say who is connected. What it has sent and mapped says itself."""
+        if self._state_file is not None and self._connection is not None:
+            session = self._connection.session.state()
+            session.input = session.output = b""
+            self._state_file.keep("client", pack(session))
+
+    def _drop_client(self) -> None:
+        """Nobody goes on with the client: it is gone."""
+        if self._state_file is not None:
+            self._state_file.keep("client", None)
+            self._state_file.drop("client")
 
     def _memory_truncated(self) -> None:
         if self._connection is not None:
@@ -325,6 +374,7 @@ class Server:
         client = self.client
         assert client is not None
         log.info("a client has connected: %s (process %d)", f"{client.name} {client.version}".strip(), client.pid)
+        self._keep_client()
         try:
             self._function.controller.share(self._shares(client.name))
         except OSError as error:
@@ -340,6 +390,7 @@ class Server:
         else:
             log.warning("the client was dropped: %s", reason)
         self._connection = None
+        self._drop_client()
         # Nobody is accepted before the reset is over, and with it whatever a device could still do to the memory of the
         # last guest; the next client waits in the backlog meanwhile.
         ending = self._ending = object()

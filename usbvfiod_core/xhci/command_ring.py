@@ -13,6 +13,7 @@ from .commands import CommandHost, execute
 from .complaints import UNSHARED, Complaints
 from .interrupters import Interrupters
 from .journal import Journal
+from .kept import DEQUEUE, EVENTS, IGNORED, POINTER, STOPPING, Kept
 from .ring import ConsumerRing, RingLoopError, Trb
 from .state import CommandRingState
 
@@ -39,10 +40,15 @@ class CommandRingHost(CommandHost, Protocol):
 
 
 class CommandRing:
-    """Commands are executed strictly in order: a command that waits for transfers holds the ones behind it."""
+    """Commands are executed strictly in order: a command that waits for transfers holds the ones behind it.
 
-    def __init__(self, registers: reg.RegisterFile, memory: GuestMemory, host: CommandRingHost) -> None:
+    `kept` is for a process that goes on if this one is killed. There a command is past when its event is in the event
+    ring, and only then.
+    """
+
+    def __init__(self, registers: reg.RegisterFile, memory: GuestMemory, host: CommandRingHost, kept: Kept) -> None:
         self._host = host
+        self._kept = kept.command
         self._dwords = registers.dwords
         self._memory = memory
         self._ring = ConsumerRing(memory, 0, 1)
@@ -59,6 +65,7 @@ class CommandRing:
         self._rung = False
         self._stopping = 0
         self._ignore_hi = False
+        self._keep()
 
     @property
     def running(self) -> bool:
@@ -96,6 +103,7 @@ class CommandRing:
                 return False
             if self._host.interrupters.blocked:
                 return True
+            self._keep()
             try:
                 trb = self._ring.read()
             except RingLoopError as error:
@@ -118,6 +126,7 @@ class CommandRing:
             # may have stopped. It counts once a low half is written: some drivers write the upper half first.
             self._ignore_hi = True
             self._stopping |= value & (spec.CRCR_CS | spec.CRCR_CA)
+            self._keep_pointer()
             if self._stopping:
                 self._host.commands_ready()
             return
@@ -129,6 +138,7 @@ class CommandRing:
         if self.running:
             return
         self._pointer[1] = value
+        self._keep_pointer()
         if not self._ignore_hi:
             self._move()
 
@@ -149,12 +159,25 @@ class CommandRing:
         self._rung = saved.rung
         self._stopping = saved.stopping
         self._ignore_hi = saved.ignored
+        self._keep()
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _move(self) -> None:
         lo, hi = self._pointer
         self._ring.move(hi << 32 | lo & ~0x3F, lo & spec.CRCR_RCS)
+        self._keep()
+
+    def _keep(self) -> None:
+        """No command is being executed: say where the ring stands."""
+        kept = self._kept
+        kept[EVENTS] = self._host.interrupters.primary.ring.position
+        kept[DEQUEUE] = self._ring.address | self._ring.cycle
+        self._keep_pointer()
+
+    def _keep_pointer(self) -> None:
+        self._kept[POINTER] = self._pointer[1] << 32 | self._pointer[0]
+        self._kept[STOPPING] = self._stopping | (IGNORED if self._ignore_hi else 0)
 
     def _execute(self, trb: Trb) -> None:
         self._executing = trb
@@ -184,6 +207,7 @@ class CommandRing:
             trb, self._executing = self._executing, None
             self._complete(trb, spec.CC_COMMAND_ABORTED, trb.control >> spec.TRB_SLOT_SHIFT)
         self._stopping = 0
+        self._keep()
         self.halt()
         status = spec.CC_COMMAND_RING_STOPPED << spec.EVENT_CODE_SHIFT
         self._host.interrupters.post(0, self._ring.address, status, _EVENT, False)

@@ -21,6 +21,7 @@ from .command_ring import CommandRing
 from .complaints import FAILURE, Complaints
 from .interrupters import Interrupters
 from .journal import CONTROLLER, Journal
+from .kept import Kept, nowhere
 from .mfindex import MicroframeIndex
 from .quiescence import Quiescence
 from .remapping import Remapping
@@ -51,6 +52,7 @@ class Controller:
     wakeup      set by the owner: `run` is wanted, because of something that happened outside of it
     hub         the root hub; its `unplugged` callback is for the owner to set
     context_size   bytes of a context in guest memory, 32 or 64 (HCCPARAMS1.CSZ): drivers have to honour both
+    kept        what a process finds that goes on if this one is killed
     bus_master  kept by the owner: PCI command register, Bus Master Enable
 
     Nothing here raises on what a guest does. `read`, `write` and `run` are the hot path.
@@ -68,21 +70,20 @@ class Controller:
         usb3_ports: int = 7,
         interrupters: int = 8,
         context_size: int = 32,
+        kept: Kept | None = None,
     ) -> None:
-        self.memory = memory
-        self.loop = loop
+        self.kept = kept = nowhere() if kept is None else kept
+        self.memory, self.loop = memory, loop
         self.complaints = Complaints()
         self.journal = Journal(loop, lambda port_id: self.hub.name_at(port_id))
-        self._interrupt = interrupt
-        self.bus_master = False
+        self._interrupt, self.bus_master = interrupt, False
         self.wakeup: Callable[[], None] = lambda: None
-        self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters, context_size)
-        self._doorbells_end = reg.DOORBELL_BASE + 4 * (registers.max_slots + 1)
-        self.context_stride = context_size
+        self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters, context_size, kept.home)
+        self._doorbells_end, self.context_stride = reg.DOORBELL_BASE + 4 * (registers.max_slots + 1), context_size
         self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
         self.frame_number = self._mfindex.frame
         self.microframe = self._mfindex.read
-        self.table = SlotTable(registers, usb2_ports + usb3_ports, self)
+        self.table = SlotTable(registers, usb2_ports + usb3_ports, self, kept)
         self._slots = self.table.slots
         self._revocations = Revocations(memory, self.table.endpoints)
         self.revoke = self._revocations.revoke
@@ -90,7 +91,7 @@ class Controller:
         self.interrupters = Interrupters(
             registers, memory, loop, interrupters, interrupt, self.work_due, self.host_system_error
         )
-        self._commands = CommandRing(registers, memory, self)
+        self._commands = CommandRing(registers, memory, self, kept)
         self.post = self.interrupters.post
         self.deliver_interrupts = self.interrupters.deliver
         self.share = self.interrupters.share

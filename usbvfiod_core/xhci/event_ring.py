@@ -68,6 +68,11 @@ class EventRing:
         return self._size > 0
 
     @property
+    def position(self) -> int:
+        """Where the next event goes, in entries from the start of the ring."""
+        return self._segment.first + self._index
+
+    @property
     def reachable(self) -> bool:
         """Whether its segments are guest memory now."""
         try:

@@ -56,6 +56,8 @@ class Interrupters:
         self._page: SharedPage | None = None
         self.mapped: list[SharedInterrupter] = []
         """All of them while the client may map their registers."""
+        self.page_changed: Callable[[int | None], object] = lambda fd: None
+        """Called with the file of the registers that a client may map, and with None before that is closed."""
         self._all: list[Interrupter] = []
         self._make(Interrupter)
 
@@ -81,6 +83,7 @@ class Interrupters:
         writers = self._registers.writers
         if self._page is not None:
             page, self._page, self.mapped = self._page, None, []
+            self.page_changed(None)
             page.close()
             del writers[_USBSTS_OFFSET]
             self._make(Interrupter)
@@ -92,7 +95,8 @@ class Interrupters:
         from ..shared_page import SharedPage
         from .shared_interrupter import SharedInterrupter
 
-        self._page = SharedPage(self._registers.bytes, reg.INTERRUPTER_PAGE, fd)
+        self._page = SharedPage(self._registers.bytes, reg.INTERRUPTER_PAGE, fd, self._registers.home)
+        self.page_changed(self._page.area.fd)
         self._registers.writers[_USBSTS_OFFSET] = self._write_usbsts
         self.mapped = self._make(SharedInterrupter)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
 from typing import Final, NamedTuple
 
+from ..shared_area import Home
 from ..state import require
 from . import spec
 
@@ -118,15 +119,19 @@ class RegisterFile:
     stored by `store_masked`. `readers` maps the few offsets whose value is made when it is read. `max_slots` is
     HCSPARAMS1.MaxSlots.
 
-    There are 1 to 254 ports of each kind, and spec.MAX_PORTS of both together at most.
+    There are 1 to 254 ports of each kind, and spec.MAX_PORTS of both together at most. With `home` the bytes live
+    there, and what was there is lost.
     """
 
-    def __init__(self, usb2_ports: int, usb3_ports: int, interrupters: int, context_size: int = 32) -> None:
+    def __init__(
+        self, usb2_ports: int, usb3_ports: int, interrupters: int, context_size: int = 32, home: Home | None = None
+    ) -> None:
         ports = usb2_ports + usb3_ports
         if min(usb2_ports, usb3_ports) < 1 or ports > spec.MAX_PORTS:
             raise ValueError(f"a controller has at least one port of each kind, and up to {spec.MAX_PORTS} in all")
         self.max_slots = max(MIN_SLOTS, ports)
-        self.bytes = mmap(-1, REGISTER_SPACE)
+        self.home: Final = home
+        self.bytes = mmap(-1, REGISTER_SPACE) if home is None else home.map
         self.dwords = memoryview(self.bytes).cast("I")
         self.writers: dict[int, Callable[[int], None]] = {}
         self.readers: dict[int, Callable[[], int]] = {}

@@ -12,6 +12,7 @@ from . import spec
 from .allowance import Allowance
 from .contexts import DeviceContext
 from .endpoint import Endpoint
+from .kept import Kept
 from .slot import Slot
 from .state import SlotState
 from .statistics import EndpointCounters
@@ -38,11 +39,12 @@ class SlotTable:
     """`slots[slot_id]` for 1 to HCSPARAMS1.MaxSlots, None where the slot is disabled. As many as `devices` are
     addressed at a time."""
 
-    def __init__(self, registers: reg.RegisterFile, devices: int, host: TableHost) -> None:
+    def __init__(self, registers: reg.RegisterFile, devices: int, host: TableHost, kept: Kept) -> None:
         self._devices = devices
         self.slots: list[Slot | None] = [None] * (registers.max_slots + 1)
         self._dwords = registers.dwords
         self._host = host
+        self._kept = kept.slots
 
     def get(self, slot_id: int) -> Slot | None:
         """The enabled slot with this id."""
@@ -54,6 +56,7 @@ class SlotTable:
         for slot_id in range(1, enabled + 1):
             if self.slots[slot_id] is None:
                 self.slots[slot_id] = Slot(self._host, slot_id, Allowance(self._devices))
+                self._kept[slot_id] = 1
                 return slot_id
         return 0
 
@@ -61,10 +64,12 @@ class SlotTable:
         """The slot is disabled."""
         if self.slots[slot.slot_id] is slot:
             self.slots[slot.slot_id] = None
+            self._kept[slot.slot_id] = 0
 
     def release_all(self) -> None:
         """The controller is reset: no slot is enabled any more."""
         self.slots[:] = [None] * len(self.slots)
+        self._kept[:] = bytes(len(self._kept))
 
     def endpoints(self, port_id: int = 0) -> list[Endpoint]:
         """All endpoints that are not Disabled, or those of the device at one root hub port."""
@@ -93,6 +98,7 @@ class SlotTable:
             slot.take_over(each, path)
             require(slot.device is None or self.slot_of(slot.device) is None, path, "its device has another slot")
             self.slots[each.slot_id] = slot
+            self._kept[each.slot_id] = 1
 
     def check_shared(self) -> None:
         """Raises UnsharedMemoryError if the client does not share the memory of the array of contexts."""
