@@ -112,6 +112,8 @@ class Transfer:
     packets     isochronous transfers: the packets, one for each service interval, else empty
     frame       isochronous transfers: number of the frame (11 bits, 1 ms each) that the driver means it for; None for
                 the next interval that is free
+    no_interrupt    isochronous transfers: the driver is not interrupted for it, so that a device may complete it when
+                it completes a later one, or some milliseconds late
     status      None while in flight
     actual      bytes moved. A device that moves a transfer bit by bit counts them here while it does, so that whatever
                 ends the transfer tells how far it has come; else set by `complete`
@@ -125,6 +127,7 @@ class Transfer:
         "endpoint",
         "frame",
         "length",
+        "no_interrupt",
         "on_complete",
         "packets",
         "setup",
@@ -154,6 +157,7 @@ class Transfer:
         self.stream_id = stream_id
         self.packets: list[IsochronousPacket] = []
         self.frame: int | None = None
+        self.no_interrupt = False
         self.status: TransferStatus | None = None
         self.actual = 0
         self.on_complete = on_complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from ..usb import descriptors
 from ..usb.transfer import Transfer, TransferStatus
@@ -16,9 +17,12 @@ class VirtualEndpoint:
 
     `parked` is for a device that does not answer in this order, by bulk stream, say: it takes a transfer out of
     `queue` and puts it here, under whatever number it likes, until it is wanted.
+
+    `settle` is for what completes transfers later than they are over: it is called before one is taken back, and
+    completes those that are over.
     """
 
-    __slots__ = ("address", "descriptor", "halted", "parked", "queue")
+    __slots__ = ("address", "descriptor", "halted", "parked", "queue", "settle")
 
     def __init__(self, descriptor: descriptors.Endpoint) -> None:
         self.address = descriptor.address
@@ -26,6 +30,7 @@ class VirtualEndpoint:
         self.halted = False
         self.queue: deque[Transfer] = deque()
         self.parked: dict[int, deque[Transfer]] = {}
+        self.settle: Callable[[VirtualEndpoint], object] | None = None
 
     def park(self, number: int, transfer: Transfer) -> None:
         """Put a transfer behind those that wait under this number."""
@@ -35,7 +40,9 @@ class VirtualEndpoint:
         waiting.append(transfer)
 
     def remove(self, transfer: Transfer) -> bool:
-        """Take a transfer out; False if it does not wait here."""
+        """Take a transfer out; False if it does not wait here, or no longer."""
+        if self.settle is not None:
+            self.settle(self)
         for waiting in (self.queue, *self.parked.values()):
             if transfer in waiting:
                 waiting.remove(transfer)

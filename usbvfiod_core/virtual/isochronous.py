@@ -36,13 +36,16 @@ What a driver may rely on:
 - A transfer for no frame is executed in the next interval that is free. When the process could not run, intervals of
   the last CATCH_UP microframes are made up for at once, so that the rate stays what it is; older ones stay unused, as
   if the driver had been late. Nothing that was queued is lost by that.
-- Transfers end in batches, BATCH microframes apart at least: eight intervals of 125 us cost one timer.
+- Transfers end in batches, BATCH microframes apart at least: eight intervals of 125 us cost one timer. Those for which
+  the driver is not interrupted (`Transfer.no_interrupt`) end with the next one for which it is, LAZY microframes late
+  at most. One that is cancelled meanwhile ends with COMPLETED if its interval is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from ..state import U64
 from ..usb.descriptors import Endpoint
@@ -51,15 +54,16 @@ from ..usb.speed import Speed
 from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
 from .endpoint import VirtualEndpoint
 
-MICROFRAMES = 8000
+MICROFRAMES: Final = 8000
 """Microframes in a second."""
-BATCH = 8
-CATCH_UP = 80
+BATCH: Final = 8
+CATCH_UP: Final = 80
+LAZY: Final = 80
 
-_FRAMES = 2048  # frame numbers have 11 bits
-_COMPLETED = TransferStatus.COMPLETED
-_MISSED = TransferStatus.MISSED
-_ROUNDING = 1e-3  # of a microframe: what floating point may lack at the very instant for which a timer was set
+_FRAMES: Final = 2048  # frame numbers have 11 bits
+_COMPLETED: Final = TransferStatus.COMPLETED
+_MISSED: Final = TransferStatus.MISSED
+_ROUNDING: Final = 1e-3  # of a microframe: what floating point may lack at the very instant for which a timer was set
 
 
 def service_interval(endpoint: Endpoint, speed: Speed) -> int:
@@ -112,14 +116,16 @@ def finish(transfer: Transfer) -> None:
 
 
 class _Pace:
-    """One endpoint: `next` is the microframe at which the interval of its oldest transfer begins at the earliest."""
+    """One endpoint: `next` is the microframe at which the interval of its oldest transfer begins at the earliest, `due`
+    the one at which transfers are to end."""
 
-    __slots__ = ("dry", "endpoint", "interval", "next")
+    __slots__ = ("dry", "due", "endpoint", "interval", "next")
 
     def __init__(self, endpoint: VirtualEndpoint, interval: int) -> None:
         self.endpoint = endpoint
         self.interval = interval
         self.next = -CATCH_UP - 1  # long ago
+        self.due = self.next
         self.dry = True
 
 
@@ -162,6 +168,7 @@ class IsochronousSchedule:
         pace = self._paces.get(endpoint.address)
         if pace is None or pace.endpoint is not endpoint:
             pace = self._paces[endpoint.address] = _Pace(endpoint, service_interval(endpoint.descriptor, self._speed))
+            endpoint.settle = self._settle
         if pace.dry and endpoint.queue:
             pace.dry = False
             now = self._now()
@@ -203,27 +210,42 @@ class IsochronousSchedule:
             self._phase = self._events.microframe() - now
         pace.next = now + -(now + self._phase) % pace.interval
 
-    def _start(self, pace: _Pace, transfer: Transfer) -> int:
-        """The microframe at which the interval of the oldest transfer begins; -1 if its frame has passed."""
+    def _start(self, earliest: int, transfer: Transfer) -> int:
+        """The microframe at which the interval of a transfer begins, `earliest` or later; -1 if its frame has
+        passed."""
         frame = transfer.frame
         if frame is None:
-            return pace.next
-        current = pace.next + self._phase >> 3
+            return earliest
+        current = earliest + self._phase >> 3
         ahead = (frame - current) % _FRAMES
         if ahead >= _FRAMES // 2:
             return -1
-        return (current + ahead << 3) - self._phase if ahead else pace.next
+        return (current + ahead << 3) - self._phase if ahead else earliest
+
+    def _plan(self, pace: _Pace) -> None:
+        """Find out when transfers are to end: with the first one that interrupts, or LAZY microframes after the first
+        could."""
+        end = pace.next
+        latest = -1
+        for transfer in pace.endpoint.queue:
+            start = self._start(end, transfer)
+            end = start + pace.interval * (len(transfer.packets) or 1)
+            if start < 0 or not transfer.no_interrupt:
+                break
+            if latest < 0:
+                latest = end + LAZY
+            if end >= latest:
+                break
+        pace.due = end
 
     def _set_timer(self) -> None:
         """Have the timer run when the first transfer is due, rounded up to a batch of the bus time."""
         first = -1
         for pace in self._paces.values():
-            queue = pace.endpoint.queue
-            if queue:
-                head = queue[0]
-                due = self._start(pace, head) + pace.interval * (len(head.packets) or 1)
-                if first < 0 or due < first:
-                    first = due
+            if pace.endpoint.queue:
+                self._plan(pace)
+                if first < 0 or pace.due < first:
+                    first = pace.due
         if first < 0:
             self._stop_timer()
             return
@@ -248,7 +270,15 @@ class IsochronousSchedule:
         if self._timer is None:
             self._set_timer()
 
+    def _settle(self, endpoint: VirtualEndpoint) -> None:
+        """End what is over, before something is taken back."""
+        pace = self._paces.get(endpoint.address)
+        if pace is not None and pace.endpoint is endpoint:
+            self._serve(pace, self._now())
+            pace.dry = True  # as far as one can know
+
     def _serve(self, pace: _Pace, now: int) -> None:
+        """End what is over. Late is what this has not come to in time, though it was due."""
         queue = pace.endpoint.queue
         for _ in range(len(queue)):  # not those that are submitted meanwhile
             if not queue:
@@ -256,18 +286,18 @@ class IsochronousSchedule:
             transfer = queue[0]
             if not transfer.packets:
                 transfer.packets = [IsochronousPacket(0, transfer.length)]
-            start = self._start(pace, transfer)
+            start = self._start(pace.next, transfer)
             end = start + pace.interval * len(transfer.packets)
             if end > now:
                 break
-            late = now - end > CATCH_UP
+            late = now - max(end, pace.due)
             queue.popleft()
-            if start < 0 or (late and transfer.frame is not None):
+            if start < 0 or (late > CATCH_UP and transfer.frame is not None):
                 self._miss(transfer)
                 pace.next = max(pace.next, end)
                 continue
-            if late:
-                skipped = (now - end) // pace.interval
+            if late > CATCH_UP:
+                skipped = late // pace.interval
                 self.skipped += skipped
                 end += skipped * pace.interval
             pace.next = end

@@ -25,10 +25,20 @@ FRAMES: Final = 2048
 AHEAD: Final = 895
 """Frames ahead of the present one that a Frame ID may lie (4.11.2.5)."""
 
+_INTERRUPTS: Final = spec.TRB_IOC | spec.TRB_ISP
+
 _CODES: Final[dict[TransferStatus | None, int]] = {
     TransferStatus.BABBLE: spec.CC_BABBLE,
     TransferStatus.MISSED: spec.CC_MISSED_SERVICE,
 }
+
+
+def _interrupts(td: Td) -> bool:
+    """Whether the driver may be interrupted when a TD ends well (4.11.2.5, 4.17.5: BEI)."""
+    for trb in td.trbs:
+        if trb.control & _INTERRUPTS and not trb.control & spec.TRB_BEI:
+            return True
+    return bool(td.links)
 
 
 def _moved(td: Td) -> bool:
@@ -50,6 +60,7 @@ class IsochronousEndpoint(Endpoint):
     def _start(self, transfer: Transfer, td: Td, device: Device) -> None:
         self._flowing = True
         transfer.packets = [IsochronousPacket(0, transfer.length)]
+        transfer.no_interrupt = not _interrupts(td)
         control = td.trbs[0].control
         if not control & spec.TRB_SIA:
             transfer.frame = (control & spec.TRB_FRAME_ID_MASK) >> spec.TRB_FRAME_ID_SHIFT

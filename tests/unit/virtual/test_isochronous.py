@@ -16,6 +16,7 @@ from usbvfiod_core.virtual.device import VirtualDevice
 from usbvfiod_core.virtual.endpoint import VirtualEndpoint
 from usbvfiod_core.virtual.isochronous import (
     CATCH_UP,
+    LAZY,
     IsochronousSchedule,
     contents,
     fill,
@@ -112,6 +113,7 @@ class Cable:
         *,
         frame: int | None = None,
         packets: int = 1,
+        no_interrupt: bool = False,
         then: Callable[[], object] | None = None,
     ) -> Transfer:
         number = len(self.transfers)
@@ -125,6 +127,7 @@ class Cable:
         transfer = Transfer(endpoint, TransferType.ISOCHRONOUS, [window], len(window), completed)
         transfer.packets = [IsochronousPacket(16 * index, 16) for index in range(packets)]
         transfer.frame = frame
+        transfer.no_interrupt = no_interrupt
         self.transfers.append(transfer)
         self.device.submit(transfer)
         return transfer
@@ -218,6 +221,89 @@ def test_intervals_lie_where_the_bus_time_has_them() -> None:
     cable.submit()
     cable.loop.advance(0.01)
     assert cable.ended == [(0, 3 + 16), (1, 3 + 24)]  # the frame that has begun is not used any more
+
+
+# -- transfers for which the driver is not interrupted -----------------------------------------------------------------
+
+
+def pieces(cable: Cable, count: int, transfers: int = 10, **options: int) -> None:
+    """As many times some transfers, of which the last interrupts."""
+    for number in range(count * transfers):
+        cable.submit(no_interrupt=number % transfers < transfers - 1, **options)  # type: ignore[arg-type]
+
+
+def test_transfers_that_do_not_interrupt_end_with_the_next_that_does() -> None:
+    cable = Cable(Speed.FULL, 1)
+    timers = []
+    call_later = cable.loop.call_later
+    cable.loop.call_later = lambda *args: timers.append(args) or call_later(*args)  # type: ignore[func-returns-value,method-assign]
+    pieces(cable, 3)
+    cable.loop.advance(0.04)
+    ends = [end for _, end in cable.ended]
+    assert [number for number, _ in cable.ended] == list(range(30))
+    assert ends == [8] + [80] * 9 + [160] * 10 + [240] * 10  # the first one was there alone
+    assert cable.device.schedule.skipped == 0
+    assert len(timers) <= 4
+
+
+def test_transfers_that_do_not_interrupt_are_not_put_off_for_ever() -> None:
+    cable = Cable(Speed.FULL, 1)
+    for _ in range(40):
+        cable.submit(no_interrupt=True)
+    cable.loop.advance(0.05)
+    assert [number for number, _ in cable.ended] == list(range(40))
+    assert all(0 <= end - 8 * (number + 1) <= LAZY for number, end in cable.ended)
+    assert len({end for _, end in cable.ended}) <= 6
+
+
+def test_one_that_interrupts_does_not_wait_for_another_endpoint() -> None:
+    cable = Cable(Speed.FULL, 1)
+    pieces(cable, 2)
+    for _ in range(3):
+        cable.submit(IN)
+    cable.loop.advance(0.02)
+    assert [(number, end) for number, end in cable.ended if number >= 20] == [(20, 8), (21, 16), (22, 24)]
+    assert dict(cable.ended)[19] == 160
+
+
+def test_frames_are_waited_for_by_those_that_do_not_interrupt() -> None:
+    cable = Cable(Speed.FULL, 1)
+    cable.submit(frame=2, no_interrupt=True)
+    cable.submit(frame=4, no_interrupt=True)
+    cable.submit(frame=6)
+    cable.loop.advance(0.02)
+    assert cable.ended == [(0, 24), (1, 56), (2, 56)]
+    assert cable.missed() == []
+
+
+def test_what_is_over_when_the_rest_is_cancelled_has_been_moved() -> None:
+    cable = Cable(Speed.FULL, 1)
+    pieces(cable, 1)
+    cable.loop.advance(5.5 * MILLISECOND)
+    for transfer in reversed(cable.transfers):
+        cable.device.cancel(transfer)
+    statuses = [transfer.status for transfer in cable.transfers]
+    assert statuses == [TransferStatus.COMPLETED] * 5 + [TransferStatus.CANCELLED] * 5
+    assert cable.device.served == 5
+    cable.loop.advance(0.5 * MILLISECOND)
+    cable.submit()  # right behind what was moved
+    cable.loop.advance(0.02)
+    assert cable.ended[-1] == (10, 48)
+
+
+@pytest.mark.parametrize(("late", "missed"), [(0.005, False), (0.03, True)])
+@pytest.mark.parametrize("framed", [False, True])
+def test_only_what_the_process_is_late_for_counts_as_late(late: float, missed: bool, framed: bool) -> None:
+    """A piece of 10 ms that is due at its end is not late then, though its first transfers are over for long."""
+    cable = Cable(Speed.FULL, 1)
+    for number in range(60):
+        cable.submit(frame=number + 1 if framed else None, no_interrupt=number % 10 < 9)
+    cable.loop.advance(0.003)
+    cable.loop.stall(0.007 + late)
+    cable.loop.advance(0.1)
+    assert [number for number, _ in cable.ended] == list(range(60))
+    assert bool(cable.device.schedule.missed) is (missed and framed)
+    assert bool(cable.device.schedule.skipped) is (missed and not framed)
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.unit.xhci.isochronous_kit import CONFIGURATION, IN, ISOCHRONOUS, OUT, packet, pipe, submit, works
 from tests.unit.xhci.kit import FakeDevice, Rig, Speed, codes, make, spec
+from usbvfiod_core.testing.driver.trb import link
 from usbvfiod_core.usb.descriptors import Companion, Configuration, Endpoint, Interface
 from usbvfiod_core.usb.transfer import TransferStatus
 
@@ -211,6 +213,37 @@ def test_bei_puts_off_the_interrupt_but_not_the_event(rig: Rig) -> None:
     rig.bus.run()
     assert rig.bus.signals[0] == before + 1  # of the overrun
     assert codes(rig.events()) == [spec.CC_SUCCESS, spec.CC_RING_OVERRUN]
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "quiet"),
+    [
+        (OUT, {}, False),
+        (OUT, {"ioc": False}, True),
+        (OUT, {"bei": True}, True),
+        (OUT, {"ioc": False, "event_data": True}, True),
+        (OUT, {"event_data": True}, False),
+        (OUT, {"event_data": True, "bei": True}, True),
+        (OUT, {"split": [50, 50], "ioc_each": True}, False),
+        (IN, {"ioc": False}, False),  # a short packet interrupts
+        (IN, {"ioc": False, "isp": False}, True),
+        (IN, {"bei": True}, True),
+    ],
+)
+def test_the_device_knows_for_which_td_the_driver_is_not_interrupted(
+    rig: Rig, address: int, options: dict[str, Any], quiet: bool
+) -> None:
+    submit(rig, address, **options)
+    (transfer,) = rig.device.submitted
+    assert transfer.no_interrupt is quiet
+
+
+def test_a_link_that_interrupts_belongs_to_the_td_behind_it(rig: Rig) -> None:
+    ring = pipe(rig, OUT).ring
+    submit(rig, OUT, ioc=False, doorbell=False)
+    ring.push(link(ring.enqueue + spec.TRB_SIZE, spec.TRB_IOC))
+    submit(rig, OUT, ioc=False)
+    assert [each.no_interrupt for each in rig.device.submitted] == [True, False]
 
 
 def test_each_td_goes_to_its_interrupter(make_rig: Make) -> None:
