@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ..usb.device import Loop
+from . import heap
 
 AFTER: Final = 1.0
 """Seconds from an unplugging to the collection of what the device has left: flapping makes one a second at most."""
@@ -39,9 +40,10 @@ class Garbage:
             gc.set_threshold(*usual)
 
     def settle(self) -> None:
-        """What is alive now stays so: it is not looked at again."""
+        """What is alive now stays so: it is not looked at again. What starting has taken beside that is given back."""
         gc.collect()
         gc.freeze()
+        heap.give_back()
 
     def unplugged(self) -> None:
         """A device has gone."""

@@ -23,6 +23,7 @@ from ..serving import ControllerServer
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
 from ..vfio_user.listener import Adopted
+from . import heap
 from .attachments import Attachments
 from .capture_files import CaptureFiles
 from .captures import Captures
@@ -75,6 +76,7 @@ def serve(
     this one takes, `held` what the service manager holds of one that has crashed.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
+    heap.share()
     loop = ServerLoop(config.spin)
     try:
         with never_waiting() as write_log:
