@@ -3,22 +3,34 @@
     with Redirect(device) as there, Passed("usbredir", device, directory, address=there.address) as given:
 
 It ends with its connection, so it is started again whenever it has ended, as docs/remote.md has a service do it.
+
+For a guest beside the lab, `python3 -m tests.lab.stock_redirect PORT...` gives away the devices at these ports. Their
+addresses stand in /exchange/redirected.json, as a list, once they can be connected, until that file is removed.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from tests.lab.far import Far, listens
-from tests.lab.usb_device import HostUsbDevice
+from tests.lab.usb_device import DEVICES, HostUsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
+ADDRESSES = Path("/exchange/redirected.json")
+LONGEST = 1800.0
+"""Seconds after which that ends by itself."""
+PORT = 3240
+"""Of those for a guest beside the lab: its server, in the sandbox, connects the ports that it knows at its start."""
 _RESTART = 0.1
 """Seconds until it is started again, as systemd's RestartSec=."""
 
@@ -40,9 +52,10 @@ class Redirect:
         *,
         comes: bool = False,
         far: Far | None = None,
+        port: int = 0,
         options: Sequence[str] = (),
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self.starts = 0
         self._comes = comes
         self._host = "127.0.0.1" if far is None else far.near_address if comes else far.address
@@ -135,3 +148,23 @@ class Redirect:
             with self._changed:
                 self._process = None
                 self._changed.wait_for(lambda: self._ended, _RESTART)
+
+
+def main(ports: Sequence[str]) -> None:
+    """Give devices away until the file is removed, each from a machine of its own."""
+    deadline = time.monotonic() + LONGEST
+    with ExitStack() as stack:
+        addresses = []
+        for port in ports:
+            device = HostUsbDevice(DEVICES / port, int((DEVICES / port / "devnum").read_text()))
+            far = stack.enter_context(Far())
+            addresses.append(stack.enter_context(Redirect(device, far=far, port=PORT)).address)
+        written = ADDRESSES.with_suffix(".new")
+        written.write_text(json.dumps(addresses))
+        written.rename(ADDRESSES)
+        while ADDRESSES.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -329,7 +329,7 @@ class UsbredirDevice(EnumeratedDevice):
             and is_serial_data(configuration, self._settings, address)
         ):
             begin = StartBulkReceiving(0, size, address, _BULK_TRANSFERS)
-            return Pushed(loop, exchange, begin, StopBulkReceiving(0, address), size)
+            return Pushed(loop, exchange, begin, StopBulkReceiving(0, address), size, keeps=True)
         wide = self._peer.has(Capability.BULK_LENGTH_32_BITS)
         return Lane(loop, exchange, Type.BULK_PACKET, _bulk, BULK_PIECE if wide else SHORT_BULK_PIECE)
 

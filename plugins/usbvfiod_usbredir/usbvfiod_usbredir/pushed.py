@@ -2,7 +2,9 @@
 
 It sends what comes as it comes, a packet of the device in each packet of the protocol. Transfers of the guest take from
 what is there. While the guest does not ask for a moment, some of it is kept; when it does not come back, the other end
-is told to stop.
+is told to stop. Of an interrupt endpoint the newest is kept. Data of a bulk endpoint must not get lost while somebody
+wants it: when there is much of it the other end is told to stop, so that the device has to wait, and when that is gone,
+to begin again.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections import deque
 from typing import Any, Final
 
 from usbvfiod_core import Loop, Transfer, TransferStatus
+from usbvfiod_core.remote import PeerError
 from usbvfiod_core.usb.transfer import behind
 
 from .exchange import Exchange
@@ -20,13 +23,19 @@ IDLE: Final = 1.0
 """Seconds for which a guest that does not ask is still thought to be there."""
 MOST_KEPT: Final = 256
 """Packets that wait for the guest; the oldest are lost then, as in a device that is not asked."""
+ENOUGH: Final = 1024
+"""Packets of bulk data that wait for the guest before the other end is told to stop."""
+MOST_UNDER_WAY: Final = 3072
+"""Packets that may come of what the other end had read before it heard of that."""
 
 
 class Pushed:
     """Transfers of one endpoint. `begin` and `stop_it` are the messages for the other end; a packet with less than
-    `packet_size` bytes ends a transfer."""
+    `packet_size` bytes ends a transfer; `keeps`: nothing may get lost."""
 
-    def __init__(self, loop: Loop, exchange: Exchange, begin: Any, stop_it: Any, packet_size: int) -> None:
+    def __init__(
+        self, loop: Loop, exchange: Exchange, begin: Any, stop_it: Any, packet_size: int, *, keeps: bool = False
+    ) -> None:
         self._loop = loop
         self._exchange = exchange
         self._begin = begin
@@ -34,7 +43,10 @@ class Pushed:
         self._packet_size = packet_size
         self._transfers: deque[Transfer] = deque()
         self._packets: deque[tuple[int, bytes | bytearray]] = deque()
+        self._keeps = keeps
         self._running = False
+        self._paused = False
+        """Whether the other end was told to stop because there is enough; it is still running for the guest."""
         self._started = 0
         """Transfers so far."""
 
@@ -58,7 +70,7 @@ class Pushed:
 
     def end(self, status: TransferStatus) -> None:
         """End all: the other end has stopped, or nobody is there any more."""
-        self._running = False
+        self._running = self._paused = False
         self._packets.clear()
         transfers, self._transfers = self._transfers, deque()
         for transfer in transfers:
@@ -69,9 +81,16 @@ class Pushed:
         if not self._running:
             return  # it was under way when it was told to stop
         self._packets.append((status, data))
-        if len(self._packets) > MOST_KEPT:
-            self._packets.popleft()
         self._pump()
+        kept = len(self._packets)
+        if not self._keeps:
+            if kept > MOST_KEPT:
+                self._packets.popleft()
+        elif kept > ENOUGH + MOST_UNDER_WAY:
+            raise PeerError("it goes on to send data after it was told to stop")
+        elif kept > ENOUGH and not self._paused:
+            self._paused = True
+            self._exchange.tell(self._stop_it)
 
     def told(self, status: int) -> None:
         """The other end tells how it stands: that it has begun or stopped as it was told to, or by itself."""
@@ -100,12 +119,16 @@ class Pushed:
             elif len(data) < self._packet_size or transfer.actual == transfer.length:
                 self._transfers.popleft()
                 transfer.complete(TransferStatus.COMPLETED)
+        if self._paused and not self._packets:
+            self._paused = False
+            self._exchange.tell(self._begin)
 
     def _idle(self, started: int) -> None:
         if self._running and self._started == started and not self._transfers:
-            self._running = False
+            if not self._paused:
+                self._exchange.tell(self._stop_it)
+            self._running = self._paused = False
             self._packets.clear()
-            self._exchange.tell(self._stop_it)
 
 
 def fill(windows: list[memoryview], data: bytes | bytearray) -> None:
