@@ -42,6 +42,8 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for unit in UNITS:
         text = re.sub(r"/usr/bin/usbvfiod\S*", "/bin/true", unit.read_text())  # which has to exist
         (tmp_path / unit.name.replace("@", "@web")).write_text(text)
+    (tmp_path / "usbvfiod@web.service.d").mkdir()
+    shutil.copy(CONTRIB / "systemd/sockets.conf", tmp_path / "usbvfiod@web.service.d")
     for unit in UNITS:
         path = tmp_path / unit.name.replace("@", "@web")
         result = subprocess.run(
@@ -122,6 +124,17 @@ def test_the_command_of_the_service_is_one() -> None:
         if "@.socket" in unit.name
     }
     assert sockets == {"usb": str(context.params["socket_path"]), "control": str(context.params["control_path"])}
+
+
+def test_the_directory_of_sockets_that_systemd_makes_is_not_the_service_s() -> None:
+    """Systemd removes a service's RuntimeDirectory= when it stops, also with sockets in it that listen."""
+    own = Path("/run", settings(CONTRIB / "systemd/usbvfiod@.service")["RuntimeDirectory"])
+    sockets = [unit for unit in UNITS if "@.socket" in unit.name]
+    assert {Path(settings(unit)["ListenStream"]).parent for unit in sockets} == {own}
+    instead = settings(CONTRIB / "systemd/sockets.conf")
+    assert instead["RuntimeDirectory"] == ""
+    assert instead["Sockets"].split() == [unit.name.replace("@", "@%i") for unit in reversed(sockets)]
+    assert "sockets.conf" in (CONTRIB / "systemd/usbvfiod@.socket").read_text()
 
 
 def test_the_timer_starts_a_command_that_writes_where_it_may() -> None:

@@ -18,9 +18,32 @@ import pytest
 from tests.e2e.process import ServerProcess
 from tests.e2e.somebody import ALICE, BECOME, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
 from usbvfiod_core.opener import PER_USER, Opener
+from usbvfiod_core.sandbox import landlock, seccomp
 from usbvfiod_core.testing.limits import PATIENCE, eventually, wait_until
 
 pytestmark = only_root
+
+USED = """
+from pathlib import Path
+from usbvfiod_core import Backend, DeviceInfo, DeviceWithheld, hookimpl
+from usbvfiod_core.host.programs import open_nodes
+
+class Used(Backend):
+    name = "used"
+    of_host = True
+
+    def list_devices(self):
+        programs = open_nodes(Path("/proc")).get("/dev/full", [])
+        return [DeviceInfo("used", "1-1", 0x1234, 0x5678, "A drive", port_path="1-1", in_use=", ".join(programs))]
+
+    def open(self, address, options, loop):
+        raise DeviceWithheld(f"it is open in {self.list_devices()[0].in_use or 'nothing'}")
+
+@hookimpl
+def usbvfiod_register_backends(register):
+    register(Used())
+"""
+"""A backend whose only device is in use while /dev/full is open somewhere."""
 
 ASK = f"""
 import os, socket, sys
@@ -229,3 +252,36 @@ def test_a_server_asks_for_what_it_may_not_open(place: Path) -> None:
     missing = run_as(SERVER, "--socket-path", home / "usb.sock", "--no-control", *words[:2], "--device", device)
     assert missing.returncode == 4
     assert f"no opener answers at {place}/opener: No such file or directory" in missing.stderr
+
+
+@pytest.mark.skipif(not landlock.abi() or bool(seccomp.missing()), reason="the kernel cannot confine here")
+def test_a_server_in_its_sandbox_asks_and_sees_who_has_a_drive_open(place: Path) -> None:
+    """What it may not open it has from the opener, and whom it cannot see its witness tells."""
+    image = place / "files/drive.img"
+    image.write_bytes(bytes(1 << 20))
+    image.chmod(0o600)
+    plugin = place / "used.py"
+    plugin.write_text(USED)
+    home = place / "home"
+    home.mkdir()
+    os.chown(home, SERVER, SERVER)
+    control = home / "control.sock"
+    words = ("--sandbox=on", "--plugin-files", "--plugin", plugin, "--opener", place / "opener")
+    devices = ("--device", f"virtual:flash?image={image}&serial=1&name=drive", "--device", "used:1-1?name=used")
+    options = ("--socket-group", str(SERVER), "--allow", str(SERVER), "--below", str(place / "files"))
+    # By another program of the server's user: other users' are only for root.
+    with open("/dev/full", "wb", buffering=0) as full:
+        sleeper = subprocess.Popen(["sleep", "600"], stdout=full, user=SERVER, group=SERVER, extra_groups=[])
+    try:
+        with (
+            opener(place, *options),
+            ServerProcess(home, (*words, "--control-path", control, *devices), command=somebody(SERVER)) as server,
+        ):
+            server.wait_ready()
+            assert "landlock" in server.log
+            assert "is plugged into port" in server.log
+            listed = run_as(SERVER, "list", "--json", "--control-path", control).stdout
+            assert f"it is open in sleep ({sleeper.pid})" in listed
+    finally:
+        sleeper.kill()
+        sleeper.wait()

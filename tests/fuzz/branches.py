@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tests.fuzz.engine import INSTRUMENTED
 from tests.fuzz.inputs import Actions
 from tests.fuzz.watch import Watch
 
@@ -18,9 +19,7 @@ def thinned(play: Callable[[Actions, Watch], None], inputs: Iterable[bytes]) -> 
     known: set[tuple[str, int, int]] = set()
     kept = []
     for data in inputs:
-        tracer = coverage.Coverage(
-            data_file=None, branch=True, source_pkgs=["usbvfiod_core", "usbvfiod_mass_storage_quirks"]
-        )
+        tracer = coverage.Coverage(data_file=None, branch=True, source_pkgs=INSTRUMENTED)
         with tracer.collect(), Watch(MANY) as watch:
             play(Actions(data), watch)
         found = tracer.get_data()

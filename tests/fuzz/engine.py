@@ -24,7 +24,8 @@ from tests.fuzz.corpus import stored
 from tests.fuzz.inputs import Actions
 from tests.fuzz.watch import TURN_SECONDS, TooSlowError, Watch
 
-INSTRUMENTED = ["usbvfiod_core", "usbvfiod_mass_storage_quirks"]
+INSTRUMENTED = ["usbvfiod_core", "usbvfiod_libusb", "usbvfiod_mass_storage_quirks", "usbvfiod_usbfs"]
+_FAKES = Path(__file__).parents[2] / "plugins"
 MOST_BYTES = 1024
 TRIES = 3
 """Times that an input must be slow to be a find."""
@@ -68,6 +69,10 @@ class Target:
 
 def load(name: str) -> Play:
     """The `play` of a target."""
+    for plugin in ("usbvfiod_libusb", "usbvfiod_usbfs"):
+        place = str(_FAKES / plugin / "tests" / "unit")
+        if place not in sys.path:  # pytest has them of pyproject.toml
+            sys.path.append(place)
     play: Play = importlib.import_module(f"tests.fuzz.{name}").play
     return play
 

@@ -6,6 +6,9 @@ TARGETS = {
     "control": "clients of the control socket and the hotplug socket",
     "storage": "a guest with a drive behind the plugin mass-storage-quirks",
     "descriptors": "what devices and the host's kernel say of devices",
+    "usbfs": "a device, and a host's kernel, behind the backend usbfs",
+    "libusb": "the same behind the backend libusb",
+    "network": "a program at the other end of a network adapter's cable, and the guest's driver",
     "recordings": "files that are replayed and scrubbed",
     "configuration": "what users write",
 }

@@ -158,7 +158,7 @@ def _with_control(command: Command, *, required: bool) -> Command:
     @click.option(
         "--control-path",
         metavar="PATH",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help=f"The server's control socket, if it is not found by itself; also ${places.VARIABLE}.",
     )
     @click.option("--vm", metavar="NAME", shell_complete=running, help="The server of this name, where several run.")

@@ -62,7 +62,7 @@ def show(registry: Registry, name: str, as_json: bool) -> None:
 @click.option(
     "--directory",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Where to write it; a new directory of the plugin's name here, if it is not given.",
 )
 @click.pass_context

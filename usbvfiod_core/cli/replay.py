@@ -26,7 +26,7 @@ def replay(context: click.Context) -> None:
 
 
 @replay.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(file: Path, as_json: bool) -> None:
     """Say what a recording is good for, and what it lacks.

@@ -20,13 +20,13 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--config", "file"],
             metavar="FILE",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Read this configuration file (TOML). The command line takes precedence.",
         ),
         click.Option(
             ["--socket-path"],
             metavar="PATH",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Listen on this Unix socket (mode 0600, at most 107 bytes). A stale one is replaced; one in "
             "use, or another file, is not.",
         ),
@@ -40,7 +40,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--control-path"],
             metavar="PATH",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Listen on this Unix socket for the commands that show and control a running server, rather "
             "than where they look for one.",
         ),
@@ -49,7 +49,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--hotplug-socket-path"],
             metavar="PATH",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Listen on this Unix socket for the remote control of the Rust program usbvfiod.",
         ),
         *_access("hotplug-socket", "that socket"),
@@ -69,7 +69,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--opener"],
             metavar="PATH",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Have device nodes, and files that the server may not open, opened by the usbvfiod-opener "
             "that listens on this Unix socket.",
         ),
@@ -90,7 +90,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--pcap-path"],
             metavar="FILE",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="Capture all devices to this file, for Wireshark, in the place of what is in it. For one "
             "device: its option pcap=FILE.",
         ),

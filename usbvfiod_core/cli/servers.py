@@ -35,7 +35,7 @@ def servers_options(command: Command) -> Command:
     @click.option(
         "--control-path",
         metavar="PATH",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="The server with this control socket, rather than all that are found.",
     )
     @click.option(

@@ -81,6 +81,10 @@ class Confinement:
         if self.mode == "on" and self.missing:
             raise ConfigError(f"--sandbox=on: {', '.join(self.missing)}; --sandbox=auto does without")
         if any(stage.startswith("landlock") for stage in self.stages):
+            if self.witness is not None and any(backend.of_host for backend in self._backends.values()):
+                from ..host import programs
+
+                programs.look_by(self.witness.open_nodes)
             self._closed_to = opened.closed_to
             self._registry.sandbox_refusal = self._refusal
 

@@ -1,10 +1,11 @@
-"""A shell beside the server that looks into the memory maps of clients.
+"""A shell beside the server that looks into other processes: memory maps of clients, and who has a drive open.
 
-QEMU may map the guest's memory for itself only, and nothing but /proc/PID/maps tells (`vfio_user.peer`). Landlock lets
-no process look into another one, so whoever looks stays outside of the sandbox. It is a shell, because that is small,
-with nothing but a socket: it gets the number of a process, a device and an inode, answers with the lines that have
-them, and ends when the server does. It also starts the process that takes the server's place (SIGUSR2), which is to be
-confined anew and not by this sandbox.
+QEMU may map the guest's memory for itself only, and nothing but /proc/PID/maps tells (`vfio_user.peer`). Who has the
+node of a drive open loses data when a guest gets it (`host.programs`). Landlock lets no process look into another one,
+so whoever looks stays outside of the sandbox. It is a shell, because that is small, with nothing but a socket: it gets
+the number of a process, a device and an inode, answers with the lines that have them, or a word and answers with the
+nodes that processes have open; and it ends when the server does. It also starts the process that takes the server's
+place (SIGUSR2), which is to be confined anew and not by this sandbox.
 """
 
 from __future__ import annotations
@@ -23,18 +24,34 @@ _SHELL: Final = "/bin/sh"
 _SCRIPT: Final = """while read -r pid place; do
     case $pid in
         upgrade) "$@" </dev/null >&4 2>&4 4>&- & continue ;;
+        nodes)
+            LC_ALL=C ls -lq /proc/[0-9]*/fd 3>&- 4>&- | while read -r first rest; do
+                case $first$rest in
+                    /proc/*) process=${first#/proc/} process=${process%%/*} name= ;;
+                    *'->'*'->'* | *'-> /dev/null' | *'-> /dev/pts/'* | *'-> /dev/'*random) ;;
+                    *'-> /dev/'*)
+                        [ "$name" ] || read -r name <"/proc/$process/comm" || name='a program'
+                        printf '%s %s %s\\n' "$process" "${rest##*-> }" "$name"
+                        ;;
+                esac
+            done
+            ;;
         *[!0-9]*) ;;
         *) LC_ALL=C grep -F -- "$place" "/proc/$pid/maps" 3>&- 4>&- ;;
     esac
     echo .
 done"""
-"""Numbers only, and one word: a server that somebody has taken over gets no other file out of it, and starts nothing
-but its own command line, as it was before."""
+"""Numbers only, and two words: a server that somebody has taken over gets no other file out of it, and starts nothing
+but its own command line, as it was before. A file whose name looks like a link counts for nothing."""
 _DOOR: Final = 3
 _LOG: Final = 4
 _PATIENCE: Final = 1.0
 """Seconds for an answer; it takes a few milliseconds."""
+_NODES_PATIENCE: Final = 15.0
+"""The same where it looks at the descriptors of all processes: some 100 ms, on a busy machine more."""
 _ANSWER: Final = 1 << 16
+_NODES: Final = 1 << 20
+"""Bytes of an answer; a longer one is none."""
 
 
 class Witness:
@@ -68,7 +85,6 @@ class Witness:
             )
         for fd in (end, knocks, said):
             os.close(fd)
-        self._socket.settimeout(_PATIENCE)
         self._asking = Lock()
 
     def __call__(self, pid: int, device: int, inode: int) -> bool:
@@ -78,18 +94,34 @@ class Witness:
 
     def _ask(self, pid: int, device: int, inode: int) -> bool:
         place = f"{os.major(device):02x}:{os.minor(device):02x} {inode} "
+        answer = self._answer(f"{pid} {place}", _PATIENCE, _ANSWER)
+        return kinds(answer, device, inode) == {b"p"}
+
+    def open_nodes(self) -> list[tuple[str, str, str]]:
+        """The nodes that processes have open, as far as their user may know it, but for those that everybody has:
+        process, its name, node. Empty if there is no answer. In any thread."""
+        with self._asking:
+            lines = self._answer("nodes", _NODES_PATIENCE, _NODES)
+        words = [line.decode(errors="replace").split(" ", 2) for line in lines]
+        return [(each[0], each[2], each[1]) for each in words if len(each) == 3]
+
+    def _answer(self, question: str, patience: float, most: int) -> list[bytes]:
+        """The lines of an answer; none if there is none."""
         answer = b""
         try:
-            self._socket.sendall(f"{pid} {place}\n".encode())
-            while not answer.endswith(b".\n") and len(answer) < _ANSWER:
+            self._socket.settimeout(patience)
+            self._socket.sendall(f"{question}\n".encode())
+            while not _is_whole(answer) and len(answer) < most:
                 more = self._socket.recv(_ANSWER)
                 if not more:
                     raise OSError
                 answer += more
+            if not _is_whole(answer):
+                raise OSError
         except OSError:
             self.close()  # a late answer would be taken for that of the next question
-            return False
-        return kinds(answer.splitlines(), device, inode) == {b"p"}
+            return []
+        return answer.split(b"\n")[:-2]
 
     def take_door(self) -> socket.socket | None:
         """Where who takes the server's place comes; it belongs to the caller. None if it was taken already."""
@@ -106,6 +138,10 @@ class Witness:
         self._socket.close()
         if self._door is not None:
             self._door.close()
+
+
+def _is_whole(answer: bytes) -> bool:
+    return answer == b".\n" or answer.endswith(b"\n.\n")
 
 
 def _is_inheritable(fd: int) -> bool:

@@ -22,6 +22,7 @@ from .files import rights
 from .needs import CAPABILITIES, FAMILIES, Needs
 
 _CAP_SYS_PTRACE: Final = 19
+_CAP_DAC_READ_SEARCH: Final = 2
 _STREAMS: Final = ("inet", "inet6")
 
 
@@ -65,8 +66,9 @@ def close(
 ) -> Confined:
     """Close the sandbox around this process, as far as it can be. On the main thread, before there are others.
 
-    `outside` starts what has to see other processes, which Landlock keeps from those inside; it keeps CAP_SYS_PTRACE,
-    if there was one. `abstract`: sockets with abstract names are connected, as that of a service manager may be.
+    `outside` starts what has to see other processes, which Landlock keeps from those inside; it keeps CAP_SYS_PTRACE
+    and CAP_DAC_READ_SEARCH, without which root does not see what other users have open, if there were any. `abstract`:
+    sockets with abstract names are connected, as that of a service manager may be.
     """
     stages: list[str] = []
     lost = missing()
@@ -87,7 +89,7 @@ def close(
     stage("limits", privileges.no_new_privileges, *closed, privileges.limit)
     if version and alone and outside is not None:
         try:
-            privileges.drop_capabilities(own | {_CAP_SYS_PTRACE})
+            privileges.drop_capabilities(own | {_CAP_SYS_PTRACE, _CAP_DAC_READ_SEARCH})
             outside()
         except OSError as error:
             lost.append(f"looking into clients ({error.strerror or error})")

@@ -27,6 +27,8 @@ lost."""
 _LENGTH = Struct(">I")
 _LONGEST = 4096 + 65536
 """Bytes of the longest frame that a program may send; QEMU has the same limit."""
+_EMPTY = 256
+"""Frames without a byte that are left out before others have their turn."""
 _PIECES = 512
 """What one system call sends: frames and their lengths (IOV_MAX is 1024)."""
 
@@ -122,6 +124,8 @@ class Stream(FrameEnd):
         self._buffer = memoryview(bytearray(2 * (_LENGTH.size + _LONGEST)))
         self._start = self._end = 0
         """What of the buffer has been received and not been given away."""
+        self._empty = 0
+        """How many of the present turn have been left out."""
         self._is_called = False
         """Whether it is going to be looked at."""
         self._waiting: Timer | None = None
@@ -167,6 +171,7 @@ class Stream(FrameEnd):
     # -- frames from there -------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        self._empty = 0
         self._arrived()
         # What has been read from the socket does not make it readable any more.
         if self._has_frame and self._waiting is None:
@@ -188,7 +193,7 @@ class Stream(FrameEnd):
         return have >= 0 and have >= _LENGTH.unpack_from(self._buffer, self._start)[0]
 
     def receive(self, room: memoryview) -> int:
-        while self._socket is not None:
+        while self._socket is not None and self._empty < _EMPTY:
             have = self._end - self._start
             length = _LENGTH.unpack_from(self._buffer, self._start)[0] if have >= _LENGTH.size else 0
             if length > _LONGEST:
@@ -200,6 +205,7 @@ class Stream(FrameEnd):
                     size = min(length, len(room))
                     room[:size] = self._buffer[first : first + size]
                     return size
+                self._empty += 1
             elif not self._read(self._socket):
                 return 0
         return 0

@@ -396,12 +396,13 @@ class Network(VirtualDevice):
         """The other end has something: it goes into the transfers that wait, and what these have no room for into the
         backlog. Called again while there is more."""
         self._is_arriving = True
+        limit = self.inbound.count + FRAMES_A_TURN
         for _ in range(FRAMES_A_TURN):
             endpoint = self.endpoints.get(IN)
             if endpoint is not None and endpoint.queue and self.carrier:
                 before = self.inbound.count
                 self.serve(endpoint)
-                if self.inbound.count == before:
+                if self.inbound.count == before or self.inbound.count >= limit:
                     break
                 continue
             is_wanted = endpoint is not None and self.carrier

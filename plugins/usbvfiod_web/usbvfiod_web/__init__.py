@@ -31,7 +31,7 @@ def usbvfiod_register_commands(group: click.Group) -> None:
 @click.option(
     "--socket-path",
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Listen on this Unix socket instead, for a reverse proxy or ssh.",
 )
 @click.option("--socket-group", metavar="GROUP", help="Let this group connect to the socket.")
@@ -39,7 +39,7 @@ def usbvfiod_register_commands(group: click.Group) -> None:
 @click.option(
     "--token-file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Read the token from this file, so that the address stays the same. It is made if it is not there.",
 )
 @click.option(
@@ -58,7 +58,7 @@ def usbvfiod_register_commands(group: click.Group) -> None:
     "--control-path",
     "control_paths",
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     multiple=True,
     help="Show the server with this control socket, too; may be repeated.",
 )

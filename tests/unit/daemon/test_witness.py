@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from usbvfiod_core.daemon.witness import Witness
+from usbvfiod_core.host import programs
 from usbvfiod_core.testing.limits import wait_until
 from usbvfiod_core.vfio_user.peer import is_private
 
@@ -46,6 +48,33 @@ def test_it_sees_what_the_process_itself_would_see(witness: Witness, flags: tupl
 def test_of_a_process_that_is_not_there_it_tells_nothing(witness: Witness) -> None:
     assert witness(2**22 + 1, 1, 1) is False
     assert witness(0, 1, 1) is False
+
+
+def test_it_sees_what_others_have_open(witness: Witness, tmp_path: Path) -> None:
+    """By its name and number, and no file that only looks like a node."""
+    (tmp_path / "x -> ").mkdir()
+    odd = tmp_path / "x -> " / "dev"
+    odd.mkdir()
+    files = [(odd / name).open("w") for name in ("full", "3\nl 1 r r 6 N 1 1 4 -> " + "full")]
+    with open("/dev/full", "wb", buffering=0) as full:
+        sleeper = subprocess.Popen(["sleep", "600"], stdout=full)
+    nodes = [each for each in witness.open_nodes() if each[0] in (str(sleeper.pid), str(os.getpid()))]
+    assert (str(sleeper.pid), "sleep", "/dev/full") in nodes
+    assert {node for process, _, node in nodes if process == str(os.getpid())} <= {"/dev/zero", "/dev/tty"}
+    sleeper.kill()
+    sleeper.wait()
+    assert (str(sleeper.pid), "sleep", "/dev/full") not in witness.open_nodes()
+    for file in files:
+        file.close()
+
+
+def test_the_programs_of_a_server_in_its_sandbox_are_those_that_it_sees() -> None:
+    own = str(os.getpid())
+    seen = [("7", "dd", "/dev/sda"), ("8", "(udev-worker)", "/dev/sda"), (own, "usbvfiod", "/dev/sda")]
+    programs.look_by(lambda: [*seen, ("9", "(udev-worker)", "/dev/sdb")])
+    assert programs.open_nodes(Path("/proc")) == {"/dev/sda": ["dd (7)"]}
+    programs.look_by(None)
+    assert "/dev/sda" not in programs.open_nodes(Path("/nowhere"))
 
 
 @pytest.mark.parametrize("path", ["..{directory}", "self/root{directory}", "*", "$(id)", "-e"])

@@ -17,7 +17,17 @@ from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import CONFIGURATION
 from usbvfiod_core.virtual import VirtualBackend
-from usbvfiod_core.virtual.inbound import ALL_MULTICAST, BACKLOG, BLOCK_SIZE, BROADCAST, DIRECTED, PROMISCUOUS
+from usbvfiod_core.virtual.frames import Stream
+from usbvfiod_core.virtual.inbound import (
+    ALL_MULTICAST,
+    BACKLOG,
+    BLOCK_SIZE,
+    BROADCAST,
+    DIRECTED,
+    FRAMES_A_TURN,
+    MAX_FRAMES,
+    PROMISCUOUS,
+)
 from usbvfiod_core.virtual.mac import machine_mac, parse_mac, stable_mac
 from usbvfiod_core.virtual.ncm import NTB16, NTB32
 from usbvfiod_core.virtual.network import IN, NOTIFY, OUT
@@ -192,6 +202,49 @@ def test_a_guest_that_reads_slowly_gets_everything(rig: NetworkRig) -> None:
         found += rig.receive(16384)
     assert found == frames
     assert rig.device.inbound.lost == 0
+
+
+class Flood:
+    """In the place of a program's socket: it always has more of the same, and fails who never stops reading it."""
+
+    def __init__(self, rig: NetworkRig, frame: bytes) -> None:
+        self._connected = rig.peer  # its descriptor is watched
+        self._data = (struct.pack(">I", len(frame)) + frame) * (1 << 13)
+        self.read = 0
+
+    def fileno(self) -> int:
+        return self._connected.fileno()
+
+    def recv_into(self, room: memoryview) -> int:
+        size = min(len(room), len(self._data))
+        room[:size] = self._data[:size]
+        self.read += size
+        assert self.read < 1 << 20, "a turn does not end"
+        return size
+
+    def close(self) -> None:
+        """Somebody else closes it."""
+
+
+@pytest.mark.parametrize(("data", "most"), [(b"", 300), (bytes(13), 300), (frame(b""), FRAMES_A_TURN + MAX_FRAMES)])
+def test_a_program_that_never_stops_has_its_turn_and_no_more(rig: NetworkRig, data: bytes, most: int) -> None:
+    for _ in range(12):  # as much as a guest has ready
+        rig.usb.submit_in(IN, BLOCK_SIZE)
+    rig.loop.run_ready()
+    end = rig.device.end
+    assert isinstance(end, Stream)
+    flood, connection = Flood(rig, data), end._connection
+    kept, connection.socket = connection.socket, flood  # type: ignore[assignment]
+    end._readable()
+    connection.socket = kept
+    left = end._end - end._start
+    assert 1 <= (flood.read - left) // (4 + len(data)) <= most
+
+
+def test_a_program_that_says_nothing_often_is_heard_then(rig: NetworkRig) -> None:
+    rig.peer.sendall(bytes(4) * 10_000)
+    rig.say(frame(b"something"))
+    assert rig.receive() == [frame(b"something")]
 
 
 def test_a_program_that_does_not_read_holds_the_guest_for_a_while(rig: NetworkRig) -> None:

@@ -126,23 +126,26 @@ class FakeTransfer:
         self.submitted = True
         self.cancelled = False
         self.handle.submitted.append(self)
+        if self.handle.respond is not None:
+            self.handle.respond(self)
 
     def cancel(self) -> None:
-        if not self.submitted:
+        if self not in self.handle.submitted:  # what is done and not reaped neither
             raise UsbError(status.ERROR_NOT_FOUND)
         self.cancelled = True
         if self.handle.cancels:
             self.end(status.TRANSFER_CANCELLED)
 
     def end(self, outcome: int, data: bytes | int = 0, packets: Sequence[tuple[int, int]] = ()) -> None:
-        """The device answers: with bytes (IN), or having taken so many (OUT), and packets (status, bytes)."""
+        """The device answers: with bytes (IN), or having taken so many (OUT), and packets (status, bytes); without
+        them none has moved anything."""
         if isinstance(data, bytes):
             count = min(len(data), len(self.data))
             self.data[:count] = data[:count]
         self.outcome = (outcome, len(data) if isinstance(data, bytes) else data)
         self.results = [
             {"length": length, "actual_length": actual, "status": each}
-            for length, (each, actual) in zip(self.lengths, packets, strict=True)
+            for length, (each, actual) in zip(self.lengths, packets or [(outcome, 0)] * len(self.lengths), strict=True)
         ]
         self.handle.submitted.remove(self)
         self.handle.context.reapable.append(self)
@@ -170,7 +173,8 @@ class FakeTransfer:
 
 
 class FakeHandle:
-    """As usb1.USBDeviceHandle. `calls` are the operations in their order, `errors[name]` what the next ones raise."""
+    """As usb1.USBDeviceHandle. `calls` are the operations in their order, `errors[name]` what the next ones raise;
+    `respond`, if there is one, is called with each transfer when it is submitted."""
 
     def __init__(self, context: FakeContext, fd: int) -> None:
         self.context = context
@@ -183,6 +187,7 @@ class FakeHandle:
         self.automatic = False
         self.submit_errors: list[int] = []
         self.submitted: list[FakeTransfer] = []
+        self.respond: Callable[[FakeTransfer], object] | None = None
         self.made: list[FakeTransfer] = []
         self.cancels = True
         self.closed = False
