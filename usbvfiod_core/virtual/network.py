@@ -402,13 +402,12 @@ class Network(VirtualDevice):
             if endpoint is not None and endpoint.queue and self.carrier:
                 before = self.inbound.count
                 self.serve(endpoint)
-                if self.inbound.count == before or self.inbound.count >= limit:
+                if not before < self.inbound.count < limit:
                     break
                 continue
             is_wanted = endpoint is not None and self.carrier
-            if is_wanted and self.inbound.is_full and self.end.wait():
-                break
-            if not self.inbound.keep(is_wanted=is_wanted):
+            has_to_wait = is_wanted and self.inbound.is_full and self.end.wait()
+            if has_to_wait or not self.inbound.keep(is_wanted=is_wanted):
                 break
         self._is_arriving = False
         self._count()
