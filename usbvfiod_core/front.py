@@ -79,7 +79,7 @@ class Front:
         self._limit = crashes
         self._manager = os.environ.pop("NOTIFY_SOCKET", "")
         self._inherited = _inherited()
-        self._held: list[tuple[str, int]] = []
+        self._held: dict[str, int] = {}
         self._directory = _make_directory()
         self._address = f"{self._directory}/notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -98,23 +98,21 @@ class Front:
         self._served = self._stopped = self._ends = False
         self._crashes: list[float] = []
         self._signals: list[int] = []
+        self._woken = -1
+        """Where a signal is noticed."""
 
     def run(self) -> int:
         """Until the server has ended, or has crashed too often; the exit code."""
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._woken, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing)
-        self._poll.register(reading, select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
         for number in _PASSED_ON:
             signal.signal(number, lambda number, frame: self._signals.append(number))
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         try:
             self._start()
             while True:
-                for fd, _ in self._poll.poll():
-                    if fd == reading:
-                        os.read(reading, _PACKET)
-                self._hear()
-                self._pass_signals()
+                self._wait()
                 self._reap()
                 if self._main and _has_ended(self._pidfd):
                     code = self._ended()
@@ -125,12 +123,20 @@ class Front:
             os.unlink(self._address)
             os.rmdir(self._directory)
 
+    def _wait(self, seconds: float | None = None) -> None:
+        """For anything, and see to what the server says and to signals."""
+        for fd, _ in self._poll.poll(None if seconds is None else seconds * 1000):
+            if fd == self._woken:
+                os.read(self._woken, _PACKET)
+        self._hear()
+        self._pass_signals()
+
     # -- the server --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._stopped, self._named = False, 0
         self._spoke.clear()
-        handed = [*self._inherited, *self._held]
+        handed = [*self._inherited, *self._held.items()]
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         environment.update(NOTIFY_SOCKET=self._address, FDSTORE=str(ROOM))
         pid = os.fork()
@@ -198,9 +204,7 @@ class Front:
         self._tell(f"STATUS=the server {how}, and is started again")
         deadline = now + pause
         while (left := deadline - time.monotonic()) > 0 and not self._ends:
-            self._poll.poll(left * 1000)
-            self._hear()
-            self._pass_signals()
+            self._wait(left)
         if self._ends:
             return 0
         self._start()
@@ -242,13 +246,10 @@ class Front:
         if pid == self._main:
             told = dict(line.split("=", 1) for line in lines if "=" in line)
             name = told.get("FDNAME", "stored")
-            if told.get("FDSTORE") == "1":
-                while fds and len(self._held) < ROOM:
-                    self._held.append((name, fds.pop(0)))
-            elif told.get("FDSTOREREMOVE") == "1":
-                for held in [each for each in self._held if each[0] == name]:
-                    self._held.remove(held)
-                    os.close(held[1])
+            if told.keys() & {"FDSTORE", "FDSTOREREMOVE"} and name in self._held:
+                os.close(self._held.pop(name))
+            if told.get("FDSTORE") == "1" and fds and len(self._held) < ROOM:
+                self._held[name] = fds.pop(0)
             self._served |= told.get("READY") == "1"
             self._stopped |= told.get("STOPPING") == "1"
             named = told.get("MAINPID", "")

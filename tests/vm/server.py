@@ -40,10 +40,11 @@ class UsbvfiodServer:
         *,
         timeout: float = PATIENCE,
         prefix: Sequence[str] = (),
+        before: Sequence[str] = (),
         python: str | os.PathLike[str] = sys.executable,
     ) -> None:
-        """`prefix` is a command that runs what stands behind it, such as `nsenter`. `python` is the interpreter of
-        another environment, whose usbvfiod is started instead."""
+        """`prefix` is a command that runs what stands behind it, such as `nsenter`; `before` are words in front of
+        its options. `python` is the interpreter of another environment, whose usbvfiod is started instead."""
         # Not pytest's directory: the path of a Unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="usbvfiod-"))
         self.socket_path = self.directory / "usb.sock"
@@ -51,7 +52,7 @@ class UsbvfiodServer:
         self.log_path = self.directory / "usbvfiod.log"
         notify_path = self.directory / "notify.sock"
         self.command = [*prefix, os.fspath(python), "-P", "-m", "usbvfiod_core"]  # not from the working directory
-        self.command += ["--socket-path", str(self.socket_path)]
+        self.command += [*before, "--socket-path", str(self.socket_path)]
         self.command += ["--control-path", str(self.control_path), *options]
         self.command += [word for device in devices for word in ("--device", device)]
         variables = {**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(notify_path)}

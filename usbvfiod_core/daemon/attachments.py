@@ -9,7 +9,7 @@ device that is lost is unplugged, and plugged into the same port when it is back
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from ..errors import ConfigError, DeviceAway, DeviceError, DeviceWithheld, UsbvfiodError
@@ -23,15 +23,7 @@ from .guest_ports import GuestPorts, RootHub, wrong_kind
 from .intents import Attachment, Done, State, instance
 from .inventory import Inventory
 from .matching import Kind, kind_of
-from .opening import (
-    OPEN_NOTICE,
-    AttachmentRefused,
-    DeviceAbsent,
-    OpeningLoop,
-    Openings,
-    choose_port,
-    explained,
-)
+from .opening import OPEN_NOTICE, AttachmentRefused, DeviceAbsent, OpeningLoop, Openings, choose_port, explained
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +65,13 @@ class Attachments:
         fd: int | None = None,
         configured: bool = False,
         patience: float = OPEN_NOTICE,
+        ports: Iterable[int] = (),
     ) -> None:
         """From now on keep plugged in what `spec` says; tell `done` later how the first try ended.
 
         `done` gets the attachment, which may as well wait for its device, or after `patience` seconds still be opening
         it; or the error that ended it. `fd` is a descriptor of the device itself, which belongs to the attachment from
-        this call on.
+        this call on. `ports` are those that it has had, and has again if they are free.
         """
         attachment = Attachment(self._count + 1, spec, configured=configured)
         attachment.since = self._loop.time()
@@ -92,6 +85,7 @@ class Attachments:
             self._loop.call_soon(done, explained(spec, error))
             return
         self._count += 1
+        self.ports.claim_again(attachment, ports)
         self._attachments.append(attachment)
         attachment.waiters.append(done)
         if fd is not None:

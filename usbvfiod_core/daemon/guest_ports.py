@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from ..errors import ConfigError
@@ -87,6 +87,13 @@ class GuestPorts:
         """The ports of a kind, for messages."""
         ports = self._kinds[is_usb3]
         return f"{ports[0]} to {ports[-1]}"
+
+    def claim_again(self, owner: Hashable, ports: Iterable[int]) -> None:
+        """Give `owner` ports that it has had, as far as they are free and it has none of the kind."""
+        for port_id in ports:
+            taken = not 1 <= port_id <= self.last or self._owners.get(port_id, owner) != owner
+            if not taken and (port_id in self._kinds[True]) not in self.owned(owner):
+                self._owners[port_id] = owner
 
     def release(self, owner: Hashable) -> None:
         """`owner` needs no ports any more."""

@@ -43,7 +43,14 @@ UNPLUGGING: Final = 10.0
 """Seconds for devices that cannot be handed over to be unplugged."""
 _PACE: Final = 0.001
 
-PASSED_ON: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY")
+PASSED_ON: Final = (
+    "NOTIFY_SOCKET",
+    "FDSTORE",
+    "WATCHDOG_USEC",
+    "XDG_RUNTIME_DIR",
+    "RUNTIME_DIRECTORY",
+    "STATE_DIRECTORY",
+)
 """Variables of the environment that say where a server is; with all that begin with `USBVFIOD_`."""
 
 
@@ -77,6 +84,10 @@ class Parts(Protocol):
     @property
     def since(self) -> tuple[float, float, int]:
         """When it was started, by `time.monotonic` and `time.time`, and how often it was replaced."""
+        ...
+
+    def handed_over(self) -> None:
+        """Another process goes on, and the service manager hears this one for the last time."""
         ...
 
     def replaced(self) -> None:
@@ -296,6 +307,7 @@ class HandingOver:
         parts, channel = self._parts, self._channel
         assert channel is not None
         self._end()
+        parts.handed_over()
         if type(self._new_pid) is int and self._new_pid > 0:
             notify(f"MAINPID={self._new_pid}")
         parts.transport.forget()

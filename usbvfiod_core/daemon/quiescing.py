@@ -59,6 +59,10 @@ class Quiescing:
             self._changed()
         self._look(self._since, self._loop.time() + patience, patience, done)
 
+    def goes_on(self) -> None:
+        """A server that has crashed had begun it, and the hub withholds all devices already."""
+        self._since = self._loop.time()
+
     def end(self) -> None:
         """Plug everything in again for the guest; nothing happens if it is plugged in."""
         if self._since is None:

@@ -1,24 +1,258 @@
-"""A start with what the service manager has held of a server that has crashed: the client's connection, the guest's
-memory, interrupts, and the state. docs/crashes.md says what comes of it.
+"""A server that survives a crash: what it keeps outside of itself, and a start with what was kept. docs/crashes.md says
+what comes of it.
+
+The state is a file in memory (`state_file`), which the service manager holds with the client's connection, the guest's
+memory and the interrupts. The next start finds all of it, and goes on with the client before it opens any device: those
+have been unplugged for the guest, and come back as they do at any start.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
-from .descriptor_store import DescriptorStore
+from ..errors import ClientError, ConfigError, DeviceError, UsbvfiodError
+from ..files import Grant
+from ..state import StateError, pack
+from ..state_file import StateFile
+from ..usb.device import Loop
+from ..vfio_user import expendable
+from ..vfio_user.listener import ListenerState, inherited
+from ..vfio_user.transport import Server as Transport
+from ..xhci.controller import Controller
+from .attachments import Attachments
+from .config import Config, DeviceSpec
+from .descriptor_store import DescriptorStore, room
+from .intents import Attachment
+from .quiescing import Quiescing
+from .server_state import ReplugState, fixed
+
+if TYPE_CHECKING:
+    from .recovered import Recovered
 
 log = logging.getLogger(__name__)
 
+STATE: Final = "state-"
+"""What the name of a state file begins with; the rest is a number that grows."""
+ATTEMPTS: Final = 3
+"""Starts that may try to go on with one state."""
 
-def let_go(held: Mapping[str, int], store: DescriptorStore | None, reason: str) -> None:
-    """This server does not go on with what was held: the client's connection ends, and its VM's memory is free."""
-    if not held:
-        return
-    log.warning("what a server before this one has left of its VM is not gone on with: %s", reason)
-    for fd in held.values():
-        os.close(fd)
-    if store is not None:
-        store.clear()
+
+class Surviving(Protocol):
+    """What this needs of a server."""
+
+    transport: Transport
+    controller: Controller
+    attachments: Attachments
+    quiescing: Quiescing
+
+    @property
+    def config(self) -> Config: ...
+    def parse(self, text: str) -> DeviceSpec: ...
+
+
+class Survival:
+    """Of one server. `held` is what the service manager has handed to this start. `taking`: this process is about to
+    take the place of a server that runs, and says nothing before it has. On the loop's thread."""
+
+    def __init__(self, loop: Loop, held: Mapping[str, int], *, taking: bool = False) -> None:
+        self._loop = loop
+        self._held = dict(held)
+        limit = room(os.environ)
+        self._store = DescriptorStore(loop, limit, held) if limit else None
+        if self._store is not None and taking:
+            self._store.hold(True)
+        self.file: StateFile | None = None
+        """Where the state of this server is kept; None if nobody would hold it."""
+        if self._store is not None:
+            try:
+                self.file = StateFile.create()
+            except OSError as error:
+                log.warning("the VM does not survive a crash of this server: its state cannot be kept: %s", error)
+        self._name = ""
+        self._due = False
+        self._server: Surviving | None = None
+        self.devices: list[ReplugState] = []
+        """Those of the server that has crashed, until `ports_of` is asked for them."""
+
+    # -- a start -----------------------------------------------------------------------------------------------------
+
+    def recover(self, server: Surviving) -> bool:
+        """Go on with the client of a server that has crashed, as far as `controller.resume` and `transport.go_on`;
+        whether there is one. The sandbox is closed. Raises DeviceError if nothing can be gone on with any more, and the
+        next start begins anew."""
+        if not self._held:
+            return False
+        found = self._found(server.config)
+        if isinstance(found, str):
+            self._let_go(found)
+            return False
+        self.devices = found.state.replug
+        if found.state.transport.client is None:
+            self._let_go("")
+            return False
+        own = {name: os.dup(fd) for name, fd in found.transport.items()}
+        page = None if found.page is None else os.dup(found.page)
+        try:
+            if server.config.fd is not None:
+                listener, listens = inherited(server.config.fd)
+                if not listens:
+                    raise ConfigError(f"--fd {server.config.fd} is a client's, and there is one already")
+                found.state.transport.listener, own["listener"] = ListenerState(), listener.detach()
+            server.transport.restore(found.state.transport, own)
+            server.controller.restore(found.state.controller, lambda port_id: None, page)
+            server.transport.catch_up()
+        except Exception as error:
+            log.debug("the state of the server before this one", exc_info=error)
+            self._let_go(f"{type(error).__name__}: {error}")
+            raise DeviceError("what is left of the server before this one cannot be gone on with") from error
+        if found.state.controller.withholding:
+            server.quiescing.goes_on()
+        return True
+
+    def begin(self, server: Surviving) -> None:
+        """The server serves: keep its state from now on, in the place of what was held."""
+        self._server = server
+        if self.file is None or self._store is None:
+            return
+        self._keep()
+        self.file.complete()
+        self._name = f"{STATE}{time.monotonic_ns()}"
+        self.file.attach(self._store)
+        self._store.store(self._name, self.file.fd)
+        for name in self._store.names - self.file.held.keys() - {self._name}:
+            self._store.remove(name)
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
+
+    def believed(self) -> None:
+        """The process whose place this one has taken is gone, and so the service manager hears this one."""
+        if self._store is not None:
+            self._store.hold(False)
+
+    def ports_of(self, spec: str, configured: bool) -> list[int]:
+        """The ports that a device had before the crash, each device once."""
+        for each in self.devices:
+            if (each.spec, each.configured) == (spec, configured):
+                self.devices.remove(each)
+                return each.ports
+        return []
+
+    def attach_others(self, server: Surviving) -> None:
+        """The devices that somebody had attached to the server that has crashed."""
+        others, self.devices = [each for each in self.devices if not each.configured], []
+        for each in others:
+            try:
+                spec = server.parse(each.spec)
+                if each.directories is not None:
+                    spec = replace(spec, grant=Grant({}, tuple(map(Path, each.directories))))
+                server.attachments.attach(spec, partial(_tell, each.spec), ports=each.ports)
+            except UsbvfiodError as error:
+                _tell(each.spec, error)
+
+    # -- while it serves ---------------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Something of what the server says of itself has changed."""
+        if self._server is not None and self.file is not None and not self._due:
+            self._due = True
+            self._loop.call_soon(self._keep)
+
+    def handed_over(self) -> None:
+        """Another process goes on, and keeps a state of its own."""
+        if self._store is not None:
+            self._server = None
+            self._store.remove(self._name)
+            self._store.forget()
+
+    def close(self) -> None:
+        """The server ends: nothing is left of it, unless it could not begin, which the next start may."""
+        self._server = None
+        if self._store is not None and not self._held:
+            self._store.clear()
+
+    # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _found(self, config: Config) -> Recovered | str:
+        """What there is to go on with; or why that cannot be."""
+        numbers = [name.removeprefix(STATE) for name in self._held if name.startswith(STATE)]
+        states = sorted((int(each) for each in numbers if each.isascii() and each.isdigit()), reverse=True)
+        reason = "its state was not held"
+        fds = {name: fd for name, fd in self._held.items() if not name.startswith(STATE)}
+        for number in states:
+            try:
+                file = StateFile.opened(os.dup(self._held[f"{STATE}{number}"]))
+            except StateError as error:
+                reason = str(error)
+                continue
+            from .recovered import recovered  # few starts have something to go on with
+
+            try:
+                file.attempts += 1
+                if file.attempts > ATTEMPTS:
+                    return f"{ATTEMPTS} starts have tried that"
+                found = recovered(file, fds, any_memory_file=config.server.any_memory_file)
+                return _changed(found, config) or found
+            except (StateError, ClientError) as error:
+                reason = str(error)
+            except Exception as error:
+                log.error("the state of the server before this one", exc_info=error)
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                file.close()
+        return reason
+
+    def _let_go(self, reason: str) -> None:
+        """Do not go on with what was held: the client's connection ends, and its VM's memory is free."""
+        if reason:
+            log.warning("this server does not go on with the VM of the one before it: %s", reason)
+        for fd in self._held.values():
+            expendable.close(fd)
+        self._held.clear()
+        if self._store is not None:
+            self._store.clear()
+
+    def _keep(self) -> None:
+        self._due = False
+        server, file = self._server, self.file
+        if server is None or file is None:
+            return
+        from .recovered import SERVER, KeptServer  # few servers keep their state
+
+        settings = server.config.server
+        replug = []
+        for each in server.attachments:
+            grant = each.spec.grant
+            if not each.wanted or (grant is not None and grant.given):
+                continue  # files that a client has given open are gone with this process
+            directories = None if grant is None or grant.directories is None else list(map(str, grant.directories))
+            ports = sorted(server.attachments.ports.owned(each).values())
+            replug.append(ReplugState(each.spec.text, each.configured, ports, directories))
+        kept = KeptServer(
+            fixed(settings),
+            sorted(each.value for each in settings.interrupts),
+            replug,
+            withholding=server.quiescing.seconds is not None,
+        )
+        file.keep(SERVER, pack(kept))
+
+
+def _tell(spec: str, result: Attachment | UsbvfiodError) -> None:
+    if isinstance(result, UsbvfiodError):
+        log.error("%s does not come back: %s", spec, result)
+
+
+def _changed(found: Recovered, config: Config) -> str:
+    """Which of the settings that the guest sees is another one; empty if none is."""
+    own = fixed(config.server)
+    for name, value in found.fixed.items():
+        if own.get(name, value) != value:
+            return f"{name} was {value or 'not set'}, and is {own[name] or 'not set'}"
+    return ""

@@ -23,6 +23,7 @@ from .handing_over import HandingOver
 from .intents import Attachment
 from .loop import ServerLoop
 from .quiescing import Quiescing
+from .recovery import Survival
 from .reload import carry_out, compare
 from .server_state import ServerState, fixed
 from .steering import Steering
@@ -49,6 +50,7 @@ class Replaced(Protocol):
     requests: ControlRequests
     metrics: MetricsSocket | None
     quiescing: Quiescing
+    survival: Survival
     backends: Mapping[str, Backend]
     host: str | None
     control_fd: int | None
@@ -155,6 +157,10 @@ class Replacement:
         """When it was started, by `time.monotonic` and `time.time`, and how often it was replaced."""
         return (*self._server.started, self.upgrades)
 
+    def handed_over(self) -> None:
+        """Another process goes on, and the service manager hears this one for the last time."""
+        self._server.survival.handed_over()
+
     def replaced(self) -> None:
         """Another process is the server from now on."""
         self._server.replaced()
@@ -245,7 +251,7 @@ class Replacement:
         self._taking = None
         self.upgrades = state.upgrades
         self._go_on(state)
-        taking.gone_on()
+        taking.gone_on(server.loop, server.survival.believed)
 
     def _go_on(self, state: ServerState) -> None:
         """This process is the server: the devices, the guest, then clients."""

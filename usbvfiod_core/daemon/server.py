@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..compiled import BUILD
 from ..descriptors import have_enough
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
@@ -31,7 +29,6 @@ from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_d
 from .config_file import load
 from .confinement import Confinement
 from .control_requests import ControlRequests
-from .descriptor_store import DescriptorStore, room
 from .garbage import Garbage
 from .guest_ports import GuestPorts, cautions
 from .intents import Attachment, State
@@ -41,10 +38,11 @@ from .loop import SWITCH_INTERVAL, ServerLoop
 from .metrics_address import metrics_address, needs_library
 from .notify import ServiceManager
 from .quiescing import Quiescing
-from .recovery import let_go
+from .recovery import Survival
 from .reload import Reloading, log_reload
 from .replacement import Replacement
 from .report import device_entry
+from .server_status import server_status
 from .steering import Steering
 from .succession import Succession
 
@@ -114,6 +112,7 @@ class Server:
         self._garbage = Garbage(loop)
         self._stopping = False
         self._errors: list[UsbvfiodError] = []
+        self.survival = Survival(loop, held, taking=taking is not None)
         ports = GuestPorts(config.server.usb2_ports, config.server.usb3_ports)
         served = ControllerServer(
             loop,
@@ -128,6 +127,7 @@ class Server:
             on_ended=self._garbage.client_ended,
             on_closed=self.stop,
             look=self.confinement.look,
+            state_file=self.survival.file,
         )
         self.memory, self.controller, self.transport = served.memory, served.controller, served.transport
         hub = self.controller.hub
@@ -145,9 +145,6 @@ class Server:
         self.steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
         self._reloading = Reloading(loop, self.attachments, config, self._read_again, self.steering.set_policy)
         self._manager = ServiceManager(loop)
-        limit = room(os.environ)
-        self.store = DescriptorStore(loop, limit, held) if limit else None
-        let_go(held, self.store, "this version keeps no state")
         self.devices = Succession(self.attachments, loop, registry, backends)
         self.replacement = Replacement(self, taking)
         self.quiescing = Quiescing(loop, hub, self._shown_or_not)
@@ -157,7 +154,7 @@ class Server:
             backends,
             self.steering.gate,
             parse=self.parse,
-            status=self._status,
+            status=partial(server_status, self),
             statistics=self.controller.statistics,
             reload=self._reloading.begin,
             log_level=self._set_log_level,
@@ -166,8 +163,8 @@ class Server:
             upgrade=self.replacement.begin,
         )
         self.started = loop.time(), time.time()
-        self._version = version("usbvfiod")  # from a file, which is not to be read each time
-        self._lateness = Lateness(loop)
+        self.version = version("usbvfiod")  # from a file, which is not to be read each time
+        self.lateness = Lateness(loop)
         self.metrics: MetricsSocket | None = None
         self._starting = len(config.devices)
         """Devices of which it is not known yet whether they can be used."""
@@ -202,8 +199,9 @@ class Server:
         self._stopping = True
         self._manager.tell("STOPPING=1")
         self.transport.close()
+        self.survival.close()
         self.steering.close()
-        self._lateness.close()
+        self.lateness.close()
         if self.metrics is not None:
             self.metrics.close()
         self.loop.call_later(CLOSE_TIMEOUT, self._give_up)
@@ -223,6 +221,7 @@ class Server:
         self.started = since, started
         self._starting, self.serving, self._tidied = 0, True, True
         self._garbage.settle()
+        self.survival.begin(self)
         self._manager.tell("READY=1")
 
     def ended_with(self, error: UsbvfiodError) -> None:
@@ -268,10 +267,27 @@ class Server:
             return
         for caution in cautions(self.config.server.usb2_ports, self.config.server.usb3_ports):
             log.warning("%s", caution)
+        try:
+            if self.survival.recover(self):
+                self._go_on()
+        except UsbvfiodError as error:
+            self._errors.append(error)
+            self.stop()
+            return
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self.config.devices:
-            self.attachments.attach(spec, partial(self._attached, spec), configured=True)
+            ports = self.survival.ports_of(spec.text, configured=True)
+            self.attachments.attach(spec, partial(self._attached, spec), configured=True, ports=ports)
+        self.survival.attach_others(self)
         self._proceed()
+
+    def _go_on(self) -> None:
+        """With the VM of a server that has crashed: it does not wait for any device."""
+        self.serving = True
+        self._serves()
+        self.controller.resume()
+        self.transport.go_on()
+        log.warning("the server before this one has crashed; this one goes on with its VM, whose devices come back")
 
     def serve_metrics(self, adopted: Adopted | None = None) -> None:
         """Where another process has served them, from `MetricsSocket.go_on` on. Raises SocketError."""
@@ -305,12 +321,15 @@ class Server:
         strict = self.config.server.strict_plugins or spec.mode is Mode.REQUIRED
         if isinstance(result, PluginError) and not strict:
             log.error("%s; the others are served", result)
+        elif isinstance(result, UsbvfiodError) and self.serving:
+            log.error("%s", result)
         elif isinstance(result, UsbvfiodError) and not self._stopping:
             self._errors.append(result)
         self._proceed()
 
     def _attachment_changed(self, attachment: Attachment) -> None:
         self.captures.attachment_changed(attachment)
+        self.survival.changed()
         self._publish(attachment)
         self._proceed()
 
@@ -321,6 +340,7 @@ class Server:
 
     def _shown_or_not(self) -> None:
         """The guest sees the plugged devices no more, or again."""
+        self.survival.changed()
         for attachment in self.attachments:
             if attachment.state is State.PLUGGED:
                 self._publish(attachment)
@@ -334,33 +354,6 @@ class Server:
         control = self.steering.control
         if control is not None and control.watched:
             control.publish({"event": "device", "change": change, "device": device_entry(info)})
-
-    def _status(self) -> dict[str, Any]:
-        client = self.transport.client
-        regions = self.memory.regions
-        shared = sum(region.end - region.start for region in regions if region.view is not None)
-        mapped = sum(region.end - region.start for region in regions)
-        return {
-            "server": {
-                "pid": os.getpid(),
-                "usbvfiod": self._version,
-                "build": BUILD,
-                "name": self.steering.called,
-                "started": round(self.started[1], 3),
-                "seconds": round(self.loop.time() - self.started[0], 3),
-                "cpu_seconds": round(time.process_time(), 6),
-                "lateness": self._lateness.look(),
-                "socket": "" if self.config.socket_path is None else str(self.config.socket_path),
-                "usb2_ports": self.config.server.usb2_ports,
-                "usb3_ports": self.config.server.usb3_ports,
-                "serving": self.serving,
-                "missing": [str(attachment) for attachment in self.attachments.missing],
-                "sandbox": self.confinement.report,
-                "quiesced": None if self.quiescing.seconds is None else round(self.quiescing.seconds, 3),
-            },
-            "client": None if client is None else client._asdict(),
-            "memory": {"shared": shared, "unshared": mapped - shared},
-        }
 
     @property
     def config(self) -> Config:
@@ -381,9 +374,11 @@ class Server:
 
     def _proceed(self) -> None:
         """Serve, if every device was tried, none is an error, and those that are required are there."""
-        if self._stopping or self.serving or self._starting:
+        if self._stopping or self._starting:
             return
         self._tidy()
+        if self.serving:
+            return
         if self._errors:
             self.stop()
         elif not self.attachments.missing:
@@ -412,7 +407,11 @@ class Server:
             self._errors.append(SocketError(str(error)))
             self.stop()
             return
+        self._serves()
+
+    def _serves(self) -> None:
         self._garbage.settle()
+        self.survival.begin(self)
         if self.steering.name:
             log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self.steering.name)
         where = self.config.socket_path if self.config.socket_path is not None else f"fd {self.config.fd}"

@@ -16,11 +16,13 @@ from .steering import SteeringState
 @dataclass
 class ReplugState:
     """A device that was unplugged because it cannot be handed over, and is to be plugged in again: its specification,
-    whether it is in the configuration, and the ports of the controller that it keeps."""
+    whether it is in the configuration, the ports of the controller that it keeps, and the directories below which its
+    files are, where not all that the server may open may be opened for it."""
 
     spec: str
     configured: bool
     ports: list[PortId] = field(default_factory=list)
+    directories: list[str] | None = None
 
 
 @dataclass

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..state import StateError, check_format, unpack
 from ..usb.backend import Backend
+from ..usb.device import Loop
 from .activation import ActivationSockets, serving_them
 from .channel import Channel, ChannelClosed, Message
 from .config import Config
@@ -120,14 +121,21 @@ class TakingOver:
         self._channel.send("accept", {"pid": os.getpid()})
         self._expect("go")
         self._channel.send("gone")
-        self._channel.close()
         # From here on its log goes where the server's went.
         os.dup2(self.log_fd, 1)
         os.dup2(self.log_fd, 2)
         os.close(self.log_fd)
 
-    def gone_on(self) -> None:
-        """This process serves: whoever has started it is told."""
+    def gone_on(self, loop: Loop, alone: Callable[[], object]) -> None:
+        """This process serves: whoever has started it is told. `alone` is called when the other one has said its last
+        word to the service manager."""
+
+        def ended() -> None:
+            loop.remove_reader(self._channel.fileno())
+            self._channel.close()
+            alone()
+
+        loop.add_reader(self._channel.fileno(), ended)
         if self._report is not None:
             try:
                 os.write(self._report, b"ok")

@@ -1,0 +1,299 @@
+"""A server is killed at any moment, and the next one goes on with the same VM: `usbvfiod front` as users have it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pytest
+
+from tests.e2e.process import COMMAND
+from tests.e2e.test_front import Fronted
+from usbvfiod_core.testing.bus import SocketBus
+from usbvfiod_core.testing.client import VfioUserClient, VfioUserError
+from usbvfiod_core.testing.driver import GuestDriver
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
+from usbvfiod_core.testing.mass_storage import MassStorage
+
+BLOCK = 512
+BLOCKS = 4096
+DRIVE = 9
+"""The port of the drive."""
+GOES_ON = "goes on with its VM"
+
+
+class Served(Protocol):
+    """What a guest needs of a server."""
+
+    @property
+    def socket_path(self) -> Path: ...
+
+
+class Unplugged(Exception):
+    """The driver sees that the device is gone."""
+
+
+class Driver(GuestDriver):
+    """Looks at a port while it waits, as a driver does that hears of port changes."""
+
+    watched = 0
+
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float | None = None) -> None:
+        def ended() -> bool:
+            return condition() or self.is_gone
+
+        super().wait_until(ended, what, timeout)
+        if self.is_gone and not condition():
+            raise Unplugged
+
+    @property
+    def is_gone(self) -> bool:
+        """The device at the watched port was unplugged, and perhaps plugged in again."""
+        return bool(self.watched) and self.watched in self.port_changes
+
+
+class Guest:
+    """Writes a drive and reads it back. Whatever was being written when the drive was unplugged is written again."""
+
+    def __init__(self, server: Served, image: Path) -> None:
+        self._image = image
+        self._bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
+        self.driver = Driver(self._bus)
+        self.driver.start()
+        self._random = random.Random(17)
+        self.content = bytearray(image.read_bytes())
+        self.again = -1
+        """How often the drive was plugged in again."""
+        self.works = 0
+        self._plug()
+
+    def close(self) -> None:
+        self._bus.close()
+
+    def step(self) -> None:
+        """A bit of work, and what a driver does when its device was unplugged."""
+        start, count = self._random.randrange(BLOCKS - 256), self._random.randrange(1, 256)
+        data = self._random.randbytes(count * BLOCK)
+        while True:
+            try:
+                self._drive.write(start, data)
+                self.content[start * BLOCK : start * BLOCK + len(data)] = data
+                at = self._random.randrange(BLOCKS - 64)
+                assert bytes(self._drive.read(at, 64)) == self.content[at * BLOCK : (at + 64) * BLOCK]
+                self.works += 1
+                return
+            except Unplugged:
+                self._plug()
+
+    def check(self) -> None:
+        """All of the drive is as it should be, and the file has it."""
+        for start in range(0, BLOCKS, 256):
+            assert bytes(self._drive.read(start, 256)) == self.content[start * BLOCK : (start + 256) * BLOCK]
+        self._drive.synchronize_cache()
+        assert self._image.read_bytes() == self.content
+        assert self.driver.read_operational(4) & 0x1004 == 0  # USBSTS: neither HSE nor HCE
+
+    def _plug(self) -> None:
+        driver, old = self.driver, getattr(self, "_device", None)
+        driver.watched = 0
+        if old is not None:
+            old.disable()
+        while True:
+            driver.handle_events()
+            driver.port_changes.discard(DRIVE)
+            driver.poll_until(lambda: driver.port(DRIVE).connected, "the drive does not come back")
+            driver.handle_events()
+            driver.port_changes.discard(DRIVE)
+            driver.watched = DRIVE
+            try:
+                self._device = driver.enumerate(DRIVE)
+                self._drive = MassStorage(self._device)
+                self._drive.read_capacity()
+            except Unplugged:
+                driver.watched = 0
+                continue
+            self.again += 1
+            return
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> Path:
+    path = tmp_path / "drive.img"
+    path.write_bytes(random.Random(1).randbytes(BLOCK * BLOCKS))
+    return path
+
+
+@pytest.fixture
+def server(tmp_path: Path, drive: Path) -> Iterator[Fronted]:
+    made = Fronted(
+        tmp_path,
+        [
+            *("--control-path", tmp_path / "control.sock"),
+            *("--device", f"virtual:flash?image={drive}&transport=bot"),
+            *("--device", "virtual:keyboard"),
+        ],
+        before=["--crashes", "0", "--"],
+    )
+    with made:
+        made.wait_ready()
+        yield made
+
+
+def ask(tmp_path: Path, *words: str) -> Any:
+    """What a command says, as JSON if it is asked for that."""
+    done = subprocess.run(
+        [*COMMAND, words[0], "--control-path", str(tmp_path / "control.sock"), *words[1:]],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) if "--json" in words else done.stdout
+
+
+def held(server: Fronted) -> list[str]:
+    """What the front has open: the targets of its descriptors."""
+    found = []
+    for fd in os.listdir(place := f"/proc/{server.process.pid}/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"{place}/{fd}"))
+    return found
+
+
+def survive(server: Fronted, drive: Path, times: int) -> None:
+    """Work while the server is killed so often."""
+    with closing(Guest(server, drive)) as guest:
+        guest.step()
+        chance = random.Random(times)
+        most = 0
+        for number in range(1, times + 1):
+            killer = threading.Timer(chance.random() * 0.2, os.kill, (server.server, signal.SIGKILL))
+            killer.start()
+            while killer.is_alive() or server.log.count(GOES_ON) < number:
+                guest.step()
+            while guest.again < number:
+                guest.step()
+            if number == 1:
+                most = len(held(server))
+            assert len(held(server)) <= most
+        guest.step()
+        guest.check()
+    assert "does not go on with the VM" not in server.log
+    assert server.log.count(GOES_ON) == times
+
+
+def test_a_guest_works_on_when_its_server_is_killed(server: Fronted, drive: Path) -> None:
+    survive(server, drive, 3)
+    # The VM is gone: what is held is the state, of a server without a client.
+    server.wait_for(lambda: len([each for each in held(server) if "memfd:" in each]) == 1)
+    server.kill_server()
+    with closing(Guest(server, drive)) as guest:
+        guest.step()
+        guest.check()
+    assert server.terminate() == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_hundred_crashes(server: Fronted, drive: Path) -> None:
+    survive(server, drive, 100)
+
+
+def test_what_was_attached_comes_back_and_an_upgrade_changes_nothing(
+    server: Fronted, drive: Path, tmp_path: Path
+) -> None:
+    with closing(Guest(server, drive)) as guest:
+        guest.step()
+        ask(tmp_path, "attach", "virtual:loopback?port=14")
+        ask(tmp_path, "attach", "virtual:keyboard?name=second")
+        before = ports(tmp_path)
+        ask(tmp_path, "upgrade")
+        guest.step()
+        pid = ask(tmp_path, "status", "--json")["server"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        while guest.again < 1:
+            guest.step()
+        wait_until(lambda: ports(tmp_path) == before, lambda: f"{ports(tmp_path)} are not {before}\n{server.log}")
+        ask(tmp_path, "upgrade")
+        guest.step()
+        guest.check()
+        assert guest.again == 1
+
+
+def ports(tmp_path: Path) -> dict[str, int]:
+    """Where the devices are that are plugged in."""
+    attachments = ask(tmp_path, "list", "--json")["attachments"]
+    return {each["spec"]: each["port"] for each in attachments if each["state"] == "plugged"}
+
+
+def shrunk(state: BinaryIO) -> None:
+    with pytest.raises(OSError, match="not permitted"):
+        state.truncate(4096)  # it is sealed
+    state.write(bytes(4096))
+
+
+def foreign(state: BinaryIO) -> None:
+    state.seek(8)
+    state.write((99).to_bytes(8, "little"))
+
+
+def nonsense(state: BinaryIO) -> None:
+    size = state.seek(0, 2)
+    for at in range(4096, size, 64):
+        state.seek(at)
+        state.write(b"\xa5")
+
+
+def tried(state: BinaryIO) -> None:
+    state.seek(24)
+    state.write((3).to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (shrunk, "state file: this version reads format 1, and it is another"),
+        (foreign, "state file: this version reads format 1, and it is another"),
+        (nonsense, "state file: it has no document"),
+        (tried, "3 starts have tried that"),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_let_go(
+    server: Fronted, drive: Path, change: Callable[[BinaryIO], None], reason: str
+) -> None:
+    with closing(SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))) as bus:
+        GuestDriver(bus).start()
+        place = Path(f"/proc/{server.process.pid}/fd")
+        (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
+        with (place / fd).open("r+b", buffering=0) as state:
+            change(state)
+        server.kill_server()
+        assert f"does not go on with the VM of the one before it: {reason}" in server.log
+        with pytest.raises(VfioUserError):
+            bus.read(0)
+    with closing(Guest(server, drive)) as guest:
+        guest.step()
+        guest.check()
+
+
+def test_a_setting_that_the_guest_sees_has_changed(tmp_path: Path, drive: Path) -> None:
+    config = tmp_path / "web.toml"
+    config.write_text("[server]\nusb2-ports = 8\n")
+    server = Fronted(tmp_path, ["--config", config, "--device", f"virtual:flash?image={drive}&transport=bot"])
+    with server:
+        server.wait_ready()
+        with closing(SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))) as bus:
+            GuestDriver(bus).start()
+            config.write_text("[server]\nusb2-ports = 9\n")
+            server.kill_server()
+            assert "the one before it: usb2-ports was 8, and is 9" in server.log
+            with pytest.raises(VfioUserError):
+                bus.read(0)
