@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .options import NoOptions, SettingError, option
     from .usb.backend import Backend, DeviceInfo
     from .usb.device import Device, DeviceEvents, Loop, Timer
-    from .usb.handover import CannotHandOver, Handover
+    from .usb.handover import CannotHandOver, Handover, NotSettled
     from .usb.requests import SetupPacket
     from .usb.speed import Speed
     from .usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType
@@ -42,6 +42,7 @@ __all__ = [
     "IsochronousPacket",
     "Loop",
     "NoOptions",
+    "NotSettled",
     "PluginError",
     "RegisterNeeds",
     "RegisterOptions",
@@ -76,6 +77,7 @@ _MODULES = {
     "IsochronousPacket": "usb.transfer",
     "Loop": "usb.device",
     "NoOptions": "options",
+    "NotSettled": "usb.handover",
     "PluginError": "errors",
     "RegisterNeeds": "hooks.needs",
     "RegisterOptions": "hooks.options",

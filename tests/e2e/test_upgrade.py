@@ -262,9 +262,8 @@ def test_a_changed_configuration_is_carried_out(rig: Upgradable) -> None:
         guest.step()
         rig.upgrade(
             *("--", "--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control)),
-            *("--no-plugin", "mass-storage-quirks"),
-            *("--device", f"virtual:flash?image={bot}&transport=bot&name=bot"),
-            *("--device", f"virtual:flash?image={uas}&transport=uas&name=uas"),
+            *("--device", f"virtual:flash?image={bot}&transport=bot&name=bot&mass-storage-quirks.quirks=kw"),
+            *("--device", f"virtual:flash?image={uas}&transport=uas&name=uas&mass-storage-quirks.quirks=kw"),
             *("--device", "virtual:keyboard?name=keys"),
             *("--device", "virtual:tablet?name=tablet"),
         )

@@ -36,9 +36,9 @@ class Upgradable:
         self.server = ServerProcess(
             directory,
             [
-                *("--control-path", self.control, "--no-plugin", "mass-storage-quirks"),
-                *("--device", f"virtual:flash?image={bot}&transport=bot&name=bot"),
-                *("--device", f"virtual:flash?image={uas}&transport=uas&name=uas"),
+                *("--control-path", self.control),
+                *("--device", f"virtual:flash?image={bot}&transport=bot&name=bot&mass-storage-quirks.quirks=kw"),
+                *("--device", f"virtual:flash?image={uas}&transport=uas&name=uas&mass-storage-quirks.quirks=kw"),
                 *("--device", "virtual:keyboard?name=keys"),
                 *arguments,
             ],

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from usbvfiod_core import InterceptedTransfer, TransferStatus
@@ -23,6 +22,8 @@ from .commands import Command, CommandSet, log
 from .information_units import DATA_IN_PIPE, DATA_OUT_PIPE
 from .quirks import Quirk
 from .scsi import INVALID_FIELD_IN_CDB, NO_SENSE, Sense
+from .state import State
+from .transfers import in_flight
 from .wrappers import (
     CBW_LENGTH,
     COMMAND_FAILED,
@@ -37,24 +38,10 @@ if TYPE_CHECKING:
     from .splitting import Splitting
 
 _COMPLETED = TransferStatus.COMPLETED
+_CANCELLED = TransferStatus.CANCELLED
 _STALL = TransferStatus.STALL
 _DESC = 0x01
 _MOST_SENSE = 18
-
-
-class State(Enum):
-    """What the transport is at."""
-
-    READY = "waits for a command"
-    PASSED = "the device works on a command"
-    ANSWERING = "a command is answered here"
-    BUSY = "the device is used on our own account; the guest waits"
-    WEDGED = "halted until Reset Recovery"
-
-
-def in_flight(transfer: InterceptedTransfer) -> bool:
-    """Whether the guest still waits for it, however far it has come."""
-    return transfer.outer.status is None
 
 
 class BulkOnly:
@@ -87,23 +74,26 @@ class BulkOnly:
         self._plain = commands.plain
         self._shortens = Quirk.BAD_SENSE in commands.quirks
         self._logs = commands.logs
-        self._delay = 0.0
+        self.delay = 0.0
+        self._delayed: InterceptedTransfer | None = None  # the wrapper, until that is over
+        self._delayed_since = 0.0
         self._old: set[InterceptedTransfer] = set()  # with the device since before a reset
         self._held_in: InterceptedTransfer | None = None
         self._held_out: InterceptedTransfer | None = None
-        self._asked = 0  # bytes of data for which transfers have been given to the device
+        self.out_due = 0  # bytes of data that the device has not taken yet, and that the guest has or had to give
+        self._asked = 0  # bytes of data for which no transfer has been given to the device yet
         self._status_asked = False
-        self._shortened = 0  # how much less data the device was told of than the guest has announced
-        self._senses: dict[Hashable, Sense] = {}
-        self._answer = b""
-        self._residue = 0
-        self._status = COMMAND_PASSED
+        self.shortened = 0  # how much less data the device was told of than the guest has announced
+        self.senses: dict[Hashable, Sense] = {}
+        self.own_data = b""
+        self.own_residue = 0
+        self.own_status = COMMAND_PASSED
 
     # -- from the interceptor ----------------------------------------------------------------------------------------
 
     def begin(self, delay: float) -> None:
         """The interface has this setting from now on; its first command waits for `delay` seconds."""
-        self._delay = delay
+        self.delay = delay
         self.reset()
 
     def reset(self) -> None:
@@ -116,7 +106,7 @@ class BulkOnly:
         self._old.update(self.sent)
         self._old = {each for each in self._old if in_flight(each)}
         self.sent.clear()
-        self._senses.clear()
+        self.senses.clear()
         self.commands.reset()
         self._ready()
         self.proceed()
@@ -143,10 +133,10 @@ class BulkOnly:
         the device can say itself unless it is our `own`. `residue` is of what is left if nothing is said."""
         if residue is None:
             residue = self.in_left - len(data) if self.in_left else self.out_left if sense is not None else 0
-        self._answer, self._residue = data, residue
-        self._status = COMMAND_PASSED if sense is None else COMMAND_FAILED
+        self.own_data, self.own_residue = data, residue
+        self.own_status = COMMAND_PASSED if sense is None else COMMAND_FAILED
         if sense is not None and own and self.command is not None:
-            self._senses[self.command.lun] = sense
+            self.senses[self.command.lun] = sense
         self.state = State.ANSWERING
 
     def answered(self, sense: Sense | None, *, refused: bool = False) -> None:
@@ -155,6 +145,11 @@ class BulkOnly:
         if command is not None:
             self.commands.ended(command, sense, refused=refused)
         self.proceed()
+
+    def not_taken(self) -> None:
+        """The device has not taken the wrapper, which was taken back: it is as if it had not come yet."""
+        self.command = None
+        self._ready()
 
     def proceed(self) -> None:
         """Go on with what was held."""
@@ -176,6 +171,8 @@ class BulkOnly:
 
     def take_out(self, transfer: InterceptedTransfer) -> None:
         """A transfer of the guest on the OUT endpoint."""
+        if self._delayed is not None:
+            self.look_at_delayed()
         state = self.state
         if state is State.READY:
             self._wrapper(transfer)
@@ -216,11 +213,12 @@ class BulkOnly:
             command.started = time.monotonic()
         self.tag = wrapper.tag
         self.in_left, self.out_left = (wrapper.length, 0) if wrapper.is_in else (0, wrapper.length)
-        self._asked, self._status_asked, self._shortened = self.in_left, False, 0
+        self.out_due, self.shortened = self.out_left, 0
+        self.count_in()
         if not self._guards:
             self._pass(transfer)
             return
-        plain = wrapper.cdb[0] in self._plain and not self._senses and (wrapper.is_in or not wrapper.length)
+        plain = wrapper.cdb[0] in self._plain and not self.senses and (wrapper.is_in or not wrapper.length)
         verdict = None if plain else self._judge(wrapper)
         if verdict is None:
             if self.splitting is not None and self.splitting.takes(wrapper):
@@ -242,7 +240,7 @@ class BulkOnly:
 
     def _judge(self, wrapper: CommandBlockWrapper) -> Sense | bytes | None:
         cdb, lun = wrapper.cdb, wrapper.lun
-        pending = self._senses.pop(lun, None) if self._senses else None
+        pending = self.senses.pop(lun, None) if self.senses else None
         if pending is not None and cdb[0] == scsi.REQUEST_SENSE:
             return (pending.descriptor() if cdb[1] & _DESC else pending.fixed())[: cdb[4]]
         commands = self.commands
@@ -254,13 +252,27 @@ class BulkOnly:
     def _pass(self, transfer: InterceptedTransfer) -> None:
         self.state = State.PASSED
         self.sent.append(transfer)
-        if self._delay:
-            delay, self._delay = self._delay, 0.0
-            transfer.delay(delay)
+        if self.delay:
+            self._delayed, self._delayed_since = transfer, transfer.path.interceptor.loop.time()
+            transfer.delay(self.delay)
         if self.recovery is not None:
             self.recovery.watch()
         if self._held_in is not None:
             self.proceed()
+
+    def look_at_delayed(self) -> None:
+        """Whether the first wrapper has gone, or was taken back before, of which nobody is told."""
+        transfer, taken_back = self._delayed, self._delayed in self.sent
+        if transfer is None or (taken_back and in_flight(transfer)):
+            return
+        self._delayed = None
+        if taken_back:
+            self.sent.remove(transfer)
+            self.not_taken()
+            waited = transfer.path.interceptor.loop.time() - self._delayed_since
+            self.delay = max(self.delay - waited, 0.0)
+        else:
+            self.delay = 0.0
 
     def _shorten_sense(self, transfer: InterceptedTransfer, wrapper: CommandBlockWrapper) -> None:
         """Have a device asked for no more sense data than it can give."""
@@ -269,7 +281,7 @@ class BulkOnly:
         cdb = wrapper.cdb
         cdb = cdb[:4] + bytes((min(cdb[4], _MOST_SENSE),)) + cdb[5:]
         transfer.replace(wrapper._replace(cdb=cdb, length=_MOST_SENSE).pack())
-        self._shortened = wrapper.length - _MOST_SENSE
+        self.shortened = wrapper.length - _MOST_SENSE
 
     def _malformed(self, transfer: InterceptedTransfer) -> None:
         if self._guards:
@@ -298,6 +310,8 @@ class BulkOnly:
 
     def give_in(self, transfer: InterceptedTransfer) -> None:
         """A transfer of the guest on the IN endpoint."""
+        if self._delayed is not None:
+            self.look_at_delayed()
         state = self.state
         if not self._guards and state in (State.READY, State.PASSED):
             self.sent.append(transfer)
@@ -318,7 +332,7 @@ class BulkOnly:
     def _answer_in(self, transfer: InterceptedTransfer) -> None:
         left, length = self.in_left, transfer.length
         if not left:
-            wrapper = CommandStatusWrapper(self.tag, self._residue, self._status).pack()
+            wrapper = CommandStatusWrapper(self.tag, self.own_residue, self.own_status).pack()
             self._ready()
             if length < CSW_LENGTH:
                 transfer.refuse(TransferStatus.BABBLE)
@@ -327,8 +341,8 @@ class BulkOnly:
             self.proceed()
             return
         size = min(length, left)
-        part, self._answer = self._answer[:size], self._answer[size:]
-        if self._status == COMMAND_PASSED:
+        part, self.own_data = self.own_data[:size], self.own_data[size:]
+        if self.own_status == COMMAND_PASSED:
             self.in_left = left - size if len(part) == length else 0  # a short packet ends the data stage
         else:
             self.in_left = left - size
@@ -343,8 +357,16 @@ class BulkOnly:
                 self._status_came(transfer)
 
     def _out_ended(self, transfer: InterceptedTransfer) -> None:
-        failed = transfer.status is not _COMPLETED
-        if self._is_followed(transfer) and failed and not self.out_left and not self.sent:
+        if not self._is_followed(transfer):
+            return
+        taken_back = transfer.status is _CANCELLED
+        if transfer is not self.wrapper:
+            self.out_due -= min(transfer.actual, self.out_due)
+            if taken_back:  # the guest sends the rest again, or gives up
+                self.out_left = max(self.out_due - sum(each.length for each in self.sent if not each.is_in), 0)
+        elif taken_back and transfer.actual < transfer.length:
+            self.not_taken()
+        if transfer.status is not _COMPLETED and not taken_back and not self.out_left and not self.sent:
             self._over(NO_SENSE)  # the device would not have the wrapper
 
     def _is_followed(self, transfer: InterceptedTransfer) -> bool:
@@ -364,7 +386,7 @@ class BulkOnly:
         if transfer.status is _STALL:
             self.in_left = self._asked = 0
             return
-        if command is not None and transfer.status is _COMPLETED:
+        if command is not None and actual and transfer.status in (_COMPLETED, _CANCELLED):
             edit = self._edits.get(command.cdb[0])
             if edit is not None and not command.moved:
                 data = bytearray(transfer.read())
@@ -372,6 +394,8 @@ class BulkOnly:
                     transfer.replace(data)
             command.moved += actual
         self.in_left -= min(actual, self.in_left)
+        if transfer.status is _CANCELLED:
+            self.count_in()
         if actual < transfer.length and transfer.status is _COMPLETED:
             self.in_left = self._asked = 0
             if actual == CSW_LENGTH:
@@ -380,19 +404,28 @@ class BulkOnly:
                 if wrapper is not None and wrapper.tag == self.tag:
                     self._status_came(transfer)
 
+    def count_in(self) -> None:
+        """Which of the data and the status are asked for by what the device has."""
+        self._asked, self._status_asked = self.in_left, False
+        for each in self.sent:
+            if each.is_in and self._asked:
+                self._asked -= min(each.length, self._asked)
+            elif each.is_in:
+                self._status_asked = True
+
     def _status_came(self, transfer: InterceptedTransfer) -> None:
         if transfer.status is not _COMPLETED:
             self._status_asked = False  # the guest asks again, or gives up
             return
         command = self.command
-        if not self._reads_status and not self._shortened and (command is None or command.cdb[0] not in self._edits):
+        if not self._reads_status and not self.shortened and (command is None or command.cdb[0] not in self._edits):
             self._over(None)  # how it went is between guest and device
             return
         wrapper = CommandStatusWrapper.unpack(transfer.read())
         sense: Sense | None = NO_SENSE
         if wrapper is not None and wrapper.tag == self.tag and wrapper.status <= COMMAND_FAILED:
             sense = None if wrapper.status == COMMAND_PASSED else NO_SENSE
-            residue = wrapper.residue + self._shortened
+            residue = wrapper.residue + self.shortened
             if sense is None and self._residues:
                 residue = 0
             if residue != wrapper.residue:

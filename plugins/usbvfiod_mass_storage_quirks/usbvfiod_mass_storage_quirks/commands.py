@@ -6,9 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 
+from usbvfiod_core import CannotHandOver
+
 from . import access, scsi
 from .quirks import Quirk, Quirks, refused
 from .scsi import NO_SENSE, Sense
+from .state import CommandSetState, CommandState, lun_of, lun_text
 
 log = logging.getLogger("usbvfiod.mass_storage_quirks")
 """Below `usbvfiod`, so that it is shown with -v."""
@@ -38,6 +41,19 @@ class Command:
         self.moved = 0
         """Bytes of data that the device has given."""
         self.started = 0.0
+
+    def saved(self) -> CommandState:
+        """What another process has to know of it."""
+        return CommandState(self.tag, lun_text(self.lun), self.cdb, self.moved)
+
+    @classmethod
+    def made_of(cls, state: CommandState) -> Command:
+        """The same command, of which the log does not say how long it has taken. Raises CannotHandOver."""
+        if len(state.cdb) < 16:
+            raise CannotHandOver(f"a command block of {len(state.cdb)} bytes")
+        command = cls(state.tag, lun_of(state.lun), state.cdb)
+        command.moved = state.moved
+        return command
 
 
 class CommandSet:
@@ -119,6 +135,20 @@ class CommandSet:
     def reset(self) -> None:
         """The device begins anew: perhaps with another medium."""
         self._failed.clear()
+
+    def saved(self) -> CommandSetState:
+        """What another process has to know."""
+        return CommandSetState(
+            {lun_text(lun): type for lun, type in self._types.items()},
+            [lun_text(lun) for lun in self._without_mode_sense],
+            {lun_text(lun): code for lun, code in self._failed.items()},
+        )
+
+    def take(self, state: CommandSetState) -> None:
+        """Go on where another was. Raises CannotHandOver."""
+        self._types = {lun_of(lun): type for lun, type in state.types.items()}
+        self._without_mode_sense = set(map(lun_of, state.without_mode_sense))
+        self._failed = {lun_of(lun): code for lun, code in state.failed.items()}
 
     # -- edits -------------------------------------------------------------------------------------------------------
 

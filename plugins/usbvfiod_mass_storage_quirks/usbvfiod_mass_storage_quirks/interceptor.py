@@ -14,6 +14,7 @@ from usbvfiod_core import (
     TransferStatus,
     TransferType,
 )
+from usbvfiod_core.state import pack, unpack
 from usbvfiod_core.usb import descriptors
 from usbvfiod_core.usb.requests import (
     CLEAR_FEATURE,
@@ -32,6 +33,7 @@ from usbvfiod_core.usb.requests import (
     TYPE_STANDARD,
 )
 
+from . import handed_over
 from .bulk_only import BulkOnly
 from .client import Client
 from .commands import CommandSet, log
@@ -41,6 +43,7 @@ from .options import DeviceOptions
 from .quirks import Quirk, Quirks
 from .recovery import Recovery
 from .splitting import Splitting
+from .state import DescriptorsState, MassStorageState, State, TransportState
 from .uas import Uas
 from .wrappers import BULK_ONLY_RESET, GET_MAX_LUN
 
@@ -60,6 +63,7 @@ EJECT = bytes((0x1B, 0, 0, 0, 0x02, 0))
 EJECT_PATIENCE = 10.0
 """Seconds in which a device shall have left after it."""
 
+_NOTHING = "none"
 _STALL = TransferStatus.STALL
 
 Transport = BulkOnly | Uas
@@ -77,8 +81,10 @@ class MassStorageQuirks(Interceptor):
         commands = self.commands
         needs_recovery = options.timeout > 0
         commands.guards = commands.guards or needs_recovery  # it answers for a drive that does not
-        self._active = bool(commands.guards or commands.edits or commands.logs or needs_recovery or options.eject)
-        self._active = self._active or options.delay > 0 or bool(quirks & {Quirk.IGNORE_RESIDUE, Quirk.SINGLE_LUN})
+        self._matters = bool(commands.guards or commands.edits or needs_recovery or options.eject or options.delay > 0)
+        """Whether a drive would be another one for the guest without this; a log makes no difference."""
+        self._matters = self._matters or bool(quirks & {Quirk.IGNORE_RESIDUE, Quirk.SINGLE_LUN})
+        self._active = self._matters or commands.logs
         self._readonly = readonly
         self._strict = options.strict
         self._known = False
@@ -90,6 +96,9 @@ class MassStorageQuirks(Interceptor):
         self._down: dict[int, Take] = {}  # by endpoint, what takes its transfers on each way
         self._up: dict[int, Take] = {}
         self._ejected = False
+        self._ejecting: BulkOnly | None = None
+        self._ejecting_until = 0.0
+        self._descriptors: list[DescriptorsState] = []
 
     # -- Interceptor -------------------------------------------------------------------------------------------------
 
@@ -104,11 +113,12 @@ class MassStorageQuirks(Interceptor):
 
     def attached(self) -> None:
         self.commands.name = self.device.name
-
-    def own_state(self) -> dict[str, Any]:
-        if self._active:
-            raise CannotHandOver("it follows the commands of a drive that it guards, edits or logs, and keeps them")
-        return {}
+        for transport in self._current.values():
+            if isinstance(transport, BulkOnly):
+                handed_over.attached(transport)
+        if self._ejecting is not None:
+            left = max(self._ejecting_until - self.loop.time(), 0.0)
+            self.call_later(left, self._not_ejected, self._ejecting)
 
     def was_reset(self) -> None:
         self._configuration = None
@@ -116,6 +126,92 @@ class MassStorageQuirks(Interceptor):
         self._waiting = None
         if self._unreadable:
             self._known = self._unreadable = False
+            self._descriptors = []
+
+    # -- going on in another process ---------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        if not self._active:
+            return {}
+        transports = []
+        for number, transport in self._current.items():
+            [(_, _, alternate)] = [key for key, each in self._transports.items() if each is transport]
+            told = TransportState(number, alternate)
+            if isinstance(transport, Uas):
+                told.uas = transport.saved()
+            else:
+                told.bulk_only = handed_over.saved(transport)
+                if transport is self._ejecting and transport.state is State.BUSY:
+                    told.bulk_only.ejecting = max(self._ejecting_until - self.loop.time(), 0.0)
+            transports.append(told)
+        state = MassStorageState(
+            self._settings,
+            self._known,
+            self._unreadable,
+            self._descriptors,
+            self._configuration,
+            self._ejected,
+            self.commands.saved(),
+            transports,
+        )
+        return pack(state)
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        told = unpack(MassStorageState, state) if state else None
+        before = _NOTHING if told is None else told.settings
+        if before != self._settings:
+            raise CannotHandOver(
+                f"its mass-storage options were {before}, and would be {self._settings} here; change them while it is "
+                "unplugged"
+            )
+        if told is None or not self._active:
+            self._active = (
+                False  # there is only a log to be had, and it begins with the next time that it is plugged in
+            )
+            return
+        try:
+            for each in told.configurations:
+                self.layout.add(each.shown, each.raw)
+        except descriptors.DescriptorError as error:
+            raise CannotHandOver(f"its descriptors make no sense: {error}") from None
+        self._descriptors = told.configurations
+        self._known, self._unreadable, self._ejected = told.known, told.unreadable, told.ejected
+        self._configuration = told.configuration
+        self.commands.take(told.commands)
+        for transport in told.transports:
+            self._take_transport(transport)
+
+    def _take_transport(self, told: TransportState) -> None:
+        key = (self._configuration, told.interface, told.alternate)
+        setting = None if self._configuration is None else self.layout.settings.get((self._configuration, *key[1:]))
+        if setting is None or not setting.pipes or self._configuration is None:
+            raise CannotHandOver(f"interface {told.interface} has no setting {told.alternate} of mass storage")
+        transport = self._make_current(setting, self._configuration)
+        if isinstance(transport, Uas) and told.uas is not None:
+            transport.take(told.uas)
+        elif isinstance(transport, BulkOnly) and told.bulk_only is not None:
+            handed_over.take(transport, told.bulk_only)
+            if told.bulk_only.ejecting is not None:
+                self._ejecting = transport
+                self._ejecting_until = self.loop.time() + min(told.bulk_only.ejecting, EJECT_PATIENCE)
+        else:
+            raise CannotHandOver(f"interface {told.interface} has another transport here")
+
+    @property
+    def _settings(self) -> str:
+        """What is done to the drive, for people."""
+        if not self._matters:
+            return _NOTHING
+        options = self.options
+        words = [word for word, held in (("readonly", self._readonly), ("strict", options.strict)) if held]
+        if self.quirks:
+            words.append(f"quirks={''.join(sorted(each.value for each in self.quirks))}")
+        words += [
+            f"{name}={value:g}" for name, value in (("timeout", options.timeout), ("delay", options.delay)) if value
+        ]
+        if options.eject:
+            words.append("eject")
+        return " ".join(words) or _NOTHING
 
     def configuration_descriptor(self, raw: bytes) -> bytes:
         device = self.device
@@ -206,7 +302,9 @@ class MassStorageQuirks(Interceptor):
 
     def _take(self, raw: bytes) -> None:
         try:
-            self.layout.add(self.configuration_descriptor(raw), raw)
+            shown = self.configuration_descriptor(raw)
+            self.layout.add(shown, raw)
+            self._descriptors.append(DescriptorsState(shown, raw))
         except descriptors.DescriptorError as error:
             log.warning("%s: %s", self.commands.name, error)
 
@@ -272,6 +370,13 @@ class MassStorageQuirks(Interceptor):
     def _start(self, setting: Setting, configuration: int) -> None:
         if not setting.pipes or not self._active:
             return
+        transport = self._make_current(setting, configuration)
+        transport.begin(self.options.delay)
+        if self.options.eject and isinstance(transport, BulkOnly) and not self._ejected:
+            self._ejected = True
+            self._eject(transport, setting)
+
+    def _make_current(self, setting: Setting, configuration: int) -> Transport:
         key = (configuration, setting.interface, setting.alternate)
         transport = self._transports.get(key)
         if transport is None:
@@ -279,10 +384,7 @@ class MassStorageQuirks(Interceptor):
         self._current[setting.interface] = transport
         self._down.update(transport.down)
         self._up.update(transport.up)
-        transport.begin(self.options.delay)
-        if self.options.eject and isinstance(transport, BulkOnly) and not self._ejected:
-            self._ejected = True
-            self._eject(transport, setting)
+        return transport
 
     def _transport(self, setting: Setting, configuration: int) -> Transport:
         """What follows a setting. It is made once, as the device may have transfers of a time when it held before."""
@@ -322,9 +424,11 @@ class MassStorageQuirks(Interceptor):
         log.info("%s: ejecting it, so that it becomes what it is for", self.commands.name)
         transport.busy()
         self._client(setting).run(0, EJECT, 0, lambda outcome: None)
+        self._ejecting, self._ejecting_until = transport, self.loop.time() + EJECT_PATIENCE
         self.call_later(EJECT_PATIENCE, self._not_ejected, transport)
 
     def _not_ejected(self, transport: BulkOnly) -> None:
+        self._ejecting = None
         if transport in self._current.values():
             log.warning("%s: is still there %.0f s after it was ejected", self.commands.name, EJECT_PATIENCE)
             transport.reset()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from usbvfiod_core import InterceptedTransfer, SetupPacket, Timer
 from usbvfiod_core.usb.requests import RECIPIENT_INTERFACE, SET_CONFIGURATION, SET_INTERFACE
 
-from .bulk_only import BulkOnly, in_flight
+from .bulk_only import BulkOnly
 from .client import Client
 from .commands import Command, log
 from .scsi import TIME_OUT
+from .transfers import in_flight
 
 if TYPE_CHECKING:
     from .layout import Setting
@@ -37,7 +38,13 @@ class Recovery:
         self._watched: Command | None = None
         self._recovering = False
         self._back: list[InterceptedTransfer] = []
-        self._failures = 0
+        self.failures = 0
+        """Times in a row that it did not answer."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the device is being recovered."""
+        return self._recovering
 
     def watch(self) -> None:
         """A command begins. One timer looks now and then, so that a command costs nothing."""
@@ -74,11 +81,11 @@ class Recovery:
         transport = self._transport
         command = transport.command
         if command is None or not transport.waits_for_device:
-            self._failures = 0
+            self.failures = 0
             return
         if command is not self._watched or not transport.sent:
             # Another one than when the timer was set; or the guest does not ask for the answer.
-            self._failures = 0
+            self.failures = 0
             self._arm()
             return
         log.warning("%s: does not answer for %.0f s; resetting it", transport.commands.name, self._seconds)
@@ -90,8 +97,8 @@ class Recovery:
     def _go_on(self) -> None:
         if self._transport.sent or not self._recovering:
             return
-        self._failures += 1
-        if self._failures > 1:
+        self.failures += 1
+        if self.failures > 1:
             self._reset_port()
         else:
             self._client.mass_storage_reset(self._was_reset)
@@ -144,12 +151,22 @@ class Recovery:
         self._recovering = False
         back, self._back = self._back, []
         transport = self._transport
+        if transport.wrapper in back and not in_flight(transport.wrapper):
+            # The guest has taken it back meanwhile: there is nothing to answer.
+            transport.not_taken()
+            for transfer in back:
+                if in_flight(transfer):
+                    transport.give_in(transfer) if transfer.endpoint & 0x80 else transport.take_out(transfer)
+            transport.proceed()
+            return
+        transport.out_left += sum(
+            each.length for each in back if not (each.endpoint & 0x80 or each is transport.wrapper or in_flight(each))
+        )
+        back = [each for each in back if in_flight(each)]
         data = [each for each in back if not each.endpoint & 0x80 and each is not transport.wrapper]
         residue = transport.in_left or transport.out_left + sum(each.length for each in data)
         transport.answer(TIME_OUT, residue=residue)
         for transfer in back:
-            if not in_flight(transfer):
-                continue
             if transfer is transport.wrapper or transfer in data:
                 transfer.answer()
             else:

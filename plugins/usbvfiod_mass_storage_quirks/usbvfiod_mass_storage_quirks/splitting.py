@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from usbvfiod_core import InterceptedTransfer
+from usbvfiod_core import CannotHandOver, InterceptedTransfer
 
 from . import scsi
 from .client import Client, Outcome
 from .scsi import NO_SENSE, Sense
+from .state import SplittingState
 from .wrappers import COMMAND_PASSED, CommandBlockWrapper
 
 if TYPE_CHECKING:
@@ -73,6 +74,20 @@ class Splitting:
         if complete:
             self._next(0)
         return True
+
+    def saved(self) -> SplittingState | None:
+        """The command that is being split, None if none is; nothing of it is with the device."""
+        wrapper = self._wrapper
+        return None if wrapper is None else SplittingState(wrapper.pack(), self._block_size, bytes(self._data))
+
+    def take(self, state: SplittingState | None) -> None:
+        """Go on, as a new one, where another was. Raises CannotHandOver."""
+        if state is None:
+            return
+        wrapper = CommandBlockWrapper.unpack(state.wrapper)
+        if wrapper is None or not self.takes(wrapper) or self._block_size != state.block_size:
+            raise CannotHandOver("a command is being split that is not too long here")
+        self._data[:] = state.data
 
     def forget(self) -> None:
         """The guest has reset the transport."""

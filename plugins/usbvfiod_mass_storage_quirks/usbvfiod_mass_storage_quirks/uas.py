@@ -18,10 +18,11 @@ from typing import NamedTuple
 from usbvfiod_core import InterceptedTransfer, TransferStatus
 
 from . import information_units as iu
-from .bulk_only import in_flight
 from .commands import Command, CommandSet, log
 from .information_units import CommandUnit, StatusUnit, TaskManagement
 from .scsi import Sense
+from .state import LineState, TaskState, UasState
+from .transfers import in_flight
 
 OWED_LIMIT = 512
 """Answers of our own that the guest has not fetched, beyond which no information unit is taken."""
@@ -91,6 +92,33 @@ class Uas:
         self._delay = delay
         self._forget()
         self.commands.reset()
+
+    # -- going on in another process, while nothing is in flight -----------------------------------------------------
+
+    def saved(self) -> UasState:
+        """What it is at."""
+        tasks = []
+        for tag, (command, management) in self._tasks.items():
+            task = TaskState(tag, None if command is None else command.saved())
+            if management is not None:
+                task.function, task.managed, task.lun = management.function, management.managed, management.lun
+            tasks.append(task)
+        lines = [LineState(number, list(line.answers)) for number, line in self._lines.items() if line.answers]
+        return UasState(tasks, lines, self._moving, self._delay)
+
+    def take(self, state: UasState) -> None:
+        """Go on, as a new one, where another was. Raises CannotHandOver."""
+        for task in state.tasks:
+            command = management = None
+            if task.command is not None:
+                command = Command.made_of(task.command)
+            else:
+                management = TaskManagement(task.tag, task.function, task.managed, task.lun)
+            self._tasks[task.tag] = _Task(command, management)
+        for each in state.lines:
+            self._lines.setdefault(each.stream, _Line()).answers.extend(each.answers)
+            self._owed += len(each.answers)
+        self._moving, self._delay = state.moving, state.delay
 
     def _forget(self) -> None:
         self._tasks.clear()
@@ -268,7 +296,9 @@ class Uas:
         if command is None:
             return
         edit = self.commands.edits.get(command.cdb[0])
-        if edit is not None and not command.moved and transfer.status is _COMPLETED:
+        # What was taken back in the middle, the guest has the beginning of.
+        moved = transfer.actual and transfer.status in (_COMPLETED, TransferStatus.CANCELLED)
+        if edit is not None and not command.moved and moved:
             data = bytearray(transfer.read())
             if edit(command, data):
                 transfer.replace(data)
