@@ -20,16 +20,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..capture.recorded_device import CLASS_STORAGE, PROTOCOL_BULK_ONLY, PROTOCOL_UAS, RecordedDevice, choose
 from ..capture.recording import Recording, read_recording
 from ..errors import CaptureError, ConfigError
 from ..host.descriptor_filter import without_settings
 from ..options import SettingError, option
+from ..state import pack, unpack
 from ..usb import descriptors, requests
 from ..usb.descriptors import Configuration, DeviceDescriptor, Interface
 from ..usb.device import DeviceEvents, Loop
+from ..usb.handover import CannotHandOver
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferType
@@ -42,6 +44,7 @@ from .options import SPEEDS, VirtualOptions
 from .replay_drive import RecordedDrive, ReplayedDrive
 from .replay_pipes import Pace, Packets, Pipes
 from .replay_requests import Requests
+from .replay_state import ReplayState
 
 _log = logging.getLogger(__name__)
 
@@ -196,6 +199,39 @@ class Replay(VirtualDevice):
 
     def _interval_over(self, endpoint: VirtualEndpoint, transfer: Transfer) -> None:
         self._packets.move(endpoint.address, transfer)
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        state = ReplayState(
+            *self._extent,
+            self._requests.state(),
+            self._pipes.state(),
+            self._packets.state(),
+            self.schedule.state(),
+            {str(number): drive.state() for number, drive in self.drives.items()},
+        )
+        return pack(state)
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        given = unpack(ReplayState, state)
+        drives = {str(number): drive for number, drive in self.drives.items()}
+        if (given.exchanges, given.bytes) != self._extent or set(given.drives) != set(drives):
+            raise CannotHandOver(f"{self.name}: its recording is not what it was when it was opened")
+        self._requests.take_state(given.requests)
+        self._pipes.take_state(given.pipes)
+        self._packets.take_state(given.packets)
+        self.schedule.take_state(given.schedule)
+        for number, drive in drives.items():
+            drive.take_state(given.drives[number])
+
+    @property
+    def _extent(self) -> tuple[int, int]:
+        exchanges = self.recorded.traffic.exchanges
+        return len(exchanges), sum(len(each.data) for each in exchanges)
+
+    def forgotten(self) -> None:
+        self.closed()
 
     def closed(self) -> None:
         self.schedule.close()

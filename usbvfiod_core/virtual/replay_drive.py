@@ -13,12 +13,14 @@ from struct import Struct
 from typing import Final
 
 from ..capture.recording import Exchange, Traffic
+from ..state import StateError
 from ..usb.descriptors import Interface
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .bulk_only import CBW_LENGTH, CBW_SIGNATURE, COMMAND_FAILED, COMMAND_PASSED, CSW_LENGTH, CSW_SIGNATURE
 from .endpoint import VirtualEndpoint
 from .replay_commands import Command, Key
 from .replay_requests import first_difference
+from .replay_state import DriveState, NextCommand
 from .replay_uas import uas_commands
 from .scsi import INVALID_COMMAND_OPERATION_CODE, READ_10, READ_12, READ_16, REQUEST_SENSE, UNRECOVERED_READ_ERROR
 
@@ -115,6 +117,53 @@ class ReplayedDrive:
         self.forget()
         self._next.clear()
         self._sense = b""
+
+    def state(self) -> DriveState:
+        """What another process has to know."""
+        answer = None
+        if self._answer is not None:
+            lun, block = self._answer.key
+            same = self._recorded.commands[self._answer.key]
+            answer = NextCommand(lun, block, next(n for n, each in enumerate(same) if each is self._answer))
+        return DriveState(
+            next(name for name, (step, _) in self._steps.items() if step == self._step),
+            self._tag,
+            self._announced,
+            self._left,
+            self._moved,
+            bytes(self._rest),
+            bytes(self._written),
+            self._status,
+            self._sense,
+            self._differs,
+            answer,
+            [NextCommand(*key, number) for key, number in self._next.items()],
+        )
+
+    def take_state(self, state: DriveState) -> None:
+        """Go on where another was, with the endpoints that are connected. Raises StateError."""
+        if state.step not in self._steps:
+            raise StateError(f"drive.step: there is no {state.step!r}")
+        self._step, self._expects = self._steps[state.step]
+        self._tag, self._announced, self._left, self._moved = state.tag, state.announced, state.left, state.moved
+        self._rest, self._status, self._sense, self._differs = state.rest, state.status, state.sense, state.differs
+        self._written[:] = state.written
+        if state.answer is not None:
+            known = self._recorded.commands.get((state.answer.lun, state.answer.block), [])
+            if state.answer.number >= len(known):
+                raise StateError(f"drive.answer: {state.answer.block.hex(' ')} was not recorded so often")
+            self._answer = known[state.answer.number]
+        self._next = {(each.lun, each.block): each.number for each in state.next}
+
+    @property
+    def _steps(self) -> dict[str, tuple[Callable[[Transfer], None], VirtualEndpoint | None]]:
+        """By name: what is done, and the endpoint whose transfer it is done with."""
+        return {
+            "command": (self._command, self._out),
+            "send": (self._send, self._in),
+            "receive": (self._receive, self._out),
+            "status": (self._send_status, self._in),
+        }
 
     def process(self, endpoint: VirtualEndpoint) -> bool:
         """Something is queued; False if the endpoint is none of the drive's."""

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from ..capture.recorded_device import RecordedDevice
 from ..capture.recording import Exchange, completions
 from ..capture.usbmon import STATUS
+from ..state import StateError
 from ..usb.descriptors import Interface
 from ..usb.device import Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .endpoint import VirtualEndpoint
 from .isochronous import fill, finish
 from .replay_requests import first_difference
+from .replay_state import PipesState, SinkState, SourceState, StallState
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,14 @@ class SentData:
             _log.warning("%s: endpoint %02x: %s, from byte %d on", self._name, self._address, how, place)
         self.sent += len(data)
 
+    def state(self) -> SinkState:
+        """What another process has to know."""
+        return SinkState(self.sent, self._told)
+
+    def take_state(self, state: SinkState) -> None:
+        """Go on where another was."""
+        self.sent, self._told = state.sent, state.told
+
     def text(self, start: int, count: int = 16) -> str:
         """What was recorded from a byte on, for people."""
         return self._data[start : start + count].hex(" ")
@@ -104,6 +114,20 @@ class _Source:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def state(self) -> SourceState:
+        """What another process has to know."""
+        waited = None if self._since == float("-inf") else max(self._pace.loop.time() - self._since, 0.0)
+        return SourceState(self._number, self._offset, waited, self._asking, self._questioned, self._explained)
+
+    def take_state(self, state: SourceState) -> None:
+        """Go on where another was. Raises StateError."""
+        rest = len(self.chunks[state.number].data) if state.number < len(self.chunks) else 0
+        if state.number > len(self.chunks) or state.offset > rest:
+            raise StateError(f"endpoint {self.address:02x}: so much was not recorded")
+        self._number, self._offset = state.number, state.offset
+        self._since = float("-inf") if state.waited is None else self._pace.loop.time() - state.waited
+        self._asking, self._questioned, self._explained = state.asking, state.questioned, state.explained
 
     def questioned(self) -> None:
         """The driver has sent something that the next chunk may have waited for."""
@@ -210,6 +234,24 @@ class Pipes:
             sink.sent = 0
         self._stalled.clear()
 
+    def state(self) -> PipesState:
+        """What another process has to know."""
+        return PipesState(
+            {str(address): source.state() for address, source in self._sources.items()},
+            {str(address): sink.state() for address, sink in self._sinks.items()},
+            [StallState(*each) for each in sorted(self._stalled)],
+        )
+
+    def take_state(self, state: PipesState) -> None:
+        """Go on where another was. Raises StateError."""
+        if (set(state.sources), set(state.sinks)) != (set(map(str, self._sources)), set(map(str, self._sinks))):
+            raise StateError("pipes: other endpoints were recorded")
+        for address, source in self._sources.items():
+            source.take_state(state.sources[str(address)])
+        for address, sink in self._sinks.items():
+            sink.take_state(state.sinks[str(address)])
+        self._stalled = {(each.endpoint, each.sent) for each in state.stalled}
+
     def connect(self, interfaces: Iterable[Interface], endpoints: Mapping[int, VirtualEndpoint]) -> None:
         """These are the settings in force, and the endpoints that there are."""
         for address, source in self._sources.items():
@@ -273,6 +315,14 @@ class Packets:
                 missing = packet.length - len(data) if not packet.status else 0
                 status = STATUS.get(packet.status, TransferStatus.ERROR)
                 packets.append((status, bytes(data) + bytes(missing) if missing else data))
+
+    def state(self) -> dict[str, int]:
+        """What another process has to know: how many packets have gone, by the endpoint's address."""
+        return {str(address): number for address, number in self._next.items()}
+
+    def take_state(self, state: Mapping[str, int]) -> None:
+        """Go on where another was. Raises ValueError."""
+        self._next = {int(address): number for address, number in state.items()}
 
     def rewind(self, address: int) -> None:
         """Begin an endpoint's from the start."""

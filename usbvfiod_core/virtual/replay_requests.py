@@ -6,8 +6,10 @@ import logging
 from typing import NamedTuple
 
 from ..capture.recorded_device import RecordedDevice
+from ..state import StateError
 from ..usb.requests import SetupPacket
 from ..usb.transfer import TransferStatus
+from .replay_state import NextAnswer, RequestsState
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,21 @@ class Requests:
         """Begin from the start."""
         self._place = -1
         self._next.clear()
+
+    def state(self) -> RequestsState:
+        """What another process has to know."""
+        return RequestsState(
+            self._place, self._differs, [NextAnswer(*key, number) for key, number in self._next.items()]
+        )
+
+    def take_state(self, state: RequestsState) -> None:
+        """Go on where another was. Raises StateError."""
+        for each in state.next:
+            key = each.request_type, each.request, each.value, each.index
+            if key not in self._answers:
+                raise StateError(f"requests: {key} was never recorded")
+            self._next[key] = each.number
+        self._place, self._differs = state.place, state.differs
 
     def refuses(self, setup: SetupPacket) -> bool:
         """Whether the recorded device refused this request whenever it came."""
