@@ -74,6 +74,9 @@ class Succession:
         """While `held` no device is opened or plugged in: the other server may be about to do that."""
         self._attachments.inventory.held = self._attachments.openings.held = held
         if not held:
+            for attachment in self._attachments:
+                if attachment.device is not None:
+                    attachment.device.go_on()
             self._attachments.openings.settle()
             self._look()
 

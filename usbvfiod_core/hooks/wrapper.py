@@ -25,6 +25,7 @@ class WrappedDevice(Device):
         self.speed = device.speed
         self.name = device.name
         self.max_streams = device.max_streams
+        self.cancel_loses = device.cancel_loses
         for method in _METHODS:
             if getattr(type(self), method) is getattr(WrappedDevice, method):
                 setattr(self, method, getattr(device, method))

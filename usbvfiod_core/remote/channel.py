@@ -77,6 +77,9 @@ class Channel:
         self._is_due = False
         """Whether what is queued is sent when the turn of the loop is over."""
         self._is_broken = False
+        self._is_paused = False
+        self._waiting: list[Callable[[], object]] = []
+        """Who waits for it to be between two messages."""
         self.closed = False
 
     def start(self) -> None:
@@ -117,6 +120,33 @@ class Channel:
         """Messages that wait, or are under way."""
         return len(self._queue)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two messages both ways."""
+        return not (self._queue or self._reader.unfinished or self._link.pending)
+
+    def pause(self, done: Callable[[], object]) -> None:
+        """Receive nothing more as soon as it is `idle`, and call `done` then, inside this call or later. What comes
+        from then on is for another process, or for this one after `go_on`."""
+        if self.closed:
+            done()
+            return
+        self._waiting.append(done)
+        self._pause_if_idle()
+
+    def go_on(self) -> None:
+        """After `pause`: receive again."""
+        self._waiting.clear()
+        if self._is_paused and not self.closed:
+            self.start()
+        self._is_paused = False
+
+    def forget(self) -> None:
+        """Another process has the link: end it here, of which the other end hears nothing."""
+        if not self.closed:
+            self._end_use()
+            self._link.forget()
+
     def detach(self) -> bool:
         """End it, and leave the link to the caller; not where there is something left to send. Whether that was
         done."""
@@ -133,8 +163,21 @@ class Channel:
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
+    def _pause_if_idle(self) -> None:
+        if not self._waiting or not self.idle:
+            return
+        if not self._is_paused:
+            self._is_paused = True
+            self._loop.remove_reader(self._link.fileno())
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done()
+
     def _end_use(self) -> None:
         self.closed = True
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            self._loop.call_soon(done)
         self._queue.clear()
         self._loop.remove_reader(self._link.fileno())
         self._write(False)
@@ -177,6 +220,7 @@ class Channel:
             self._set_watch()
         if link.pending:
             self._call()
+        self._pause_if_idle()
 
     def _call(self) -> None:
         if not self._is_called:
@@ -224,6 +268,8 @@ class Channel:
         if queue and self._link.committed:
             queue[0].begun = True
         self._write(bool(queue))
+        if self._waiting:
+            self._loop.call_soon(self._pause_if_idle)
         if queue and self._watch is None:
             self._set_watch()
 

@@ -79,6 +79,24 @@ class Link:
         except OSError as error:
             raise self._lost(error) from None
 
+    def hand_over(self) -> int:
+        """The descriptor with which another process goes on with it (`taken_over`); it stays this one's, too. Raises
+        CannotHandOver."""
+        return self._socket.fileno()
+
+    @classmethod
+    def taken_over(cls, fd: int) -> Link:
+        """That of another process. The descriptor belongs to the link unless OSError is raised."""
+        made = cls(socket.socket(fileno=fd))
+        made._is_begun = True
+        return made
+
+    def forget(self) -> None:
+        """Another process goes on with it: close the descriptor, and leave a command alone, which ends when the other
+        process closes its."""
+        self._ends = self._child = None
+        self._socket.close()
+
     def close(self) -> None:
         """End it."""
         if self._ends is not None and self.silent:

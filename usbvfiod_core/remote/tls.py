@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from ..errors import DeviceAway, DeviceError
+from ..usb.handover import CannotHandOver
 from .link import IOV_MAX, Link, LinkLost
 from .options import RemoteOptions
 
@@ -40,6 +41,9 @@ class TlsLink(Link):
         self._has_certificate = has_certificate
         self._unsent = b""
         """What OpenSSL has to be given again, unchanged, before anything else."""
+
+    def hand_over(self) -> int:
+        raise CannotHandOver("its connection is encrypted, and only its process has the keys")
 
     @property
     def pending(self) -> bool:

@@ -82,6 +82,9 @@ class Device(ABC):
     """For people: manufacturer and product, say."""
     max_streams: int = 0
     """Bulk streams per endpoint that `submit` supports (USB 3.2 8.12.1.4); 0 for none."""
+    cancel_loses: bool = False
+    """Whether what a bulk transfer has moved may be lost when it is cancelled, as nobody tells. Where that can be
+    chosen, it is given half a second to end by itself."""
 
     @abstractmethod
     def attach(self, events: DeviceEvents) -> None:
@@ -133,8 +136,14 @@ class Device(ABC):
 
     def when_settled(self, done: Callable[[], object]) -> None:
         """No transfer is in flight, and none comes: call `done` when nothing goes on behind their backs either, such as
-        a thread that flushes what was written; inside this call or later."""
+        a thread that flushes what was written; inside this call or later. From then on the device reads nothing that it
+        shares with the process to come, such as a connection, until `go_on`."""
         done()
+
+    def go_on(self) -> None:
+        """After `when_settled`: no other process goes on with the device, so that this one does. On the loop's thread;
+        transfers may have come before."""
+        return
 
     def hand_over(self) -> Handover:
         """Say all that another process needs to go on with the device while the guest uses it (`usbvfiod upgrade`):

@@ -33,6 +33,10 @@ from .turns import Turns
 ISOCHRONOUS_SECONDS: Final = 0.1
 """What isochronous transfers get to end by themselves: 64 ms are in flight at full speed, one in each frame."""
 
+MOVING_SECONDS: Final = 0.5
+"""What bulk transfers get of a device whose `cancel_loses` what they have moved; those that move nothing are taken back
+then, and have lost nothing."""
+
 LOOK_SECONDS: Final = 0.002
 """How often it is looked whether everything is back, besides when something has ended."""
 
@@ -89,7 +93,7 @@ class Quiescence:
         self._begun = self._still = False
         self._done: Callable[[], object] = _nothing
         self._timer: Timer | None = None
-        self._overdue: Timer | None = None
+        self._overdue: list[Timer] = []
 
     def quiet(self, done: Callable[[], object]) -> None:
         """Become quiet; `done` when the controller stands still, unless it has gone on meanwhile (`resume`)."""
@@ -200,14 +204,19 @@ class Quiescence:
     def _begin(self) -> None:
         self._begun = True
         self._mfindex.pause()
-        self._overdue = self._host.loop.call_later(ISOCHRONOUS_SECONDS, self._isochronous_overdue)
+        call_later = self._host.loop.call_later
+        self._overdue = [
+            call_later(ISOCHRONOUS_SECONDS, self._take_back, TransferType.ISOCHRONOUS),
+            call_later(MOVING_SECONDS, self._take_back, TransferType.BULK),
+        ]
         for endpoint in self._endpoints(TransferType.BULK, TransferType.INTERRUPT):
-            endpoint.take_back(_nothing)
+            if endpoint.type is not TransferType.BULK or not endpoint.cancel_loses:
+                endpoint.take_back(_nothing)
 
-    def _isochronous_overdue(self) -> None:
-        self._overdue = None
-        for endpoint in self._endpoints(TransferType.ISOCHRONOUS):
-            endpoint.take_back(_nothing)
+    def _take_back(self, type: TransferType) -> None:
+        for endpoint in self._endpoints(type):
+            if not endpoint.idle:
+                endpoint.take_back(_nothing)
 
     def _endpoints(self, *types: TransferType) -> list[Endpoint]:
         return [endpoint for endpoint in self._host.table.endpoints() if endpoint.type in types]
@@ -239,10 +248,12 @@ class Quiescence:
         self._host.work_due()
 
     def _stop_timers(self) -> None:
-        for timer in (self._timer, self._overdue):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._overdue = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for timer in self._overdue:
+            timer.cancel()
+        self._overdue.clear()
 
     def _fetch(self) -> None:
         """Fetch again what was taken back; what a controller does that starts."""

@@ -60,6 +60,11 @@ class StoppableEngine(TransferEngine):
         self.drain(back)
 
     @property
+    def cancel_loses(self) -> bool:
+        """See `Device`."""
+        return self._device is not None and self._device.cancel_loses
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is in flight, and nobody waits for what was."""
         return not (self.outstanding or self.draining or any(ring.inflight for ring in self.rings()))

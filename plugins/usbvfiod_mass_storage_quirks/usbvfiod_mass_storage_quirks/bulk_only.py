@@ -29,6 +29,7 @@ from .wrappers import (
     COMMAND_FAILED,
     COMMAND_PASSED,
     CSW_LENGTH,
+    MOST_SENSE,
     CommandBlockWrapper,
     CommandStatusWrapper,
 )
@@ -41,7 +42,6 @@ _COMPLETED = TransferStatus.COMPLETED
 _CANCELLED = TransferStatus.CANCELLED
 _STALL = TransferStatus.STALL
 _DESC = 0x01
-_MOST_SENSE = 18
 
 
 class BulkOnly:
@@ -156,16 +156,13 @@ class BulkOnly:
         held, self._held_out = self._held_out, None
         if held is not None and in_flight(held):
             self.take_out(held)
-            self._release(held)
+            if held in self.sent:  # and not answered
+                held.pass_on()
         held, self._held_in = self._held_in, None
         if held is not None and in_flight(held):
             self.give_in(held)
-            self._release(held)
-
-    def _release(self, held: InterceptedTransfer) -> None:
-        """One that was held, and is not answered now, goes to the device."""
-        if held in self.sent:
-            held.pass_on()
+            if held in self.sent:
+                held.pass_on()
 
     # -- to the device -----------------------------------------------------------------------------------------------
 
@@ -275,13 +272,9 @@ class BulkOnly:
             self.delay = 0.0
 
     def _shorten_sense(self, transfer: InterceptedTransfer, wrapper: CommandBlockWrapper) -> None:
-        """Have a device asked for no more sense data than it can give."""
-        if wrapper.cdb[0] != scsi.REQUEST_SENSE or not wrapper.is_in or wrapper.length <= _MOST_SENSE:
-            return
-        cdb = wrapper.cdb
-        cdb = cdb[:4] + bytes((min(cdb[4], _MOST_SENSE),)) + cdb[5:]
-        transfer.replace(wrapper._replace(cdb=cdb, length=_MOST_SENSE).pack())
-        self.shortened = wrapper.length - _MOST_SENSE
+        if wrapper.cdb[0] == scsi.REQUEST_SENSE and wrapper.is_in and wrapper.length > MOST_SENSE:
+            transfer.replace(wrapper.with_less_sense().pack())
+            self.shortened = wrapper.length - MOST_SENSE
 
     def _malformed(self, transfer: InterceptedTransfer) -> None:
         if self._guards:

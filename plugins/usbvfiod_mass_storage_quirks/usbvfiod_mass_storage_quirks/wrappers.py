@@ -19,6 +19,9 @@ COMMAND_PASSED = 0
 COMMAND_FAILED = 1
 PHASE_ERROR = 2
 
+MOST_SENSE = 18
+"""Bytes of sense data in fixed format (SPC-4 4.5.3), more than which some devices cannot be asked for."""
+
 _CBW = Struct("<IIIBBB16s")
 _CSW = Struct("<IIIB")
 
@@ -44,6 +47,11 @@ class CommandBlockWrapper(NamedTuple):
         if signature != CBW_SIGNATURE or flags & 0x7F or lun > 15 or not 1 <= size <= 16:
             return None
         return cls(tag, length, flags >= 0x80, lun, size, cdb)
+
+    def with_less_sense(self) -> CommandBlockWrapper:
+        """The same REQUEST SENSE that asks for no more than MOST_SENSE."""
+        cdb = self.cdb[:4] + bytes((min(self.cdb[4], MOST_SENSE),)) + self.cdb[5:]
+        return self._replace(cdb=cdb, length=MOST_SENSE)
 
     def pack(self) -> bytes:
         """The 31 bytes on the wire."""

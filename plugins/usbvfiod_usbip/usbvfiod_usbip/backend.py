@@ -11,8 +11,20 @@ from contextlib import closing
 from queue import SimpleQueue
 from typing import Final, NamedTuple, TypeVar
 
-from usbvfiod_core import Backend, ConfigError, Device, DeviceAway, DeviceError, DeviceInfo, Loop, Speed
+from usbvfiod_core import (
+    Backend,
+    CannotHandOver,
+    ConfigError,
+    Device,
+    DeviceAway,
+    DeviceError,
+    DeviceInfo,
+    Handover,
+    Loop,
+    Speed,
+)
 from usbvfiod_core.remote import Link, Place, connect, parse_place
+from usbvfiod_core.state import unpack
 from usbvfiod_core.usb.descriptors import DeviceDescriptor
 
 from .asking import Asking, RequestFailed
@@ -95,6 +107,34 @@ class UsbipBackend(Backend):
             busid = device.busid
         link, session, made = _imported(place, busid, options, parsed.identity)
         return _device(loop, link, session, options, place, made)
+
+    def take_over(self, address: str, options: UsbipOptions, loop: Loop, handover: Handover) -> Device:
+        from .device import UsbipDevice
+        from .state import UsbipState
+
+        state = unpack(UsbipState, handover.state)
+        session = Session.made_of(state.session)
+        fd = handover.descriptors.get("link")
+        if fd is None:
+            raise CannotHandOver("the descriptor of its connection has not come with it")
+        link = Link.taken_over(os.dup(fd))
+        try:
+            device = UsbipDevice(
+                loop,
+                link,
+                session,
+                options,
+                where=state.where,
+                name=state.name,
+                speed=state.speed,
+                descriptors=state.descriptors,
+            )
+            device.take_state(state)
+        except BaseException:
+            link.forget()
+            raise
+        os.close(fd)
+        return device
 
     def check(self, address: str, options: UsbipOptions) -> Speed | None:
         if parse_address(address).place is None and not self.places():

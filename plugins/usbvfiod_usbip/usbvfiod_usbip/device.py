@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
-from usbvfiod_core import Loop, SetupPacket, Speed, Timer, Transfer, TransferStatus, TransferType
+from usbvfiod_core import (
+    Handover,
+    Loop,
+    NotSettled,
+    SetupPacket,
+    Speed,
+    Timer,
+    Transfer,
+    TransferStatus,
+    TransferType,
+)
 from usbvfiod_core.host.enumerated import EnumeratedDevice
 from usbvfiod_core.host.operations import OperationFailed, Then
 from usbvfiod_core.remote import Channel, Link
+from usbvfiod_core.state import pack
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.usb.device import DeviceEvents
@@ -16,6 +28,7 @@ from usbvfiod_core.usb.device import DeviceEvents
 from .lane import IsochronousLane, Lane
 from .options import UsbipOptions
 from .session import Request, Session
+from .state import UsbipState
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +44,7 @@ class UsbipDevice(EnumeratedDevice):
     """A device that was imported over `link`; `where` is what to call the server. `backend` makes them."""
 
     exclusive = False
+    cancel_loses = True
 
     def __init__(
         self,
@@ -45,6 +59,8 @@ class UsbipDevice(EnumeratedDevice):
         descriptors: bytes,
     ) -> None:
         super().__init__(loop, name=name, speed=speed, descriptors=descriptors, configuration=None, options=options)
+        self._descriptors = descriptors
+        self._link = link
         self._where = where
         self._session = session
         self._channel = Channel(loop, link, session, self._lost, timeout=options.timeout)
@@ -124,6 +140,39 @@ class UsbipDevice(EnumeratedDevice):
 
     def released(self) -> None:
         self._end()
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def when_settled(self, done: Callable[[], object]) -> None:
+        super().when_settled(lambda: self._channel.pause(done))
+
+    def go_on(self) -> None:
+        self._channel.go_on()
+
+    def hand_over(self) -> Handover:
+        fd = self._link.hand_over()
+        device = self.enumerated_state()
+        if not (self._session.idle and self._channel.idle):
+            raise NotSettled(f"{self.name} has transfers in flight")
+        state = UsbipState(
+            device,
+            self._session.state(),
+            self._where,
+            self.name,
+            self.speed,
+            self._descriptors,
+            {str(number): alternate for number, alternate in self._alternates.items()},
+        )
+        return Handover(pack(state), {"link": fd})
+
+    def take_state(self, state: UsbipState) -> None:
+        """Go on, as a new device, where that of another process was."""
+        self.take_enumerated_state(state.device)
+        self._alternates = {int(number): alternate for number, alternate in state.alternates.items()}
+
+    def forget(self) -> None:
+        self._gone = self._closed = True
+        self._channel.forget()
 
     # -- own -----------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,11 @@ from typing import Final, Protocol
 
 from usbvfiod_core.host.urb_status import PACKET_STATUS, URB_STATUS
 from usbvfiod_core.remote import Outgoing, PeerError
+from usbvfiod_core.state import require
 from usbvfiod_core.usb.transfer import TransferStatus, behind, part, scatter
 
 from . import wire
+from .state import GhostState, SessionState, UnlinkState
 
 _SCRATCH: Final = memoryview(bytearray(1 << 16))
 """Where goes what nobody wants."""
@@ -169,6 +171,38 @@ class Session:
     def idle(self) -> bool:
         """Whether nothing is open."""
         return not self._open
+
+    def state(self) -> SessionState:
+        """What another process has to know; while it is `idle` and the channel between two messages."""
+        return SessionState(
+            self._number,
+            self._sequence,
+            [
+                GhostState(each.sequence, each.endpoint, each.is_in, each.length, list(map(list, each.packets)))
+                for each in self._ghosts.values()
+            ],
+            [UnlinkState(*each) for each in self._unlinks.items()],
+        )
+
+    @classmethod
+    def made_of(cls, state: SessionState) -> Session:
+        """The session that goes on where that of another process was. Raises StateError."""
+        made = cls(state.number, state.sequence)
+        for each in state.ghosts:
+            for packet in each.packets:
+                require(len(packet) == 2, "session.ghosts", "a packet has an offset and a length")
+            ghost = Request(
+                each.endpoint,
+                [],
+                each.length,
+                _nobody,
+                is_in=each.is_in,
+                packets=tuple((offset, length) for offset, length in each.packets),
+            )
+            ghost.sequence = each.sequence
+            made._ghosts[each.sequence] = ghost
+        made._unlinks = {each.sequence: each.victim for each in state.unlinks}
+        return made
 
     def end(self, status: TransferStatus) -> None:
         """The connection is gone: everything that is open ends."""

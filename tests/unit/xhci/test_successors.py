@@ -31,7 +31,7 @@ from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus
 from usbvfiod_core.xhci.interrupter import IMOD_UNIT
-from usbvfiod_core.xhci.quiescence import ISOCHRONOUS_SECONDS
+from usbvfiod_core.xhci.quiescence import ISOCHRONOUS_SECONDS, MOVING_SECONDS
 
 Make = Callable[..., Rig]
 CONTEXT_SIZES = (32, 64)
@@ -102,6 +102,26 @@ def test_a_device_that_keeps_a_transfer_is_given_up_on(rig: Rig) -> None:
     kept.complete(TransferStatus.COMPLETED, 64)
     rig.device.answers(BULK_IN, b"new")
     assert td.result() == b"new"
+
+
+def test_what_would_lose_by_being_cancelled_is_waited_for_a_moment(rig: Rig) -> None:
+    rig.device.cancel_loses = True
+    moving, idle = rig.usb.submit_in(BULK_IN, 64), rig.bulk_out.submit(b"kept")
+    done = begin(rig)
+    rig.bus.pause(MOVING_SECONDS / 2)
+    assert (done, rig.device.cancelled) == ([], [])
+    rig.device.answers(BULK_IN, b"moved")
+    rig.bus.run()
+    assert done == []
+    rig.bus.pause(MOVING_SECONDS)
+    assert done == [True]
+    assert len(rig.device.cancelled) == 1
+    rig.device.received[BULK_OUT].clear()
+    rig.device.auto_out.add(BULK_OUT)
+    rig.controller = hand_over(rig.bus)
+    assert moving.result() == b"moved"
+    assert idle.result() == b""
+    assert rig.device.received[BULK_OUT] == [b"kept"]
 
 
 def test_a_command_is_waited_for(rig: Rig) -> None:
