@@ -4,7 +4,8 @@
 
 boots the lab and runs this file in it. There the kernel's usbip-host exports a source and sink (gadget zero on
 dummy_hcd) at the other end of a pair of virtual Ethernet devices. In each round vhci_hcd imports it and the plain usbfs
-program drives it; then usbvfiod imports it and the test kit's driver does.
+program drives it; then usbvfiod imports it and the test kit's driver does. Either has a few transfers in flight, and
+then as many as fill a guest's ring: nothing else decides what a delay costs.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 
 from tests.bench import plain_usbfs
-from tests.bench.real_devices import Sample, bulk_endpoints, direction, report, sample, serve, streaming
+from tests.bench.real_devices import Sample, bulk_endpoints, direction, sample, serve, spread, streaming
+from usbvfiod_core.usb.descriptors import Endpoint
 
-SIZES = (64 << 10, 1 << 20)
-DEPTH = 4
+DEPTH, FULL = 4, 64
+"""Transfers in flight."""
+CASES = ((64 << 10, DEPTH), (64 << 10, FULL), (1 << 20, DEPTH))
+"""Bytes of a transfer, and how many are in flight."""
+NEAR, FAR = (1 << 20, DEPTH), (64 << 10, FULL)
+"""What is compared without a delay to the same by the kernel's way, and with one to that with DEPTH in flight."""
+NEAR_TARGET, FAR_TARGET = 0.8, 2.0
 IDENTITY = "0525:a4a0"
 
 
@@ -60,7 +68,7 @@ def inside(rounds: int, mebibytes: int, delay: int, speed: str) -> Iterator[Samp
     with (
         tempfile.TemporaryDirectory(prefix="usbvfiod-bench-") as name,
         Host() as host,
-        Gadget([source_sink(bulk_buflen=SIZES[0])], identity=IDENTITY, speed=speed) as gadget,
+        Gadget([source_sink(bulk_buflen=64 << 10)], identity=IDENTITY, speed=speed) as gadget,
         host.export(gadget.bind()) as exported,
         host.network("delay", f"{delay}ms") if delay else nullcontext(),
     ):
@@ -72,15 +80,46 @@ def inside(rounds: int, mebibytes: int, delay: int, speed: str) -> Iterator[Samp
                 endpoints = bulk_endpoints(node)
                 with plain_usbfs.Device(node) as device:
                     for each in endpoints:
-                        for size in SIZES:
-                            plain = plain_usbfs.streaming(device, each.address, size, DEPTH)
-                            yield sample(direction(each.is_in), size, "plain", plain, mebibytes, None)
+                        for size, depth in CASES:
+                            plain = plain_usbfs.streaming(device, each.address, size, depth)
+                            yield sample(label(each, depth), size, "plain", plain, mebibytes, None)
             exported.wait_free()
             with serve([*own, "--device", f"usbip:{exported.address}"], socket, replies=False) as (pid, _, usb):
                 for each in endpoints:
-                    for size in SIZES:
-                        work = streaming(usb, each.address, size, DEPTH)
-                        yield sample(direction(each.is_in), size, "usbip", work, mebibytes, pid)
+                    for size, depth in CASES:
+                        work = streaming(usb, each.address, size, depth)
+                        yield sample(label(each, depth), size, "usbip", work, mebibytes, pid)
+
+
+def label(endpoint: Endpoint, depth: int) -> str:
+    """As it stands in the table, before the size."""
+    return f"{direction(endpoint.is_in)}, {depth} of"
+
+
+def report(samples: list[Sample], delay: int) -> Iterator[str]:
+    """A table of medians: rates, processor time, and with their range the ratios of rates to the kernel's way with as
+    many transfers in flight, and with DEPTH."""
+    rates: dict[tuple[str, str], list[float]] = {}
+    costs: dict[str, list[float]] = {}
+    for each in samples:
+        rates.setdefault((each["what"], each["who"]), []).append(each["rate"])
+        if each["who"] == "usbip":
+            costs.setdefault(each["what"], []).append(each["cpu"])
+    yield f"{'MiB/s':20}{'vhci_hcd':>9}{'usbip':>9}{'ms/MiB':>8}  {'of vhci_hcd':28}of vhci_hcd with {DEPTH}"
+    for way in ("IN", "OUT"):
+        for size, depth in CASES:
+            what, few = (f"{way}, {count} of {size >> 10} KiB" for count in (depth, DEPTH))
+            own = rates[what, "usbip"]
+            targets = (
+                (what, NEAR_TARGET if not delay and (size, depth) == NEAR else None),
+                (few, FAR_TARGET if delay and (size, depth) == FAR else None),
+            )
+            ratios = [
+                spread([rate / other for rate, other in zip(own, rates[name, "plain"], strict=True)], target)
+                for name, target in targets
+            ]
+            figures = f"{median(rates[what, 'plain']):9.1f}{median(own):9.1f}{median(costs[what]):8.2f}"
+            yield f"{what:20}{figures}  {ratios[0]:28}{ratios[1]}".rstrip()
 
 
 def main() -> int:
@@ -105,7 +144,7 @@ def main() -> int:
         command = " ".join(["python3", "-m", "tests.bench.remote_devices", "--inside", *words])
         output = lab.run(f"cd /usbvfiod && {command}", timeout=3600)
     samples = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    for line in report(samples):
+    for line in report(samples, options.delay):
         print(line)
     return 0
 

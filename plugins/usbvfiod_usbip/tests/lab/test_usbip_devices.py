@@ -1,5 +1,5 @@
 """Devices of every class at a guest's class drivers, from another host: a server imports them from the kernel's
-usbip-host. The tests are those of devices of this host."""
+usbip-host, over networks that are near, far, and lose packets. The tests are those of devices of this host."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from tests.lab import test_devices as devices
 from tests.lab.conftest import machine
 from tests.lab.exporting import Host
+from tests.lab.far import NETWORKS
 from tests.lab.machine import Machine
 from tests.lab.passing import Pass, Passed
 from tests.lab.usb_device import HostUsbDevice
@@ -21,9 +22,12 @@ from usbvfiod_core.testing.mass_storage import MassStorage
 __all__ = ["machine"]
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    with Host() as host:
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.long] if way else []) for name, way in NETWORKS.items()],
+)
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    with Host() as host, host.network(*NETWORKS[request.param]):
         yield host
 
 
@@ -83,6 +87,22 @@ def test_a_serial_port(passed: Pass) -> None:
 @pytest.mark.long
 def test_a_keyboard(passed: Pass, machine: Machine) -> None:
     devices.test_a_keyboard(passed, machine, "xhci")
+
+
+@pytest.mark.long
+def test_a_network_adapter(passed: Pass) -> None:
+    devices.test_a_network_adapter(passed, 1)
+
+
+@pytest.mark.long
+def test_a_printer(passed: Pass) -> None:
+    devices.test_a_printer(passed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("speed", ["full", "high", "super"])
+def test_source_and_sink(passed: Pass, speed: str) -> None:
+    devices.test_source_and_sink(passed, speed)
 
 
 def test_sound(passed: Pass, machine: Machine) -> None:
