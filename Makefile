@@ -7,6 +7,8 @@ RUN := $(VENV)/bin/python
 RUNNABLE := $(VENV)/usbvfiod.run
 PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 STAMP := $(VENV)/usbvfiod.stamp
+# One more than processors, of which tests in VMs leave half idle while they wait for kernels and devices; at most 4.
+PROCESSES ?= $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )))
 SOURCES := pyproject.toml $(wildcard plugins/*/pyproject.toml) .ci/environment
 
 .PHONY: help demo install uninstall deb release test test-long test-compiled fuzz coverage vm bench bench-against docs recording lint clean
@@ -60,8 +62,8 @@ release: $(STAMP)
 	contrib/release $(RUN) $(if $(USBVFIOD_COMPILE),compiled)
 
 test: $(STAMP)
-	@echo "test: everything but long loops; in a few minutes, in up to 4 processes. Tests with a VM need: make vm"
-	$(RUN) -m pytest -n auto --maxprocesses 4 -rs -m "not long"
+	@echo "test: everything but long loops; in a few minutes, in $(PROCESSES) processes. Tests with a VM need: make vm"
+	$(RUN) -m pytest -n $(PROCESSES) -rs -m "not long"
 
 test-long: $(STAMP)
 	@! command -v cargo >/dev/null || $(RUN) -m tests.crate.client
