@@ -67,7 +67,7 @@ rm /tmp/data
 def test_a_drive_both_ways(
     beside_lab: BesideLab, backend: str, offer: str, speed: int, make_image: Callable[[int], Path]
 ) -> None:
-    image = make_image(64)
+    image = make_image(16)
     with beside_lab.offer(offer, backend):
         (disk,) = guest_usb.wait_disks(beside_lab.guest, 1)
         assert disk.speed == speed
@@ -76,7 +76,7 @@ def test_a_drive_both_ways(
 
 
 def test_a_uas_drive_both_ways(beside_lab: BesideLab, make_image: Callable[[int], Path]) -> None:
-    image = make_image(64)
+    image = make_image(16)
     with beside_lab.offer("drive-uas", "usbfs"):
         (disk,) = guest_usb.wait_disks(beside_lab.guest, 1)
         assert guest_usb.driver(beside_lab.guest, f"{disk.usb}:1.0") == "uas"
