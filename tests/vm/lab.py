@@ -15,6 +15,7 @@ boots one and runs pytest in it, or, without arguments, the shell scripts that a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import socket
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.vm.guest import GuestError, GuestTimeout, shared_file
+from tests.vm.guest import GuestError, GuestTimeout, Running, shared_file
 from tests.vm.system import INSIDE, System
 
 MARK = "usbvfiod.lab"
@@ -32,6 +33,7 @@ MARK = "usbvfiod.lab"
 MEMORY_MIB = 1536
 WINDOW_MIB = 1024
 TEST_TIMEOUT = 180  # seconds for one test inside, scaled there; what takes one here takes five to ten there
+REQUESTS, ANSWERS = "/run/pytest.requests", "/run/pytest.answers"  # FIFOs of pytest_runs.py
 WIRES = ("qmp", "wire0", "wire1")
 """A monitor of QEMU's, so that what runs in the lab plugs devices in and out; and what the devices may be wired to."""
 
@@ -48,6 +50,7 @@ class Lab(System):
     """
 
     def __init__(self, directory: Path, *, kernel_arguments: str = "", backported: bool = False) -> None:
+        self._runs: Running | None = None
         self.window = os.fdopen(os.memfd_create("window"), "r+b", buffering=0)
         self.window.truncate(WINDOW_MIB << 20)
         self.bridge, inner = socket.socketpair()
@@ -68,8 +71,9 @@ class Lab(System):
                     *("-object", shared_file("window", self.window.fileno(), WINDOW_MIB)),
                     *("-device", "ivshmem-plain,memdev=window"),
                 ],
+                # One processor: emulated ones that wait for each other take a quarter of the time, and more on a busy
+                # machine.
                 memory_mib=MEMORY_MIB,
-                processors=2,
                 kernel_arguments=f"{MARK} {kernel_arguments}".strip(),
                 backported=backported,
                 descriptors=handed,
@@ -88,14 +92,15 @@ class Lab(System):
         """
         report, log = self.exchange / "report.xml", self.exchange / "pytest.log"
         report.unlink(missing_ok=True)
-        words = ["python3", "-m", "pytest", "-c", f"{INSIDE}/pyproject.toml", "-p", "no:cacheprovider", "-rs"]
-        words += ["-p", "no:hypothesispytest", "-p", "no:anyio"]  # which take longer to load there than many a test
-        words += ["-o", f"timeout={TEST_TIMEOUT}", "--durations=5", "--junitxml=/exchange/report.xml"]
-        command = shlex.join([*words, *arguments])
-        running = self.start(f"cd {INSIDE} && {command} > /exchange/pytest.log 2>&1; echo pytest ended with $?")
+        log.write_text("")
+        request = shlex.quote(json.dumps([arguments, "/exchange/pytest.log"]))
+        self._start_pytest_runs()
+        asking = f"exec 3<> {REQUESTS} 4<> {ANSWERS}; echo {request} >&3; read -r status <&4"
+        running = self.start(f'{asking}; echo "pytest ended with $status"')
         try:
             ending = self.wait(running, timeout)
         except GuestTimeout as error:
+            self._runs = None  # it is left there with the run that does not end
             raise GuestTimeout(f"{log.read_text(errors='replace')}\n{error}") from None
         output = f"{log.read_text(errors='replace')}\n{ending}"
         if not report.exists():
@@ -106,6 +111,20 @@ class Lab(System):
         if not output.endswith("pytest ended with 0\n") or total == skipped:
             raise LabFailure(output)
         return {"passed": total - skipped, "skipped": skipped}
+
+    def _start_pytest_runs(self) -> None:
+        """Have what runs pytest in the lab: one process for all requests (inside/pytest_runs.py)."""
+        if self._runs is not None:
+            self.ended(self._runs, 0.01)  # takes in what has been said
+        if self._runs is None or self._runs.id not in self._running:
+            options = ["-c", f"{INSIDE}/pyproject.toml", "-p", "no:cacheprovider", "-rs"]
+            options += ["-p", "no:hypothesispytest", "-p", "no:anyio"]  # which take longer to load than many a test
+            options += ["-o", f"timeout={TEST_TIMEOUT}", "--durations=5", "--junitxml=/exchange/report.xml"]
+            command = shlex.join(["python3", "-m", "tests.vm.inside.pytest_runs", REQUESTS, ANSWERS, *options])
+            self.run(f"rm -f {REQUESTS} {ANSWERS}; mkfifo {REQUESTS} {ANSWERS}")
+            # Whoever waits for an answer gets one also where this ends before it has answered.
+            script = f"cd {INSIDE}; exec 4<> {ANSWERS}; {command} > /exchange/pytest-runs.log 2>&1 4>&-"
+            self._runs = self.start(f"{script}; echo nothing: its process has ended with $?, see pytest-runs.log >&4")
 
 
 def _wires(numbers: dict[str, tuple[int, int]]) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.vm import initramfs, lab_packages
+from tests.vm import bytecode, initramfs, lab_packages
 from tests.vm import tree as debian
 from tests.vm.guest import Guest
 from usbvfiod_core.daemon import confinement
@@ -42,6 +42,7 @@ class System(Guest):
         site = lab_packages.ensure(tree)
         self._write_environment()
         shares = {"tree": tree, "checkout": lab_packages.CHECKOUT, "site": site, "exchange": self.exchange}
+        shares["bytecode"] = bytecode.compiled(tree, site, lab_packages.CHECKOUT, INSIDE)
         words = [word for number, share in enumerate(shares.items(), 1) for word in _share(number, *share)]
         super().__init__(
             directory,

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The way to the root: the Debian tree as QEMU shares it, read-only, below a layer in memory that takes what is written;
-# the checkout at /usbvfiod likewise, the Python packages at /site, and /exchange, which is the test's own directory.
+# the checkout at /usbvfiod likewise, with what is compiled of it (bytecode.py); the Python packages at /site, and
+# /exchange, which is the test's own directory.
 # Then the shell of all guests, with the tree's programs.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH HOME=/root TERM=dumb LC_ALL=C.UTF-8
@@ -18,16 +19,20 @@ share() { # TAG DIRECTORY OPTIONS
     mkdir -p "$2"
     mount -t 9p -o "trans=virtio,version=9p2000.L,msize=131072,$3" "$1" "$2"
 }
-layered() { # TAG DIRECTORY: what is written to it goes to memory
-    share "$1" "/lower/$1" ro,cache=loose
+layered() { # TAG DIRECTORY [TAG]: what is written to it goes to memory; the second share lies over the first
+    lower=
+    for tag in $3 "$1"; do
+        share "$tag" "/lower/$tag" ro,cache=loose
+        lower="$lower:/lower/$tag"
+    done
     mkdir -p "/upper/$1/data" "/upper/$1/work"
-    mount -t overlay -o "lowerdir=/lower/$1,upperdir=/upper/$1/data,workdir=/upper/$1/work" "$1" "$2"
+    mount -t overlay -o "lowerdir=${lower#:},upperdir=/upper/$1/data,workdir=/upper/$1/work" "$1" "$2"
 }
 mkdir /upper /new
 mount -t tmpfs -o size=75% upper /upper
 layered tree /new
 mkdir -p /new/usbvfiod /new/site /new/exchange
-layered checkout /new/usbvfiod
+layered checkout /new/usbvfiod bytecode
 share site /new/site ro,cache=loose
 share exchange /new/exchange cache=none,access=any
 mount -t tmpfs tmp /new/tmp

@@ -75,6 +75,31 @@ def test_the_result_of_tests_inside_is_theirs(lab: Lab) -> None:
         lab.pytest("/exchange/test_inside.py")
 
 
+@pytest.mark.long
+def test_a_run_that_loses_its_process_is_told_and_the_next_one_has_another(lab: Lab) -> None:
+    test = lab.exchange / "test_inside.py"
+    test.write_text("import os, signal\n\ndef test_fatal():\n    os.kill(os.getppid(), signal.SIGKILL)\n")
+    with pytest.raises(LabFailure, match="its process has ended with 137"):
+        lab.pytest("/exchange/test_inside.py")
+    test.write_text("def test_good():\n    pass\n")
+    assert lab.pytest("/exchange/test_inside.py") == {"passed": 1, "skipped": 0}
+
+
+def test_what_is_imported_there_was_compiled_here(lab: Lab) -> None:
+    (lab.exchange / "probe.py").write_text(
+        "import os, sys, tests.lab.serving, usbvfiod_core.daemon.server, usbvfiod_usbfs\n"
+        "booted = os.path.getmtime('/run/guest_shell.sh')\n"
+        "caches = [getattr(each, '__cached__', None) or '' for each in sys.modules.values()]\n"
+        "ours = [path for path in caches if path.startswith('/usbvfiod/')]\n"
+        "print(len(ours) > 100, [path for path in ours if os.path.getmtime(path) >= booted])\n"
+    )
+    assert lab.run("cd /usbvfiod && PYTHONPATH=/usbvfiod:$PYTHONPATH python3 /exchange/probe.py") == "True []\n"
+    with pytest.raises(LabFailure, match="deselected"):
+        lab.pytest("tests/lab/test_paths.py", "-k", "nothing")
+    rewritten = "find tests/lab/__pycache__ __pycache__ -name '*pytest*'"
+    assert lab.run(f"cd /usbvfiod && {rewritten} | grep -c test_paths; {rewritten} -newer /run/guest_shell.sh") == "1\n"
+
+
 @pytest.mark.timeout(FILE_TIMEOUT + 60)
 @pytest.mark.parametrize("path", [path for path in FILES if path not in WHOLLY_LONG], ids=str)
 def test_inside(lab: Lab, path: Path) -> None:
