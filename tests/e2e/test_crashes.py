@@ -22,6 +22,7 @@ from usbvfiod_core.testing.client import VfioUserClient, VfioUserError
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.mass_storage import MassStorage
+from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU, Vmm
 
 BLOCK = 512
 BLOCKS = 4096
@@ -63,9 +64,9 @@ class Driver(GuestDriver):
 class Guest:
     """Writes a drive and reads it back. Whatever was being written when the drive was unplugged is written again."""
 
-    def __init__(self, server: Served, image: Path) -> None:
+    def __init__(self, server: Served, image: Path, vmm: Vmm = QEMU) -> None:
         self._image = image
-        self._bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
+        self._bus = SocketBus(VfioUserClient.connect(server.socket_path, vmm=vmm, wait=PATIENCE))
         self.driver = Driver(self._bus)
         self.driver.start()
         self._random = random.Random(17)
@@ -168,9 +169,9 @@ def held(server: Fronted) -> list[str]:
     return found
 
 
-def survive(server: Fronted, drive: Path, times: int) -> None:
+def survive(server: Fronted, drive: Path, times: int, vmm: Vmm = QEMU) -> None:
     """Work while the server is killed so often."""
-    with closing(Guest(server, drive)) as guest:
+    with closing(Guest(server, drive, vmm)) as guest:
         guest.step()
         chance = random.Random(times)
         most = 0
@@ -190,10 +191,21 @@ def survive(server: Fronted, drive: Path, times: int) -> None:
     assert server.log.count(GOES_ON) == times
 
 
-def test_a_guest_works_on_when_its_server_is_killed(server: Fronted, drive: Path) -> None:
-    survive(server, drive, 3)
-    # The VM is gone: what is held is the state, of a server without a client.
-    server.wait_for(lambda: len([each for each in held(server) if "memfd:" in each]) == 1)
+def test_the_front_sleeps_while_the_guest_works(server: Fronted, drive: Path) -> None:
+    with closing(Guest(server, drive)) as guest:
+        server.wait_for(lambda: server.log.count("a client has connected") == 1)
+        guest.step()
+        before = server.status("voluntary_ctxt_switches"), server.status("nonvoluntary_ctxt_switches")
+        for _ in range(20):
+            guest.step()
+        assert (server.status("voluntary_ctxt_switches"), server.status("nonvoluntary_ctxt_switches")) == before
+
+
+@pytest.mark.parametrize("vmm", [QEMU, CLOUD_HYPERVISOR], ids=lambda vmm: vmm.name)
+def test_a_guest_works_on_when_its_server_is_killed(server: Fronted, drive: Path, vmm: Vmm) -> None:
+    survive(server, drive, 2, vmm)
+    # The VM is gone, and with it its memory: what is held is the state of a server without a client.
+    server.wait_for(lambda: not [each for each in held(server) if "memfd:guest" in each])
     server.kill_server()
     with closing(Guest(server, drive)) as guest:
         guest.step()
@@ -203,8 +215,9 @@ def test_a_guest_works_on_when_its_server_is_killed(server: Fronted, drive: Path
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_hundred_crashes(server: Fronted, drive: Path) -> None:
-    survive(server, drive, 100)
+@pytest.mark.parametrize("vmm", [QEMU, CLOUD_HYPERVISOR], ids=lambda vmm: vmm.name)
+def test_a_hundred_crashes(server: Fronted, drive: Path, vmm: Vmm) -> None:
+    survive(server, drive, 100, vmm)
 
 
 def test_what_was_attached_comes_back_and_an_upgrade_changes_nothing(
