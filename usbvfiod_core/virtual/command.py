@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 # What a command moves
-NO_DATA = 0
-SEND = 1  # `data` to the driver
-READ = 2  # a range of the image to the driver
-RECEIVE = 3  # parameters from the driver, then `received`
-WRITE = 4  # data from the driver to a range of the image
-COMPARE = 5  # data from the driver, to be compared with a range of the image
+NO_DATA: Final = 0
+SEND: Final = 1  # `data` to the driver
+READ: Final = 2  # a range of the image to the driver
+RECEIVE: Final = 3  # parameters from the driver, then `received`
+WRITE: Final = 4  # data from the driver to a range of the image
+COMPARE: Final = 5  # data from the driver, to be compared with a range of the image
 
 
 class Command:
@@ -42,5 +43,5 @@ class Command:
         self.failed = failed
 
 
-GOOD = Command()
-FAILED = Command(failed=True)
+GOOD: Final = Command()
+FAILED: Final = Command(failed=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from struct import Struct
+from typing import Final
 
 from . import inquiry, operations, scsi
 from .command import COMPARE, FAILED, GOOD, READ, RECEIVE, SEND, WRITE, Command
@@ -18,16 +19,14 @@ from .inquiry import Identity
 from .mode import ModePages
 from .scsi import Sense
 
-_CDB_6 = Struct(">BBHBB")
-_CDB_10 = Struct(">BBIBHB")
-_CDB_12 = Struct(">BBIIBB")
-_CDB_16 = Struct(">BBQIBB")
+_CDB_6: Final = Struct(">BBHBB")
+_CDB_10: Final = Struct(">BBIBHB")
+_CDB_12: Final = Struct(">BBIIBB")
+_CDB_16: Final = Struct(">BBQIBB")
 
-_PROTECT = 0xE0  # RDPROTECT, WRPROTECT, VRPROTECT: there is no protection information
-_FUA = 0x08
-_PARAMETER_LIMIT = 4096
-
-
+_PROTECT: Final = 0xE0  # RDPROTECT, WRPROTECT, VRPROTECT: there is no protection information
+_FUA: Final = 0x08
+_PARAMETER_LIMIT: Final = 4096
 _Handler = Callable[[bytes], Command]
 
 

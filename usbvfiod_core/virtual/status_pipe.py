@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from ..usb.transfer import Transfer, TransferStatus
 from .endpoint import VirtualEndpoint
 from .tasks import Task
 
-_COMPLETED = TransferStatus.COMPLETED
+_COMPLETED: Final = TransferStatus.COMPLETED
 
 
 class StatusPipe:

@@ -9,10 +9,11 @@ head of queue command passes what is still waiting.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from .command import COMPARE, READ, WRITE, Command
 
-_EVERYWHERE = 1 << 64
+_EVERYWHERE: Final = 1 << 64
 
 
 class Task:

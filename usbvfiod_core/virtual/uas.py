@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from ..usb.device import Loop
 from ..usb.transfer import Transfer, TransferStatus
@@ -32,13 +33,13 @@ from .task_management import TaskManagement
 from .tasks import Task, TaskSet
 from .uas_interface import COMMAND, DATA_IN, DATA_OUT, STATUS, STREAMS
 
-TASK_LIMIT = 256
+TASK_LIMIT: Final = 256
 """Commands at a time; the next one ends with TASK SET FULL. With streams there cannot be more than STREAMS."""
-OWED_LIMIT = 512
+OWED_LIMIT: Final = 512
 """Status that the driver has not fetched, beyond which no information unit is taken."""
 
-_COMPLETED = TransferStatus.COMPLETED
-_LUN_0 = bytes(8)
+_COMPLETED: Final = TransferStatus.COMPLETED
+_LUN_0: Final = bytes(8)
 
 
 class Uas:
