@@ -34,6 +34,7 @@ MEMORY_MIB = 1536
 WINDOW_MIB = 1024
 TEST_TIMEOUT = 180  # seconds for one test inside, scaled there; what takes one here takes five to ten there
 REQUESTS, ANSWERS = "/run/pytest.requests", "/run/pytest.answers"  # FIFOs of pytest_runs.py
+NO_ANSWER = "nothing: its process has ended"
 WIRES = ("qmp", "wire0", "wire1")
 """A monitor of QEMU's, so that what runs in the lab plugs devices in and out; and what the devices may be wired to."""
 
@@ -102,6 +103,8 @@ class Lab(System):
         except GuestTimeout as error:
             self._runs = None  # it is left there with the run that does not end
             raise GuestTimeout(f"{log.read_text(errors='replace')}\n{error}") from None
+        if NO_ANSWER in ending:
+            self._runs = None
         output = f"{log.read_text(errors='replace')}\n{ending}"
         if not report.exists():
             raise LabFailure(output)
@@ -124,7 +127,7 @@ class Lab(System):
             self.run(f"rm -f {REQUESTS} {ANSWERS}; mkfifo {REQUESTS} {ANSWERS}")
             # Whoever waits for an answer gets one also where this ends before it has answered.
             script = f"cd {INSIDE}; exec 4<> {ANSWERS}; {command} > /exchange/pytest-runs.log 2>&1 4>&-"
-            self._runs = self.start(f"{script}; echo nothing: its process has ended with $?, see pytest-runs.log >&4")
+            self._runs = self.start(f"{script}; echo {NO_ANSWER} with $?, see pytest-runs.log >&4")
 
 
 def _wires(numbers: dict[str, tuple[int, int]]) -> list[str]:
