@@ -98,6 +98,7 @@ def test_a_drive_recovers_from_stalls_and_resets(passed: Pass, tmp_path: Path, s
     with Gadget([gadgets.mass_storage(image, stall=True)], speed=speed) as gadget:
         given = passed(gadget.bind())
         disk = MassStorage(given.device, pipelined=False)
+        disk.wait_ready()  # a host of another machine may have reset it
         for _ in range(3):
             assert disk.read(0, 8) == content[:4096]
             with pytest.raises(ScsiError):

@@ -80,6 +80,12 @@ def test_64_mebibytes(passed: Pass, machine: Machine) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("speed", ["high", "super"])
+def test_a_drive_recovers_from_stalls_and_resets(passed: Pass, tmp_path: Path, speed: str) -> None:
+    devices.test_a_drive_recovers_from_stalls_and_resets(passed, tmp_path, speed)
+
+
+@pytest.mark.long
 def test_a_serial_port(passed: Pass) -> None:
     devices.test_a_serial_port_both_ways_through_open_and_close(passed, 64)
 
