@@ -84,9 +84,10 @@ class KilledBus(DirectBus):
 
     def pause(self, seconds: float) -> None:
         until = self.loop.time() + seconds
-        while self.loop.time() < until:
+        while True:
             try:
-                self.loop.advance(until - self.loop.time())
+                self.loop.advance(max(until - self.loop.time(), 0.0))
+                return
             except Killed:
                 self.kill()
 
