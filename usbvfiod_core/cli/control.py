@@ -23,6 +23,8 @@ from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 PROTOCOL = 1
 TIMEOUT = 10.0
 _READ = 64 << 10
+_LONGEST = 16 << 20
+"""Bytes of an answer; with many devices it has some hundred thousand. The server may be another user's."""
 
 Connect = Callable[[], "ControlConnection"]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -125,10 +127,15 @@ class ControlConnection:
             if not data:
                 raise ServerUnreachable(f"the server at {self.path} has closed the connection")
             self._buffer += data
+            if len(self._buffer) > _LONGEST:
+                raise ServerUnreachable(f"what answers at {self.path} has sent {len(self._buffer)} bytes and no end")
         line, self._buffer = self._buffer.split(b"\n", 1)
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
         if not isinstance(answer, dict):
-            raise ValueError("it does not answer with JSON objects")
+            raise ServerUnreachable(f"what answers at {self.path} does not answer with JSON objects")
         return answer
 
 

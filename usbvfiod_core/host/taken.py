@@ -255,5 +255,5 @@ def _read(text: bytes, device: SysfsDevice) -> Found | None:
             return None  # the host has configured it since, and uses it
         drivers = {int(number): str(name) for number, name in fields["drivers"].items()}
         return Found(None if configuration is None else int(configuration), drivers, device.directory)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
