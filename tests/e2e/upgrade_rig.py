@@ -102,7 +102,10 @@ class GuestAtWork:
         }
         self._content = [bytearray(path.read_bytes()) for path in rig.images]
         keyboard = found.pop(2)  # of several, any
-        drives = sorted(found.values(), key=lambda each: len(each.interface(0).endpoints))
+        drives = sorted(
+            (each for each in found.values() if len(each.interface(0).endpoints) > 1),
+            key=lambda each: len(each.interface(0).endpoints),
+        )
         self.bot, self.uas = MassStorage(drives[0]), UasClient(drives[1])
         self._keyboard = keyboard
         self._waiting = keyboard.submit_in(0x81, 8)

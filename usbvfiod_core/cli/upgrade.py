@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import click
 
-from ..daemon.channel import Channel, Message
+from ..daemon.channel import Channel, ChannelClosed
+from ..daemon.steps import Failed, Prepare, said
 from ..daemon.successor import marked
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from .control import Connect, control_options
@@ -45,19 +46,19 @@ def upgrade(replug: bool, options: tuple[str, ...], connect: Connect) -> None:
         channel, other = Channel.pair()
         with other:
             server.request("upgrade", fd=True, fds=[other.fileno()])
-    message = _prepared(channel)
-    if message.body["uid"] != os.geteuid():
+    server_is = _prepared(channel)
+    if server_is.uid != os.geteuid():
         raise ConfigError(
-            f"the server is user {message.body['uid']}'s, who replaces it; a unit of systemd's does it with "
+            f"the server is user {server_is.uid}'s, who replaces it; a unit of systemd's does it with "
             "`systemctl reload`"
         )
-    arguments = list(options) or message.body["arguments"]
-    environment = {**os.environ, **message.body["environment"]}
+    arguments = list(options) or server_is.arguments
+    environment = {**os.environ, **server_is.environment}
     read, write = os.pipe()
     try:
         process = subprocess.Popen(
             [*COMMAND, *arguments],
-            cwd=message.body["directory"],
+            cwd=server_is.directory,
             env=marked(environment, "replug" if replug else "channel", channel.fileno(), write),
             pass_fds=(channel.fileno(), write),
             stdin=subprocess.DEVNULL,
@@ -72,13 +73,15 @@ def upgrade(replug: bool, options: tuple[str, ...], connect: Connect) -> None:
     say(f"process {process.pid} has taken the place of the server")
 
 
-def _prepared(channel: Channel) -> Message:
+def _prepared(channel: Channel) -> Prepare:
     message = channel.receive(PATIENCE)
     if message is None:
         raise ServerTimeout(f"the server has not answered within {PATIENCE:g} s")
     if message.step == "failed":
-        raise DeviceError(str(message.body.get("message")))
-    return message
+        raise DeviceError(said(Failed, message).message)
+    if message.step != "prepare":
+        raise ChannelClosed(f"the server says {message.step!r}, and not with which options it runs")
+    return said(Prepare, message)
 
 
 def _wait(process: subprocess.Popen[bytes], report: int) -> None:

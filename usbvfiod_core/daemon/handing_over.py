@@ -22,9 +22,9 @@ from ..xhci.controller import Controller
 from .attachments import Attachments
 from .channel import Channel, ChannelClosed, Message
 from .intents import Attachment
-from .notify import notify
 from .server_state import ReplugState, ServerState
 from .steering import Steering
+from .steps import Accept, Failed, Freeze, Offer, OfferedDevice, Prepare, said
 from .succession import Succession
 from .successor import HANDOVER
 
@@ -90,8 +90,8 @@ class Parts(Protocol):
         """Another process goes on, and the service manager hears this one for the last time."""
         ...
 
-    def replaced(self) -> None:
-        """Another process is the server from now on: end without a word."""
+    def replaced(self, pid: int) -> None:
+        """The process of this number is the server from now on: end without a word."""
         ...
 
 
@@ -108,7 +108,7 @@ class HandingOver:
         self._back: Callable[[], object] = _nothing
         """Plugs in again what was unplugged for the other process."""
         self._going = False
-        self._new_pid: object = None
+        self._new_pid = 0
         self._over = False
         self._asked = 0
         self._version = version("usbvfiod")
@@ -134,15 +134,7 @@ class HandingOver:
         }
         self._asked += 1
         self._loop.add_reader(channel.fileno(), self._readable, channel)
-        channel.send(
-            "prepare",
-            {
-                "arguments": sys.argv[1:],
-                "directory": os.getcwd(),
-                "environment": environment,
-                "uid": os.geteuid(),
-            },
-        )
+        channel.send("prepare", pack(Prepare(sys.argv[1:], os.getcwd(), environment, os.geteuid())))
 
     def abandon(self, reason: str) -> bool:
         """Nobody is to take the place any more; whether somebody has done so in this moment."""
@@ -170,29 +162,27 @@ class HandingOver:
         if message.step == "offer" and not self._frozen:
             self._say("offer", self._offer(), {"log": 2})
         elif message.step == "freeze" and not self._frozen:
-            self._freeze(message.body.get("replug") is True)
+            self._freeze(said(Freeze, message).replug)
         elif message.step == "accept" and self._frozen and not self._going:
-            self._go(message.body.get("pid"))
+            self._go(said(Accept, message).pid)
         elif message.step == "gone" and self._going:
             self._gone()
         elif message.step == "failed":
-            self._failed(str(message.body.get("message")))
+            self._failed(said(Failed, message).message)
         else:
             raise ChannelClosed(f"the other process says {message.step!r} when it is not its turn")
 
     def _offer(self) -> dict[str, Any]:
-        devices = self._parts.devices
-        return {
-            "format": FORMAT,
-            "usbvfiod": self._version,
-            "fixed": dict(self._parts.fixed),
-            "inherited": dict(self._parts.inherited),
-            "attachments": [
-                {"spec": each.spec.text, "backend": each.spec.backend, "configured": each.configured}
-                for each in self._parts.attachments
-            ],
-            "refusals": [reason for _, reason in devices.refusals()],
-        }
+        parts = self._parts
+        offer = Offer(
+            FORMAT,
+            self._version,
+            dict(parts.fixed),
+            dict(parts.inherited),
+            [OfferedDevice(each.spec.text, each.spec.backend, each.configured) for each in parts.attachments],
+            [reason for _, reason in parts.devices.refusals()],
+        )
+        return pack(offer)
 
     def _freeze(self, replug: bool) -> None:
         attachments = self._parts.attachments
@@ -297,7 +287,7 @@ class HandingOver:
             for fd in fds.values():
                 os.close(fd)
 
-    def _go(self, pid: object) -> None:
+    def _go(self, pid: int) -> None:
         self._going = True
         self._new_pid = pid
         self._wait(LAST_WORD, "the other process does not go on")
@@ -308,13 +298,11 @@ class HandingOver:
         assert channel is not None
         self._end()
         parts.handed_over()
-        if type(self._new_pid) is int and self._new_pid > 0:
-            notify(f"MAINPID={self._new_pid}")
         parts.transport.forget()
         parts.devices.forget()
         channel.close()
         self._over = True
-        parts.replaced()
+        parts.replaced(self._new_pid)
 
     # -- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -346,7 +334,7 @@ class HandingOver:
             return
         self._end()
         try:
-            channel.send("failed", {"message": reason})
+            channel.send("failed", pack(Failed(reason)))
         except ChannelClosed:
             pass
         channel.close()

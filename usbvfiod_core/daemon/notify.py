@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from ..usb.device import Loop
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 TRIES: Final = 100
 PAUSE: Final = 0.1
 """Seconds until the service manager is told again what there was no room for."""
+PATIENCE: Final = TRIES * PAUSE
+"""Seconds for it to hear what is told until it is heard."""
 
 
 class ServiceManager:
@@ -24,16 +27,18 @@ class ServiceManager:
         self._loop = loop
         self._news = ""
 
-    def tell(self, state: str, tries: int = TRIES) -> None:
-        """`READY=1` and the like. Only the newest news is told again."""
+    def tell(self, state: str, tries: int = TRIES, then: Callable[[], object] | None = None) -> None:
+        """`READY=1` and the like. Only the newest news is told again. `then` is called when it has been told, or there
+        is no point in trying any more; inside this call or later."""
         if tries == TRIES:
             self._news = state
-        if state != self._news or notify(state):
-            return
-        if tries:
-            self._loop.call_later(PAUSE, self.tell, state, tries - 1)
-        else:
+        if state == self._news and not notify(state):
+            if tries:
+                self._loop.call_later(PAUSE, self.tell, state, tries - 1, then)
+                return
             log.warning("the service manager was not told %s: it does not read", state)
+        if then is not None:
+            then()
 
     def feed_watchdog(self) -> None:
         """Say from now on that the loop runs, if somebody wants to know."""

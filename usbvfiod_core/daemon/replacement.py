@@ -61,7 +61,7 @@ class Replaced(Protocol):
     def config(self) -> Config: ...
     def parse(self, text: str) -> DeviceSpec: ...
     def serve_metrics(self, adopted: Adopted | None = None) -> None: ...
-    def replaced(self) -> None: ...
+    def replaced(self, pid: int) -> None: ...
     def succeeds(self, since: float, started: float) -> None: ...
     def ended_with(self, error: UsbvfiodError) -> None: ...
 
@@ -161,9 +161,9 @@ class Replacement:
         """Another process goes on, and the service manager hears this one for the last time."""
         self._server.survival.handed_over()
 
-    def replaced(self) -> None:
-        """Another process is the server from now on."""
-        self._server.replaced()
+    def replaced(self, pid: int) -> None:
+        """The process of this number is the server from now on."""
+        self._server.replaced(pid)
 
     def _open_door(self, door: socket.socket) -> None:
         """Hear whoever was started to take the place; there may be several, one after the other."""
@@ -246,7 +246,7 @@ class Replacement:
             server.host,
         )
         if state.metrics is not None:
-            server.serve_metrics(Adopted(state.metrics, taking.descriptors("metrics")[""]))
+            server.serve_metrics(Adopted(state.metrics, taking.descriptor("metrics")))
         taking.accept()
         self._taking = None
         self.upgrades = state.upgrades

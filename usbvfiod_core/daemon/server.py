@@ -36,7 +36,7 @@ from .lateness import Lateness
 from .log import never_waiting, set_level
 from .loop import SWITCH_INTERVAL, ServerLoop
 from .metrics_address import metrics_address, needs_library
-from .notify import ServiceManager
+from .notify import PATIENCE, ServiceManager
 from .quiescing import Quiescing
 from .recovery import Survival
 from .reload import Reloading, log_reload
@@ -209,12 +209,12 @@ class Server:
 
     # -- another process takes the place, or this one takes another's; see `replacement` -----------------------------
 
-    def replaced(self) -> None:
-        """Another process is the server from now on: end, when captures are written."""
+    def replaced(self, pid: int) -> None:
+        """The process of this number is the server from now on: end, when the service manager and files know all."""
         self._stopping = True
         log.info("another process has taken the place of this one, which ends")
-        self.loop.call_later(CLOSE_TIMEOUT, self.loop.stop)
-        self._finish()
+        self.loop.call_later(PATIENCE + CLOSE_TIMEOUT, self.loop.stop)
+        self._manager.tell(f"MAINPID={pid}", then=self._finish)
 
     def succeeds(self, since: float, started: float) -> None:
         """From now on this is the server, which was started first at these times."""

@@ -11,16 +11,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, Final
+from typing import Final
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
-from ..state import StateError, check_format, unpack
+from ..state import StateError, check_format, pack, unpack
 from ..usb.backend import Backend
 from ..usb.device import Loop
 from .activation import ActivationSockets, serving_them
 from .channel import Channel, ChannelClosed, Message
 from .config import Config
 from .server_state import ServerState, fixed
+from .steps import Accept, Failed, Freeze, Offer, descriptor, said
 from .successor import HANDOVER
 
 ANSWER: Final = 10.0
@@ -38,7 +39,7 @@ class TakingOver:
         self._channel = channel
         self._report = report
         self._replug = replug
-        self._offer: dict[str, Any] = {}
+        self._offer: Offer | None = None
         self._fds: dict[str, int] = {}
         self.log_fd = 2
         """Where the server's log goes, and this one's from `gone_on` on; known when it is `prepared`."""
@@ -74,42 +75,48 @@ class TakingOver:
         try:
             self._channel.send("offer")
             message = self._expect("offer")
-            self._offer, self.log_fd = message.body, message.fds["log"]
-            check_format(self._offer.get("format"))
-            inherited = self._offer["inherited"]
-            sockets = ActivationSockets(inherited["socket"], inherited["control"])
+            check_format(message.body.get("format"))  # of another one nothing else is expected to be understood
+            self.log_fd = descriptor(message, "log")
+            offer = self._offer = said(Offer, message)
+            sockets = ActivationSockets(offer.inherited.get("socket"), offer.inherited.get("control"))
             config = serving_them(config, sockets)
-            self._check(config, backends)
+            self._check(offer, config, backends)
         except UsbvfiodError as error:
             self.refuse(str(error))
             raise
         return config, sockets
 
-    def _check(self, config: Config, backends: Mapping[str, Backend]) -> None:
+    def _check(self, offer: Offer, config: Config, backends: Mapping[str, Backend]) -> None:
         """Raises ConfigError, PluginError and DeviceError."""
-        own, theirs = fixed(config.server), self._offer["fixed"]
-        for name, value in theirs.items():
+        own = fixed(config.server)
+        for name, value in offer.fixed.items():
             if name in own and own[name] != value:
                 raise ConfigError(
                     f"{name} is {value or 'not set'} while the guest runs, and would be {own[name] or 'not set'}; "
                     "restart the server to change it"
                 )
-        for each in self._offer["attachments"]:
-            if each["backend"] not in backends:
+        for each in offer.attachments:
+            if each.backend not in backends:
                 raise PluginError(
-                    f"device {each['spec']} is plugged in, and there is no backend {each['backend']} here; "
+                    f"device {each.spec} is plugged in, and there is no backend {each.backend} here; "
                     "install its plugin, or detach the device"
                 )
-        refusals = self._offer["refusals"]
-        if refusals and not self._replug:
-            raise DeviceError(f"{'; '.join(refusals)} (--replug unplugs what cannot be handed over for a moment)")
+        if offer.refusals and not self._replug:
+            raise DeviceError(f"{'; '.join(offer.refusals)} (--replug unplugs what cannot be handed over for a moment)")
 
     def freeze(self) -> ServerState:
         """Have the server stop, and get its state. The guest waits from now on. Raises UsbvfiodError."""
-        self._channel.send("freeze", {"replug": self._replug})
+        self._channel.send("freeze", pack(Freeze(self._replug)))
         message = self._expect("state", UNPLUGGED)
         self._fds = message.fds
         return unpack(ServerState, message.body)
+
+    def descriptor(self, name: str) -> int:
+        """The descriptor of this name, which belongs to the caller from now on. Raises ChannelClosed if it has not
+        come."""
+        if name not in self._fds:
+            raise ChannelClosed(f"the server's state has come without the descriptor {name!r}")
+        return self._fds.pop(name)
 
     def descriptors(self, prefix: str) -> dict[str, int]:
         """The descriptors whose names begin so, without that; they belong to the caller from now on."""
@@ -118,7 +125,7 @@ class TakingOver:
 
     def accept(self) -> None:
         """Everything is there: have the server go, and return when this process is the server. Raises UsbvfiodError."""
-        self._channel.send("accept", {"pid": os.getpid()})
+        self._channel.send("accept", pack(Accept(os.getpid())))
         self._expect("go")
         self._channel.send("gone")
         # From here on its log goes where the server's went.
@@ -150,7 +157,7 @@ class TakingOver:
     def refuse(self, reason: str) -> None:
         """Tell the server why this process does not take its place."""
         try:
-            self._channel.send("failed", {"message": reason})
+            self._channel.send("failed", pack(Failed(reason)))
         except (ChannelClosed, OSError):
             pass
 
@@ -162,7 +169,7 @@ class TakingOver:
         if message is None:
             raise ChannelClosed(f"the server has not answered within {timeout:g} s")
         if message.step == "failed":
-            raise DeviceError(f"the server goes on as it was: {message.body.get('message')}")
+            raise DeviceError(f"the server goes on as it was: {said(Failed, message).message}")
         if message.step != step:
             raise ChannelClosed(f"the server answers {message.step!r}, not {step!r}")
         return message
@@ -172,4 +179,6 @@ def reasonable(error: Exception) -> UsbvfiodError:
     """An error of what was built from a state, for people."""
     if isinstance(error, UsbvfiodError):
         return error
+    if isinstance(error, KeyError):
+        return StateError(f"the server's state has come without {error}")
     return StateError(f"{type(error).__name__}: {error}")

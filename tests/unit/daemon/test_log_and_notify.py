@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from usbvfiod_core.daemon import log
-from usbvfiod_core.daemon.notify import notify
+from usbvfiod_core.daemon.notify import PAUSE, TRIES, ServiceManager, notify
 from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.xhci.journal import TRACE
 
 
@@ -261,6 +262,37 @@ def test_a_service_manager_that_does_not_read_holds_nothing_up(tmp_path: Path, m
         assert not notify("READY=1")
         manager.recv(100)
         assert notify("READY=1")
+
+
+def test_somebody_waits_until_the_service_manager_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "notify")
+    loop = StepLoop()
+    manager = ServiceManager(loop)
+    told: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        manager.tell("MAINPID=1", then=lambda: told.append("at once"))
+        assert told == ["at once"]
+        while notify("STATUS=full"):
+            pass
+        manager.tell("MAINPID=2", then=lambda: told.append("later"))
+        loop.advance(PAUSE * 10)
+        assert told == ["at once"]
+        while listener.recv(100) != b"MAINPID=1":
+            pass
+        listener.recv(100)
+        loop.advance(PAUSE)
+        assert told == ["at once", "later"]
+        while (said := listener.recv(100)) == b"STATUS=full":
+            pass
+        assert said == b"MAINPID=2"
+        while notify("STATUS=full"):
+            pass
+        manager.tell("MAINPID=3", then=lambda: told.append("never"))
+        loop.advance(PAUSE * (TRIES + 1))
+        assert told == ["at once", "later", "never"]
+    loop.close()
 
 
 @pytest.mark.parametrize("address", ["", "/nonexistent/notify", "relative-and-missing", "x" * 300])
