@@ -248,6 +248,37 @@ def test_a_plugin_that_the_new_one_lacks(tmp_path: Path) -> None:
         assert rig.serving() == rig.server.process.pid
 
 
+GUARD = """
+from usbvfiod_core import Interceptor, hookimpl
+
+
+@hookimpl
+def usbvfiod_intercept_device(info):
+    return Interceptor() if "Tablet" in info.name else None
+"""
+"""Keeps what it knows to itself."""
+
+
+def test_what_cannot_be_handed_over_is_plugged_in_again_if_that_is_wanted(tmp_path: Path) -> None:
+    plugin = tmp_path / "guard.py"
+    plugin.write_text(GUARD)
+    plugin.chmod(0o644)
+    options: list[str | Path] = ["--plugin-files", "--plugin", plugin, "--device", "virtual:tablet?name=tablet"]
+    with Upgradable(tmp_path, options) as rig:
+        with closing(GuestAtWork(rig)) as guest:
+            guest.step()
+            done = rig.ask("upgrade")
+            assert done.returncode == 4
+            assert "device virtual:tablet?name=tablet: plugin guard: Interceptor does not say" in done.stderr
+            assert "--replug unplugs what cannot be handed over" in done.stderr
+            assert rig.serving() == rig.server.process.pid
+            rig.upgrade("--replug")
+            guest.step()
+        plugged = "Tablet (virtual:tablet?name=tablet) is plugged into port"
+        wait_until(lambda: rig.server.log.count(plugged) == 2, lambda: rig.server.log)
+        assert rig.server.log.count(" goes on at port ") == 3  # the drives and the keyboard
+
+
 def test_what_the_guest_sees_of_the_settings_stays(rig: Upgradable) -> None:
     done = rig.ask("upgrade", "--", "--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control),
                    "--usb2-ports", "4")  # fmt: skip
