@@ -6,7 +6,7 @@ guest's memory.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..shared_area import Home
 
@@ -25,13 +25,16 @@ _WORDS: Final = 4
 _SLOTS: Final = 256
 
 
-class Kept(NamedTuple):
+class Kept:
     """`home` of the registers, None if nobody is to find them; `command`, 64 bits each, of the command ring; and for
     each slot in `slots` whether it is enabled."""
 
-    home: Home | None
-    command: memoryview
-    slots: memoryview
+    __slots__ = ("command", "home", "slots")
+
+    def __init__(self, home: Home | None, command: memoryview, slots: memoryview) -> None:
+        self.home: Final = home
+        self.command: Final = command
+        self.slots: Final = slots
 
 
 def within(home: Home | None, area: memoryview) -> Kept:
