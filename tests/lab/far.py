@@ -147,7 +147,7 @@ class Far:
 def listens(port: int, process: int) -> bool:
     """Whether somebody waits at a TCP port in the network of a process, found out without connecting: there are
     programs that serve one connection."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):
         for name in ("tcp", "tcp6"):
             lines = [line.split() for line in Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:]]
             if any(line[1].endswith(f":{port:04X}") and line[3] == _LISTENS for line in lines):
