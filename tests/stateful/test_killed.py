@@ -10,10 +10,13 @@ import pytest
 
 from tests.unit.xhci.crash import Killed, KilledBus
 from tests.unit.xhci.kit import BULK_IN, BULK_OUT, FakeDevice, Rig, Speed, spec
+from usbvfiod_core.compiled import BUILD
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN
 from usbvfiod_core.usb.transfer import TransferStatus
+
+pytestmark = pytest.mark.skipif(BUILD != "pure", reason="compiled code has no lines at which it could be killed")
 
 LINES = 1200
 """Of the controller's code, executed by one step of a story; some take more, and most less."""
