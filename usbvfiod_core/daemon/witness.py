@@ -2,10 +2,10 @@
 
 QEMU may map the guest's memory for itself only, and nothing but /proc/PID/maps tells (`vfio_user.peer`). Who has the
 node of a drive open loses data when a guest gets it (`host.programs`). Landlock lets no process look into another one,
-so whoever looks stays outside of the sandbox. It is a shell, because that is small, with nothing but a socket: it gets
-the number of a process, a device and an inode, answers with the lines that have them, or a word and answers with the
-nodes that processes have open; and it ends when the server does. It also starts the process that takes the server's
-place (SIGUSR2), which is to be confined anew and not by this sandbox.
+so whoever looks stays outside of the sandbox. It is a shell, because that is small, with nothing but sockets: it gets
+the number of a process, a device and an inode, and answers with the lines that have them; or a word, and answers at
+another socket with the nodes that processes have open, while it answers others. It ends when the server does. It also
+starts the process that takes the server's place (SIGUSR2), which is to be confined anew and not by this sandbox.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from ..vfio_user.peer import kinds
 _SHELL: Final = "/bin/sh"
 _SCRIPT: Final = """while read -r pid place; do
     case $pid in
-        upgrade) "$@" </dev/null >&4 2>&4 4>&- & continue ;;
+        upgrade) "$@" </dev/null >&4 2>&4 4>&- 5>&- & continue ;;
         nodes)
-            LC_ALL=C ls -lq /proc/[0-9]*/fd 3>&- 4>&- | while read -r first rest; do
-                case $first$rest in
-                    /proc/*) process=${first#/proc/} process=${process%%/*} name= ;;
-                    *'->'*'->'* | *'-> /dev/null' | *'-> /dev/pts/'* | *'-> /dev/'*random) ;;
-                    *'-> /dev/'*)
-                        [ "$name" ] || read -r name <"/proc/$process/comm" || name='a program'
-                        printf '%s %s %s\\n' "$process" "${rest##*-> }" "$name"
-                        ;;
-                esac
-            done
+            {
+                LC_ALL=C ls -lq /proc/[0-9]*/fd | while read -r first rest; do
+                    case $first$rest in
+                        /proc/*) process=${first#/proc/} process=${process%%/*} name= ;;
+                        *'->'*'->'* | *'-> /dev/null' | *'-> /dev/pts/'* | *'-> /dev/'*random) ;;
+                        *'-> /dev/'*)
+                            [ "$name" ] || read -r name <"/proc/$process/comm" || name='a program'
+                            printf '%s %s %s\\n' "$process" "${rest##*-> }" "$name"
+                            ;;
+                    esac
+                done
+                echo .
+            } </dev/null >&5 3>&- 4>&- 5>&- &
+            continue
             ;;
         *[!0-9]*) ;;
-        *) LC_ALL=C grep -F -- "$place" "/proc/$pid/maps" 3>&- 4>&- ;;
+        *) LC_ALL=C grep -F -- "$place" "/proc/$pid/maps" 3>&- 4>&- 5>&- ;;
     esac
     echo .
 done"""
@@ -45,6 +49,7 @@ done"""
 but its own command line, as it was before. A file whose name looks like a link counts for nothing."""
 _DOOR: Final = 3
 _LOG: Final = 4
+_LIST: Final = 5
 _PATIENCE: Final = 1.0
 """Seconds for an answer; it takes a few milliseconds."""
 _NODES_PATIENCE: Final = 15.0
@@ -61,15 +66,17 @@ class Witness:
 
     def __init__(self, command: Sequence[str] = (), environment: Mapping[str, str] | None = None, log: int = 2) -> None:
         self._socket, other = socket.socketpair()
+        self._list, listing = socket.socketpair()
         door, knocker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._door: socket.socket | None = door
-        with other, knocker:
+        with other, knocker, listing:
             # Above the numbers that it gets there, so that none takes the place of another.
-            end, knocks, said = (
-                fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in (other.fileno(), knocker.fileno(), log)
+            end, knocks, said, listed = (
+                fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+                for fd in (other.fileno(), knocker.fileno(), log, listing.fileno())
             )
             inherited = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inheritable(fd)]
-            copies = ((end, 0), (end, 1), (knocks, _DOOR), (said, _LOG))
+            copies = ((end, 0), (end, 1), (knocks, _DOOR), (said, _LOG), (listed, _LIST))
             self.pid = os.posix_spawn(
                 _SHELL,
                 ("usbvfiod-witness", "-c", _SCRIPT, "usbvfiod-witness", *command),
@@ -83,9 +90,11 @@ class Witness:
                 setsigmask=(),
                 setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT),
             )
-        for fd in (end, knocks, said):
+        for fd in (end, knocks, said, listed):
             os.close(fd)
-        self._asking = Lock()
+        self._socket.settimeout(_PATIENCE)
+        self._list.settimeout(_NODES_PATIENCE)
+        self._asking, self._listing = Lock(), Lock()
 
     def __call__(self, pid: int, device: int, inode: int) -> bool:
         """`vfio_user.peer.Look`; False if there is no answer. In any thread."""
@@ -94,34 +103,24 @@ class Witness:
 
     def _ask(self, pid: int, device: int, inode: int) -> bool:
         place = f"{os.major(device):02x}:{os.minor(device):02x} {inode} "
-        answer = self._answer(f"{pid} {place}", _PATIENCE, _ANSWER)
-        return kinds(answer, device, inode) == {b"p"}
+        try:
+            self._socket.sendall(f"{pid} {place}\n".encode())
+        except OSError:
+            return False
+        return kinds(_answer(self._socket, _ANSWER), device, inode) == {b"p"}
 
     def open_nodes(self) -> list[tuple[str, str, str]]:
         """The nodes that processes have open, as far as their user may know it, but for those that everybody has:
         process, its name, node. Empty if there is no answer. In any thread."""
-        with self._asking:
-            lines = self._answer("nodes", _NODES_PATIENCE, _NODES)
+        with self._listing:
+            try:
+                with self._asking:
+                    self._socket.sendall(b"nodes\n")
+            except OSError:
+                return []
+            lines = _answer(self._list, _NODES)
         words = [line.decode(errors="replace").split(" ", 2) for line in lines]
         return [(each[0], each[2], each[1]) for each in words if len(each) == 3]
-
-    def _answer(self, question: str, patience: float, most: int) -> list[bytes]:
-        """The lines of an answer; none if there is none."""
-        answer = b""
-        try:
-            self._socket.settimeout(patience)
-            self._socket.sendall(f"{question}\n".encode())
-            while not _is_whole(answer) and len(answer) < most:
-                more = self._socket.recv(_ANSWER)
-                if not more:
-                    raise OSError
-                answer += more
-            if not _is_whole(answer):
-                raise OSError
-        except OSError:
-            self.close()  # a late answer would be taken for that of the next question
-            return []
-        return answer.split(b"\n")[:-2]
 
     def take_door(self) -> socket.socket | None:
         """Where who takes the server's place comes; it belongs to the caller. None if it was taken already."""
@@ -136,8 +135,26 @@ class Witness:
     def close(self) -> None:
         """End the shell."""
         self._socket.close()
+        self._list.close()
         if self._door is not None:
             self._door.close()
+
+
+def _answer(sock: socket.socket, most: int) -> list[bytes]:
+    """The lines of an answer; none if there is none, and never again: a late one would be taken for the next."""
+    answer = b""
+    try:
+        while not _is_whole(answer) and len(answer) < most:
+            more = sock.recv(_ANSWER)
+            if not more:
+                raise OSError
+            answer += more
+        if not _is_whole(answer):
+            raise OSError
+    except OSError:
+        sock.close()
+        return []
+    return answer.split(b"\n")[:-2]
 
 
 def _is_whole(answer: bytes) -> bool:

@@ -68,6 +68,17 @@ def test_it_sees_what_others_have_open(witness: Witness, tmp_path: Path) -> None
         file.close()
 
 
+def test_it_looks_into_maps_while_it_lists_what_is_open(witness: Witness) -> None:
+    """The loop asks for maps, and is not to wait for all descriptors of the host."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 4096)
+    status, private = os.fstat(fd), mmap.mmap(fd, 4096, flags=mmap.MAP_PRIVATE)
+    witness._socket.sendall(b"nodes\n" * 20)
+    assert witness(os.getpid(), status.st_dev, status.st_ino)
+    private.close()
+    os.close(fd)
+
+
 def test_the_programs_of_a_server_in_its_sandbox_are_those_that_it_sees() -> None:
     own = str(os.getpid())
     seen = [("7", "dd", "/dev/sda"), ("8", "(udev-worker)", "/dev/sda"), (own, "usbvfiod", "/dev/sda")]
