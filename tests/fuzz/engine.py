@@ -136,6 +136,7 @@ def by_coverage(name: str, target: Target, directory: Path, seconds: float, athe
         f"-artifact_prefix={directory}/find-",
         "-rss_limit_mb=1500",
         "-timeout=300",  # on the wall, of a machine that may be busy
+        "-report_slow_units=300",  # it saves those as if they were finds
         "-verbosity=0",
     ]
     atheris.Setup([name, *options, str(corpus)], once)
