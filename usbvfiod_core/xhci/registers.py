@@ -222,8 +222,9 @@ class RegisterFile:
         dwords = self.dwords
         dwords[spec.CAPLENGTH >> 2] = 0x0100 << 16 | OPERATIONAL_BASE
         dwords[spec.HCSPARAMS1 >> 2] = ports << 24 | interrupters << 8 | self.max_slots
-        # Isochronous scheduling threshold: 1 frame; ERST Max: 2^5 segments; no scratchpads.
-        dwords[spec.HCSPARAMS2 >> 2] = 5 << 4 | 0x9
+        # Isochronous Scheduling Threshold: 7 frames, as QEMU has it. What a driver schedules for a nearer frame is late
+        # on a busy host. ERST Max: 2^5 segments; no scratchpads.
+        dwords[spec.HCSPARAMS2 >> 2] = 5 << 4 | 0xF
         dwords[spec.HCCPARAMS1 >> 2] = (
             spec.HCC1_AC64
             | spec.HCC1_NSS
