@@ -17,12 +17,14 @@ import pytest
 
 from tests.e2e.process import COMMAND
 from tests.e2e.test_front import Fronted
+from usbvfiod_core.state_file import StateFile
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient, VfioUserError
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU, Vmm
+from usbvfiod_core.vfio_user import wire
 
 BLOCK = 512
 BLOCKS = 4096
@@ -295,6 +297,27 @@ def test_a_state_that_makes_no_sense_is_let_go(
     with closing(Guest(server, drive)) as guest:
         guest.step()
         guest.check()
+
+
+def test_an_answer_that_may_have_been_sent(server: Fronted) -> None:
+    """The server is killed between executing a request and noting that it was answered; it was not."""
+    client = VfioUserClient.connect(server.socket_path, wait=PATIENCE)
+    with closing(SocketBus(client)) as bus:
+        expected = bus.read(0)
+        os.kill(server.server, signal.SIGSTOP)
+        request = wire.REGION_MESSAGE.pack(77, wire.REGION_READ, wire.REGION_MESSAGE.size, 0, 0, 0, 0, 4)
+        place = Path(f"/proc/{server.process.pid}/fd")
+        (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
+        state = StateFile(os.open(place / fd, os.O_RDWR))
+        marks = state.area("session").cast("Q")
+        state.area("input")[marks[0] : marks[0] + len(request)] = request
+        marks[1] = marks[0] + len(request)
+        state.close()
+        server.kill_server()
+        reply = client.receive_reply(wire.REGION_READ, 77)
+        assert int.from_bytes(reply.payload[-4:], "little") == expected
+        assert bus.read(0) == expected
+    assert GOES_ON in server.log
 
 
 def test_a_setting_that_the_guest_sees_has_changed(tmp_path: Path, drive: Path) -> None:

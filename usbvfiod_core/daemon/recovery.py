@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ..errors import ClientError, ConfigError, DeviceError, UsbvfiodError
+from ..errors import ClientError, ConfigError, UsbvfiodError
 from ..files import Grant
 from ..state import StateError, pack
 from ..state_file import StateFile
@@ -85,8 +85,8 @@ class Survival:
 
     def recover(self, server: Surviving) -> bool:
         """Go on with the client of a server that has crashed, as far as `controller.resume` and `transport.go_on`;
-        whether there is one. The sandbox is closed. Raises DeviceError if nothing can be gone on with any more, and the
-        next start begins anew."""
+        whether there is one. The sandbox is closed. Whatever it raises, this server cannot go on, and the next start
+        begins anew."""
         if not self._held:
             return False
         found = self._found(server.config)
@@ -109,9 +109,8 @@ class Survival:
             server.controller.restore(found.state.controller, lambda port_id: None, page)
             server.transport.catch_up()
         except Exception as error:
-            log.debug("the state of the server before this one", exc_info=error)
             self._let_go(f"{type(error).__name__}: {error}")
-            raise DeviceError("what is left of the server before this one cannot be gone on with") from error
+            raise
         if found.state.controller.withholding:
             server.quiescing.goes_on()
         return True

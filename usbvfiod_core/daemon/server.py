@@ -270,8 +270,9 @@ class Server:
         try:
             if self.survival.recover(self):
                 self._go_on()
-        except UsbvfiodError as error:
-            self._errors.append(error)
+        except Exception as error:
+            log.error("the VM of the server before this one", exc_info=error)
+            self._errors.append(DeviceError("this server cannot go on with the VM of the one before it"))
             self.stop()
             return
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.

@@ -41,6 +41,7 @@ DEFAULT_CALLS: Final = frozenset(
 DEFAULT_IOCTLS: Final = frozenset(
     {
         0x5401,  # TCGETS: whether what is opened is a terminal, which Python asks of every file
+        0x5411,  # TIOCOUTQ: whether a client has read what a server that has crashed had sent
         0x5413,  # TIOCGWINSZ, likewise
         0x541B,  # FIONREAD
         0x5421,  # FIONBIO
