@@ -31,6 +31,9 @@ PAUSE, LONGEST_PAUSE = 0.25, 10.0
 HANDOVER: Final = 5.0
 """Seconds for the process that takes a server's place to say something, once the server has ended."""
 USAGE: Final = 2
+_SOCKET: Final = "notify"
+_LONGEST: Final = 108
+"""Bytes of a socket's path, with the one that ends it (unix(7))."""
 _FIRST: Final = 3
 _PACKET: Final = 16384
 _FDS: Final = 253
@@ -81,7 +84,7 @@ class Front:
         self._inherited = _inherited()
         self._held: dict[str, int] = {}
         self._directory = _make_directory()
-        self._address = f"{self._directory}/notify"
+        self._address = f"{self._directory}/{_SOCKET}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(self._address)
@@ -324,10 +327,13 @@ def _inherited() -> list[tuple[str, int]]:
 
 
 def _make_directory() -> str:
-    """For the socket, where nobody but our user comes. Raises OSError."""
-    places = (os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0], os.environ.get("XDG_RUNTIME_DIR", ""))
-    base = next((each for each in places if each and os.access(each, os.W_OK)), os.environ.get("TMPDIR") or "/tmp")
-    path = f"{base}/usbvfiod-front-{os.getpid()}-{os.urandom(4).hex()}"
+    """For the socket, where nobody but our user comes, and whose path is not too long for one. Raises OSError."""
+    name = f"usbvfiod-front-{os.urandom(4).hex()}"
+    wanted = (os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0], os.environ.get("XDG_RUNTIME_DIR", ""))
+    places = [each for each in wanted if each and os.access(each, os.W_OK)]
+    places += [each for each in (os.environ.get("TMPDIR", ""),) if each]
+    base = next((each for each in places if len(os.fsencode(f"{each}/{name}/{_SOCKET}")) < _LONGEST), "/tmp")
+    path = f"{base}/{name}"
     os.mkdir(path, 0o700)
     return path
 

@@ -94,6 +94,13 @@ def test_what_the_front_tells_its_own_service_manager(tmp_path: Path, monkeypatc
     assert told == ["READY=1", "STATUS=well", "STATUS=the server was killed by signal 9, and is started again"]
 
 
+def test_where_paths_are_too_long_for_a_socket_it_takes_another_place(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    done = stand_in(deep, ["store client c", "tell READY=1", "crash", "exit 0"])
+    assert handed(done) == [{}, {"client": "c"}]
+
+
 def test_a_server_that_cannot_name_another_process(tmp_path: Path) -> None:
     """Process 1 says nothing here, so it is not what the front ends, or waits for."""
     done = stand_in(tmp_path, ["tell READY=1", "tell MAINPID=1", "crash", "exit 0"])
