@@ -18,7 +18,7 @@ from usbvfiod_usbip import wire
 from tests.lab.usbip import SPEEDS, Server, Urb, UsbipDevice
 from tests.lab.usbip_virtual import Exported
 from usbvfiod_core import Loop, SetupPacket, Speed, Transfer, TransferType
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.usb.descriptors import DEVICE, DeviceDescriptor
 from usbvfiod_core.virtual.device import VirtualDevice
 from usbvfiod_core.virtual.keyboard import Keyboard
@@ -59,6 +59,7 @@ class Exporter:
     @property
     def server(self) -> Server:
         """That of the device that was imported last."""
+        wait_until(lambda: self.servers, "nobody has imported a device")
         return self.servers[-1]
 
     def close(self) -> None:

@@ -73,6 +73,7 @@ class InterceptedTransfer(Transfer):
         self.stream_id = outer.stream_id
         self.packets = outer.packets
         self.frame = outer.frame
+        self.no_interrupt = outer.no_interrupt
         self.status = None
         self.actual = 0
         self.on_complete = path.returned

@@ -189,9 +189,10 @@ def test_streams_and_frames_are_passed_on(fake: FakeDevice, stack: Stack) -> Non
     assert (fake.submitted[-1].stream_id, both.seen[0].stream_id) == (3, 3)
     device.cancel(streamed)
     timed = WatchedTransfer(0x83, TransferType.ISOCHRONOUS, 8)
-    timed.packets, timed.frame = [IsochronousPacket(0, 8)], 77
+    timed.packets, timed.frame, timed.no_interrupt = [IsochronousPacket(0, 8)], 77, True
     device.submit(timed)
-    assert (fake.submitted[-1].frame, fake.submitted[-1].packets) == (77, timed.packets)
+    below = fake.submitted[-1]
+    assert (below.frame, below.packets, below.no_interrupt) == (77, timed.packets, True)
     fake.finish(fake.submitted[-1], b"12345678")
     assert (timed.status, timed.packets[0].status) == (TransferStatus.COMPLETED, TransferStatus.MISSED)
 
