@@ -218,8 +218,11 @@ class Front:
         ended, deadline = self._main, time.monotonic() + HANDOVER
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        while self._main == ended and (left := deadline - time.monotonic()) > 0:
-            poll.poll(left * 1000)
+        late = False
+        while self._main == ended and not late:
+            left = deadline - time.monotonic()
+            late = left <= 0  # what came while this process did not run is still heard
+            poll.poll(max(left, 0) * 1000)
             self._hear()
         return self._main != ended
 

@@ -178,13 +178,11 @@ class Servers:
             asked = not fds or self._waiting
             while not asked or self._waiting:
                 left = until - time.monotonic()
-                if left <= 0:
-                    return
-                events = self._selector.select(left)
+                events = self._selector.select(max(left, 0))
                 for key, _ in events:
                     if key.data is not None:
                         key.data.read()
-                if any(key.data is None for key, _ in events):
+                if left <= 0 or any(key.data is None for key, _ in events):
                     return
         finally:
             for fd in fds:

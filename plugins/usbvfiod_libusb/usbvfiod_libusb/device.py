@@ -260,8 +260,10 @@ class LibusbDevice(HostDevice):
         self._taken_back = TransferStatus.DISCONNECTED
         self._take_back()
         deadline = time.monotonic() + _RETURN_PATIENCE
-        while len(self._ended) < len(self._in_flight) and time.monotonic() < deadline:
-            self._handle_events(0.1)
+        late = False
+        while len(self._ended) < len(self._in_flight) and not late:
+            late = time.monotonic() >= deadline  # what came while this process did not run is still looked at
+            self._handle_events(0 if late else 0.1)
         self._results = self._take_results()  # natives are freed with the handle
         try:
             released = self._interfaces.let_go()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from usbvfiod_core.host import left_out, node
 from usbvfiod_core.host.configurations import configurations
@@ -20,9 +20,11 @@ from .status import ERROR_BUSY, ERROR_INVALID_PARAM, ERROR_NO_DEVICE, ERROR_NOT_
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0
-"""Seconds in which an interface that somebody else holds is tried again."""
-_PAUSE = 0.02
+TRIES = 50
+"""How often interfaces that somebody else holds are tried. No clock ends that: a machine that stood still for a second
+would be left with one try."""
+PAUSE = 0.02
+"""Seconds between two of them."""
 MAX_INTERFACES = 32
 """libusb notes interfaces that are claimed in so many bits (libusbi.h: USB_MAXINTERFACES)."""
 
@@ -47,13 +49,13 @@ class Interfaces:
         """
         self._automatic(True)
         self.left_out.clear()
-        deadline = time.monotonic() + PATIENCE
+        pauses = iter([PAUSE] * (TRIES - 1))
         for number in numbers:
             if number >= MAX_INTERFACES:
                 # libusb cannot detach it either. Its driver would be in the way of resets and other configurations.
                 node.disconnect(self._fd, number)
                 self.left_out[number] = left_out.above(MAX_INTERFACES, "libusb")
-            elif not self._claim(number, deadline):
+            elif not self._claim(number, pauses):
                 self.left_out[number] = left_out.BY_LINUX
             elif number not in self.held:
                 self.held.append(number)
@@ -88,8 +90,8 @@ class Interfaces:
             return []
         return [number for number in held if number not in lost]
 
-    def _claim(self, number: int, deadline: float) -> bool:
-        """Claim an interface; False if the kernel has none of this number."""
+    def _claim(self, number: int, pauses: Iterator[float]) -> bool:
+        """Claim an interface, with a pause before each further try; False if the kernel has none of this number."""
         while True:
             try:
                 self._handle.claimInterface(number)
@@ -98,9 +100,10 @@ class Interfaces:
                 code = error_code(error)
                 if code in (ERROR_INVALID_PARAM, ERROR_NOT_FOUND):
                     return False
-                if code != ERROR_BUSY or time.monotonic() >= deadline:
+                pause = next(pauses, None) if code == ERROR_BUSY else None
+                if pause is None:
                     raise
-            time.sleep(_PAUSE)
+            time.sleep(pause)
 
     def _release(self) -> list[int]:
         """Release all; those that cannot be, as the claim has been lost. libusb takes them to be claimed for ever."""

@@ -175,7 +175,7 @@ def fail(name: str, code: int) -> Callable[[FakeContext], None]:
 def test_a_device_that_is_not_to_be_had(
     nodes: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, message: str, loop: StepLoop
 ) -> None:
-    monkeypatch.setattr("usbvfiod_libusb.interfaces.PATIENCE", 0.05)
+    monkeypatch.setattr("usbvfiod_libusb.interfaces.TRIES", 3)
     libusb = Scripted(fail(name, code))
     before = open_fds()
     with pytest.raises(DeviceError, match=rf"FTDI UART \(1-2\) {message}"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from libusb_bench import Bench
 from usbvfiod_libusb import status
 from usbvfiod_libusb.device import CONTROL_LIMIT
+from usbvfiod_libusb.interfaces import TRIES
 
 from usbvfiod_core import TransferStatus, TransferType
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
@@ -24,6 +25,17 @@ CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 BULK, INTERRUPT, ISOCHRONOUS = TransferType.BULK, TransferType.INTERRUPT, TransferType.ISOCHRONOUS
 GET_STRING = SetupPacket(0x80, 6, 0x0302, 0x409, 255)
 VENDOR_OUT = SetupPacket(0x40, 1, 2, 3, 4)
+
+
+class Leaps:
+    """The clock of a process that stands still for ten seconds each time before it looks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 10
+        return self.now
 
 
 @pytest.fixture
@@ -323,6 +335,19 @@ def test_a_reset(reset: list[int], claim: list[int], gone: bool) -> None:
     bench.close()
 
 
+@pytest.mark.parametrize(("times", "gone"), [(TRIES - 1, False), (TRIES, True)])
+def test_an_interface_is_tried_often_however_long_that_takes(
+    times: int, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usbvfiod_libusb.interfaces.PAUSE", 0.0)
+    monkeypatch.setattr("time.monotonic", Leaps())
+    bench = Bench(HostOptions(reset=ResetPolicy.ALWAYS))
+    bench.handle.errors["claim"] = [status.ERROR_BUSY] * times
+    bench.reset()
+    assert bench.events.disconnections == gone
+    bench.close()
+
+
 def test_a_soft_reset_sets_the_configuration_again() -> None:
     bench = Bench(HostOptions(reset=ResetPolicy.NEVER)).configured()
     transfer = bench.submit(0x01, BULK, b"x")
@@ -362,6 +387,16 @@ def test_closing_ends_what_is_in_flight_and_what_waits(bench: Bench, caplog: pyt
     bench.wait(flying, waiting)
     assert (flying.status, waiting.status) == (TransferStatus.DISCONNECTED, TransferStatus.DISCONNECTED)
     assert not caplog.records
+
+
+def test_transfers_that_came_back_while_the_process_stood_still_are_freed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flying = bench.submit(0x81, BULK, 10)
+    monkeypatch.setattr("usbvfiod_libusb.device.time.monotonic", Leaps())
+    bench.close_device()
+    bench.wait(flying)
+    assert flying.status is TransferStatus.DISCONNECTED
 
 
 @pytest.mark.parametrize(("code", "said"), [(status.ERROR_INTERRUPTED, False), (status.ERROR_IO, True)])

@@ -152,7 +152,7 @@ def test_the_first_configuration_is_not_put_back_once_the_device_is_the_hosts(ho
 
 
 def test_another_program_that_is_faster_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usbvfiod_libusb.interfaces.PATIENCE", 0.0)
+    monkeypatch.setattr("usbvfiod_libusb.interfaces.TRIES", 1)
     bench = Bench(HostOptions(reset=ResetPolicy.ALWAYS))
     bench.handle.errors["claim"] = [status.ERROR_BUSY]
     bench.reset()
