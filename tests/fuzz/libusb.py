@@ -50,7 +50,7 @@ class Libusb(Hosted):
 
     def open(self) -> Device | None:
         act = self.actions
-        interfaces_module.PATIENCE = interfaces_module._PAUSE = 0.0
+        interfaces_module.PAUSE = 0.0
         device_module._RETURN_PATIENCE = 0.0
         raw, speed, configuration = self.describe()
         library = FakeLibusb()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import time
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..installed import version
-from ..usb.device import Loop, Timer
+from ..usb.device import Loop
 from ..vfio_user.access import OWN_USER, SocketAccess
-from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state, listening
+from ..vfio_user.listener import Adopted, ListenerState, listening
+from .acceptor import Acceptor
 from .control_client import ControlClient, ControlClientState, Handle
 from .peers import Gate, Peer
 from .share import SLICE, Share
-
-log = logging.getLogger(__name__)
 
 PROTOCOL: Final = 1
 """Version of the requests and replies; it grows when something in them changes its meaning or goes away."""
@@ -34,8 +32,6 @@ MAX_OTHERS: Final = 24
 """Clients of other users than root and the server's own, who find a place at any time."""
 MAX_OF_USER: Final = 8
 """Clients of one such user."""
-_ACCEPTS: Final = 16
-_ACCEPT_PAUSE: Final = 0.5
 
 
 @dataclass
@@ -68,20 +64,19 @@ class ControlSocket:
         self._access = access
         self._path = path
         self._fd = fd
-        self._own: SocketPath | None = None
-        self._listener: socket.socket | None = None
+        self._acceptor = Acceptor(loop, "the control socket", self._lets_in, self._acceptable)
         self._clients: list[ControlClient] = []
         self._reading: set[ControlClient] = set()
         self._greeting = {"control": PROTOCOL, "usbvfiod": version("usbvfiod"), "pid": os.getpid()}
         self._share = Share(loop, self._resume)
         self._scheduled = False
-        self._accepting: Timer | None = None
         self._stopped = False
 
     @property
     def path(self) -> Path | None:
         """Where it listens; None before that, and for a socket without a path."""
-        address = "" if self._listener is None else self._listener.getsockname()
+        listener = self._acceptor.socket
+        address = "" if listener is None else listener.getsockname()
         return Path(address) if isinstance(address, str) and address else None
 
     @property
@@ -96,8 +91,8 @@ class ControlSocket:
 
     def start(self) -> None:
         """Listen. Raises ConfigError."""
-        self._listener, self._own = listening(self._path, self._fd, self._access)
-        self._loop.add_reader(self._listener.fileno(), self._acceptable)
+        self._acceptor.open(*listening(self._path, self._fd, self._access))
+        self._acceptor.arm()
 
     def publish(self, event: dict[str, Any]) -> None:
         """Send an event to those who watch; an event of devices to those who want these."""
@@ -116,8 +111,7 @@ class ControlSocket:
     def stop(self) -> None:
         """Hear nobody, and tell nobody anything, until `go_on`."""
         self._stopped = True
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
+        self._acceptor.arm()
         for client in self._clients:
             client.stop()
             self._arm(client)
@@ -127,15 +121,14 @@ class ControlSocket:
         self._stopped = False
         for client in list(self._clients):
             client.go_on()
-        if self._accepting is None:
-            self._listen()
+        self._acceptor.arm()
         self._soon()
 
     def state(self) -> tuple[ControlState, dict[str, int]]:
         """What another process needs, and descriptors by name, which belong to the caller."""
-        assert self._listener is not None
-        state = ControlState(listener_state(self._own))
-        fds = {"listener": os.dup(self._listener.fileno())}
+        listener, fd = self._acceptor.state()
+        state = ControlState(listener)
+        fds = {"listener": fd}
         for client in self._clients:
             if not client.open:
                 continue
@@ -148,7 +141,7 @@ class ControlSocket:
         """Take the place of another process, in the place of `start`; nobody is told or heard before `go_on`. The
         descriptors belong to this from now on. Raises OSError, ConfigError and ValueError."""
         self._stopped = True
-        self._listener, self._own = listening(None, None, adopted=Adopted(state.listener, fds["listener"]))
+        self._acceptor.open(*listening(None, None, adopted=Adopted(state.listener, fds["listener"])))
         for number, told in enumerate(state.clients):
             sock = socket.socket(fileno=fds[f"client/{number}/0"])
             client = ControlClient(sock, Peer.of(sock), self._loop, self._handle, self._client_changed)
@@ -158,43 +151,22 @@ class ControlSocket:
     def close(self) -> None:
         """Close everything, and remove our own socket."""
         self._share.close()
-        if self._accepting is not None:
-            self._accepting.cancel()
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            if self._own is None:
-                self._listener.close()
-            self._listener = None
-        if self._own is not None:
-            self._own.close()
+        self._acceptor.close()
         for client in list(self._clients):
             client.close()
 
     # -- clients come and go -----------------------------------------------------------------------------------------
 
+    def _lets_in(self) -> bool:
+        return not self._share.resting and not self._stopped
+
     def _acceptable(self) -> None:
-        assert self._listener is not None
         started = time.thread_time()
-        for _ in range(_ACCEPTS):
-            try:
-                sock, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionError):
-                break
-            except OSError as error:
-                log.warning("a client of the control socket cannot be accepted: %s", error.strerror)
-                self._loop.remove_reader(self._listener.fileno())
-                self._accepting = self._loop.call_later(_ACCEPT_PAUSE, self._listen)
-                break
+        for sock in self._acceptor.accepted():
             self._welcome(sock)
         self._spent(time.thread_time() - started)
 
-    def _listen(self) -> None:
-        self._accepting = None
-        if self._listener is not None and not self._share.resting and not self._stopped:
-            self._loop.add_reader(self._listener.fileno(), self._acceptable)
-
     def _welcome(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
         peer = Peer.of(sock)
         reason = self._gate.turns_away(peer)
         if reason is not None:
@@ -271,16 +243,14 @@ class ControlSocket:
 
     def _spent(self, seconds: float) -> None:
         """Keep to the share of the time: whoever asks a lot waits."""
-        if self._listener is None or self._stopped or not self._share.spend(seconds):
+        if self._acceptor.socket is None or self._stopped or not self._share.spend(seconds):
             return
-        self._loop.remove_reader(self._listener.fileno())
+        self._acceptor.arm()
         for client in list(self._reading):
             self._arm(client)
 
     def _resume(self) -> None:
         if self._stopped:
             return
-        if self._accepting is None:
-            self._listen()
-            self._acceptable()
+        self._acceptor.arm()
         self._go_on()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,8 @@ from ..usb.device import Loop, Timer
 from ..vfio_user import expendable
 from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.ancillary import descriptors, room_for
-from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state, listening
+from ..vfio_user.listener import Adopted, ListenerState, listening
+from .acceptor import Acceptor
 from .attachments import Attachments
 from .config import DeviceSpec
 from .control_requests import MAX_ATTACHMENTS, PATIENCE
@@ -66,73 +66,55 @@ class HotplugSocket:
         self._access = access
         self._path = path
         self._fd = fd
-        self._own: SocketPath | None = None
-        self._listener: socket.socket | None = None
+        self._acceptor = Acceptor(loop, "the hotplug socket", self._lets_in, self._acceptable, at_once=1)
         self._clients: set[_Client] = set()
-        self._listening = False
         self._pause: Timer | None = None
         self._stopped = False
 
     def start(self, adopted: Adopted | None = None) -> None:
         """Listen; where another process has listened that hands over, after `go_on`. Raises ConfigError."""
-        self._listener, self._own = listening(self._path, self._fd, self._access, adopted)
+        self._acceptor.open(*listening(self._path, self._fd, self._access, adopted))
         if adopted is None:
-            self._arm()
+            self._acceptor.arm()
 
     def stop(self) -> None:
         """Let nobody in until `go_on`."""
         self._stopped = True
-        if self._listening and self._listener is not None:
-            self._listening = False
-            self._loop.remove_reader(self._listener.fileno())
+        self._acceptor.arm()
 
     def go_on(self) -> None:
         """End what `stop` has begun."""
         self._stopped = False
-        if self._pause is None:
-            self._arm()
+        self._acceptor.arm()
 
     def state(self) -> tuple[ListenerState, int]:
         """What another process needs to let clients in, and a descriptor, which belongs to the caller."""
-        assert self._listener is not None
-        return listener_state(self._own), os.dup(self._listener.fileno())
+        return self._acceptor.state()
 
     def close(self) -> None:
         """Close everything, and remove our own socket."""
-        listener, self._listener = self._listener, None
         if self._pause is not None:
             self._pause.cancel()
-        if listener is not None:
-            if self._listening:
-                self._loop.remove_reader(listener.fileno())
-            if self._own is None:
-                listener.close()
-        if self._own is not None:
-            self._own.close()
+        self._acceptor.close()
         for client in list(self._clients):
             client.close()
 
     # -- clients come and go -----------------------------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        """Wait for a client if one can be served."""
-        self._pause = None
-        wanted = self._listener is not None and len(self._clients) < MAX_CLIENTS and not self._stopped
-        if wanted and not self._listening and self._listener is not None:
-            self._listening = True
-            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+    def _lets_in(self) -> bool:
+        return self._pause is None and len(self._clients) < MAX_CLIENTS and not self._stopped
 
     def _acceptable(self) -> None:
-        assert self._listener is not None
-        self._loop.remove_reader(self._listener.fileno())
-        self._listening = False
-        self._pause = self._loop.call_later(PACE, self._arm)
-        try:
-            sock, _ = self._listener.accept()
-        except OSError as error:
-            log.debug("a client of the hotplug socket cannot be accepted: %s", error.strerror)
-            return
-        sock.setblocking(False)
+        self._pause = self._loop.call_later(PACE, self._rested)
+        self._acceptor.arm()
+        for sock in self._acceptor.accepted():
+            self._welcome(sock)
+
+    def _rested(self) -> None:
+        self._pause = None
+        self._acceptor.arm()
+
+    def _welcome(self, sock: socket.socket) -> None:
         peer = Peer.of(sock)
         if self._gate.turns_away(peer) is None:
             self._clients.add(_Client(sock, self._loop, partial(self._handle, peer), self._closed))
@@ -143,8 +125,7 @@ class HotplugSocket:
 
     def _closed(self, client: _Client) -> None:
         self._clients.discard(client)
-        if self._pause is None and self._listener is not None:
-            self._arm()
+        self._acceptor.arm()
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +165,7 @@ class HotplugSocket:
         self, command: Command, fd: int, reply: Callable[[bytes], None], result: DeviceInfo | BaseException
     ) -> None:
         done = partial(self._answer, command, reply, State.PLUGGED)
-        if isinstance(result, BaseException) or self._listener is None:
+        if isinstance(result, BaseException) or self._acceptor.socket is None:
             expendable.close(fd)
             done(DeviceError(str(result)))
             return

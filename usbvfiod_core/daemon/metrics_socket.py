@@ -6,7 +6,6 @@ The bytes of HTTP are h11's. What is here are the sockets and their bounds: conn
 from __future__ import annotations
 
 import logging
-import os
 import re
 import socket
 import time
@@ -18,10 +17,11 @@ import h11
 from ..errors import ConfigError
 from ..usb.device import Loop, Timer
 from ..vfio_user.access import OWN_USER, SocketAccess
-from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state, listening
+from ..vfio_user.listener import Adopted, ListenerState, listening
+from .acceptor import Acceptor
 from .exposition import OPENMETRICS, TEXT, exposition
 from .metrics_address import MetricsAddress, is_loopback
-from .share import SHARE, Share
+from .share import Share
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,6 @@ PATIENCE: Final = 10.0
 IDLE: Final = 150.0
 """Seconds between two requests of a connection; those who scrape do it every minute or more often."""
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
-_ACCEPTS: Final = 16
-_ACCEPT_PAUSE: Final = 0.5
 _BACKLOG: Final = 16
 _HOST = re.compile(r"(\[[0-9a-f:]+\]|[^:\[\]]+)(:[0-9]+)?", re.IGNORECASE)
 
@@ -53,8 +51,7 @@ class MetricsSocket:
         self._address = address
         self._ask = ask
         self._access = access
-        self._own: SocketPath | None = None
-        self._listener: socket.socket | None = None
+        self._acceptor = Acceptor(loop, "the metrics", self._lets_in, self._acceptable)
         self._share = Share(loop, self._resume)
         self._clients: list[_Client] = []
         self._stopped = False
@@ -68,24 +65,23 @@ class MetricsSocket:
         """Listen; where another process has listened that hands over, after `go_on`. Raises ConfigError."""
         address = self._address
         if adopted is not None:
-            self._listener, self._own = listening(None, None, adopted=adopted, kinds=(socket.AF_UNIX, *_FAMILIES))
+            self._acceptor.open(*listening(None, None, adopted=adopted, kinds=(socket.AF_UNIX, *_FAMILIES)))
             return
         if address.path is not None:
-            self._own = SocketPath(str(address.path), self._access)
-            self._listener = self._own.socket
+            self._acceptor.open(*listening(str(address.path), None, self._access))
             for caution in self._access.cautions(str(address.path)):
                 log.warning("%s", caution)
         else:
-            self._listener = _bound(address)
-            address = address._replace(port=self._listener.getsockname()[1])
-        self._loop.add_reader(self._listener.fileno(), self._acceptable)
+            listener = _bound(address)
+            address = address._replace(port=listener.getsockname()[1])
+            self._acceptor.open(listener, None)
+        self._acceptor.arm()
         log.info("metrics are at %s", address)
 
     def stop(self) -> None:
         """Let nobody in until `go_on`. Those who are connected are answered."""
         self._stopped = True
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
+        self._acceptor.arm()
 
     def go_on(self) -> None:
         """End what `stop` has begun; or begin, where another process has listened."""
@@ -95,19 +91,12 @@ class MetricsSocket:
 
     def state(self) -> tuple[ListenerState, int]:
         """What another process needs to let clients in, and a descriptor, which belongs to the caller."""
-        assert self._listener is not None
-        return listener_state(self._own), os.dup(self._listener.fileno())
+        return self._acceptor.state()
 
     def close(self) -> None:
         """Close everything, and remove our own socket."""
         self._share.close()
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            if self._own is None:
-                self._listener.close()
-            self._listener = None
-        if self._own is not None:
-            self._own.close()
+        self._acceptor.close()
         for client in list(self._clients):
             client.close()
 
@@ -132,8 +121,8 @@ class MetricsSocket:
 
     def spent(self, seconds: float) -> None:
         """A client has taken so much of the time."""
-        if self._listener is not None and self._share.spend(seconds):
-            self._loop.remove_reader(self._listener.fileno())
+        if self._acceptor.socket is not None and self._share.spend(seconds):
+            self._acceptor.arm()
             for client in self._clients:
                 client.arm()
 
@@ -149,27 +138,19 @@ class MetricsSocket:
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
+    def _lets_in(self) -> bool:
+        return not self._share.resting and not self._stopped
+
     def _acceptable(self) -> None:
-        assert self._listener is not None
         started = time.thread_time()
-        for _ in range(_ACCEPTS):
-            try:
-                sock, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionError):
-                break
-            except OSError as error:
-                log.warning("a client of the metrics cannot be accepted: %s", error.strerror)
-                self.spent(_ACCEPT_PAUSE * SHARE)
-                return
-            sock.setblocking(False)
+        for sock in self._acceptor.accepted():
             if len(self._clients) >= MAX_CLIENTS:
                 min(self._clients, key=lambda each: each.since).close()
             self._clients.append(_Client(sock, self._loop, self))
         self.spent(time.thread_time() - started)
 
     def _resume(self) -> None:
-        if self._listener is not None and not self._stopped:
-            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+        self._acceptor.arm()
         for client in self._clients:
             client.arm()
 

@@ -98,7 +98,7 @@ class Rig:
         self.status = status(attachment(name="stick"))
         self.metrics = MetricsSocket(self.loop, address, lambda: {"web": self.status})
         self.metrics.start()
-        listener = self.metrics._listener
+        listener = self.metrics._acceptor.socket
         assert listener is not None
         self.address: str | tuple[str, int] = listener.getsockname()
         self.callers: list[Caller] = []

@@ -217,7 +217,8 @@ class FakeHandle:
         self._call("configure", configuration)
 
     def setInterfaceAltSetting(self, interface: int, alt_setting: int) -> None:
-        assert interface in self.claimed
+        if interface not in self.claimed:
+            raise UsbError(status.ERROR_NOT_FOUND)  # libusb asks no kernel
         self._call("set", interface, alt_setting)
 
     def clearHalt(self, endpoint: int) -> None:
