@@ -77,7 +77,7 @@ class Channel:
         self._is_due = False
         """Whether what is queued is sent when the turn of the loop is over."""
         self._is_broken = False
-        self._is_paused = False
+        self._is_paused = self._may_split = False
         self._waiting: list[Callable[[], object]] = []
         """Who waits for it to be between two messages."""
         self.closed = False
@@ -87,6 +87,8 @@ class Channel:
         self._loop.add_reader(self._link.fileno(), self._readable)
         if self._link.pending:
             self._call()
+        if self._reader.unfinished and self._watch is None:
+            self._set_watch()
 
     def send(self, *parts: bytes | memoryview, soon: bool = False) -> Outgoing:
         """Send a message as soon as there is room, after those before it.
@@ -125,12 +127,19 @@ class Channel:
         """Whether it is between two messages both ways."""
         return not (self._queue or self._reader.unfinished or self._link.pending)
 
-    def pause(self, done: Callable[[], object]) -> None:
+    @property
+    def paused(self) -> bool:
+        """Whether it is, by `pause`: nothing may be sent then."""
+        return self._is_paused
+
+    def pause(self, done: Callable[[], object], *, split: bool = False) -> None:
         """Receive nothing more as soon as it is `idle`, and call `done` then, inside this call or later. What comes
-        from then on is for another process, or for this one after `go_on`."""
+        from then on is for another process, or for this one after `go_on`. With `split` it does not wait for the end of
+        a message that has begun to come: the reader can tell another process what it has of it."""
         if self.closed:
             done()
             return
+        self._may_split = split
         self._waiting.append(done)
         self._pause_if_idle()
 
@@ -164,7 +173,9 @@ class Channel:
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _pause_if_idle(self) -> None:
-        if not self._waiting or not self.idle:
+        if not self._waiting or self._queue or self._link.pending:
+            return
+        if self._reader.unfinished and not self._may_split:
             return
         if not self._is_paused:
             self._is_paused = True
@@ -309,6 +320,9 @@ class Channel:
     def _look(self) -> None:
         """Whether what was under way has come on."""
         self._watch = None
+        if self._is_paused:
+            self._set_watch()
+            return
         messages, received, sent = self._seen
         if self._queue and self._sent == sent:
             self._end_silent(f"the other end has taken nothing for {self._timeout:.0f} s")

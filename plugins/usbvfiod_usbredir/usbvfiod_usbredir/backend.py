@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from usbvfiod_core import Backend, ConfigError, Device, DeviceError, DeviceInfo, Loop, SettingError, Speed
+from usbvfiod_core import (
+    Backend,
+    CannotHandOver,
+    ConfigError,
+    Device,
+    DeviceError,
+    DeviceInfo,
+    Handover,
+    Loop,
+    SettingError,
+    Speed,
+)
 from usbvfiod_core.errors import DeviceAway
-from usbvfiod_core.remote import LinkLost, PeerError, connect
+from usbvfiod_core.remote import Link, LinkLost, PeerError, connect
 from usbvfiod_core.remote.place import Place
+from usbvfiod_core.state import unpack
 
 from .address import Address, parse_address
 from .description import describe
@@ -21,6 +34,7 @@ from .filters import accepts, parse_filter
 from .options import UsbredirOptions
 from .peer import Description, Peer
 from .pool import LEFT, Pool
+from .state import UsbredirState
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +89,32 @@ class UsbredirBackend(Backend):
             max_streams=device.max_streams,
             free=lambda peer: pool.park(peer, LEFT),
         )
+
+    def take_over(self, address: str, options: UsbredirOptions, loop: Loop, handover: Handover) -> Device:
+        state = unpack(UsbredirState, handover.state)
+        fd = handover.descriptors.get("link")
+        if fd is None:
+            raise CannotHandOver("the descriptor of its connection has not come with it")
+        pool = self._pool(parse_address(address), loop)
+        link = Link.taken_over(os.dup(fd))
+        try:
+            device = UsbredirDevice(
+                loop,
+                Peer.taken_over(link, state.peer),
+                name=state.name,
+                speed=state.speed,
+                descriptors=state.descriptors,
+                configuration=None,
+                options=options,
+                max_streams=state.max_streams,
+                free=lambda peer: pool.park(peer, LEFT),
+            )
+            device.take_state(state)
+        except BaseException:
+            link.forget()
+            raise
+        os.close(fd)
+        return device
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         self._loop = loop

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from usbvfiod_core import Loop, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core import Handover, Loop, NotSettled, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host.enumerated import EnumeratedDevice
 from usbvfiod_core.host.operations import OperationFailed, Then
+from usbvfiod_core.state import pack, require
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.device import DeviceEvents, Timer
 
@@ -42,6 +43,7 @@ from .parser import Packet
 from .peer import Peer
 from .pushed import Pushed
 from .spec import Capability, Status, Type, endpoint_index, transfer_status
+from .state import UsbredirState
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ _BULK_TRANSFERS: Final = 8
 """How many transfers the other end keeps in flight when it reads ahead."""
 
 _AnyLane = Lane | Pushed | InboundStream | OutboundStream
+_RUNNING: Final = Pushed | InboundStream | OutboundStream
 
 
 class UsbredirDevice(EnumeratedDevice):
@@ -62,6 +65,8 @@ class UsbredirDevice(EnumeratedDevice):
     another one later. Made in any thread."""
 
     exclusive = False
+    cancel_loses = True
+    """Stock hosts answer what is cancelled at once, with no bytes moved."""
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class UsbredirDevice(EnumeratedDevice):
             options=options,
             max_streams=max_streams,
         )
+        self._descriptors = descriptors
         self._options = options
         self._peer = peer
         self._free = free
@@ -108,6 +114,9 @@ class UsbredirDevice(EnumeratedDevice):
         super().attach(events)
         if not self._gone:
             self._exchange.start()
+            for lane in self._lanes.values():
+                if isinstance(lane, _RUNNING):
+                    lane.go_on()
 
     # -- EnumeratedContract ------------------------------------------------------------------------------------------
 
@@ -119,7 +128,7 @@ class UsbredirDevice(EnumeratedDevice):
         key = transfer.stream_id << 8 | endpoint
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._new_lane(transfer)
+            lane = self._new_lane(transfer.endpoint, transfer.type)
             if lane is None:
                 transfer.complete(TransferStatus.ERROR)
                 return
@@ -199,6 +208,54 @@ class UsbredirDevice(EnumeratedDevice):
             self._free(self._peer)
         else:
             self._exchange.close()
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def when_settled(self, done: Callable[[], object]) -> None:
+        super().when_settled(lambda: self._exchange.pause(done))
+
+    def go_on(self) -> None:
+        self._exchange.go_on()
+
+    def hand_over(self) -> Handover:
+        fd = self._peer.link.hand_over()
+        device = self.enumerated_state()
+        if not (self._exchange.idle and all(lane.idle for lane in self._lanes.values())):
+            raise NotSettled(f"{self.name} has transfers in flight")
+        running = [lane.saved_state(end) for end, lane in self._lanes.items() if isinstance(lane, _RUNNING)]
+        state = UsbredirState(
+            device,
+            self.name,
+            self.speed,
+            self._descriptors,
+            self.max_streams,
+            self._peer.saved_state(),
+            self._exchange.saved_state(),
+            {str(number): alternate for number, alternate in self._settings.items()},
+            sorted(self._streams),
+            [each for each in running if each is not None],
+        )
+        return Handover(pack(state), {"link": fd})
+
+    def take_state(self, state: UsbredirState) -> None:
+        """Go on, as a new device, where that of another process was. Raises StateError."""
+        self.take_enumerated_state(state.device)
+        self._settings = {int(number): alternate for number, alternate in state.settings.items()}
+        self._streams = set(state.streams)
+        self._exchange.take_over(state.given_up)
+        self._peer.parser.take_over(state.peer.parser)
+        for index, each in enumerate(state.running):
+            path = f"running[{index}]"
+            end = find(self.active_configuration(), self._settings, each.endpoint)
+            lane = None if end is None else self._new_lane(each.endpoint, end.type)
+            require(isinstance(lane, _RUNNING), path, "no endpoint that the other end reads or plays by itself")
+            assert isinstance(lane, _RUNNING)
+            lane.take_over(each, path)
+            self._lanes[each.endpoint] = lane
+
+    def forget(self) -> None:
+        self._gone = self._closed = True
+        self._exchange.forget()
 
     # -- operations --------------------------------------------------------------------------------------------------
 
@@ -305,9 +362,9 @@ class UsbredirDevice(EnumeratedDevice):
 
     # -- lanes -------------------------------------------------------------------------------------------------------
 
-    def _new_lane(self, transfer: Transfer) -> _AnyLane | None:
+    def _new_lane(self, address: int, type: TransferType) -> _AnyLane | None:
         """The way of an endpoint; None if the configuration has none such."""
-        loop, exchange, address, type = self._loop, self._exchange, transfer.endpoint, transfer.type
+        loop, exchange = self._loop, self._exchange
         if type is TransferType.CONTROL:
             return Lane(loop, exchange, Type.CONTROL_PACKET, _control, MOST_CONTROL)
         configuration = self.active_configuration()

@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from usbvfiod_core import Loop
 from usbvfiod_core.remote import Channel, Outgoing, PeerError
+from usbvfiod_core.state import require
 
 from .messages import BufferedBulkPacket, CancelDataPacket, InterruptPacket, IsoPacket
 from .parser import Packet
 from .peer import Peer
 from .spec import Type
+from .state import GivenUpState
 
 _ANSWERS: Final = {
     Type.CONFIGURATION_STATUS,
@@ -140,6 +142,44 @@ class Exchange:
             self._peer.place = lambda message, id, length: None
         return self._detached
 
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is sent, and nobody waits for an answer."""
+        return not self._channel.unsent and all(request.given_up for request in self._requests.values())
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing may be sent, as another process may be about to go on."""
+        return self._channel.paused
+
+    def pause(self, done: Callable[[], object]) -> None:
+        """As `Channel.pause`."""
+        self._channel.pause(done, split=True)
+
+    def go_on(self) -> None:
+        """As `Channel.go_on`."""
+        self._channel.go_on()
+
+    def forget(self) -> None:
+        """As `Channel.forget`."""
+        self._channel.forget()
+
+    def saved_state(self) -> list[GivenUpState]:
+        """What another process has to know, while it is `idle`."""
+        return [GivenUpState(each.id, each.type, each.size) for each in self._requests.values()]
+
+    def take_over(self, state: list[GivenUpState]) -> None:
+        """Go on, as a new exchange, where that of another process was. Raises StateError."""
+        require(len(state) <= MOST_GIVEN_UP, "given_up", f"there are {len(state)}")
+        for index, each in enumerate(state):
+            require(each.type in _ANSWERS | {Type.INTERRUPT_PACKET}, f"given_up[{index}].type", "it has no answer")
+            request = Request(each.id, each.type, _nobody, ())
+            request.size, request.given_up = each.size, True
+            self._requests[each.id] = request
+        self._given_up = len(self._requests)
+
     # -- Reader, of the channel ------------------------------------------------------------------------------------
 
     @property
@@ -194,6 +234,10 @@ class Exchange:
             request.done(packet)
         if self._given_up > MOST_GIVEN_UP:
             raise PeerError("it answers too little of what it is asked")
+
+
+def _nobody(packet: Packet) -> None:
+    """Nobody waits for it."""
 
 
 def _nowhere(length: int) -> list[memoryview]:

@@ -12,6 +12,7 @@ from collections import deque
 from typing import Final
 
 from usbvfiod_core import Loop, Transfer, TransferStatus
+from usbvfiod_core.state import require
 from usbvfiod_core.usb.device import Timer
 from usbvfiod_core.usb.transfer import behind
 
@@ -20,6 +21,7 @@ from .lane import first
 from .messages import IsoPacket, StartIsoStream, StopIsoStream
 from .pushed import fill
 from .spec import Status, transfer_status
+from .state import PacketState, RunningState
 
 IDLE: Final = 0.5
 """Seconds without a transfer after which the stream is stopped."""
@@ -41,6 +43,8 @@ class _Stream:
         self._start = StartIsoStream(endpoint, packets, urbs)
         self._kept = 2 * packets * urbs
         self._transfers: deque[Transfer] = deque()
+        self._packets: deque[tuple[int, bytes | bytearray]] = deque()
+        """Of the device, which nobody has asked for yet."""
         self._running = self._watched = False
         self._started = 0
 
@@ -67,6 +71,29 @@ class _Stream:
             result = transfer_status(status)
             self.end(TransferStatus.ERROR if result is TransferStatus.CANCELLED else result)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no transfer is under way."""
+        return not self._transfers
+
+    def saved_state(self, endpoint: int) -> RunningState | None:
+        """What another process has to know; None if the other end does nothing."""
+        if not self._running:
+            return None
+        return RunningState(endpoint, False, [PacketState(status, bytes(data)) for status, data in self._packets])
+
+    def take_over(self, state: RunningState, path: str) -> None:
+        """Be the one that another process had. Raises StateError."""
+        most = self._kept if isinstance(self, InboundStream) else 0
+        require(len(state.packets) <= most, f"{path}.packets", f"there are {len(state.packets)}")
+        require(not state.paused, f"{path}.paused", "it is never told to stop for a while")
+        self._running = True
+        self._packets.extend((each.status, each.data) for each in state.packets)
+
+    def go_on(self) -> None:
+        """On the loop's thread: it may be used from now on."""
+        self._watch_idle()
+
     def _watch_idle(self) -> None:
         if not self._transfers and not self._watched:
             self._watched = True
@@ -76,7 +103,7 @@ class _Stream:
         self._watched = False
         if not self._running or self._transfers:
             return
-        if self._started != started:
+        if self._started != started or self._exchange.paused:
             self._watch_idle()
         else:
             self._running = False
@@ -88,7 +115,6 @@ class InboundStream(_Stream):
 
     def __init__(self, loop: Loop, exchange: Exchange, endpoint: int, interval: float, buffer: float) -> None:
         super().__init__(loop, exchange, endpoint, interval, buffer)
-        self._packets: deque[tuple[int, bytes | bytearray]] = deque()
 
     def start(self, transfer: Transfer) -> None:
         super().start(transfer)

@@ -70,6 +70,11 @@ class Lane:
         else:
             self._loop.call_later(CANCEL_PATIENCE, self._give_up, job)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._jobs
+
     def end(self, status: TransferStatus) -> None:
         """End all, since the other end has, or nobody is there any more."""
         self._waiting.clear()

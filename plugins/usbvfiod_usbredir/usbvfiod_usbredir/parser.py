@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from usbvfiod_core.remote import PeerError
+from usbvfiod_core.state import StateError, require
 
-from .messages import SHAPES, Sender, header_of, layout, unpack
+from .messages import SHAPES, Hello, Sender, header_of, layout, pack, unpack
 from .spec import HEADER, Capability, Type
+from .state import ParserState
 
 BUFFER: Final = 64 << 10
 
@@ -97,6 +99,35 @@ class Parser:
     def unfinished(self) -> int:
         """Bytes that are missing of a packet that has begun, as far as it can be told; 0 between packets."""
         return self._left or int(self._end > self._start)
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def saved_state(self) -> ParserState:
+        """What another process has to know, between two calls of `received`, once the other end has said hello."""
+        begun, moved, kept = bytes(self._buffer[self._start : self._end]), 0, b""
+        if self._partial is not None:
+            _, id, message, length, data = self._partial
+            begun, moved = pack(message, id=id, common=self.common, data=length), length - self._left
+            kept = b"" if data is None else bytes(data[:moved])
+        return ParserState(self.peer.version, self.peer.capabilities, begun, moved, kept)
+
+    def take_over(self, state: ParserState) -> None:
+        """Go on, as a new parser, where that of another process was. Raises StateError."""
+        require(len(state.begun) < BUFFER, "peer.parser.begun", f"{len(state.begun)} bytes")
+        try:
+            self._hello(Hello(state.version, state.capabilities), 0)
+            self._buffer[: len(state.begun)] = state.begun
+            whole = [*self.received(len(state.begun))]
+        except PeerError as error:
+            raise StateError(f"peer.parser: {error}") from None
+        require(not whole, "peer.parser.begun", "it is a packet that has come whole")
+        require(not state.moved or state.moved < self._left, "peer.parser.moved", f"{state.moved} of {self._left}")
+        data = None if self._partial is None else self._partial[4]
+        require(len(state.kept) == (0 if data is None else state.moved), "peer.parser.kept", "it is of another length")
+        if data is not None:
+            data[: state.moved] = state.kept
+        self._room = _behind(self._room, state.moved)
+        self._left -= state.moved
 
     # -- own ---------------------------------------------------------------------------------------------------------
 

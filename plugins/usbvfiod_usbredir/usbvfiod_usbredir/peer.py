@@ -33,6 +33,7 @@ from .messages import (
 )
 from .parser import Packet, Parser
 from .spec import ALL_CAPABILITIES, Capability, Status, Type
+from .state import PeerState
 
 VERSION: Final = "usbvfiod"
 _MOST_CONFIGURATIONS: Final = 8
@@ -79,6 +80,17 @@ class Peer:
         self._greeted = False
         self._unread: list[Packet] = []
         """What has come and nobody has looked at yet."""
+
+    @classmethod
+    def taken_over(cls, link: Link, state: PeerState) -> Peer:
+        """The one that goes on where that of another process was, but for its parser's part, which asks `place`."""
+        made = cls(link, state.name)
+        made._id, made._greeted = state.id, True
+        return made
+
+    def saved_state(self) -> PeerState:
+        """What another process has to know, while it has a device of ours."""
+        return PeerState(self.name, self._id, self.parser.saved_state())
 
     def has(self, capability: Capability) -> bool:
         """Whether both ends have it."""

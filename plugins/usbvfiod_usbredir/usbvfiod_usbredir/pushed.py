@@ -14,10 +14,12 @@ from typing import Any, Final
 
 from usbvfiod_core import Loop, Transfer, TransferStatus
 from usbvfiod_core.remote import PeerError
+from usbvfiod_core.state import require
 from usbvfiod_core.usb.transfer import behind
 
 from .exchange import Exchange
 from .spec import Status, transfer_status
+from .state import PacketState, RunningState
 
 IDLE: Final = 1.0
 """Seconds for which a guest that does not ask is still thought to be there."""
@@ -65,7 +67,7 @@ class Pushed:
         if transfer in self._transfers:
             self._transfers.remove(transfer)
             if not self._transfers:
-                self._loop.call_later(IDLE, self._idle, self._started)
+                self._watch_idle()
             transfer.complete(TransferStatus.CANCELLED)
 
     def end(self, status: TransferStatus) -> None:
@@ -98,7 +100,37 @@ class Pushed:
             self._pump()
             self.end(transfer_status(status))
 
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether no transfer is under way."""
+        return not self._transfers
+
+    def saved_state(self, endpoint: int) -> RunningState | None:
+        """What another process has to know; None if the other end does nothing."""
+        if not self._running:
+            return None
+        return RunningState(
+            endpoint, self._paused, [PacketState(status, bytes(data)) for status, data in self._packets]
+        )
+
+    def take_over(self, state: RunningState, path: str) -> None:
+        """Be the one that another process had, which `go_on` sets going. Raises StateError."""
+        most = ENOUGH + MOST_UNDER_WAY if self._keeps else MOST_KEPT
+        require(len(state.packets) <= most, f"{path}.packets", f"there are {len(state.packets)}")
+        require(self._keeps or not state.paused, f"{path}.paused", "it is never told to stop")
+        self._running, self._paused = True, state.paused
+        self._packets.extend((each.status, each.data) for each in state.packets)
+
+    def go_on(self) -> None:
+        """On the loop's thread: it may be used from now on."""
+        self._watch_idle()
+
     # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _watch_idle(self) -> None:
+        self._loop.call_later(IDLE, self._idle, self._started)
 
     def _pump(self) -> None:
         while self._transfers and self._packets:
@@ -125,6 +157,9 @@ class Pushed:
 
     def _idle(self, started: int) -> None:
         if self._running and self._started == started and not self._transfers:
+            if self._exchange.paused:
+                self._watch_idle()
+                return
             if not self._paused:
                 self._exchange.tell(self._stop_it)
             self._running = self._paused = False

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from redir_replaced import Exchange, Replaced
 
 from tests.lab import test_devices as devices
 from tests.lab.conftest import machine
@@ -58,6 +59,30 @@ def test_a_drive_both_ways(passed: Pass, machine: Machine, mebibytes: int) -> No
             disk.test_unit_ready()  # usbredirect has reset it
         written = check_storage(disk, digest, mebibytes)
         assert hashlib.sha256(image.read_bytes()).hexdigest() == written
+    finally:
+        machine.unplug(device)
+        image.unlink()
+
+
+@BOTH
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_drive_whose_server_is_replaced(passed: Pass, machine: Machine, tmp_path: Path) -> None:
+    """usbredirect keeps its connection, and notices nothing."""
+    image, _ = exchange_image(2)
+    device = machine.plug_drive(image, controller="ehci")
+    try:
+        given = passed(device)
+        disk = MassStorage(given.device, pipelined=False)
+        with suppress(ScsiError):
+            disk.test_unit_ready()  # usbredirect has reset it
+        work = Exchange(disk, 4096)
+        work()
+        with Replaced(given.server, tmp_path / "control.sock") as replaced:
+            for _ in range(10):
+                replaced.upgrade(work)
+            work.compare()
+            given.bus.close()
     finally:
         machine.unplug(device)
         image.unlink()

@@ -19,6 +19,9 @@ SIZE = 64
 class Rig:
     """The endpoint, with what the other end is told, and what the guest has got."""
 
+    paused = False
+    """As `Exchange.paused`."""
+
     def __init__(self, *, keeps: bool) -> None:
         self.loop = StepLoop()
         self.told: list[str] = []

@@ -5,13 +5,19 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
 from redir_host import RedirHost
+from redir_replaced import Exchange, Replaced
+from usbvfiod_usbredir import messages as m
 
 from usbvfiod_core import Device, Speed
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.limits import wait_until
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.served import ServerProcess
+from usbvfiod_core.virtual.flash import Flash
+from usbvfiod_core.virtual.image import Image
 from usbvfiod_core.virtual.loopback import Loopback
 
 SOURCE, SINK = 0x81, 0x01
@@ -75,5 +81,29 @@ def test_a_host_is_connected_in_the_sandbox(tmp_path: Path) -> None:
             bus = server.connect()
             use(GuestDriver(bus).start().enumerate())
             bus.close()
+        wait_until(lambda: host.stopped, "the server has not hung up")
+        host.close()
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.long)])
+def test_it_is_replaced_while_a_drive_of_the_other_end_is_in_use(tmp_path: Path, times: int) -> None:
+    """The other end keeps its connection, and its device is neither reset nor configured again."""
+    control, image = tmp_path / "control.sock", tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        words = ["--device", f"usbredir:127.0.0.1:{listener.getsockname()[1]}", "--control-path", str(control)]
+        with ServerProcess(tmp_path / "usb.sock", words) as server:
+            stream, _ = listener.accept()
+            host = RedirHost(stream, lambda loop: Flash(Image(str(image)), loop, speed=Speed.HIGH))
+            bus = server.connect()
+            work = Exchange(MassStorage(GuestDriver(bus).start().enumerate()), 2048)
+            work()
+            before = [each for each in host.seen if isinstance(each, m.Reset | m.SetConfiguration)]
+            with Replaced(server, control) as replaced:
+                for _ in range(times):
+                    replaced.upgrade(work)
+                work.compare()
+                assert [each for each in host.seen if isinstance(each, m.Reset | m.SetConfiguration)] == before
+                bus.close()
         wait_until(lambda: host.stopped, "the server has not hung up")
         host.close()
