@@ -3,7 +3,7 @@
 Plugins import from here; the core itself needs none of it.
 
 1. In a thread, `connect(parse_place(...), options)` makes a `Link`: TCP, TLS, a Unix socket or a command. What has to
-   be said before there is a device is said there, by `Link.send_all` and `Link.receive_exactly`, each with a limit.
+   be said before there is a device is said there, by `Link.send_all` and `Link.receive_exactly`, with a `Patience`.
 2. The device, an `EnumeratedDevice`, puts a `Channel` on the link: what comes goes where its `Reader` wants it, what is
    sent waits in order.
 
@@ -16,6 +16,7 @@ from .link import Link, LinkLost
 from .listener import ACCEPT_PAUSE, Listener
 from .needs import register_remote_needs
 from .options import RemoteOptions
+from .patience import Patience
 from .place import Place, parse_place
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LinkLost",
     "Listener",
     "Outgoing",
+    "Patience",
     "PeerError",
     "Place",
     "Reader",

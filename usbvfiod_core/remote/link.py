@@ -5,12 +5,12 @@ from __future__ import annotations
 import select
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from .half_open import HalfOpen
+from .patience import Patience
 
 IOV_MAX: Final = 1024
 """Windows that one system call takes."""
@@ -121,8 +121,8 @@ class Link:
 
     # -- in a thread, before there is a device --------------------------------------------------------------------
 
-    def send_all(self, data: bytes, deadline: float) -> None:
-        """Send everything until `deadline` of `time.monotonic`. Raises LinkLost."""
+    def send_all(self, data: bytes, patience: Patience) -> None:
+        """Send everything. Raises LinkLost, also where patience is over."""
         rest = memoryview(data)
         while rest:
             try:
@@ -131,26 +131,28 @@ class Link:
                 self.receive([memoryview(bytearray(4096))])  # the other end may have said why before it hung up
                 raise
             rest = rest[sent:]
+            patience.moved(sent)
             if not sent:
-                self._wait(select.POLLOUT, deadline)
+                self._wait(select.POLLOUT, patience)
 
-    def receive_exactly(self, count: int, deadline: float) -> bytes:
-        """The next `count` bytes, which must be there until `deadline` of `time.monotonic`. Raises LinkLost."""
+    def receive_exactly(self, count: int, patience: Patience) -> bytes:
+        """The next `count` bytes. Raises LinkLost, also where patience is over."""
         data = bytearray(count)
         rest = memoryview(data)
         while rest:
             got = self.receive([rest])
             if got is None:
-                self._wait(select.POLLIN, deadline)
+                self._wait(select.POLLIN, patience)
             else:
                 rest = rest[got:]
+                patience.moved(got)
         return bytes(data)
 
-    def _wait(self, events: int, deadline: float) -> None:
-        left = deadline - time.monotonic()
+    def _wait(self, events: int, patience: Patience) -> None:
+        left = patience.left
         poll = select.poll()
         poll.register(self._socket, events)
-        if left <= 0 or not poll.poll(left * 1000):
+        if not left or not poll.poll(left * 1000):
             self.silent = True
             raise LinkLost("the other end does not answer")
 

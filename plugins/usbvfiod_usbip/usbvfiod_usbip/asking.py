@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from usbvfiod_core import DeviceAway, DeviceError, SetupPacket
-from usbvfiod_core.remote import Link, LinkLost
+from usbvfiod_core.remote import Link, LinkLost, Patience
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, STRING
 
@@ -27,13 +26,13 @@ class RequestFailed(Exception):
 
 
 class Asking:
-    """A conversation with the server behind a link, of at most so many seconds. Every method raises DeviceAway if
-    nothing, or an end, is the answer, and DeviceError for one that makes no sense."""
+    """A conversation with the server behind a link. Every method raises DeviceAway if nothing, or an end, is the
+    answer, and DeviceError for one that makes no sense."""
 
-    def __init__(self, link: Link, where: str, seconds: float) -> None:
+    def __init__(self, link: Link, where: str, patience: Patience) -> None:
         self._link = link
         self._where = where
-        self._deadline = time.monotonic() + seconds
+        self._patience = patience
         self.sequence = 0
         """The last sequence number that was used."""
         self._number = 0
@@ -123,13 +122,14 @@ class Asking:
         return data
 
     def _send(self, data: bytes) -> None:
+        self._patience.ask()
         try:
-            self._link.send_all(data, self._deadline)
+            self._link.send_all(data, self._patience)
         except LinkLost as error:
             raise DeviceAway(f"{self._where}: {error}") from None
 
     def _receive(self, count: int) -> bytes:
         try:
-            return self._link.receive_exactly(count, self._deadline)
+            return self._link.receive_exactly(count, self._patience)
         except LinkLost as error:
             raise DeviceAway(f"{self._where}: {error}") from None

@@ -23,7 +23,7 @@ from usbvfiod_core import (
     Loop,
     Speed,
 )
-from usbvfiod_core.remote import Link, Place, connect, parse_place
+from usbvfiod_core.remote import Link, Patience, Place, connect, parse_place
 from usbvfiod_core.state import unpack
 from usbvfiod_core.usb.descriptors import DeviceDescriptor
 
@@ -197,7 +197,7 @@ class UsbipBackend(Backend):
 def _exports(place: Place, options: UsbipOptions) -> list[Exported]:
     """What a server exports now. Raises DeviceError."""
     with closing(connect(place, options)) as link:
-        return Asking(link, str(place), options.timeout).exported()
+        return Asking(link, str(place), Patience(options.timeout)).exported()
 
 
 def _only(address: str, found: Sequence[tuple[Place, Exported]]) -> tuple[Place, Exported]:
@@ -259,7 +259,7 @@ def _imported(place: Place, busid: str, options: UsbipOptions, identity: str = "
     """Import a device. Raises DeviceError."""
     link = connect(place, options)
     try:
-        asking = Asking(link, str(place), options.timeout)
+        asking = Asking(link, str(place), Patience(options.timeout))
         exported = asking.take(busid)
         descriptors = asking.descriptors()
         device = DeviceDescriptor.unpack(descriptors[:18])

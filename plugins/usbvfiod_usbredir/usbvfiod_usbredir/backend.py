@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from usbvfiod_core import (
     Speed,
 )
 from usbvfiod_core.errors import DeviceAway
-from usbvfiod_core.remote import Link, LinkLost, PeerError, connect
+from usbvfiod_core.remote import Link, LinkLost, Patience, PeerError, connect
 from usbvfiod_core.remote.place import Place
 from usbvfiod_core.state import unpack
 
@@ -162,10 +161,9 @@ class UsbredirBackend(Backend):
         pool = self._pool(where, loop)
         if where.listens:
             pool.listen(options.timeout, options.filter)
-        deadline = time.monotonic() + options.timeout
         while (peer := pool.take()) is not None:
             try:
-                return self._accepted(peer, options, deadline)
+                return self._accepted(peer, options)
             except DeviceAway:
                 pool.park(peer)
             except (LinkLost, PeerError) as error:
@@ -181,7 +179,7 @@ class UsbredirBackend(Backend):
         link = connect(where.place or Place("", 0), _on_the_way(where, options))
         peer = Peer(link, str(where), options.filter)
         try:
-            return self._accepted(peer, options, time.monotonic() + options.timeout)
+            return self._accepted(peer, options)
         except DeviceAway:
             pool.park(peer)
             raise
@@ -192,15 +190,16 @@ class UsbredirBackend(Backend):
             link.close()
             raise
 
-    def _accepted(self, peer: Peer, options: UsbredirOptions, deadline: float) -> tuple[Peer, Description]:
+    def _accepted(self, peer: Peer, options: UsbredirOptions) -> tuple[Peer, Description]:
         if peer.description is not None:
             description, peer.description = peer.description, None
             return peer, description
-        device = peer.wait_for_device(deadline)
+        patience = Patience(options.timeout)
+        device = peer.wait_for_device(patience)
         if options.filter is not None and not accepts(parse_filter(options.filter), device, peer.interfaces):
-            peer.reject(deadline)
+            peer.reject(patience)
             raise DeviceError(f"{peer.name}: the filter refuses {device.vendor_id:04x}:{device.product_id:04x}")
-        return peer, describe(peer, deadline)
+        return peer, describe(peer, patience)
 
 
 def _known(address: str) -> Address:

@@ -7,6 +7,7 @@ from typing import Final
 from usbvfiod_core import Speed
 from usbvfiod_core.errors import DeviceError
 from usbvfiod_core.host.configurations import configurations
+from usbvfiod_core.remote import Patience
 from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor
 
 from .endpoints import streams_of
@@ -18,25 +19,25 @@ MOST_STREAMS: Final = 256
 _USB_3: Final = 0x0300
 
 
-def describe(peer: Peer, deadline: float) -> Description:
-    """Ask the device of a peer for what it is. In a thread, until `deadline` of `time.monotonic`.
+def describe(peer: Peer, patience: Patience) -> Description:
+    """Ask the device of a peer for what it is. In a thread.
 
     Raises DeviceError, LinkLost or PeerError.
     """
     assert peer.device is not None
-    descriptors = peer.read_descriptors(deadline)
-    configuration = peer.read_configuration(deadline)
+    descriptors = peer.read_descriptors(patience)
+    configuration = peer.read_configuration(patience)
     device = DeviceDescriptor.unpack(descriptors)
-    words = [peer.read_string(index, deadline).strip() for index in (device.manufacturer, device.product)]
+    words = [peer.read_string(index, patience).strip() for index in (device.manufacturer, device.product)]
     name = " ".join(filter(None, words)) or f"{device.vendor_id:04x}:{device.product_id:04x}"
     by_descriptor = Speed.SUPER if device.usb_version >= _USB_3 else Speed.HIGH
     speed = SPEEDS.get(peer.device.speed, by_descriptor)
     streams = 0
     if speed.is_usb3 and peer.has(Capability.BULK_STREAMS) and configuration is not None:
-        streams = _probe_streams(peer, descriptors, configuration, deadline)
+        streams = _probe_streams(peer, descriptors, configuration, patience)
     return Description(
         name,
-        peer.read_string(device.serial_number, deadline),
+        peer.read_string(device.serial_number, patience),
         device.vendor_id,
         device.product_id,
         speed,
@@ -46,7 +47,7 @@ def describe(peer: Peer, deadline: float) -> Description:
     )
 
 
-def _probe_streams(peer: Peer, descriptors: bytes, value: int, deadline: float) -> int:
+def _probe_streams(peer: Peer, descriptors: bytes, value: int, patience: Patience) -> int:
     """How many streams the other end's controller gives the device's endpoints; 0 for none. Only trying tells."""
     raws = [raw for raw in configurations(descriptors) if raw[5] == value]
     settings = Configuration.unpack(raws[0]).interfaces if raws else ()
@@ -56,15 +57,15 @@ def _probe_streams(peer: Peer, descriptors: bytes, value: int, deadline: float) 
         count, endpoints = streams_of(setting)
         count = min(count, MOST_STREAMS)
         mask = sum(1 << endpoint_index(each) for each in endpoints)
-        selected = peer.ask(SetAltSetting(setting.number, setting.alternate), Type.ALT_SETTING_STATUS, deadline)
+        selected = peer.ask(SetAltSetting(setting.number, setting.alternate), Type.ALT_SETTING_STATUS, patience)
         if selected.message.status != Status.SUCCESS:
             raise DeviceError(f"{peer.name}: the device has a setting that cannot be selected")
-        given = peer.ask(AllocBulkStreams(mask, count), Type.BULK_STREAMS_STATUS, deadline)
+        given = peer.ask(AllocBulkStreams(mask, count), Type.BULK_STREAMS_STATUS, patience)
         if given.message.status != Status.SUCCESS:
             count = 0
         else:
-            peer.ask(FreeBulkStreams(mask), Type.BULK_STREAMS_STATUS, deadline)
-        peer.ask(SetAltSetting(setting.number, 0), Type.ALT_SETTING_STATUS, deadline)
+            peer.ask(FreeBulkStreams(mask), Type.BULK_STREAMS_STATUS, patience)
+        peer.ask(SetAltSetting(setting.number, 0), Type.ALT_SETTING_STATUS, patience)
         if not count:
             return 0
         least = count if not least else min(least, count)

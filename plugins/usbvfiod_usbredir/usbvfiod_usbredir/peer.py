@@ -6,14 +6,13 @@ All this happens before there is a device of ours, in a thread that may wait. No
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from usbvfiod_core import Speed
 from usbvfiod_core.errors import DeviceAway, DeviceError
-from usbvfiod_core.remote import Link, LinkLost, PeerError
+from usbvfiod_core.remote import Link, LinkLost, Patience, PeerError
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, STRING, DeviceDescriptor, parse_string
 
@@ -138,60 +137,62 @@ class Peer:
         unread, self._unread = self._unread, []
         return unread
 
-    def read(self) -> bool:
-        """Read what there is now, without waiting; whether there was something. Raises LinkLost, PeerError."""
-        count = self.link.receive(self.parser.buffers())
-        for packet in self.parser.received(count or 0):
+    def read(self) -> int:
+        """Read what there is now, without waiting; how many bytes there were. Raises LinkLost, PeerError."""
+        count = self.link.receive(self.parser.buffers()) or 0
+        for packet in self.parser.received(count):
             self.keep(packet)
-        return count is not None
+        return count
 
     # -- in a thread ------------------------------------------------------------------------------------------------
 
-    def wait_for_device(self, deadline: float) -> DeviceConnect:
-        """Say hello, if it has not been said, and wait for a device until `deadline` of `time.monotonic`.
+    def wait_for_device(self, patience: Patience) -> DeviceConnect:
+        """Say hello, if it has not been said, and wait for a device as long as patience lasts.
 
         Raises DeviceAway: the other end has none now, and may still be waited for. LinkLost and PeerError: it is of no
         use any more.
         """
         if not self._greeted:
             self._greeted = True
-            self.link.send_all(pack(Hello(VERSION, ALL_CAPABILITIES)), deadline)
+            self.link.send_all(pack(Hello(VERSION, ALL_CAPABILITIES)), patience)
         while self.parser.peer is None:
             try:
-                self._receive(deadline)
+                self._receive(patience)
             except TimeoutError:
                 raise LinkLost(f"{self.name} does not say hello") from None
         if self._filter is not None and self.has(Capability.FILTER):
             data = self._filter.encode("ascii", "replace") + b"\0"
-            self.link.send_all(self.packed(FilterFilter(), data=data), deadline)
+            self.link.send_all(self.packed(FilterFilter(), data=data), patience)
         self._filter = None
+        patience.ask()
         while True:
             for packet in self.take_unread():
                 had = self.device
                 self.learn(packet)
                 if had is not None and self.device is None:
-                    self.acknowledge(deadline)
+                    self.acknowledge(patience)
             if self.device is not None:
                 return self.device
             try:
-                self._receive(deadline)
+                self._receive(patience)
             except TimeoutError:
                 raise DeviceAway(f"{self.name} has no device to give now") from None
 
-    def acknowledge(self, deadline: float) -> None:
+    def acknowledge(self, patience: Patience) -> None:
         """Tell it that its device is known to be gone."""
         if self.has(Capability.DEVICE_DISCONNECT_ACK):
-            self.link.send_all(self.packed(DeviceDisconnectAck()), deadline)
+            self.link.send_all(self.packed(DeviceDisconnectAck()), patience)
 
-    def reject(self, deadline: float) -> None:
+    def reject(self, patience: Patience) -> None:
         """Tell it that its device is not wanted."""
         if self.has(Capability.FILTER):
-            self.link.send_all(self.packed(FilterReject()), deadline)
+            self.link.send_all(self.packed(FilterReject()), patience)
 
-    def ask(self, message: Any, type: Type, deadline: float) -> Packet:
+    def ask(self, message: Any, type: Type, patience: Patience) -> Packet:
         """Send a request and wait for its answer, a packet of `type`. Raises DeviceAway, LinkLost, PeerError."""
         id = self.next_id()
-        self.link.send_all(self.packed(message, id=id), deadline)
+        patience.ask()
+        self.link.send_all(self.packed(message, id=id), patience)
         while True:
             for position, packet in enumerate(self._unread):
                 if packet.type == Type.DEVICE_DISCONNECT:
@@ -200,34 +201,34 @@ class Peer:
                     del self._unread[position]
                     return packet
             try:
-                self._receive(deadline)
+                self._receive(patience)
             except TimeoutError:
                 raise LinkLost(f"{self.name} does not answer") from None
 
-    def read_descriptors(self, deadline: float) -> bytes:
+    def read_descriptors(self, patience: Patience) -> bytes:
         """The device descriptor with all configurations behind it. Raises DeviceError, LinkLost, PeerError."""
-        device = self._descriptor(DEVICE, 0, 18, deadline)
+        device = self._descriptor(DEVICE, 0, 18, patience)
         descriptors = bytearray(device)
         for index in range(min(DeviceDescriptor.unpack(device).num_configurations, _MOST_CONFIGURATIONS)):
-            head = self._descriptor(CONFIGURATION, index, 9, deadline)
+            head = self._descriptor(CONFIGURATION, index, 9, patience)
             total = max(int.from_bytes(head[2:4], "little"), len(head)) if len(head) >= 4 else 0
             if total < 9:
                 raise DeviceError(f"{self.name}: the device has no configuration descriptor {index}")
-            descriptors += self._descriptor(CONFIGURATION, index, min(total, _MOST_DESCRIPTORS), deadline)
+            descriptors += self._descriptor(CONFIGURATION, index, min(total, _MOST_DESCRIPTORS), patience)
         return bytes(descriptors)
 
-    def read_configuration(self, deadline: float) -> int | None:
+    def read_configuration(self, patience: Patience) -> int | None:
         """The value of the configuration that is set there; None for none."""
-        answer = self.ask(GetConfiguration(), Type.CONFIGURATION_STATUS, deadline).message
+        answer = self.ask(GetConfiguration(), Type.CONFIGURATION_STATUS, patience).message
         assert isinstance(answer, ConfigurationStatus)
         return answer.configuration if answer.status == Status.SUCCESS and answer.configuration else None
 
-    def read_string(self, index: int, deadline: float) -> str:
+    def read_string(self, index: int, patience: Patience) -> str:
         """A string of the device; empty if it has none."""
         if not index:
             return ""
         try:
-            return parse_string(self._descriptor(STRING, index, 255, deadline, language=_ENGLISH))
+            return parse_string(self._descriptor(STRING, index, 255, patience, language=_ENGLISH))
         except DeviceError:
             return ""
 
@@ -236,19 +237,21 @@ class Peer:
     def _placed(self, message: Any, id: int, length: int) -> Sequence[memoryview] | None:
         return self.place(message, id, length)
 
-    def _descriptor(self, kind: int, index: int, length: int, deadline: float, language: int = 0) -> bytes:
+    def _descriptor(self, kind: int, index: int, length: int, patience: Patience, language: int = 0) -> bytes:
         direction = requests.DIRECTION_IN
         ask = ControlPacket(direction, requests.GET_DESCRIPTOR, direction, 0, kind << 8 | index, language, length)
-        answer = self.ask(ask, Type.CONTROL_PACKET, deadline)
+        answer = self.ask(ask, Type.CONTROL_PACKET, patience)
         if answer.message.status != Status.SUCCESS or answer.length > length:
             raise DeviceError(f"{self.name}: the device does not give descriptor {kind:#04x} {index}")
         return bytes(answer.data)
 
-    def _receive(self, deadline: float) -> None:
+    def _receive(self, patience: Patience) -> None:
         """Read what there is, when there is something. Raises TimeoutError."""
-        if not self.read():
-            left = deadline - time.monotonic()
+        count = self.read()
+        patience.moved(count)
+        if not count:
+            left = patience.left
             poll = select.poll()
             poll.register(self.link.fileno(), select.POLLIN)
-            if left <= 0 or not poll.poll(left * 1000):
+            if not left or not poll.poll(left * 1000):
                 raise TimeoutError

@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from tests.unit.remote.tls_peer import TlsPeer, certificates
 from usbvfiod_core import ConfigError, DeviceAway, DeviceError
 from usbvfiod_core.options import Schema
-from usbvfiod_core.remote import Link, LinkLost, Place, RemoteOptions, connect
+from usbvfiod_core.remote import Link, LinkLost, Patience, Place, RemoteOptions, connect
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 __all__ = ["certificates"]
@@ -26,8 +25,8 @@ def options(**given: Any) -> RemoteOptions:
     return RemoteOptions(**{"timeout": 20, **given})
 
 
-def deadline() -> float:
-    return time.monotonic() + PATIENCE
+def patience() -> Patience:
+    return Patience(PATIENCE)
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -50,13 +49,13 @@ def place_of(listener: socket.socket) -> Place:
 def check(link: Link, peer: socket.socket) -> None:
     """Both ways, and the end."""
     peer.settimeout(PATIENCE)
-    link.send_all(b"hello", deadline())
+    link.send_all(b"hello", patience())
     assert peer.recv(5, socket.MSG_WAITALL if not isinstance(peer, ssl.SSLSocket) else 0) == b"hello"
     peer.sendall(b"good day")
-    assert link.receive_exactly(8, deadline()) == b"good day"
+    assert link.receive_exactly(8, patience()) == b"good day"
     peer.close()
     with pytest.raises(LinkLost):
-        link.receive_exactly(1, deadline())
+        link.receive_exactly(1, patience())
     link.close()
 
 
@@ -133,8 +132,8 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 def test_a_command(tmp_path: Path) -> None:
     link = connect(Place("server", 1), options(command="cat"))
-    link.send_all(b"hello", deadline())
-    assert link.receive_exactly(5, deadline()) == b"hello"
+    link.send_all(b"hello", patience())
+    assert link.receive_exactly(5, patience()) == b"hello"
     child = link._child
     assert child is not None
     link.close()
@@ -144,14 +143,14 @@ def test_a_command(tmp_path: Path) -> None:
 def test_a_command_that_ends() -> None:
     link = connect(Place("server", 1), options(command="true"))
     with pytest.raises(LinkLost, match="closed the connection"):
-        link.receive_exactly(1, deadline())
+        link.receive_exactly(1, patience())
     link.close()
 
 
 def test_a_peer_that_says_nothing(listener: socket.socket) -> None:
     link = connect(place_of(listener), options())
     with pytest.raises(LinkLost, match="does not answer"):
-        link.receive_exactly(1, time.monotonic() + 0.05)
+        link.receive_exactly(1, Patience(0.05))
     link.close()
 
 
@@ -205,7 +204,7 @@ def test_tls_with_both_certificates(listener: socket.socket, certificates: Calla
     first = memoryview(bytearray(3))
     wait_until(lambda: link.receive([first]), "the first bytes")
     assert (bytes(first), link.pending) == (b"\x00\x01\x02", True)
-    assert link.receive_exactly(1021, deadline())[-1] == 255
+    assert link.receive_exactly(1021, patience())[-1] == 255
     check(link, stream)
 
 

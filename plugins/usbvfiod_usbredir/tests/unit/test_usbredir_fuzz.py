@@ -19,7 +19,7 @@ from usbvfiod_usbredir.peer import Peer
 from usbvfiod_usbredir.spec import ALL_CAPABILITIES, Type
 
 from usbvfiod_core import SetupPacket, Speed, TransferType
-from usbvfiod_core.remote import Link
+from usbvfiod_core.remote import Link, Patience
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor, Endpoint, Interface
@@ -69,7 +69,7 @@ class Rig:
 
     def _read_hello(self, peer: Peer) -> None:
         """Both have all capabilities from now on; it is the thread that says hello, which there is none of here."""
-        peer.link.send_all(pack(m.Hello("a guest for tests", ALL_CAPABILITIES)), 1e12)
+        peer.link.send_all(pack(m.Hello("a guest for tests", ALL_CAPABILITIES)), Patience(1e12))
         self.heard()
 
     def _configure(self) -> None:
