@@ -166,11 +166,11 @@ class ControlRequests:
         ports = self._attachments.ports.owned(attachment)
         return attachment_entry(attachment, ports, self._loop.time(), withheld=withheld)
 
-    def status(self, *, percentiles: bool = True) -> dict[str, Any]:
-        """The answer to `status`, without `p50`, `p90` and `p99` if they are not wanted."""
+    def status(self) -> dict[str, Any]:
+        """The answer to `status`."""
         endpoints: dict[int, list[dict[str, object]]] = {}
         for each in self._statistics():
-            endpoints.setdefault(each.port_id, []).append(endpoint_entry(each, percentiles=percentiles))
+            endpoints.setdefault(each.port_id, []).append(endpoint_entry(each))
         attachments = [{**self.entry(each), "endpoints": endpoints.get(each.port_id, [])} for each in self._attachments]
         return {**self._status(), "attachments": attachments}
 

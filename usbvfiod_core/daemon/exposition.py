@@ -7,12 +7,14 @@ parser checks the text in the tests. docs/metrics.md lists the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final
 
 from ..visible import visible
+from ..xhci.statistics import EndpointStatistics
 from .intents import State
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,7 +29,7 @@ _HISTOGRAM: Final = (
 )
 
 _TEMPLATES: Final = 256
-"""Endpoints whose text is kept for the next time, of 2 KB each."""
+"""Endpoints whose lines are kept without their numbers, 2 KB each."""
 
 _FAMILIES: Final = {
     "up": ("gauge", "Whether the server answers."),
@@ -58,33 +60,81 @@ _OF_ENDPOINTS: Final = (
     "usbvfiod_endpoint_latency_seconds",
 )
 """Those that every endpoint has."""
+_GIVEN: Final = [each.name for each in fields(EndpointStatistics)][1:]
+"""What JSON has of an endpoint: not the port."""
+
+
+class Exposition:
+    """The text, and what of it is still true when it is asked for again: most devices have done nothing meanwhile."""
+
+    def __init__(self) -> None:
+        self._attachments: dict[tuple[str, int], tuple[Mapping[str, Any], dict[str, str]]] = {}
+        """What was told of an attachment of a server, and its lines by metric."""
+        self._metrics: dict[str, tuple[list[str], bytes]] = {}
+        """The pieces of a metric's text, and all of them in one."""
+
+    def parts(self, servers: Mapping[str, Mapping[str, Any] | None], *, openmetrics: bool = False) -> list[bytes]:
+        """The metrics of servers by name, in pieces: each an answer to `status`, of which "server" needs "usbvfiod",
+        "started", "cpu_seconds" and "lateness" alone, and where "endpoints" are EndpointStatistics; or None if it does
+        not answer. What was given is kept, and not to be changed."""
+        text: dict[str, list[str]] = {name: [] for name in METRICS}
+        told = {}
+        for name, status in servers.items():
+            server = f'server="{_quoted(name)}"'
+            text["usbvfiod_up"].append(f"usbvfiod_up{{{server}}} {int(status is not None)}\n")
+            if status is None:
+                continue
+            _add_server(text, server, status)
+            for attachment in status["attachments"]:
+                key = server, attachment["number"]
+                known = self._attachments.get(key)
+                if known is None or known[0] != attachment:
+                    known = attachment, _of_attachment(server, attachment)
+                told[key] = known
+                for metric, lines in known[1].items():
+                    text[metric].append(lines)
+        self._attachments = told
+        found: list[bytes] = []
+        for metric, pieces in text.items():
+            whole = self._metrics.get(metric)
+            if whole is None or whole[0] != pieces:
+                whole = self._metrics[metric] = pieces, "".join(pieces).encode()
+            if pieces:
+                found += (_HEADS[openmetrics][metric], whole[1])
+        return [*found, b"# EOF\n"] if openmetrics else found
 
 
 def exposition(servers: Mapping[str, Mapping[str, Any] | None], *, openmetrics: bool = False) -> str:
     """The metrics of servers, by name: each its answer to `status`, or None if it does not answer."""
-    text: dict[str, list[str]] = {name: [] for name in METRICS}
-    for name, status in servers.items():
-        server = f'server="{_quoted(name)}"'
-        text["usbvfiod_up"].append(f"usbvfiod_up{{{server}}} {int(status is not None)}\n")
-        if status is not None:
-            _add_server(text, server, status)
-            for attachment in status["attachments"]:
-                _add_attachment(text, server, attachment)
-    parts = [part for name, lines in text.items() if lines for part in (*_head(name, openmetrics), *lines)]
-    return "".join(parts) + ("# EOF\n" if openmetrics else "")
+    typed = {name: None if status is None else _typed(status) for name, status in servers.items()}
+    return b"".join(Exposition().parts(typed, openmetrics=openmetrics)).decode()
 
 
 # -- own ---------------------------------------------------------------------------------------------------------------
 
 
-def _head(name: str, openmetrics: bool) -> Iterator[str]:
+def _head(name: str, openmetrics: bool) -> bytes:
     kind, description = _FAMILIES[name.removeprefix("usbvfiod_")]
     if openmetrics:  # there the family of a counter, or an info, has a name without the suffix
         name = name.removesuffix("_total").removesuffix("_info")
     elif kind == "info":
         kind = "gauge"
-    yield f"# HELP {name} {description}\n"
-    yield f"# TYPE {name} {kind}\n"
+    return f"# HELP {name} {description}\n# TYPE {name} {kind}\n".encode()
+
+
+_HEADS: Final = {openmetrics: {name: _head(name, openmetrics) for name in METRICS} for openmetrics in (False, True)}
+
+
+def _typed(status: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer to `status`, with its endpoints as the server itself has them."""
+    attachments = [
+        {
+            **each,
+            "endpoints": [EndpointStatistics(0, *map(endpoint.__getitem__, _GIVEN)) for endpoint in each["endpoints"]],
+        }
+        for each in status["attachments"]
+    ]
+    return {**status, "attachments": attachments}
 
 
 def _add_server(text: dict[str, list[str]], labels: str, status: Mapping[str, Any]) -> None:
@@ -107,44 +157,43 @@ def _add_server(text: dict[str, list[str]], labels: str, status: Mapping[str, An
             add("usbvfiod_attachments", states.count(state.value), f',state="{state.value}"')
 
 
-def _add_attachment(text: dict[str, list[str]], server: str, attachment: Mapping[str, Any]) -> None:
+def _of_attachment(server: str, attachment: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of an attachment and its endpoints, by metric."""
     # A specification may have passwords and paths in its options.
     device = _quoted(attachment["name"] or attachment["spec"].partition("?")[0])
     labels = f'{server},attachment="{attachment["number"]}",device="{device}"'
     listed = attachment["device"] or {"vendor_id": 0, "product_id": 0}
     number = f"{listed['vendor_id']:04x}:{listed['product_id']:04x}"
     more = f',product="{_quoted(attachment["product"])}",id="{number}",port="{attachment["port"]}"'
-    text["usbvfiod_attachment_info"].append(f"usbvfiod_attachment_info{{{labels}{more}}} 1\n")
     plugged = int(attachment["state"] == State.PLUGGED.value)
-    text["usbvfiod_attachment_plugged"].append(f"usbvfiod_attachment_plugged{{{labels}}} {plugged}\n")
-    text["usbvfiod_attachment_plugs_total"].append(
-        f"usbvfiod_attachment_plugs_total{{{labels}}} {attachment['plugs']}\n"
-    )
+    lines = {
+        "usbvfiod_attachment_info": f"usbvfiod_attachment_info{{{labels}{more}}} 1\n",
+        "usbvfiod_attachment_plugged": f"usbvfiod_attachment_plugged{{{labels}}} {plugged}\n",
+        "usbvfiod_attachment_plugs_total": f"usbvfiod_attachment_plugs_total{{{labels}}} {attachment['plugs']}\n",
+    }
     for endpoint in attachment["endpoints"]:
-        _add_endpoint(text, labels, endpoint)
+        _add_endpoint(lines, labels, endpoint)
+    return lines
 
 
-def _add_endpoint(text: dict[str, list[str]], labels: str, endpoint: Mapping[str, Any]) -> None:
-    kind = endpoint["type"]
-    labels = f'{labels},endpoint="0x{endpoint["address"]:02x}",type="{kind}"'
-    numbers = endpoint["transfers"], endpoint["bytes"], endpoint["queued"]
-    lines = _of_endpoint(labels, *numbers, endpoint["nanoseconds"], *endpoint["latency"])
+def _add_endpoint(text: dict[str, str], labels: str, endpoint: EndpointStatistics) -> None:
+    def add(name: str, lines: str) -> None:
+        text[name] = text.get(name, "") + lines
+
+    labels = f'{labels},endpoint="0x{endpoint.address:02x}",type="{endpoint.type}"'
+    distribution = _distribution(endpoint.latency, endpoint.nanoseconds)
+    numbers = (endpoint.transfers, endpoint.bytes, endpoint.queued, *distribution)
+    lines = (_template(labels, *_OF_ENDPOINTS) % numbers).split("\0")
     for name, part in zip(_OF_ENDPOINTS, lines, strict=True):
-        text[name].append(part)
-    for error, count in endpoint["errors"].items():
+        add(name, part)
+    for error, count in endpoint.errors.items():
         at_error = f'{{{labels},error="{_quoted(error)}"}}'
-        text["usbvfiod_endpoint_errors_total"].append(f"usbvfiod_endpoint_errors_total{at_error} {count}\n")
-    if kind == "isochronous":
-        text["usbvfiod_endpoint_missed_intervals_total"].append(
-            f"usbvfiod_endpoint_missed_intervals_total{{{labels}}} {endpoint['missed']}\n"
+        add("usbvfiod_endpoint_errors_total", f"usbvfiod_endpoint_errors_total{at_error} {count}\n")
+    if endpoint.type == "isochronous":
+        add(
+            "usbvfiod_endpoint_missed_intervals_total",
+            f"usbvfiod_endpoint_missed_intervals_total{{{labels}}} {endpoint.missed}\n",
         )
-
-
-@lru_cache(maxsize=_TEMPLATES)
-def _of_endpoint(labels: str, transfers: int, moved: int, queued: int, nanoseconds: int, *counts: int) -> list[str]:
-    """The lines of `_OF_ENDPOINTS`. Most endpoints have done nothing since they were asked for last."""
-    numbers = transfers, moved, queued, *_distribution(counts, nanoseconds)
-    return (_template(labels, *_OF_ENDPOINTS) % numbers).split("\0")
 
 
 def _distribution(counts: Sequence[int], nanoseconds: int) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import h11
 
@@ -19,7 +19,7 @@ from ..usb.device import Loop, Timer
 from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.listener import Adopted, ListenerState, listening
 from .acceptor import Acceptor
-from .exposition import OPENMETRICS, TEXT, exposition
+from .exposition import OPENMETRICS, TEXT, Exposition
 from .metrics_address import MetricsAddress, is_loopback
 from .share import Share
 
@@ -38,18 +38,20 @@ IDLE: Final = 150.0
 """Seconds between two requests of a connection; those who scrape do it every minute or more often."""
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _BACKLOG: Final = 16
+_OK: Final = 200
 _HOST = re.compile(r"(\[[0-9a-f:]+\]|[^:\[\]]+)(:[0-9]+)?", re.IGNORECASE)
 
 Ask = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
 class MetricsSocket:
-    """Serves the metrics of what `ask` says: answers to `status` by the servers' names. All on the loop's thread."""
+    """Serves the metrics of what `ask` says, which is what `Exposition` takes. All on the loop's thread."""
 
     def __init__(self, loop: Loop, address: MetricsAddress, ask: Ask, *, access: SocketAccess = OWN_USER) -> None:
         self._loop = loop
         self._address = address
         self._ask = ask
+        self._exposition = Exposition()
         self._access = access
         self._acceptor = Acceptor(loop, "the metrics", self._lets_in, self._acceptable)
         self._share = Share(loop, self._resume)
@@ -102,22 +104,23 @@ class MetricsSocket:
 
     # -- what its clients need ---------------------------------------------------------------------------------------
 
-    def answer(self, request: h11.Request) -> tuple[int, str, str]:
+    def answer(self, request: h11.Request) -> tuple[int, str, list[bytes]]:
         """Status, media type and body of the answer to a request."""
         headers = dict(request.headers)
         if self._address.path is None and not _is_local(headers.get(b"host", b"")):
             # A page in a browser may have a name for this address, and is not to read what is here.
-            return 421, TEXT, "this is not the host of that name\n"
+            return 421, TEXT, [b"this is not the host of that name\n"]
         if request.method not in (b"GET", b"HEAD"):
-            return 405, TEXT, "metrics can only be read\n"
+            return 405, TEXT, [b"metrics can only be read\n"]
         if request.target.partition(b"?")[0] != PATH:
-            return 404, TEXT, "metrics are at /metrics\n"
+            return 404, TEXT, [b"metrics are at /metrics\n"]
         openmetrics = b"application/openmetrics-text" in headers.get(b"accept", b"")
         try:
-            return 200, OPENMETRICS if openmetrics else TEXT, exposition(self._ask(), openmetrics=openmetrics)
+            body = self._exposition.parts(self._ask(), openmetrics=openmetrics)
         except Exception:
             log.exception("the metrics cannot be told")
-            return 500, TEXT, "the server failed; its log says how\n"
+            return 500, TEXT, [b"the server failed; its log says how\n"]
+        return _OK, OPENMETRICS if openmetrics else TEXT, body
 
     def spent(self, seconds: float) -> None:
         """A client has taken so much of the time."""
@@ -155,6 +158,16 @@ class MetricsSocket:
             client.arm()
 
 
+class _Known(NamedTuple):
+    """A request that h11 has read and answered, for when the same bytes come again: Prometheus sends nothing else."""
+
+    data: bytes
+    request: h11.Request
+    before: bytes
+    after: bytes
+    """The head of the answer, before and behind the length of what follows."""
+
+
 class _Client:
     """One connection. `since` is when it was accepted, or last answered."""
 
@@ -164,10 +177,12 @@ class _Client:
         self._loop = loop
         self._owner = owner
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
-        self._output = memoryview(b"")
+        self._output: list[memoryview] = []
         self._reads = 0
+        self._known: _Known | None = None
         self._reading = self._writing = False
         self._timer: Timer | None = None
+        self._due = self._deadline = 0.0
         self.since = loop.time()
         self._within(PATIENCE)
         self.arm()
@@ -190,16 +205,30 @@ class _Client:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._reading = self._writing = False
-        self._output = memoryview(b"")
+        self._output = []
         self._socket.close()
         self._owner.ended(self)
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _within(self, seconds: float) -> None:
+        """What is due has so much time from now on. The timer stays where it is if it comes soon enough to see."""
+        now = self._loop.time()
+        self._deadline = now + seconds
         if self._timer is not None:
+            if self._due <= self._deadline:
+                return
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self.close)
+        self._due = self._deadline
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        left = self._deadline - self._loop.time()
+        if left > 0:
+            self._within(left)
+        else:
+            self.close()
 
     def _readable(self) -> None:
         started = time.thread_time()
@@ -214,67 +243,110 @@ class _Client:
         except OSError:
             self.close()
             return
+        known = self._known
+        if known is not None and not self._reads and data == known.data:
+            self._answer_again(known)
+            return
         if not self._reads:
             self._within(PATIENCE)
         self._reads += 1
         self._http.receive_data(data)
-        self._go_on()
+        self._go_on(data)
 
-    def _go_on(self) -> None:
-        """See what there is of a request."""
+    def _answer_again(self, known: _Known) -> None:
+        """The bytes are those of a request that was answered, so h11 has nothing to say about them."""
+        status, kind, body = self._owner.answer(known.request)
+        if status == _OK:
+            length = sum(map(len, body))
+            self._send([known.before + b"%d" % length + known.after, *body])
+            return
+        self._reads = 1
+        self._http.receive_data(known.data)
+        self._http.next_event()
+        self._answer(status, kind, body)
+
+    def _go_on(self, data: bytes) -> None:
+        """See what there is of a request, now that `data` have come."""
         http = self._http
         try:
             event = http.next_event()
         except h11.RemoteProtocolError as error:
             if http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                self._answer(error.error_status_hint, TEXT, "this is not a request that can be answered\n", ends=True)
+                text = [b"this is not a request that can be answered\n"]
+                self._answer(error.error_status_hint, TEXT, text, ends=True)
             else:
                 self.close()
             return
         if isinstance(event, h11.Request):
-            self._answer(*self._owner.answer(event), head=event.method == b"HEAD")
+            status, kind, body = self._owner.answer(event)
+            again = (data, event) if self._reads == 1 and event.method == b"GET" and status == _OK else None
+            self._answer(status, kind, body, head=event.method == b"HEAD", again=again)
         elif event is h11.NEED_DATA and self._reads < MAX_READS:
             return
         elif event is h11.NEED_DATA:
-            self._answer(400, TEXT, "the request comes in too many pieces\n", ends=True)
+            self._answer(400, TEXT, [b"the request comes in too many pieces\n"], ends=True)
         else:
             self.close()  # it has hung up
 
-    def _answer(self, status: int, kind: str, text: str, *, head: bool = False, ends: bool = False) -> None:
-        http, body = self._http, text.encode()
-        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("X-Content-Type-Options", "nosniff")]
+    def _answer(
+        self,
+        status: int,
+        kind: str,
+        body: list[bytes],
+        *,
+        head: bool = False,
+        ends: bool = False,
+        again: tuple[bytes, h11.Request] | None = None,
+    ) -> None:
+        """`again`: the request, if it is all that there is in these bytes."""
+        http, length = self._http, str(sum(map(len, body)))
+        headers = [("Content-Type", kind), ("Content-Length", length), ("X-Content-Type-Options", "nosniff")]
         if status == 405:
             headers.append(("Allow", "GET, HEAD"))
         if ends:
             headers.append(("Connection", "close"))
         response: Any = h11.Response(status_code=status, headers=headers)
-        parts = [http.send(response)]
+        parts = [http.send(response) or b""]
+        if again is not None:
+            before, found, after = parts[0].rpartition(f"Content-Length: {length}".encode())
+            self._known = _Known(*again, before + found[: -len(length)], after) if found else None
         if not head:
-            parts.append(http.send(h11.Data(data=body)))
-        parts.append(http.send(h11.EndOfMessage()))
-        self._output = memoryview(b"".join(part for part in parts if part))
-        self._within(PATIENCE)
-        self._send()
+            for part in body:
+                parts += http.send_with_data_passthrough(h11.Data(data=part)) or ()
+        parts.append(http.send(h11.EndOfMessage()) or b"")
+        self._send(parts)
 
-    def _send(self) -> None:
+    def _send(self, parts: list[bytes]) -> None:
+        """Send an answer, in pieces that are nowhere put together."""
+        self._output = [memoryview(part) for part in parts if part]
+        self._send_on()
+        if self._output:
+            self._within(PATIENCE)
+
+    def _send_on(self) -> None:
         try:
-            sent = self._socket.send(self._output, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = self._socket.sendmsg(self._output, (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
         except OSError:
             self.close()
             return
-        self._output = self._output[sent:]
-        if not self._output:
+        output = self._output
+        if sent == sum(map(len, output)):
+            self._output = []
             self._answered()
-        elif not self._writing:
+            return
+        while sent >= len(output[0]):
+            sent -= len(output.pop(0))
+        output[0] = output[0][sent:]
+        if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._writable)
             self.arm()
 
     def _writable(self) -> None:
         started = time.thread_time()
-        self._send()
+        self._send_on()
         self._owner.spent(time.thread_time() - started)
 
     def _answered(self) -> None:
@@ -282,22 +354,24 @@ class _Client:
         if self._writing:
             self._loop.remove_writer(self._fd)
             self._writing = False
-        if self._http.their_state is h11.SEND_BODY:
-            try:
-                self._http.next_event()
-            except h11.RemoteProtocolError:
-                self.close()
+        http = self._http
+        if self._reads:  # else h11 has seen nothing of this request
+            if http.their_state is h11.SEND_BODY:
+                try:
+                    http.next_event()
+                except h11.RemoteProtocolError:
+                    self.close()
+                    return
+            if http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+                self.close()  # with a body that nobody wants, or because it said so
                 return
-        if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
-            self.close()  # with a body that nobody wants, or because it said so
-            return
-        self._http.start_next_cycle()
+            http.start_next_cycle()
+            if http.trailing_data[0]:
+                self.close()  # nobody needs two requests at once
+                return
         self._reads = 0
         self.since = self._loop.time()
         self._within(IDLE)
-        if self._http.trailing_data[0]:
-            self.close()  # nobody needs two requests at once
-            return
         self.arm()
 
 

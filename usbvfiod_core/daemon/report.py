@@ -58,16 +58,20 @@ def attachment_entry(
         "configured": attachment.configured,
         "plugs": attachment.plugs,
         "next_try": None if attachment.next_try is None else round(max(attachment.next_try - now, 0.0), 3),
-        "product": attachment.name if attachment.device is not None else attachment.info.name,
+        "product": product(attachment),
         "device": device_entry(attachment.info) if known else None,
     }
 
 
-def endpoint_entry(statistics: EndpointStatistics, *, percentiles: bool = True) -> dict[str, object]:
+def product(attachment: Attachment) -> str:
+    """What its device calls itself, or its backend."""
+    return attachment.name if attachment.device is not None else attachment.info.name
+
+
+def endpoint_entry(statistics: EndpointStatistics) -> dict[str, object]:
     """What an endpoint has done."""
     entry: dict[str, object] = {name: getattr(statistics, name) for name in _OF_ENDPOINTS}
-    if percentiles:
-        entry.update({f"p{number}": statistics.percentile(number / 100) for number in (50, 90, 99)})
+    entry.update({f"p{number}": statistics.percentile(number / 100) for number in (50, 90, 99)})
     return entry
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..descriptors import have_enough
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
@@ -42,7 +42,7 @@ from .recovery import Survival
 from .reload import Reloading, log_reload
 from .replacement import Replacement
 from .report import device_entry
-from .server_status import server_status
+from .server_status import measured, server_status
 from .steering import Steering
 from .succession import Succession
 
@@ -299,14 +299,11 @@ class Server:
             needs_library()
             from .metrics_socket import MetricsSocket  # few servers have one, and it needs a library
 
-            address = metrics_address(settings.metrics)
-            self.metrics = MetricsSocket(self.loop, address, self._measured, access=settings.access("metrics"))
+            address, ask = metrics_address(settings.metrics), partial(measured, self)
+            self.metrics = MetricsSocket(self.loop, address, ask, access=settings.access("metrics"))
             self.metrics.start(adopted)
         except ConfigError as error:
             raise SocketError(str(error)) from None
-
-    def _measured(self) -> dict[str, dict[str, Any]]:
-        return {self.steering.called: self.requests.status(percentiles=False)}
 
     def _directories(self) -> set[Path]:
         """Where the server's sockets are, which it makes, and removes at its end."""

@@ -32,8 +32,8 @@ class HubHost(Protocol):
 
     def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None: ...
 
-    def endpoints_at(self, port_id: int) -> list[Endpoint]:
-        """The endpoints of the slots whose device is at this port."""
+    def endpoints_at(self, port_id: int = 0) -> list[Endpoint]:
+        """The endpoints of the slots whose device is at this port; of all slots without one."""
         ...
 
     def slot_of(self, device: Device) -> Slot | None:
@@ -215,14 +215,14 @@ class RootHub:
 
     def statistics(self) -> list[EndpointStatistics]:
         """See `Controller.statistics`."""
+        # By their counters: a slot may be left over from a device that was here before, and has others.
+        live = {id(endpoint.counters): endpoint for endpoint in self._host.endpoints_at()}
         found = []
         for port in self.ports:
-            # Not those of a slot that is left over from a device that was here before.
-            live = [each for each in self._host.endpoints_at(port.port_id) if each.counters in port.counters.values()]
-            states = {each.address: (each.state, each.outstanding) for each in live}
-            slot_id = live[0].slot_id if live else 0
-            for address, counters in sorted(port.counters.items()):
-                state, queued = states.get(address, (spec.EP_DISABLED, 0))
+            here = [(address, counters, live.get(id(counters))) for address, counters in sorted(port.counters.items())]
+            slot_id = next((endpoint.slot_id for _, _, endpoint in here if endpoint is not None), 0)
+            for address, counters, endpoint in here:
+                state, queued = (spec.EP_DISABLED, 0) if endpoint is None else (endpoint.state, endpoint.outstanding)
                 found.append(describe(port.port_id, address, counters, slot_id=slot_id, state=state, queued=queued))
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from tests import exposed
 from tests.exposed import Samples, value
-from usbvfiod_core.daemon.exposition import METRICS, exposition
+from usbvfiod_core.daemon.exposition import METRICS, Exposition, exposition
+from usbvfiod_core.xhci.statistics import EndpointStatistics
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -101,6 +103,35 @@ def test_lateness() -> None:
     assert value(found, "loop_lateness_seconds_bucket", le="0.002097152") == 10
     assert value(found, "loop_lateness_seconds_count") == 10
     assert value(found, "loop_lateness_seconds_sum") == 0.003
+
+
+def test_what_has_not_changed_is_kept_and_what_has_is_not() -> None:
+    """Whatever happens between two questions, the answer is what somebody is told who asks for the first time."""
+    idle = EndpointStatistics(1, 1, 0x81, "bulk", "Running", 6, 3072, latency=[0] * 13 + [6])
+    busy = replace(idle, bytes=4096, errors={"Stall": 1})
+
+    def told(*statistics: EndpointStatistics, **more: Any) -> dict[str, Any]:
+        return attachment(number=2, endpoints=list(statistics), **more)
+
+    first = attachment(endpoints=[idle])
+    kept = Exposition()
+    for attachments in (
+        [first],
+        [first, told(idle)],
+        [first, told(busy)],
+        [first, told(idle, busy)],
+        [first, told(idle, state="waiting")],
+        [first, told(idle, product="another")],
+        [told(idle)],
+        [],
+        [first, told(idle)],
+    ):
+        for openmetrics in (False, True):
+            for called in ("web", "db"):
+                asked = {called: status(*attachments)}
+                assert kept.parts(asked, openmetrics=openmetrics) == Exposition().parts(asked, openmetrics=openmetrics)
+    again = [kept.parts({"db": status(first, told(idle))}) for _ in range(2)]
+    assert all(one is other for one, other in zip(*again, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.exposed import samples, value
-from tests.unit.daemon.test_exposition import attachment, status
+from tests.unit.daemon import test_exposition
+from tests.unit.daemon.test_exposition import status
 from usbvfiod_core import ConfigError
 from usbvfiod_core.daemon.exposition import OPENMETRICS, TEXT
 from usbvfiod_core.daemon.metrics_address import MetricsAddress, metrics_address
@@ -21,8 +22,15 @@ from usbvfiod_core.daemon.metrics_socket import IDLE, MAX_CLIENTS, MAX_READS, MA
 from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.daemon.share import SHARE
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.xhci.statistics import EndpointStatistics
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost:9742\r\n\r\n"
+
+
+def attachment(number: int = 1, transfers: int = 6, **more: Any) -> dict[str, Any]:
+    """An attachment as the server itself has it."""
+    endpoint = EndpointStatistics(1, 1, 0x81, "bulk", "Running", transfers, 3072, queued=2)
+    return test_exposition.attachment(number, endpoints=[endpoint], **more)
 
 
 class Answer:
@@ -47,6 +55,8 @@ class Caller:
         self.loop = loop
         self.socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         self.socket.connect(address)
+        if not isinstance(address, str):  # the kernel would wait for an acknowledgement, in real time
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.data = b""
         self.ended = False
@@ -141,6 +151,39 @@ def test_scraping(rig: Rig) -> None:
         assert (answer.code, answer.headers["content-type"]) == (200, TEXT)
         assert value(samples(answer.text), "attachment_plugged", device="stick") == 1
     assert not caller.is_closed()
+
+
+def test_the_same_request_again_is_answered_the_same(rig: Rig) -> None:
+    """The second time h11 is not asked, whose head of an answer it has; but what is told is new."""
+    caller = rig.call()
+    rig.status = status()
+    heads = []
+    for transfers in (1, 22, 333):
+        answer = caller.ask()
+        rig.status = status(attachment(transfers=transfers))
+        heads.append(caller.data.partition(b"\r\n\r\n")[0])
+    lengths = [len(caller.ask().text), *(int(head.partition(b"Content-Length: ")[2].split()[0]) for head in heads)]
+    assert len({head.replace(b"%d" % length, b"N") for head, length in zip(heads, lengths[1:], strict=True)}) == 1
+    assert value(samples(answer.text), "endpoint_transfers_total") == 22
+    assert len(set(lengths)) == 4
+    assert caller.ask(GET.replace(b"GET", b"HEAD"), "HEAD").text == ""
+    assert caller.ask(GET.replace(b"/metrics", b"/")).code == 404
+    assert caller.ask().code == 200
+    half = len(GET) // 2
+    caller.send(GET[:half])
+    assert caller.ask(GET[half:]).code == 200
+    assert not caller.is_closed()
+
+
+@pytest.mark.faults("KeyError")
+def test_what_fails_the_second_time(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caller, was = rig.call(), rig.status
+    assert caller.ask().code == 200
+    rig.status = {}
+    assert caller.ask().code == 500
+    assert caplog.text.count("the metrics cannot be told") == 1
+    rig.status = was
+    assert [caller.ask().code for _ in range(2)] == [200, 200]
 
 
 def test_openmetrics_for_those_who_want_it(rig: Rig) -> None:

@@ -49,6 +49,23 @@ def test_transfers_and_bytes(rig: Rig) -> None:
     assert (after.transfers - before.transfers, after.bytes - before.bytes) == (1, 18)
 
 
+def test_what_has_not_changed_is_the_same_object(rig: Rig) -> None:
+    """Whoever asks ten times a second looks no further; and whatever changes is seen."""
+    before = rig.controller.statistics()
+    assert all(one is other for one, other in zip(before, rig.controller.statistics(), strict=True))
+    rig.works()
+    moved = {each.address for each, was in zip(rig.controller.statistics(), before, strict=True) if each is not was}
+    assert moved == {0, BULK_OUT, BULK_IN}
+    rig.bulk_in.submit(length=8)
+    assert counted(rig, BULK_IN).queued == 1
+    rig.device.finish(rig.device.held[BULK_IN][0], TransferStatus.STALL)
+    rig.bus.run()
+    found = counted(rig, BULK_IN)
+    assert (found.state, found.queued, found.errors) == ("Halted", 0, {"Stall": 1})
+    assert counted(rig, BULK_IN) is found
+    assert before[3].transfers == 0, "what was told stays"
+
+
 def test_what_the_device_has_is_queued(rig: Rig) -> None:
     for _ in range(3):
         rig.bulk_in.submit(length=8)
