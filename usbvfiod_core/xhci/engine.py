@@ -69,7 +69,7 @@ class TransferEngine(Runnable):
         self.outstanding = 0
         """Transfers that the device has."""
         self._due: list[TransferRing] = []
-        self._revoking = self._running = self._owed = False
+        self._revoking = self._running = self._owed = self._fetched = False
         self._drained: list[Callable[[], None]] = []
         self._deadline: Timer | None = None
 
@@ -118,7 +118,8 @@ class TransferEngine(Runnable):
         """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
 
         Fetches one TD, or one step of it, in any case, and nothing more after `deadline` (time.monotonic_ns), so that
-        the others have their turn; its rings take turns at being the first that fetches.
+        the others have their turn. Rings that time was not enough for come first in the next run, and those that have
+        fetched and have more come last.
         """
         if self._drained:
             if self.outstanding == 0 and not self._revoking:
@@ -130,14 +131,17 @@ class TransferEngine(Runnable):
             return False
         due, self._due = self._due, []
         self._running = self._owed = True
+        passed_over: list[TransferRing] = []
+        served: list[TransferRing] = []
         for ring in due:
+            self._fetched = False
             more = self.state == spec.EP_RUNNING and not self._drained and self._run_ring(ring, device, deadline)
-            ring.due = False
+            ring.due = more
             if more:
-                self._look_at(ring)
+                (served if self._fetched else passed_over).append(ring)
         self._running = False
-        if len(self._due) > 1:
-            self._due.append(self._due.pop(0))
+        if passed_over or served:
+            self._due = [*passed_over, *self._due, *served]
         return bool(self._due)
 
     def _answer_doorbell_of(self, ring: TransferRing) -> None:
@@ -191,7 +195,7 @@ class TransferEngine(Runnable):
             now = monotonic_ns()
             if self._interrupters.blocked or (now > deadline and not self._owed):
                 return True
-            self._owed = False
+            self._owed, self._fetched = False, True
             td = ring.next(self.type, is_in=self.is_in)
             if td is None:
                 if ring.long is not None:

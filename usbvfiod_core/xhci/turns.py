@@ -78,19 +78,26 @@ class Turns:
         first, second = len(new), len(unfinished)
         share = RUN_NS // (first + second or 1)
         for queue, most in ((new, first + MORE), (unfinished, second)):
-            for index in range(most):
-                if not queue:
-                    break
-                if not now:
-                    now = monotonic_ns()
-                endpoint = queue.popleft()
-                late = now > deadline and not (queue is unfinished and index == 0)
-                if (not fetching or late or self._interrupters.blocked) and not endpoint.draining:
-                    queue.append(endpoint)
-                    continue
-                endpoint.queued = False
-                if endpoint.run(now + share) and not endpoint.queued:
-                    endpoint.queued = True
-                    unfinished.append(endpoint)
-                now = 0
+            passed_over: list[Runnable] = []
+            try:
+                for index in range(most):
+                    if not queue:
+                        break
+                    if not now:
+                        now = monotonic_ns()
+                    endpoint = queue.popleft()
+                    late = now > deadline and not (queue is unfinished and index == 0)
+                    if (not fetching or late or self._interrupters.blocked) and not endpoint.draining:
+                        passed_over.append(endpoint)
+                        continue
+                    endpoint.queued = False
+                    if endpoint.run(now + share) and not endpoint.queued:
+                        endpoint.queued = True
+                        unfinished.append(endpoint)
+                    now = 0
+            finally:
+                # In front of those that have become ready meanwhile, and in the same order: behind them, a machine on
+                # which a run is over after one turn would never come to some.
+                if passed_over:
+                    queue.extendleft(reversed(passed_over))
         self.waiting = bool(new or unfinished)

@@ -6,14 +6,30 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.xhci.kit import BULK_IN, BULK_OUT, IOC, STREAMS, Rig, make, reg, spec, stream_device
+from tests.unit.xhci.kit import (
+    BULK_IN,
+    BULK_OUT,
+    IOC,
+    STREAMS,
+    FakeDevice,
+    Rig,
+    Speed,
+    make,
+    reg,
+    spec,
+    stream_device,
+)
 from usbvfiod_core.testing.driver import Pipe
 from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT
+from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint
 from usbvfiod_core.usb.transfer import Transfer
 from usbvfiod_core.xhci import engine, turns
 
 NO_OP = spec.TRB_NO_OP << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
 NORMAL = spec.TRB_NORMAL << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
+TURNS = 12
+LOOKS = [0.5, 8, 16]
+"""Looks at the clock in a run's time: fewer than all who wait take."""
 LINK = spec.TRB_LINK << spec.TRB_TYPE_SHIFT | spec.TRB_CYCLE
 
 
@@ -38,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> CountedClock:
 
 
 def endless(rig: Rig, pipe: Pipe, *, control: int = NO_OP, trbs: int = 16, entry: int = 0) -> int:
-    """Point a stopped pipe at a ring of TDs of one TRB whose Link TRB does not toggle: it never ends. It is entered
+    """Stop a pipe and point it at a ring of TDs of one TRB whose Link TRB does not toggle: it never ends. It is entered
     behind `entry` more TRBs, to which it does not come back. Returns its address."""
     base = rig.ram.allocate((entry + trbs + 1) * spec.TRB_SIZE, align=4096)
     words = rig.ram.dwords(base, 4 * (entry + trbs + 1))
@@ -46,7 +62,8 @@ def endless(rig: Rig, pipe: Pipe, *, control: int = NO_OP, trbs: int = 16, entry
         words[4 * index + 3] = control
     start = base + entry * spec.TRB_SIZE
     words[-4:] = memoryview(b"".join(each.to_bytes(4, "little") for each in (start, 0, 0, LINK))).cast("I")
-    pipe.stop()
+    if pipe.state == spec.EP_RUNNING:
+        pipe.stop()
     pipe.set_dequeue((base, 1))
     return base
 
@@ -137,6 +154,32 @@ def test_a_machine_on_which_every_look_takes_too_long_comes_on(rig: Rig, clock: 
     assert len(rig.device.submitted) == 3
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+@pytest.mark.parametrize("looks", LOOKS, ids="{}-looks-a-run".format)
+def test_none_is_left_out_where_a_run_is_enough_for_few(
+    make_rig: Callable[..., Rig], clock: CountedClock, count: int, looks: float
+) -> None:
+    """A device that answers at once makes all its endpoints ready again by the next run, and each has had as many turns
+    as every other."""
+    addresses = [0x81 + number for number in range(count)]
+    interface = Interface(0, 0xFF, endpoints=tuple(bulk_endpoint(address, Speed.HIGH) for address in addresses))
+    rig = make_rig(device=FakeDevice(Speed.HIGH, configurations=[Configuration((interface,))]))
+    for address in addresses:
+        endless(rig, rig.usb.pipe(address), control=NORMAL)
+    clock.step = int(turns.RUN_NS / looks)
+    for address in addresses:
+        ring(rig, rig.usb.pipe(address))
+    had = dict.fromkeys(addresses, 0)
+    for _ in range(TURNS * count):
+        rig.controller.run()
+        for address in addresses:
+            held = list(rig.device.held[address])
+            had[address] += bool(held)
+            for transfer in held:
+                rig.device.finish(transfer, b"")
+    assert max(had.values()) <= 2 * min(had.values()), had
+
+
 def test_a_run_ends_in_time(rig: Rig, clock: CountedClock) -> None:
     rig.device.auto_out.add(BULK_OUT)
     endless(rig, rig.bulk_out, control=NORMAL)
@@ -161,3 +204,27 @@ def test_streams_take_turns(make_rig: Callable[..., Rig], clock: CountedClock) -
     submitted = [transfer.stream_id for transfer in rig.device.submitted]
     assert submitted.count(1) > 1
     assert submitted.count(2) == 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("looks", LOOKS, ids="{}-looks-a-run".format)
+def test_no_stream_is_left_out_where_a_run_is_enough_for_few(
+    make_rig: Callable[..., Rig], clock: CountedClock, count: int, looks: float
+) -> None:
+    rig = make_rig(device=stream_device())
+    rig.usb.alloc_streams(0, STREAMS)
+    numbers = range(1, count + 1)
+    for number in numbers:
+        endless(rig, rig.usb.stream(BULK_OUT, number), control=NORMAL)
+    clock.step = int(turns.RUN_NS / looks)
+    for number in numbers:
+        ring(rig, rig.bulk_out, number)
+    had = dict.fromkeys(numbers, 0)
+    for _ in range(TURNS * count):
+        rig.controller.run()
+        held = list(rig.device.held[BULK_OUT])
+        for number in {transfer.stream_id for transfer in held}:
+            had[number] += 1
+        for transfer in held:
+            rig.device.finish(transfer, transfer.length)
+    assert max(had.values()) <= 2 * min(had.values()), had
