@@ -20,7 +20,7 @@ from usbvfiod_web import web
 
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.metrics import metrics
-from usbvfiod_core.daemon.config import CommandLine
+from usbvfiod_core.daemon.config import CommandLine, Mode
 from usbvfiod_core.daemon.config_file import load
 from usbvfiod_core.hooks.options import backend_options
 from usbvfiod_core.hooks.registry import Registry
@@ -145,11 +145,18 @@ def test_the_timer_starts_a_command_that_writes_where_it_may() -> None:
     assert str(file.parent) == unit["ReadWritePaths"] == unit["ConditionPathIsDirectory"]
 
 
-def test_the_example_configuration_is_one() -> None:
-    path = CONTRIB / "systemd/example.toml"
-    config = load(CommandLine(file=path), {"usbfs": UsbfsBackend()}, {})
-    assert [device.name for device in config.devices] == ["zigbee", "board", "dongle"]
-    assert len(config.devices) == len(tomllib.loads(path.read_text())["device"])
+def test_the_example_configuration_is_one(tmp_path: Path) -> None:
+    """As it is, and with the device that is commented out: whoever starts the unit must not wait for it unasked."""
+    text = (CONTRIB / "systemd/example.toml").read_text()
+    all_of_it = text.replace("# socket-group", "## socket-group").replace("# [server]", "## [server]")
+    all_of_it = re.sub(r"(?m)^# (?=\[|[a-z-]+ = )", "", all_of_it)
+    path = tmp_path / "web.toml"
+    for given, names in ((text, ["zigbee", "board"]), (all_of_it, ["zigbee", "board", "dongle"])):
+        path.write_text(given)
+        config = load(CommandLine(file=path), {"usbfs": UsbfsBackend()}, {})
+        assert [device.name for device in config.devices] == names
+        assert len(config.devices) == len(tomllib.loads(given)["device"])
+        assert any(device.mode is Mode.REQUIRED for device in config.devices) == ("dongle" in names)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")

@@ -114,7 +114,7 @@ def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
     assert [re.sub(r"process \d+", "process N", line) for line in lines if line not in traced] == [
         f"{who} is plugged into port 1 at high speed",
         f"serving on {server.socket_path}",
-        "a client has connected: vfio-user client 0.0 (process N)",
+        "a client has connected: vfio-user client (process N)",
         f"debug: {port}reset",
         f"debug: {port}reset",
         f"debug: {port}slot 1: reset by the driver",
@@ -168,6 +168,12 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
     assert told == "keys: detached; `usbvfiod attach keys` plugs it in again\n"
     held = ask("list")["attachments"][0]
     assert (held["state"], held["reason"]) == ("held", "it was detached")
+    why = run("why", "keys", "--control-path", control).stdout
+    assert "server         yes     attachment 1 is held: it was detached\n" in why
+    assert "what would help (server):\nusbvfiod attach keys\n" in why
+    why = run("why", "virtual:flash?image=nowhere", "--control-path", control).stdout
+    assert "server         later   it is not attached\n" in why
+    assert "what would help" not in why, "to attach it would not"
     table = run("list", "--control-path", control).stdout
     assert [line.split()[:4] for line in table.splitlines()[1:]] == [
         ["1", "keys", "held", "(1)"],
@@ -175,7 +181,9 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
         ["3", "plugged", "7", "0525:a4a0"],
     ]
     assert run("attach", "keys", "--control-path", control).stdout == "keys: usbvfiod Keyboard is plugged into port 1\n"
-    assert ask("detach", "0525:a4a0")["attachment"]["state"] == "gone"
+    told = run("detach", "0525:a4a0", "--control-path", control).stdout
+    assert told.endswith(": detached; `usbvfiod attach 'virtual:loopback?speed=high'` plugs it in again\n")
+    assert len(ask("list")["attachments"]) == 2
     status = ask("status")
     assert (status["server"]["pid"], status["server"]["serving"], status["client"]) == (server.process.pid, True, None)
     assert run("log-level", "debug", "--control-path", control).returncode == 0
@@ -184,6 +192,7 @@ def test_a_life_with_commands(serve: Serve, run: Run, ask: Ask, control: Path) -
         (("attach", "keys"), 4, "it is already plugged in"),
         (("attach", "virtual:floppy"), 2, "floppy"),
         (("attach", "virtuel:flash"), 2, "did you mean 'virtual'?"),
+        (("attach", "nobody"), 2, "there is no attachment nobody, and device 'nobody' names no backend"),
         (("move", "keys", "9"), 2, "use 1 to 8"),
         (("reload",), 2, "without a configuration file"),
     ):

@@ -14,7 +14,7 @@ from ..daemon.config import SocketError
 from ..errors import ConfigError, ConfigErrors, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from .checks import Mistakes
-from .command import application, selection
+from .command import application, fits, selection
 from .output import say, say_lines
 from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsbvfiodError as error:
         return _fail(str(error), exit_code(error))
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx is not None else "usbvfiod"
-        return _fail(f"{error.format_message()} (try {where} --help)", USAGE)
+        return _fail(f"{error.format_message()} ({_hint(error)})", USAGE)
     except click.ClickException as error:
         return _fail(error.format_message(), FAILURE)
     except (click.Abort, KeyboardInterrupt):
@@ -82,6 +81,20 @@ def exit_code(error: UsbvfiodError) -> int:
         if isinstance(error, kind):
             return code
     return FAILURE
+
+
+def _hint(error: click.UsageError) -> str:
+    """What to try after a wrong command line."""
+    context = error.ctx
+    if context is None:
+        return "try usbvfiod --help"
+    root = context.find_root()
+    command = context.command_path.removeprefix(root.command_path).strip()
+    if isinstance(error, click.NoSuchOption) and command:
+        option = error.option_name
+        if any(option in each.opts and fits(command, each.name) for each in root.command.params):
+            return f"it goes before the command: {root.command_path} {option} ... {command}"
+    return f"try {context.command_path} --help"
 
 
 def _fail(message: str, code: int) -> int:

@@ -20,7 +20,7 @@ BROKEN_PIPE = os.strerror(32)
 
 
 @click.command()
-@click.argument("attachments", metavar="WHICH...", nargs=-1, shell_complete=completing.attachments)
+@click.argument("attachments", metavar="[WHICH]...", nargs=-1, shell_complete=completing.attachments)
 @click.option(
     "-w",
     "--write",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Any
 
 import click
@@ -78,9 +79,8 @@ def detach(attachment: str, as_json: bool, connect: Connect) -> None:
     if as_json:
         print_object({"attachment": found})
         return
-    again = f"usbvfiod attach {found['name'] or found['number']}"
-    after = "" if found["state"] == "gone" else f"; `{again}` plugs it in again"
-    say(f"{_label(found)}: detached{after}")
+    again = found["spec"] if found["state"] == "gone" else found["name"] or str(found["number"])
+    say(f"{_label(found)}: detached; `usbvfiod attach {shlex.quote(again)}` plugs it in again")
 
 
 @click.command()

@@ -77,6 +77,12 @@ SECTIONS = {
     "Set up": ("front", "demo", "config", "plugins", "completion", "man"),
 }
 
+
+def fits(command: str, option: str | None) -> bool:
+    """Whether an option of `usbvfiod` itself means something to a command: those for serving do so to `config` only."""
+    return command.split()[0] == "config" or (option not in _OF_A_SERVER and option != "devices")
+
+
 _COMMANDS = {
     "devices": "devices:devices",
     "list": "look:list_attachments",

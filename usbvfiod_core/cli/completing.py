@@ -88,6 +88,11 @@ def attachable(context: click.Context, parameter: click.Parameter, incomplete: s
     return held + devices(context, parameter, incomplete)
 
 
+def explained(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Attachments, and devices."""
+    return attachments(context, parameter, incomplete) + devices(context, parameter, incomplete)
+
+
 @_offering
 def ports(context: click.Context) -> Iterable[tuple[str, str]]:
     """Ports of the controller that are free, of the kind that the attachment has."""

@@ -103,7 +103,7 @@ def _print_status(answer: dict[str, Any]) -> None:
     if client is None:
         say("client   none is connected")
     else:
-        name = f"{client['name']} {client['version']}".strip() or "a client"
+        name = client["name"] or "a client"
         say(f"client   {name}, process {client['pid']}; {size(memory['shared'])} of memory shared")
         if memory["unshared"] and not memory["shared"]:
             say(f"         the guest's memory is not shared ({HOW_TO_SHARE})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,20 +37,27 @@ class Step:
 
 
 @click.command()
-@click.argument("spec", shell_complete=completing.devices)
+@click.argument("spec", shell_complete=completing.explained)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @optional_control
 @click.pass_obj
 def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -> None:
     """Say whether a device can be attached, who decides that, and what would allow it.
 
-    SPEC is a device specification as for --device. No device is opened. With the control socket of a running server
-    also what became of it there.
+    SPEC is a device specification as for --device, or the number or name of an attachment of a running server. No
+    device is opened. With the control socket of a running server also what became of it there.
     """
-    steps = decide(registry, spec, _ports(connect))
-    if connect is not None:
-        steps.append(_at_server(connect, spec))
+    ports, attachments = _at_server(connect)
+    attachment = next((each for each in attachments if spec in (str(each["number"]), each["name"], each["spec"])), None)
+    if attachment is not None:
+        spec = attachment["spec"]
+    steps = decide(registry, spec, ports)
     refused = [step for step in steps if step.answer == "no"]
+    if attachment is not None:
+        steps.append(_attached(attachment))
+    elif connect is not None:
+        fix = "" if refused else f"usbvfiod attach {shlex.quote(spec)}"
+        steps.append(Step("server", "later", "it is not attached", fix))
     if as_json:
         print_object({"allowed": not refused, "steps": [asdict(step) for step in steps]})
     else:
@@ -115,14 +123,14 @@ def decide(registry: Registry, text: str, ports: GuestPorts) -> list[Step]:
     return steps
 
 
-def _ports(connect: Connect | None) -> GuestPorts:
-    """Those of the running server, or those that one has if nothing is said."""
+def _at_server(connect: Connect | None) -> tuple[GuestPorts, list[dict[str, Any]]]:
+    """The ports and attachments of the running server, or the ports that one has if nothing is said."""
     if connect is None:
         defaults = ServerSettings()
-        return GuestPorts(defaults.usb2_ports, defaults.usb3_ports)
+        return GuestPorts(defaults.usb2_ports, defaults.usb3_ports), []
     with connect() as server:
-        status = server.request("status")["server"]
-    return GuestPorts(status["usb2_ports"], status["usb3_ports"])
+        status = server.request("status")
+    return GuestPorts(status["server"]["usb2_ports"], status["server"]["usb3_ports"]), status["attachments"]
 
 
 def _access(info: DeviceInfo) -> Step:
@@ -158,12 +166,10 @@ def _plugins(registry: Registry, spec: DeviceSpec, info: DeviceInfo) -> Step:
     return Step("plugins", "no", refusal, "Change the plugin's options, or leave it out with --no-plugin NAME.")
 
 
-def _at_server(connect: Connect, text: str) -> Step:
-    with connect() as server:
-        attachments = server.request("list")["attachments"]
-    for attachment in attachments:
-        if text in (attachment["spec"], attachment["name"], str(attachment["number"])):
-            reason = f": {attachment['reason']}" if attachment["reason"] else ""
-            where = f" into port {attachment['port']}" if attachment["port"] else ""
-            return Step("server", "yes", f"attachment {attachment['number']} is {attachment['state']}{where}{reason}")
-    return Step("server", "later", "it is not attached", f"usbvfiod attach {text}")
+def _attached(attachment: dict[str, Any]) -> Step:
+    reason = f": {attachment['reason']}" if attachment["reason"] else ""
+    where = f" into port {attachment['port']}" if attachment["port"] else ""
+    fix = ""
+    if attachment["state"] in ("held", "asking"):
+        fix = f"usbvfiod attach {shlex.quote(attachment['name'] or str(attachment['number']))}"
+    return Step("server", "yes", f"attachment {attachment['number']} is {attachment['state']}{where}{reason}", fix)

@@ -192,7 +192,12 @@ class ControlRequests:
             # It keeps what was given when it was made: whoever made it decides what is in it.
             self._attachments.plug(known, done, fd=fd)
             return
-        spec = self._parse(device)
+        try:
+            spec = self._parse(device)
+        except ConfigError as error:
+            if ":" in device or "?" in device:
+                raise
+            raise ConfigError(f"there is no attachment {device}, and {error}") from None
         spec = replace(spec, grant=self._grant(client, spec, files or {}))
         attachments = list(self._attachments)
         if len(attachments) >= MAX_ATTACHMENTS:

@@ -373,7 +373,7 @@ class Server:
         """Whoever looks whether somebody listens here hangs up without a word, and is no client."""
         client = self.client
         assert client is not None
-        log.info("a client has connected: %s (process %d)", f"{client.name} {client.version}".strip(), client.pid)
+        log.info("a client has connected: %s (process %d)", client.name, client.pid)
         self._keep_client()
         try:
             self._function.controller.share(self._shares(client.name))

@@ -227,6 +227,25 @@ def test_a_device_that_does_not_open(shelf: ShelfPlugin, tmp_path: Path, capsys:
     assert capsys.readouterr().err == "usbvfiod: error: device shelf:3-1: stays on the shelf\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["config", "check", "--config", "x"], "(it goes before the command: usbvfiod --config ... config check)"),
+        (
+            ["config", "show", "--usb2-ports", "4"],
+            "(it goes before the command: usbvfiod --usb2-ports ... config show)",
+        ),
+        (["list", "--no-plugin", "web"], "(it goes before the command: usbvfiod --no-plugin ... list)"),
+        (["list", "--socket-path", "x"], "(try usbvfiod list --help)"),
+        (["devices", "--device", "x"], "(try usbvfiod devices --help)"),
+        (["--nothing"], "(try usbvfiod --help)"),
+    ],
+)
+def test_an_option_behind_the_command(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith(f" {hint}\n")
+
+
 def test_an_internal_error_is_said_to_be_one(
     monkeypatch: pytest.MonkeyPatch, shelf: ShelfPlugin, capsys: pytest.CaptureFixture[str]
 ) -> None:
