@@ -41,6 +41,7 @@ from .messages import (
 from .options import BulkReceiving, UsbredirOptions
 from .parser import Packet
 from .peer import Peer
+from .probe import Probe
 from .pushed import Pushed
 from .spec import Capability, Status, Type, endpoint_index, transfer_status
 from .state import UsbredirState
@@ -107,6 +108,7 @@ class UsbredirDevice(EnumeratedDevice):
         """Of the operation that the other end was asked for."""
         self._timer: Timer | None = None
         self._exchange = Exchange(loop, peer, self._told, self._link_lost, timeout=options.timeout)
+        self._probe = Probe(loop, self._exchange, options.probe)
 
     # -- Device ------------------------------------------------------------------------------------------------------
 
@@ -117,6 +119,7 @@ class UsbredirDevice(EnumeratedDevice):
             for lane in self._lanes.values():
                 if isinstance(lane, _RUNNING):
                     lane.go_on()
+            self._probe.start()
 
     # -- EnumeratedContract ------------------------------------------------------------------------------------------
 
@@ -203,6 +206,7 @@ class UsbredirDevice(EnumeratedDevice):
         self._ask(GetConfiguration(), Type.CONFIGURATION_STATUS, lambda packet: None, done)
 
     def released(self) -> None:
+        self._probe.stop()
         self._end_lanes(status=TransferStatus.DISCONNECTED)
         if self._disconnected and self._exchange.detach():
             self._free(self._peer)
@@ -212,10 +216,16 @@ class UsbredirDevice(EnumeratedDevice):
     # -- going on in another process -----------------------------------------------------------------------------------
 
     def when_settled(self, done: Callable[[], object]) -> None:
-        super().when_settled(lambda: self._exchange.pause(done))
+        def settled() -> None:
+            self._probe.stop()
+            self._exchange.pause(done)
+
+        super().when_settled(settled)
 
     def go_on(self) -> None:
         self._exchange.go_on()
+        if not self._gone:
+            self._probe.start()
 
     def hand_over(self) -> Handover:
         fd = self._peer.link.hand_over()
@@ -255,6 +265,7 @@ class UsbredirDevice(EnumeratedDevice):
 
     def forget(self) -> None:
         self._gone = self._closed = True
+        self._probe.stop()
         self._exchange.forget()
 
     # -- operations --------------------------------------------------------------------------------------------------
@@ -357,6 +368,7 @@ class UsbredirDevice(EnumeratedDevice):
     def _end(self, reason: str) -> None:
         """Nothing comes of this device any more."""
         self.lost(reason)
+        self._probe.stop()
         self._end_lanes(status=TransferStatus.DISCONNECTED)
         self._operated_by_peer(OperationFailed(TransferStatus.DISCONNECTED))
 

@@ -35,6 +35,12 @@ class UsbredirOptions(RemoteOptions):
     bulk_receiving: BulkReceiving = option(
         BulkReceiving.AUTO, "Whether the other end reads serial ports ahead of the guest."
     )
+    probe: int = option(
+        5,
+        "Seconds after which a device that nobody asks anything is asked whether it is still there; 0 for never.",
+        lowest=0,
+        highest=3600,
+    )
 
     def _mistakes(self) -> Iterator[tuple[str, str]]:
         yield from RemoteOptions._mistakes(self)

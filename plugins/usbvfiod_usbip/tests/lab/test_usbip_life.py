@@ -16,10 +16,12 @@ from tests.lab.passing import Passed
 from tests.lab.replugging import back as is_back
 from tests.lab.replugging import descriptors, gone, summary, wait_for_descriptors
 from usbvfiod_core.testing.driver import UsbDevice
-from usbvfiod_core.testing.limits import PATIENCE, scaled
+from usbvfiod_core.testing.limits import scaled
 
 TIMEOUT = 2
 """Of the device, in seconds."""
+CUT_TIMEOUT = 5
+"""The same where the network is away for a known time."""
 CHUNK = 16384
 
 
@@ -68,7 +70,7 @@ class Away:
         ("cut", 1),
         *(
             pytest.param(how, times, marks=[pytest.mark.long, pytest.mark.timeout(100 * times)])
-            for how, times in (("unbind", 100), ("pull", 100), ("cut", 100), ("kill", 20))
+            for how, times in (("unbind", 100), ("pull", 100), ("cut", 100), ("kill", 100))
         ),
     ],
 )
@@ -106,18 +108,39 @@ def _move(device: UsbDevice) -> None:
 
 
 @pytest.mark.long
-def test_a_short_cut_is_only_a_pause(tmp_path: Path) -> None:
-    with (
-        Host() as host,
-        Gadget([source_sink()], identity="0525:a4a0") as gadget,
-        host.export(gadget.bind()) as exported,
-        Passed(
-            "usbip", exported.device, tmp_path, address=f"usbip:{exported.address}?timeout={int(PATIENCE)}"
-        ) as given,
-    ):
-        _move(given.device)
-        with host.cut():
-            read = given.device.submit_in(0x81, CHUNK)
-            time.sleep(1.0)
-        assert len(read.result()) == CHUNK
-        assert given.attachment["state"] == "plugged"
+@pytest.mark.timeout(9000)
+@pytest.mark.parametrize("seconds", [1, 10, 60])
+def test_cuts_of_the_network(tmp_path: Path, seconds: int) -> None:
+    """One that is shorter than CUT_TIMEOUT is a pause; after one that is longer the guest has its device again."""
+    told: list[float] = []
+    back: list[float] = []
+    with Host() as host, Gadget([source_sink()], identity="0525:a4a0") as gadget:
+        exported = host.export(gadget.bind())
+        address = f"usbip:{exported.address}?timeout={CUT_TIMEOUT}&port=3"
+        with exported, Passed("usbip", exported.device, tmp_path, address=address) as given:
+            process = given.server.process.pid
+            kept = descriptors(process)
+            device = given.device
+            for _ in range(100):
+                _move(device)
+                started = time.monotonic()
+                with host.cut():
+                    waiting = [device.submit_in(0x81, CHUNK) for _ in range(4)]
+                    if seconds > CUT_TIMEOUT:
+                        port = gone(device)
+                        told.append(time.monotonic() - started)
+                        assert all(td.done for td in waiting)
+                    time.sleep(max(started + seconds - time.monotonic(), 0.0))
+                if seconds < CUT_TIMEOUT:
+                    for td in waiting:
+                        assert len(td.result()) == CHUNK
+                    assert given.attachment["state"] == "plugged"
+                    continue
+                back.append(is_back(port, time.monotonic()))
+                device = given.driver.enumerate(port.port_id)
+                _move(device)
+                wait_for_descriptors(process, kept)
+    if told:
+        print(summary(f"cut for {seconds} s: told", told))
+        print(summary(f"cut for {seconds} s: back", back))
+        assert max(told) < scaled(3 * CUT_TIMEOUT)

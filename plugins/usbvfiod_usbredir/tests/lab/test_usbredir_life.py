@@ -21,6 +21,8 @@ from usbvfiod_core.testing.limits import scaled
 
 TIMEOUT = max(2, int(scaled(1)))
 """Of the device, in seconds: what is asked before there is a device takes longer on a slow machine, too."""
+CUT_TIMEOUT = 5
+"""The same where the network is away for a known time."""
 CHUNK = 16384
 SOURCE, SINK = 0x81, 0x02
 PORT = 3
@@ -29,8 +31,16 @@ PORT = 3
 class Away:
     """A device at another machine, in the ways in which it can go away."""
 
-    def __init__(self, far: Far, there: Redirect) -> None:
-        self.far, self.there = far, there
+    def __init__(self, far: Far, gadget: Gadget, there: Redirect) -> None:
+        self.far, self.gadget, self.there = far, gadget, there
+
+    @contextmanager
+    def pull(self) -> Iterator[None]:
+        """It is pulled out there, and plugged in again later. usbredirect hears of it by a transfer alone: one of the
+        guest's that is under way, or the one that is asked for of a device that is not used."""
+        self.gadget.unbind()
+        yield
+        self.gadget.bind()
 
     @contextmanager
     def kill(self) -> Iterator[None]:
@@ -55,9 +65,9 @@ class Away:
 class Rig:
     """A source and sink at another machine, given away by Debian's usbredirect, and a guest that has it."""
 
-    def __init__(self, far: Far, there: Redirect, given: Passed) -> None:
+    def __init__(self, far: Far, gadget: Gadget, there: Redirect, given: Passed) -> None:
         self.far, self.there, self.given = far, there, given
-        self.away = Away(far, there)
+        self.away = Away(far, gadget, there)
         self.device = given.device
         self.process = given.server.process.pid
         self.kept = descriptors(self.process)
@@ -84,16 +94,16 @@ class Rig:
 
 
 @contextmanager
-def rig(directory: Path, *, comes: bool) -> Iterator[Rig]:
+def rig(directory: Path, *, comes: bool, timeout: int = TIMEOUT) -> Iterator[Rig]:
     """See `Rig`."""
     with Far() as far, Gadget([source_sink()], identity="0525:a4a0") as gadget:
         # A connection of which nothing is heard usbredirect keeps as long as its kernel does.
         far.keepalive(2, 1, 2)
         with Redirect(gadget.bind(), comes=comes, far=far, options=["--keepalive"]) as there:
             assert gadget.device is not None
-            address = f"usbredir:{there.address}?timeout={TIMEOUT}&port={PORT}"
+            address = f"usbredir:{there.address}?timeout={timeout}&port={PORT}&probe=1"
             with Passed("usbredir", gadget.device, directory, address=address) as given:
-                yield Rig(far, there, given)
+                yield Rig(far, gadget, there, given)
 
 
 def move(device: UsbDevice) -> None:
@@ -102,7 +112,7 @@ def move(device: UsbDevice) -> None:
     device.bulk_out(SINK, bytes(CHUNK))
 
 
-LONG = [("kill", 100), ("cut", 100), ("reboot", 100)]
+LONG = [("pull", 100), ("kill", 100), ("cut", 100), ("reboot", 100)]
 
 
 @pytest.mark.parametrize(
@@ -124,3 +134,34 @@ def test_it_comes_back(tmp_path: Path, how: str, comes: bool, times: int) -> Non
         print(summary(f"{how}: told", made.told))
         print(summary(f"{how}: back", made.back))
         assert max(made.told) < scaled(6)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(9000)
+@pytest.mark.parametrize("seconds", [1, 10, 60])
+def test_cuts_of_the_network(tmp_path: Path, seconds: int) -> None:
+    """One that is shorter than CUT_TIMEOUT is a pause; after one that is longer the guest has its device again."""
+    with rig(tmp_path, comes=False, timeout=CUT_TIMEOUT) as made:
+        for _ in range(100):
+            if seconds < CUT_TIMEOUT:
+                with made.far.cut():
+                    waiting = [made.device.submit_in(SOURCE, CHUNK) for _ in range(4)]
+                    time.sleep(seconds)
+                for td in waiting:
+                    assert len(td.result()) == CHUNK
+                assert made.given.attachment["state"] == "plugged"
+            else:
+                made.round(lambda: cut_for(made.far, seconds))
+        if made.told:
+            print(summary(f"cut for {seconds} s: told", made.told))
+            print(summary(f"cut for {seconds} s: back", made.back))
+            assert max(made.told) < scaled(3 * CUT_TIMEOUT)
+
+
+@contextmanager
+def cut_for(far: Far, seconds: float) -> Iterator[None]:
+    """The network is away for so long at least, whoever has noticed it."""
+    until = time.monotonic() + seconds
+    with far.cut():
+        yield
+        time.sleep(max(until - time.monotonic(), 0.0))
