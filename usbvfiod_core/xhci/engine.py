@@ -118,8 +118,7 @@ class TransferEngine(Runnable):
         """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
 
         Fetches one TD, or one step of it, in any case, and nothing more after `deadline` (time.monotonic_ns), so that
-        the others have their turn. Rings that time was not enough for come first in the next run, and those that have
-        fetched and have more come last.
+        the others have their turn. Rings that time was not enough for come first in the next run.
         """
         if self._drained:
             if self.outstanding == 0 and not self._revoking:
@@ -131,17 +130,18 @@ class TransferEngine(Runnable):
             return False
         due, self._due = self._due, []
         self._running = self._owed = True
-        passed_over: list[TransferRing] = []
-        served: list[TransferRing] = []
+        passed_over = 0
         for ring in due:
             self._fetched = False
             more = self.state == spec.EP_RUNNING and not self._drained and self._run_ring(ring, device, deadline)
-            ring.due = more
-            if more:
-                (served if self._fetched else passed_over).append(ring)
+            ring.due = False
+            if more and self._fetched:
+                self._look_at(ring)
+            elif more:
+                ring.due = True
+                self._due.insert(passed_over, ring)
+                passed_over += 1
         self._running = False
-        if passed_over or served:
-            self._due = [*passed_over, *self._due, *served]
         return bool(self._due)
 
     def _answer_doorbell_of(self, ring: TransferRing) -> None:

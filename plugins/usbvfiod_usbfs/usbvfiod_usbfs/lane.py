@@ -108,7 +108,9 @@ class Lane:
             return
         if job.ended:
             self._finish(job)
-        if self._waiting:
+        if self._waiting and self._urbs.memory_wanted:
+            self._urbs.wait_for_memory(self)
+        elif self._waiting:
             self.pump()
 
     def pump(self) -> None:

@@ -154,6 +154,11 @@ class Urbs:
 
     # -- all of them ---------------------------------------------------------------------------------------------------
 
+    @property
+    def memory_wanted(self) -> bool:
+        """Whether somebody waits for memory: who has had some goes on in turn then, by `wait_for_memory`."""
+        return bool(self._waiting)
+
     def wait_for_memory(self, owner: Owner) -> None:
         """Call `owner.pump` when there may be memory again."""
         if not self._waiting:
@@ -240,9 +245,17 @@ class Urbs:
     # -- own -----------------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        served = []
         for owner in list(self._waiting):
+            submitted = self.submitted
             del self._waiting[owner]
             owner.pump()
+            if self.submitted != submitted:
+                served.append(owner)
+        for owner in served:  # what they still want has time until the others have had something
+            if owner in self._waiting:
+                del self._waiting[owner]
+                self._waiting[owner] = None
 
     def _set_timer(self) -> None:
         if not self._timer_set:

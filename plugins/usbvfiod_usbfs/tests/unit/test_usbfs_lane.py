@@ -10,9 +10,10 @@ import pytest
 from fake_usbfs import FakeKernel
 from lane_kit import BULK, CUT, LaneKit, result
 from usbvfiod_usbfs import ioctl as usbfs
-from usbvfiod_usbfs.lane import SMALLEST_CUT
+from usbvfiod_usbfs.lane import SMALLEST_CUT, Lane
 from usbvfiod_usbfs.urb import PATIENCE
 
+from usbvfiod_core.testing.device_bench import WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType
@@ -217,6 +218,24 @@ def test_there_is_an_end_to_waiting(way: LaneKit) -> None:
     way.loop.advance(3 * PATIENCE)
     assert [result(each) for each in transfers] == [(ERROR, 0)] * 3
     assert way.ended == transfers
+
+
+def test_memory_is_given_in_turn(way: LaneKit) -> None:
+    """An endpoint that always has more does not take all of it, though it is the one whose URBs come back."""
+    way.kernel.limit = 2 * SMALLEST_CUT
+    mine = [way.submit(bytes(SMALLEST_CUT)) for _ in range(12)]
+    theirs = []
+    for endpoint, lane in enumerate([Lane(way.urbs, CUT), Lane(way.urbs, CUT)], 3):
+        for _ in range(4):
+            transfer = WatchedTransfer(endpoint, BULK, bytes(SMALLEST_CUT))
+            lane.start(transfer)
+            theirs.append(transfer)
+    for _ in range(16):
+        way.finish()
+    assert {result(transfer) for transfer in theirs} == {(COMPLETED, SMALLEST_CUT)}
+    while way.kernel.inflight:
+        way.finish()
+    assert {result(transfer) for transfer in mine} == {(COMPLETED, SMALLEST_CUT)}
 
 
 def test_pieces_are_smaller_where_memory_is_short(way: LaneKit) -> None:
