@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.process import COMMAND
 from tests.e2e.test_front import Fronted
+from usbvfiod_core.daemon import places
 from usbvfiod_core.state_file import StateFile
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient, VfioUserError
@@ -237,6 +238,8 @@ def test_what_was_attached_comes_back_and_an_upgrade_changes_nothing(
         while guest.again < 1:
             guest.step()
         wait_until(lambda: ports(tmp_path) == before, lambda: f"{ports(tmp_path)} are not {before}\n{server.log}")
+        found = [path.resolve() for path in places.servers(places.directory(os.environ)).values()]
+        assert found.count((tmp_path / "control.sock").resolve()) == 1
         ask(tmp_path, "upgrade")
         guest.step()
         guest.check()

@@ -87,10 +87,13 @@ def called(place: Path | None, control: Path | None, socket_path: Path | None) -
 
 
 def link(place: Path, socket_path: Path | None, target: Path) -> Path | None:
-    """Make a link to the control socket `target`; None if it is found without one. Raises ConfigError."""
+    """Make a link to the control socket `target`, or take the one that a server before this one has left, which was
+    killed. None if it is found without one. Raises ConfigError."""
     target = target.absolute()
-    if any(path.absolute() == target for _, path in _entries(place)):
-        return None
+    itself = os.path.realpath(target)
+    for _, path in _entries(place):
+        if os.path.realpath(path) == itself:
+            return path if path.is_symlink() else None
     for name in names(socket_path):
         path = place / f"{name}.sock"
         try:

@@ -131,6 +131,7 @@ def test_a_link_to_a_socket_elsewhere(tmp_path: Path, sockets: Sockets) -> None:
     second = places.link(place, usb, target.with_name("another"))
     assert (first, second) == (place / "web.sock", place / f"web-{os.getpid()}.sock")
     assert places.servers(place) == {"web": place / "web.sock"}
+    assert places.link(place, usb, target) == first  # of a server that was killed, and has the same socket now
     own = sockets.listen(place / "own.sock")
     unit = sockets.listen(place / "db" / "control.sock")
     assert places.link(place, usb, own) is places.link(place, usb, unit) is None
