@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,11 +150,12 @@ def failing(
     rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
 ) -> float:
     """Try to replace it by a program that fails; how long that took."""
-    monkeypatch.setattr(upgrade, "COMMAND", heir(phase, way))
-    if way == "hang":
-        monkeypatch.setattr(upgrade, "PATIENCE", scaled(8.0 if phase in FROZEN else 2.0))
     before = time.monotonic()
-    assert main(["upgrade", "--control-path", str(rig.control)]) != 0
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "COMMAND", heir(phase, way))
+        if way == "hang":
+            patch.setattr(upgrade, "PATIENCE", scaled(8.0 if phase in FROZEN else 2.0))
+        assert main(["upgrade", "--control-path", str(rig.control)]) != 0
     capsys.readouterr()
     return time.monotonic() - before
 
@@ -163,21 +166,27 @@ def goes_on(
     """The guest works while that happens; the old server goes on, and can be replaced later."""
     with closing(GuestAtWork(rig)) as guest:
         guest.step()
-        thread = threading.Thread(target=failing, args=(rig, monkeypatch, capsys, phase, way))
-        thread.start()
-        while thread.is_alive():
-            guest.step()
-        thread.join()
-        for _ in range(3):
-            guest.step()
-        assert rig.ask("send", "keys", "type", "usb").returncode == 0
-        guest.wait_typed(3)
-        assert guest.keys == usages("usb")
+        survive(rig, guest, lambda: failing(rig, monkeypatch, capsys, phase, way))
         guest.check()
-        assert rig.serving() == rig.pid == rig.server.process.pid
         assert "this server was not replaced, and goes on: " in rig.server.log
         rig.upgrade()
         guest.step()
+
+
+def survive(rig: Upgradable, guest: GuestAtWork, attempt: Callable[[], object]) -> None:
+    """The guest works while an attempt fails, and afterwards with the same server."""
+    with ThreadPoolExecutor(1) as executor:
+        trying = executor.submit(attempt)
+        while not trying.done():
+            guest.step()
+        trying.result()
+    for _ in range(3):
+        guest.step()
+    typed = [*guest.keys, *usages("usb")]
+    assert rig.ask("send", "keys", "type", "usb").returncode == 0
+    guest.wait_typed(len(typed))
+    assert guest.keys == typed
+    assert rig.serving() == rig.pid == rig.server.process.pid
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "hang"])
@@ -232,20 +241,49 @@ raise SystemExit(main(["upgrade", "--control-path", {str(rig.control)!r}]))
         guest.check()
 
 
-def test_a_plugin_that_the_new_one_lacks(tmp_path: Path) -> None:
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[Upgradable]:
+    """A server with a device of a plugin."""
     plugin = tmp_path / "toy.py"
     plugin.write_text(PLUGIN)
     plugin.chmod(0o644)
-    options: list[str | Path] = ["--plugin-files", "--plugin", plugin, "--device", "toy:keyboard?name=toy"]
-    with Upgradable(tmp_path, options) as rig, closing(GuestAtWork(rig)) as guest:
+    options: list[str | Path] = ["--plugin-files", "--plugin", plugin, "--device", "toy:tablet?name=toy"]
+    with Upgradable(tmp_path, options) as rig:
+        yield rig
+
+
+def lacking_the_plugin(rig: Upgradable) -> None:
+    sockets = ("--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control))
+    done = rig.ask("upgrade", "--", *sockets)
+    assert done.returncode == 5
+    assert "device toy:tablet?name=toy is plugged in, and there is no backend toy here" in done.stderr
+
+
+def test_a_plugin_that_the_new_one_lacks(toy: Upgradable) -> None:
+    with closing(GuestAtWork(toy)) as guest:
         guest.step()
-        sockets = ("--socket-path", str(rig.server.socket_path), "--control-path", str(rig.control))
-        done = rig.ask("upgrade", "--", *sockets)
-        assert done.returncode == 5
-        assert "device toy:keyboard?name=toy is plugged in, and there is no backend toy here" in done.stderr
+        survive(toy, guest, lambda: lacking_the_plugin(toy))
+        guest.check()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_one_server_goes_on_after_a_hundred_failures(
+    toy: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every phase in every way, three times each and more. Each attempt is to fail, and then one is not."""
+    ways = [(phase, way) for way in WAYS for phase in PHASES] + [("format", "other"), ("format", "lacking")]
+    attempts: list[Callable[[], object]] = [lambda: lacking_the_plugin(toy)]
+    attempts += [partial(failing, toy, monkeypatch, capsys, *each) for each in ways]
+    with closing(GuestAtWork(toy)) as guest:
+        guest.step()
+        for number in range(100):
+            survive(toy, guest, attempts[number % len(attempts)])
+        guest.check()
+        assert toy.server.log.count("this server was not replaced, and goes on: ") == 100
+        toy.upgrade()
         guest.step()
         guest.check()
-        assert rig.serving() == rig.server.process.pid
 
 
 GUARD = """
