@@ -36,7 +36,8 @@ Restart=on-failure
 RestartSec=100ms
 FileDescriptorStoreMax=1024
 Environment=FDSTORE=1024
-ExecStart={command}
+ExecStart={command} {options}
+ExecReload={command} upgrade --control-path {control} -- {options}
 StandardOutput=append:{log}
 StandardError=append:{log}
 """
@@ -106,11 +107,17 @@ class UnderSystemd(Served):
 
     def __init__(self, systemd: Systemd, directory: Path, image: Path) -> None:
         self._path, self._log = directory / "usb.sock", directory / "server.log"
-        command = [
-            *(sys.executable, "-P", "-m", "usbvfiod_core", "--no-control"),
-            *("--socket-path", self._path, "--device", f"virtual:flash?image={image}&transport=bot"),
+        control = directory / "control.sock"
+        options = [
+            *("--socket-path", self._path, "--control-path", control),
+            *("--device", f"virtual:flash?image={image}&transport=bot"),
         ]
-        unit = UNIT.format(command=" ".join(map(str, command)), log=self._log)
+        unit = UNIT.format(
+            command=f"{sys.executable} -P -m usbvfiod_core",
+            options=" ".join(map(str, options)),
+            control=control,
+            log=self._log,
+        )
         (systemd.units / "usbvfiod.service").write_text(unit)
 
     @property
@@ -140,9 +147,16 @@ def test_systemd_holds_what_the_next_server_needs(systemd: Systemd, tmp_path: Pa
             while guest.again < number:
                 guest.step()
             wait_until(lambda: int(systemd.show("NFileDescriptorStore")) == held, lambda: server.log)
+            before = systemd.show("MainPID")
+            systemd.control("reload", "usbvfiod.service")
+            wait_until(lambda: systemd.show("MainPID") not in (before, "0"), lambda: server.log)
+            guest.step()
+            wait_until(lambda: int(systemd.show("NFileDescriptorStore")) == held, lambda: server.log)
+        assert guest.again == 2
         guest.check()
     wait_until(lambda: systemd.show("NFileDescriptorStore") == "1", lambda: server.log)
     systemd.control("stop", "usbvfiod.service")
     assert systemd.show("Result") == "success"
     assert systemd.show("NFileDescriptorStore") == "0"
     assert server.log.count("goes on with its VM") == 2
+    assert server.log.count("has taken the place of another one") == 2

@@ -41,6 +41,8 @@ LAST_WORD: Final = 2.0
 """Seconds from `go` to `gone`, between which the other process does nothing else."""
 UNPLUGGING: Final = 10.0
 """Seconds for devices that cannot be handed over to be unplugged."""
+MIDWAY: Final = 0.25
+"""Seconds for devices at which a pause would show, until that is over."""
 _PACE: Final = 0.001
 
 PASSED_ON: Final = (
@@ -188,7 +190,8 @@ class HandingOver:
         attachments = self._parts.attachments
         refusals = self._parts.devices.refusals()
         if not refusals:
-            self._when_between(self._loop.time() + QUIET)
+            now = self._loop.time()
+            self._when_between(now + QUIET, now + MIDWAY)
             return
         if not replug:
             reasons = "; ".join(reason for _, reason in refusals)
@@ -219,16 +222,19 @@ class HandingOver:
         for attachment in list(leaving):
             attachments.detach(attachment, left(attachment), forget=True, why="it cannot be handed over")
 
-    def _when_between(self, deadline: float) -> None:
-        """Stop as soon as the client is between two messages, and will not map at once what it has just unmapped."""
+    def _when_between(self, deadline: float, midway: float) -> None:
+        """Stop as soon as the client is between two messages, and will not map at once what it has just unmapped; and
+        no device is in the middle of something, for which there is time until `midway`."""
         if self._channel is None:
             return
-        if self._parts.transport.between and not self._parts.controller.memory_expected:
+        parts, now = self._parts, self._loop.time()
+        between = parts.transport.between and not parts.controller.memory_expected
+        if between and (now > midway or not parts.devices.is_midway()):
             self._stop(deadline)
-        elif self._loop.time() > deadline:
+        elif now > deadline:
             raise DeviceError("the client is in the middle of a message; try again")
         else:
-            self._loop.call_later(_PACE, self._guarded, self._when_between, deadline)
+            self._loop.call_later(_PACE, self._guarded, self._when_between, deadline, midway)
 
     def _stop(self, deadline: float) -> None:
         parts = self._parts

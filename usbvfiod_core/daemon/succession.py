@@ -70,6 +70,10 @@ class Succession:
                 found.append((attachment, str(error)))
         return found
 
+    def is_midway(self) -> bool:
+        """Whether a pause would show at a device; see `Device`."""
+        return any(each.device is not None and each.device.is_midway() for each in self._attachments)
+
     def hold(self, held: bool) -> None:
         """While `held` no device is opened or plugged in: the other server may be about to do that."""
         self._attachments.inventory.held = self._attachments.openings.held = held

@@ -134,6 +134,11 @@ class Device(ABC):
         that the device does not know, with those that it does; DeviceError if it cannot do that now."""
         raise ConfigError(f"{self.name} takes no words")
 
+    def is_midway(self) -> bool:
+        """Whether a pause would show now: the driver has been told of a key that is down, say, and what lets go of it
+        waits to be fetched. Before an upgrade it is given a quarter of a second to be over. On the loop's thread."""
+        return False
+
     def when_settled(self, done: Callable[[], object]) -> None:
         """No transfer is in flight, and none comes: call `done` when nothing goes on behind their backs either, such as
         a thread that flushes what was written; inside this call or later. From then on the device reads nothing that it

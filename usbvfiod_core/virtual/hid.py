@@ -87,6 +87,8 @@ class HidDevice(VirtualDevice):
         """After how many units of 4 ms an unchanged report is sent again; 0 for never."""
         self._loop = loop
         self._reports: deque[bytes] = deque()
+        self._fetched = b""
+        """The last report that the driver has fetched."""
         self._endpoint: VirtualEndpoint | None = None
         self._timer: Timer | None = None
         self._repeat_due = False
@@ -151,6 +153,7 @@ class HidDevice(VirtualDevice):
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
         self._endpoint = endpoints[0] if endpoints else None
         self._reports.clear()
+        self._fetched = b""
         self.protocol, self.idle = REPORT_PROTOCOL, self.default_idle
         self.output(b"\0")
         self._stop_timer()
@@ -160,7 +163,7 @@ class HidDevice(VirtualDevice):
     def process(self, endpoint: VirtualEndpoint) -> None:
         queue, reports = endpoint.queue, self._reports
         while queue and (reports or self._repeat_due):
-            report = reports.popleft() if reports else self.report()
+            report = self._fetched = reports.popleft() if reports else self.report()
             self._start_timer()
             transfer = queue.popleft()
             done = transfer.write(report)

@@ -147,6 +147,10 @@ class Keyboard(HidDevice):
     def at_rest(self) -> bool:
         return not self._keys and not self._modifiers
 
+    def is_midway(self) -> bool:
+        # A driver repeats a key that is down for a quarter of a second, as Linux's does.
+        return bool(self._reports) and any(self._fetched)
+
     def output(self, report: bytes) -> bool:
         leds = report[0] & sum(LEDS.values())
         if leds != self.leds:

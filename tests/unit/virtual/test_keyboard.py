@@ -178,6 +178,28 @@ def test_a_driver_that_does_not_read(desk: Desk) -> None:
     desk.keyboard.release()
 
 
+def test_a_pause_would_show_while_a_key_is_down_that_is_already_let_go_of(desk: Desk) -> None:
+    keyboard = desk.keyboard
+    desk.configure()
+    keyboard.press("shift")
+    assert desk.reports() == [keys(modifiers=2)]
+    assert not keyboard.is_midway()  # its user holds it
+    keyboard.release()
+    assert keyboard.is_midway()
+    assert desk.reports() == [keys()]
+    keyboard.type("ab")
+    seen = []
+    for _ in range(4):
+        seen.append(keyboard.is_midway())
+        desk.poll()
+    assert seen == [False, True, False, True]
+    assert not keyboard.is_midway()
+    keyboard.tap("a")
+    desk.poll()
+    desk.configure()
+    assert not keyboard.is_midway()
+
+
 def test_before_it_is_configured_only_what_is_held_counts(desk: Desk) -> None:
     desk.keyboard.type("lost")
     desk.keyboard.press("a")
