@@ -32,6 +32,8 @@ BLOCKS = 4096
 DRIVE = 9
 """The port of the drive."""
 GOES_ON = "goes on with its VM"
+RESTART = 10 * PATIENCE
+"""Seconds in which an answer comes, through a crash and a start: a VMM that waits for one waits as long as it takes."""
 
 
 class Served(Protocol):
@@ -69,7 +71,7 @@ class Guest:
 
     def __init__(self, server: Served, image: Path, vmm: Vmm = QEMU) -> None:
         self._image = image
-        self._bus = SocketBus(VfioUserClient.connect(server.socket_path, vmm=vmm, wait=PATIENCE))
+        self._bus = SocketBus(VfioUserClient.connect(server.socket_path, vmm=vmm, wait=PATIENCE, timeout=RESTART))
         self.driver = Driver(self._bus)
         self.driver.start()
         self._random = random.Random(17)
@@ -208,7 +210,7 @@ def test_the_front_sleeps_while_the_guest_works(server: Fronted, drive: Path) ->
 def test_a_guest_works_on_when_its_server_is_killed(server: Fronted, drive: Path, vmm: Vmm) -> None:
     survive(server, drive, 2, vmm)
     # The VM is gone, and with it its memory: what is held is the state of a server without a client.
-    server.wait_for(lambda: not [each for each in held(server) if "memfd:guest" in each])
+    server.wait_for(lambda: len([each for each in held(server) if "memfd:" in each]) == 1)
     server.kill_server()
     with closing(Guest(server, drive)) as guest:
         guest.step()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_crashes import BLOCK, BLOCKS, Guest, Served
+from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.limits import PATIENCE, eventually, wait_until
 
 MANAGER = Path("/usr/lib/systemd/systemd")
@@ -107,15 +108,15 @@ class UnderSystemd(Served):
 
     def __init__(self, systemd: Systemd, directory: Path, image: Path) -> None:
         self._path, self._log = directory / "usb.sock", directory / "server.log"
-        control = directory / "control.sock"
+        self._control = directory / "control.sock"
         options = [
-            *("--socket-path", self._path, "--control-path", control),
+            *("--socket-path", self._path, "--control-path", self._control),
             *("--device", f"virtual:flash?image={image}&transport=bot"),
         ]
         unit = UNIT.format(
             command=f"{sys.executable} -P -m usbvfiod_core",
             options=" ".join(map(str, options)),
-            control=control,
+            control=self._control,
             log=self._log,
         )
         (systemd.units / "usbvfiod.service").write_text(unit)
@@ -129,6 +130,12 @@ class UnderSystemd(Served):
     def log(self) -> str:
         """What all servers have said."""
         return self._log.read_text()
+
+    @property
+    def pid(self) -> int:
+        """The process that answers."""
+        with ControlConnection(self._control, PATIENCE) as control:
+            return int(control.request("status")["server"]["pid"])
 
 
 def test_systemd_holds_what_the_next_server_needs(systemd: Systemd, tmp_path: Path) -> None:
@@ -147,13 +154,12 @@ def test_systemd_holds_what_the_next_server_needs(systemd: Systemd, tmp_path: Pa
             while guest.again < number:
                 guest.step()
             wait_until(lambda: int(systemd.show("NFileDescriptorStore")) == held, lambda: server.log)
-            before = systemd.show("MainPID")
             systemd.control("reload", "usbvfiod.service")
-            wait_until(lambda: systemd.show("MainPID") not in (before, "0"), lambda: server.log)
             guest.step()
             wait_until(lambda: int(systemd.show("NFileDescriptorStore")) == held, lambda: server.log)
         assert guest.again == 2
         guest.check()
+        assert systemd.show("MainPID") == str(server.pid)
     wait_until(lambda: systemd.show("NFileDescriptorStore") == "1", lambda: server.log)
     systemd.control("stop", "usbvfiod.service")
     assert systemd.show("Result") == "success"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.e2e.process import COMMAND, ServerProcess
+from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
@@ -64,11 +65,13 @@ class Upgradable:
 
     def serving(self) -> int:
         """The process that answers."""
-        done = self.ask("status", "--json")
-        assert done.returncode == 0, done.stderr
-        import json
+        with ControlConnection(self.control, PATIENCE) as control:
+            return int(control.request("status")["server"]["pid"])
 
-        return int(json.loads(done.stdout)["server"]["pid"])
+    def type(self, text: str) -> None:
+        """At the keyboard."""
+        with ControlConnection(self.control, PATIENCE) as control:
+            control.request("send", attachment="keys", words=["type", text])
 
     def upgrade(self, *arguments: str) -> None:
         """Replace it, which must succeed, and wait until the old process is gone."""
@@ -198,3 +201,14 @@ def runs(pid: int) -> bool:
 def heir(phase: str, way: str) -> tuple[str, ...]:
     """A program that takes a server's place and fails in a phase of it; see `failing_heir`."""
     return sys.executable, "-m", "tests.e2e.failing_heir", phase, way
+
+
+def patient(control: Path, *words: str, command: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`usbvfiod upgrade`, with time for the new process on a machine that has other work. `command` is another one."""
+    program = f"""
+from usbvfiod_core.cli import main, upgrade
+
+upgrade.COMMAND, upgrade.PATIENCE = {command!r} or upgrade.COMMAND, {10 * PATIENCE}
+raise SystemExit(main(["upgrade", "--control-path", {str(control)!r}, *{words!r}]))
+"""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20 * PATIENCE)

@@ -12,6 +12,7 @@ import pytest
 from tests.protocol.fakes import Serving
 from tests.protocol.raw import RawClient, message, region_read
 from usbvfiod_core.shared_area import PageOffer, SharedArea, offered, possible
+from usbvfiod_core.testing.limits import wait_until
 from usbvfiod_core.vfio_user import wire
 
 pytestmark = pytest.mark.skipif(not possible(), reason="needs an x86-64 host with pages of 4 KiB")
@@ -84,8 +85,11 @@ def test_who_is_offered_it(choice: PageOffer, client: str, expected: bool) -> No
     assert offered(choice, client) is expected
 
 
-def test_each_client_is_asked_about(serving: Serving, path: str) -> None:
+def test_each_client_is_asked_about_and_what_it_had_is_not_the_next_ones(serving: Serving, path: str) -> None:
+    wanted = serving.controller.wanted
     for _ in range(2):
         with RawClient(path):
-            pass
-    assert serving.controller.wanted == [False, False]
+            wait_until(lambda: len(wanted) == 1, "it is not asked about")
+        wait_until(lambda: len(wanted) == 2, "its page is kept")
+        assert wanted == [False, False]
+        wanted.clear()

@@ -404,6 +404,8 @@ class Server:
         self._ending = None
         self._memory.unmap_all()
         self._memory.settle()
+        # Whoever has mapped the registers may have them mapped still: they are not those of the next client.
+        self._function.controller.share(False)
         if self._on_ended is not None:
             self._on_ended()
         if self._next is not None:
