@@ -17,6 +17,7 @@ import pytest
 from tests.e2e.failing_heir import PHASES, WAYS
 from tests.e2e.upgrade_rig import GuestAtWork, Upgradable, heir, patient, usages
 from usbvfiod_core.cli import main, upgrade
+from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
 
 FROZEN = ("freeze", "state", "accept", "go")
@@ -132,8 +133,6 @@ def test_with_and_without_a_sandbox(tmp_path: Path, sandbox: str) -> None:
 
 
 def test_somebody_who_watches_is_handed_over_as_well(rig: Upgradable) -> None:
-    from usbvfiod_core.cli.control import ControlConnection
-
     with ControlConnection(rig.control) as client:
         events = client.events()
         assert len(next(events)["attachments"]) == 3
@@ -306,6 +305,9 @@ def test_what_cannot_be_handed_over_is_plugged_in_again_if_that_is_wanted(tmp_pa
             assert rig.serving() == rig.server.process.pid
             rig.upgrade("--replug")
             guest.step()
+            with ControlConnection(rig.control, PATIENCE) as control:
+                numbers = {each["name"]: each["number"] for each in control.request("list")["attachments"]}
+            assert numbers == {"bot": 1, "uas": 2, "keys": 3, "tablet": 5}, "none is used again"
         plugged = "Tablet (virtual:tablet?name=tablet) is plugged into port"
         wait_until(lambda: rig.server.log.count(plugged) == 2, lambda: rig.server.log)
         assert rig.server.log.count(" goes on at port ") == 3  # the drives and the keyboard

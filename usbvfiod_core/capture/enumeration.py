@@ -8,10 +8,12 @@ from functools import partial
 from typing import Final
 
 from ..errors import DeviceError
+from ..state import require
 from ..usb.descriptors import CONFIGURATION, Configuration
 from ..usb.requests import GET_DESCRIPTOR, SET_CONFIGURATION, SET_INTERFACE, TYPE_MASK, SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus, TransferType
+from .state import RequestState
 
 MAX_BYTES: Final = 64 << 10
 MAX_REQUESTS: Final = 128
@@ -43,6 +45,17 @@ class Enumeration:
     def requests(self) -> list[tuple[SetupPacket, bytes]]:
         """Each with what the device has answered."""
         return list(self._answers.items())
+
+    def saved_state(self) -> list[RequestState]:
+        """What another process has to know."""
+        return [RequestState(setup.pack(), data) for setup, data in self._answers.items()]
+
+    def take_over(self, state: list[RequestState], path: str) -> None:
+        """Know what was heard in another process. Raises StateError."""
+        require(len(state) <= MAX_REQUESTS, path, f"there are {len(state)} requests")
+        for index, each in enumerate(state):
+            require(len(each.setup) == 8, f"{path}[{index}].setup", f"{len(each.setup)} bytes")
+            self._answers[SetupPacket.unpack(each.setup)] = each.data
 
     def interval(self, address: int, type: TransferType) -> int:
         """The service interval of a periodic endpoint as Linux has it: in frames, or above full speed in microframes;

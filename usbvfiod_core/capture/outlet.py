@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _PATIENCE_MS = 1000
 
@@ -17,10 +17,20 @@ class Outlet:
     Used by the thread that writes: everything may block as long as whoever reads likes.
     """
 
-    def __init__(self, fds: Sequence[int]) -> None:
+    def __init__(self, fds: Sequence[int], current: int = 0, named: Iterable[int] = ()) -> None:
         self.fds = tuple(fds)
-        self._current = 0
-        self._named: set[int] = set()
+        self._current = current
+        self._named = {self.fds[each] for each in named}
+
+    @property
+    def current(self) -> int:
+        """Which of them is written."""
+        return self._current
+
+    @property
+    def named(self) -> list[int]:
+        """Which of them are known to have had a name."""
+        return [number for number, fd in enumerate(self.fds) if fd in self._named]
 
     @property
     def takes_turns(self) -> bool:

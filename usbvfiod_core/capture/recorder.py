@@ -7,17 +7,20 @@ dropped and counted: each interface's statistics say how many, and the packet be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from time import monotonic_ns, time_ns
 from typing import Final
 
+from ..state import require
 from ..usb.device import Loop, Timer
 from ..usb.speed import Speed
 from . import pcapng, usbmon
+from .numbered import Numbered
 from .outlet import Outlet
 from .pcapng import Writer
 from .ring import Ring
+from .state import RecorderState
 from .writer import WriterThread
 
 log = logging.getLogger(__name__)
@@ -47,20 +50,6 @@ _ENDS: Final = tuple(Struct(f"<{padding}xI") for padding in range(4))
 _END_OF_OPTIONS: Final = bytes(4)
 
 
-class Numbered:
-    """An interface of a file: what is counted for it."""
-
-    def __init__(self, index: int, name: str, description: str, speed: Speed) -> None:
-        self.index = index
-        self.name = name
-        self.description = description
-        self.speed = speed
-        self.seen = 0
-        self.dropped = 0
-        self.missing = 0
-        """Records dropped since the last one that was not."""
-
-
 class Recorder:
     """A capture to `outlet`, which from then on belongs to the thread that writes. All on the loop's thread.
 
@@ -83,6 +72,7 @@ class Recorder:
         self._application = application
         self._on_ended = on_ended
         self._limit = limit if outlet.takes_turns else 0
+        self._outlet = outlet
         self._ring = Ring(ring)
         self._writer = WriterThread(self._ring, outlet, self._written)
         self._blocks = Writer()
@@ -130,6 +120,79 @@ class Recorder:
         self._writer.start()
         self.running = True
         self._put(self._section())
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors of its files."""
+        return self._outlet.fds
+
+    def hurry(self) -> bool:
+        """Have what there is written now; whether there is nothing left, so that another process may go on."""
+        if not self.running or self.written == self.committed:
+            return self.running
+        self._writer.wake()
+        return False
+
+    def saved_state(self) -> RecorderState:
+        """What another process has to know, when nothing is left to be written and nothing is recorded."""
+        return RecorderState(
+            [each.saved_state() for each in self.interfaces],
+            self.transfers,
+            self._epoch,
+            self._began,
+            self.snap_length,
+            self._limit,
+            self._outlet.current,
+            self.committed - self._file_began,
+            self._outlet.named,
+        )
+
+    @classmethod
+    def taken_over(
+        cls,
+        loop: Loop,
+        fds: Sequence[int],
+        state: RecorderState,
+        path: str,
+        *,
+        application: str,
+        on_ended: Callable[[Recorder], object],
+    ) -> Recorder:
+        """The one that goes on where that of another process was; from `go_on` on, in the place of `start`, and until
+        then the files are not touched. Raises StateError."""
+        good = MIN_SNAP_LENGTH <= state.snap_length <= MAX_SNAP_LENGTH
+        require(good, f"{path}.snap_length", f"it is {state.snap_length}")
+        require(state.file < len(fds), f"{path}.file", f"of {len(fds)} files")
+        require(all(each < len(fds) for each in state.named), f"{path}.named", f"of {len(fds)} files")
+        outlet = Outlet(fds, state.file, state.named)
+        made = cls(
+            loop,
+            outlet,
+            application=application,
+            on_ended=on_ended,
+            snap_length=state.snap_length,
+            limit=state.limit,
+        )
+        made._epoch, made._began, made.transfers = state.epoch, state.began, state.transfers
+        made._file_began = -state.filled
+        if made._limit:
+            made._look_at = min(made._batch, max(made._limit - state.filled, 0))
+        made.interfaces += [Numbered.taken_over(index, each) for index, each in enumerate(state.interfaces)]
+        made.running = True
+        return made
+
+    def go_on(self) -> None:
+        """After `taken_over`. Raises RuntimeError if there may be no further thread."""
+        self._writer.start()
+
+    def forget(self) -> None:
+        """Another process goes on: give the files back, with nothing more in them."""
+        self.running, self.ended = False, True
+        self._writer.abandon()
+
+    # -- records -------------------------------------------------------------------------------------------------------
 
     def interface(self, name: str, description: str, speed: Speed) -> Numbered:
         """The interface of this name, description and speed; it is made when it is asked for first."""

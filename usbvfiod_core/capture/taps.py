@@ -15,7 +15,8 @@ from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from . import pcapng, usbmon
 from .enumeration import Enumeration
-from .recorder import Numbered, Recorder
+from .numbered import Numbered
+from .recorder import Recorder
 
 log = logging.getLogger(__name__)
 

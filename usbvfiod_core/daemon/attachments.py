@@ -40,7 +40,8 @@ class Attachments:
         self._registry = registry
         self._backends = backends
         self._attachments: list[Attachment] = []
-        self._count = 0
+        self.numbers = 0
+        """The last number that was used; none is used twice."""
         self._closing = False
         self._when_empty: Callable[[], object] | None = None
         self.ports = ports
@@ -73,7 +74,7 @@ class Attachments:
         it; or the error that ended it. `fd` is a descriptor of the device itself, which belongs to the attachment from
         this call on. `ports` are those that it has had, and has again if they are free.
         """
-        attachment = Attachment(self._count + 1, spec, configured=configured)
+        attachment = Attachment(self.numbers + 1, spec, configured=configured)
         attachment.since = self._loop.time()
         try:
             check_backend(spec.backend, self._backends)
@@ -84,7 +85,7 @@ class Attachments:
                 expendable.close(fd)
             self._loop.call_soon(done, explained(spec, error))
             return
-        self._count += 1
+        self.numbers += 1
         self.ports.claim_again(attachment, ports)
         self._attachments.append(attachment)
         attachment.waiters.append(done)
@@ -164,7 +165,7 @@ class Attachments:
 
     def take_in(self, attachment: Attachment) -> None:
         """Take in an attachment of another server, as it was there; it has its ports."""
-        self._count = max(self._count, attachment.number)
+        self.numbers = max(self.numbers, attachment.number)
         self._attachments.append(attachment)
 
     def unplug(self, attachment: Attachment, why: str) -> None:

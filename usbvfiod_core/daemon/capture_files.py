@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..capture.recorder import Recorder
 from ..errors import ConfigError
-from .captures import MAX_CAPTURES, Captures, Wanted
+from .captures import MAX_CAPTURES, Captures, CaptureState, Wanted
 from .config import Config, DeviceSpec
 from .intents import Attachment
 
@@ -35,6 +35,8 @@ class CaptureFiles:
         if settings.pcap_path is not None:
             self._wanted[settings.pcap_path.absolute()] = lambda attachment: True
         self._opened: dict[Path, list[int]] = {}
+        self.running: dict[Path, Recorder] = {}
+        """The captures into them that are not over."""
 
     def open(self) -> None:
         """Open all of them, in the place of what is in them. Raises ConfigError."""
@@ -47,8 +49,21 @@ class CaptureFiles:
         """Capture. Raises DeviceError."""
         for path, wanted in self._wanted.items():
             fds = self._opened.pop(path)
-            self._captures.begin(fds, wanted, partial(_ended, path), limit=self._limit)
+            self.running[path] = self._captures.begin(fds, wanted, partial(self._ended, path), limit=self._limit)
             log.info("a capture is written to %s", path)
+
+    def take_over(self, path: Path, state: CaptureState, fds: list[int], where: str) -> None:
+        """Go on with a capture of another process. Raises StateError."""
+        wanted = self._wanted.get(path, _nobody)
+        self.running[path] = self._captures.take_over(state, fds, where, wanted, partial(self._ended, path))
+
+    def settle(self) -> None:
+        """They go on: end those that the configuration does not name any more, and tell what it names beside them."""
+        for path, recorder in list(self.running.items()):
+            if path not in self._wanted:
+                recorder.finish()
+        for path in self._wanted.keys() - self.running.keys():
+            log.warning("pcap: nothing is captured to %s, which is opened when a server starts; restart it", path)
 
     def checked(self, config: Config) -> Config:
         """A configuration that was read again. Raises ConfigError as `check`."""
@@ -64,6 +79,10 @@ class CaptureFiles:
                     "`usbvfiod capture`"
                 )
 
+    def _ended(self, path: Path, recorder: Recorder) -> None:
+        self.running.pop(path, None)
+        _tell(path, recorder)
+
 
 def names(path: Path, count: int) -> list[Path]:
     """The files that are filled in turn: `x.pcapng`, `x.1.pcapng`, ..."""
@@ -74,7 +93,11 @@ def _is_for(path: Path, attachment: Attachment) -> bool:
     return attachment.spec.pcap == path
 
 
-def _ended(path: Path, recorder: Recorder) -> None:
+def _nobody(attachment: Attachment) -> bool:
+    return False
+
+
+def _tell(path: Path, recorder: Recorder) -> None:
     counted = f"{recorder.packets} packets, {recorder.dropped} dropped"
     if recorder.reason:
         log.error("the capture to %s has ended: %s; %s", path, recorder.reason, counted)

@@ -9,9 +9,11 @@ from typing import Final, Protocol
 
 from ..capture.outlet import Outlet
 from ..capture.recorder import SNAP_LENGTH, Recorder
+from ..capture.state import RecorderState, RequestState
 from ..capture.taps import DeviceTap, Interface
 from ..errors import DeviceError
 from ..installed import version
+from ..state import U8, U32
 from ..usb.device import Loop
 from ..xhci.xhc import Tap
 from .intents import Attachment, State
@@ -22,6 +24,23 @@ MAX_CAPTURES: Final = 8
 """At a time, each with a thread and a buffer; with those that are over and nobody reads."""
 
 Wanted = Callable[[Attachment], bool]
+
+
+@dataclass
+class CaptureState:
+    """A capture into so many files, of these endpoints; None for all."""
+
+    recorder: RecorderState
+    files: U8
+    endpoints: list[U8] | None
+
+
+@dataclass
+class HeardState:
+    """What the driver of an attachment's device has asked on endpoint 0, for captures that begin later."""
+
+    attachment: U32
+    requests: list[RequestState]
 
 
 class TappedHub(Protocol):
@@ -88,7 +107,7 @@ class Captures:
         recorder = Recorder(
             self._loop,
             Outlet(fds),
-            application=f"usbvfiod {version('usbvfiod')}",
+            application=_application(),
             on_ended=ended,
             snap_length=snap_length,
             limit=limit,
@@ -110,16 +129,78 @@ class Captures:
         for capture in list(self._captures):
             capture.recorder.finish()
 
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def hurry(self) -> bool:
+        """Have what was recorded written now; whether there is nothing left."""
+        hurried = [each.recorder.hurry() for each in self._captures if each.recorder.running]
+        return all(hurried)
+
+    def saved_state(self, recorder: Recorder) -> CaptureState | None:
+        """What another process has to know of a capture, whose descriptors stay here; None for one of which something
+        is still not written, so that only this process can go on with it."""
+        (capture,) = (each for each in self._captures if each.recorder is recorder)
+        if not recorder.hurry():
+            return None
+        endpoints = None if capture.endpoints is None else sorted(capture.endpoints)
+        return CaptureState(recorder.saved_state(), len(recorder.fds), endpoints)
+
+    def heard(self) -> list[HeardState]:
+        """What was asked of the devices that are plugged in."""
+        return [HeardState(each.number, tap.enumeration.saved_state()) for each, tap in self._taps.items()]
+
+    def forget(self, recorder: Recorder) -> None:
+        """Another process goes on with a capture."""
+        self._captures = [each for each in self._captures if each.recorder is not recorder]
+        recorder.forget()
+
+    def take_over(
+        self, state: CaptureState, fds: Sequence[int], path: str, wanted: Wanted, on_ended: Callable[[Recorder], object]
+    ) -> Recorder:
+        """As `begin`, of one that another process has begun; it goes on by `look_on`. Raises StateError."""
+
+        def ended(recorder: Recorder) -> None:
+            self._leave(recorder)
+            on_ended(recorder)
+
+        recorder = Recorder.taken_over(
+            self._loop, fds, state.recorder, path, application=_application(), on_ended=ended
+        )
+        recorder.on_turn = lambda: self._repeat(recorder)
+        endpoints = None if state.endpoints is None else frozenset(state.endpoints)
+        self._captures.append(_Capture(recorder, wanted, endpoints))
+        return recorder
+
+    def hear(self, attachment: Attachment, state: HeardState, path: str) -> None:
+        """Know of a device that is plugged in what was asked of it in another process. Raises StateError."""
+        if attachment.device is not None:
+            tap = self._taps[attachment] = DeviceTap(attachment.device.speed)
+            tap.enumeration.take_over(state.requests, f"{path}.requests")
+
+    def look_on(self) -> None:
+        """Go on, after `take_over` and `hear`: nobody has looked at these devices here yet."""
+        for capture in list(self._captures):
+            try:
+                capture.recorder.go_on()
+            except RuntimeError:
+                log.error("a capture ends here: it needs a thread, and this user has as many as there may be")
+                self.forget(capture.recorder)
+        for attachment, tap in self._taps.items():
+            for capture in self._captures:
+                self._join(capture, attachment, tap, first=False)
+            self._hub.tap(attachment.port_id, tap)
+
     # -- own ---------------------------------------------------------------------------------------------------------
 
-    def _join(self, capture: _Capture, attachment: Attachment, tap: DeviceTap) -> bool:
+    def _join(self, capture: _Capture, attachment: Attachment, tap: DeviceTap, *, first: bool = True) -> bool:
         if not capture.wanted(attachment) or not capture.recorder.running:
             return False
         name = attachment.spec.name or f"{attachment.spec.backend}-{attachment.number}"
         numbered = capture.recorder.interface(name, f"{attachment.name}, port {attachment.port_id}", tap.speed)
         interface = Interface(capture.recorder, numbered, attachment.port_id, capture.endpoints)
         tap.interfaces.append(interface)
-        interface.repeat(tap.enumeration)
+        if first:
+            interface.repeat(tap.enumeration)
         return True
 
     def _leave(self, recorder: Recorder) -> None:
@@ -137,3 +218,8 @@ class Captures:
             for interface in tap.interfaces:
                 if interface.recorder is recorder:
                     interface.repeat(tap.enumeration)
+
+
+def _application() -> str:
+    """Who writes, as a file says it."""
+    return f"usbvfiod {version('usbvfiod')}"

@@ -85,6 +85,11 @@ class ControlSocket:
         return len(self._clients)
 
     @property
+    def members(self) -> list[ControlClient]:
+        """Those that are connected, in the order of `state`."""
+        return [client for client in self._clients if client.open]
+
+    @property
     def watched(self) -> bool:
         """Whether anybody wants events."""
         return any(client.watching for client in self._clients)

@@ -103,7 +103,7 @@ class ControlRequests:
         self._log_level = log_level
         self._quiescing = quiescing
         self._upgrade = upgrade
-        capturing = CaptureRequests(captures, self._select)
+        self.capturing = capturing = CaptureRequests(captures, self._select)
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (
                 self._attach,

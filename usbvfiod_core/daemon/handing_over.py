@@ -20,9 +20,10 @@ from ..usb.device import Loop, Timer
 from ..vfio_user.transport import Server as Transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
+from .capture_handover import CaptureSuccession
 from .channel import Channel, ChannelClosed, Message
 from .intents import Attachment
-from .server_state import ReplugState, ServerState
+from .server_state import ReplugState, ServerState, directories_of
 from .steering import Steering
 from .steps import Accept, Failed, Freeze, Offer, OfferedDevice, Prepare, said
 from .succession import Succession
@@ -66,6 +67,8 @@ class Parts(Protocol):
 
     @property
     def steering(self) -> Steering: ...
+    @property
+    def captures(self) -> CaptureSuccession: ...
     @property
     def metrics(self) -> MetricsSocket | None: ...
     @property
@@ -198,10 +201,17 @@ class HandingOver:
             raise DeviceError(f"{reasons} (--replug unplugs what cannot be handed over for a moment)")
         leaving = [attachment for attachment, _ in refusals]
         for attachment in leaving:
-            if attachment.spec.grant is not None:
-                raise DeviceError(f"{attachment}: it was opened by a client, and cannot be plugged in again by itself")
+            if attachment.spec.grant is not None and attachment.spec.grant.given:
+                raise DeviceError(
+                    f"{attachment}: a client has passed its files open, which are gone when it is unplugged"
+                )
         self._wait(UNPLUGGING, "devices take too long to be unplugged")
-        self._replug = [ReplugState(each.spec.text, each.configured) for each in leaving]
+        self._replug = [
+            ReplugState(
+                each.spec.text, each.configured, sorted(attachments.ports.owned(each).values()), directories_of(each)
+            )
+            for each in leaving
+        ]
         specs = [(each.spec, each.configured) for each in leaving]
 
         def back() -> None:
@@ -251,7 +261,11 @@ class HandingOver:
             if self._frozen and asked == self._asked:
                 self._guarded(self._tell)
 
-        parts.controller.quiet(lambda: self._guarded(parts.devices.settle, settled))
+        def devices_settled() -> None:
+            if self._frozen and asked == self._asked:
+                self._guarded(parts.captures.settle, settled)
+
+        parts.controller.quiet(lambda: self._guarded(parts.devices.settle, devices_settled))
 
     def _tell(self) -> None:
         parts = self._parts
@@ -265,6 +279,9 @@ class HandingOver:
             fds.update((f"transport/{name}", fd) for name, fd in found.items())
             steering, found = parts.steering.state()
             fds.update((f"sockets/{name}", fd) for name, fd in found.items())
+            control = parts.steering.control
+            captures, found = parts.captures.state([] if control is None else control.members)
+            kept.update((f"capture/{name}", fd) for name, fd in found.items())
             metrics = None
             if parts.metrics is not None:
                 metrics, fds["metrics"] = parts.metrics.state()
@@ -286,6 +303,8 @@ class HandingOver:
                 started,
                 since,
                 upgrades + 1,
+                captures,
+                parts.attachments.numbers,
             )
             self._wait(ACCEPTANCE, "the other process takes too long")
             self._say("state", pack(state), {**kept, **fds})
@@ -306,6 +325,7 @@ class HandingOver:
         parts.handed_over()
         parts.transport.forget()
         parts.devices.forget()
+        parts.captures.forget()
         channel.close()
         self._over = True
         parts.replaced(self._new_pid)

@@ -12,13 +12,10 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import ClientError, ConfigError, UsbvfiodError
-from ..files import Grant
 from ..state import StateError, pack
 from ..state_file import StateFile
 from ..usb.device import Loop
@@ -31,7 +28,7 @@ from .config import Config, DeviceSpec
 from .descriptor_store import DescriptorStore, room
 from .intents import Attachment
 from .quiescing import Quiescing
-from .server_state import ReplugState, fixed
+from .server_state import ReplugState, directories_of, fixed, granted_spec
 
 if TYPE_CHECKING:
     from .recovered import Recovered
@@ -149,9 +146,7 @@ class Survival:
         others, self.devices = [each for each in self.devices if not each.configured], []
         for each in others:
             try:
-                spec = server.parse(each.spec)
-                if each.directories is not None:
-                    spec = replace(spec, grant=Grant({}, tuple(map(Path, each.directories))))
+                spec = granted_spec(server.parse(each.spec), each)
                 server.attachments.attach(spec, partial(_tell, each.spec), ports=each.ports)
             except UsbvfiodError as error:
                 _tell(each.spec, error)
@@ -231,9 +226,8 @@ class Survival:
             grant = each.spec.grant
             if not each.wanted or (grant is not None and grant.given):
                 continue  # files that a client has given open are gone with this process
-            directories = None if grant is None or grant.directories is None else list(map(str, grant.directories))
             ports = sorted(server.attachments.ports.owned(each).values())
-            replug.append(ReplugState(each.spec.text, each.configured, ports, directories))
+            replug.append(ReplugState(each.spec.text, each.configured, ports, directories_of(each)))
         kept = KeptServer(
             fixed(settings),
             sorted(each.value for each in settings.interrupts),

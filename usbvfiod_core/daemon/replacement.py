@@ -15,6 +15,7 @@ from ..vfio_user.listener import Adopted
 from ..vfio_user.transport import Server as Transport
 from ..xhci.controller import Controller
 from .attachments import Attachments
+from .capture_handover import CaptureSuccession
 from .channel import Channel
 from .config import Config, DeviceSpec
 from .confinement import Confinement
@@ -25,7 +26,7 @@ from .loop import ServerLoop
 from .quiescing import Quiescing
 from .recovery import Survival
 from .reload import carry_out, compare
-from .server_state import ServerState, fixed
+from .server_state import ServerState, fixed, granted_spec
 from .steering import Steering
 from .succession import Succession
 from .successor import start
@@ -46,6 +47,7 @@ class Replaced(Protocol):
     controller: Controller
     attachments: Attachments
     devices: Succession
+    captured: CaptureSuccession
     steering: Steering
     requests: ControlRequests
     metrics: MetricsSocket | None
@@ -132,6 +134,10 @@ class Replacement:
     @property
     def metrics(self) -> MetricsSocket | None:
         return self._server.metrics
+
+    @property
+    def captures(self) -> CaptureSuccession:
+        return self._server.captured
 
     @property
     def hindrance(self) -> str:
@@ -234,6 +240,7 @@ class Replacement:
         assert taking is not None
         if failure is not None:
             raise failure
+        self.attachments.numbers = max(self.attachments.numbers, state.numbers)
         page = taking.descriptors("page").get("")
         server.transport.restore(state.transport, taking.descriptors("transport/"))
         server.controller.restore(state.controller, self.devices.device_at, page)
@@ -244,6 +251,10 @@ class Replacement:
             server.attachments,
             server.backends,
             server.host,
+        )
+        control = server.steering.control
+        self.captures.restore(
+            state.captures, taking.descriptors("capture/"), [] if control is None else control.members
         )
         if state.metrics is not None:
             server.serve_metrics(Adopted(state.metrics, taking.descriptor("metrics")))
@@ -257,6 +268,7 @@ class Replacement:
         """This process is the server: the devices, the guest, then clients."""
         server = self._server
         self.devices.begin()
+        self.captures.go_on()
         server.controller.resume()
         if server.metrics is not None:
             server.metrics.go_on()
@@ -272,12 +284,11 @@ class Replacement:
         for each in state.replug:
             if not each.configured:
                 try:
-                    attachments.attach(self._server.parse(each.spec), partial(_tell, each.spec))
+                    spec = granted_spec(self._server.parse(each.spec), each)
+                    attachments.attach(spec, partial(_tell, each.spec), ports=each.ports)
                 except UsbvfiodError as error:
                     _tell(each.spec, error)
         carry_out(attachments, compare(attachments, config, config), _changed)
-        if config.server.pcap_path is not None or any(spec.pcap is not None for spec in config.devices):
-            log.warning("pcap: captures end with the server that has begun them; restart this one to begin new ones")
 
 
 def _tell(spec: str, result: Attachment | UsbvfiodError) -> None:

@@ -24,6 +24,7 @@ from ..vfio_user.listener import Adopted
 from . import heap
 from .attachments import Attachments
 from .capture_files import CaptureFiles
+from .capture_handover import CaptureSuccession
 from .captures import Captures
 from .config import Config, DeviceSpec, Mode, SocketError, host_backend, parse_device
 from .config_file import load
@@ -161,6 +162,9 @@ class Server:
             captures=self.captures,
             quiescing=self.quiescing,
             upgrade=self.replacement.begin,
+        )
+        self.captured = CaptureSuccession(
+            loop, self.captures, self._capture_files, self.requests.capturing, self.attachments
         )
         self.started = loop.time(), time.time()
         self.version = version("usbvfiod")  # from a file, which is not to be read each time

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..files import Grant
+from ..state import U32
 from ..vfio_user.listener import ListenerState
 from ..vfio_user.transport import TransportState
 from ..xhci.state import ControllerState, PortId
 from .attachment_state import AttachmentState
+from .capture_handover import CapturesState
+from .config import DeviceSpec
+from .intents import Attachment
 from .server_settings import ServerSettings
 from .steering import SteeringState
 
@@ -39,6 +44,20 @@ class ServerState:
     started: float = 0.0
     since: float = 0.0
     upgrades: int = 1
+    captures: CapturesState = field(default_factory=CapturesState)
+    numbers: U32 = 0
+    """The last number of an attachment that was used."""
+
+
+def directories_of(attachment: Attachment) -> list[str] | None:
+    """`ReplugState.directories` of an attachment."""
+    grant = attachment.spec.grant
+    return None if grant is None or grant.directories is None else list(map(str, grant.directories))
+
+
+def granted_spec(spec: DeviceSpec, state: ReplugState) -> DeviceSpec:
+    """The specification with what may be opened for it."""
+    return spec if state.directories is None else replace(spec, grant=Grant({}, tuple(map(Path, state.directories))))
 
 
 def fixed(settings: ServerSettings) -> dict[str, str]:

@@ -48,7 +48,7 @@ def test_attach_list_detach(rig: ControlRig) -> None:
         assert answer["attachment"]["state"] == "gone"
         assert rig.hub.ports == {}
         assert talker.ask("attach", device="0403:6001?name=zigbee")["ok"]
-        rig.attachments._count = 0
+        rig.attachments.numbers = 0
         talker.ask("detach", attachment="zigbee")
         assert talker.ask("attach", device="toys:0403:6001?name=zigbee")["attachment"]["number"] == 1
 
