@@ -26,6 +26,11 @@ CONTROL = f"{PLACE}/control.sock"
 START_TIMEOUT = 120.0
 COMMAND_TIMEOUT = 120.0
 END_TIMEOUT = 60.0
+REMOTE = {
+    "usbip": ("exported.json", "tests.lab.exporting"),
+    "usbredir": ("redirected.json", "tests.lab.stock_redirect"),
+}
+"""By backend: the file where what gives devices away says their addresses, and what that is."""
 
 
 class BesideLab:
@@ -70,22 +75,21 @@ class BesideLab:
     @contextmanager
     def made(self, name: str) -> Iterator[list[str]]:
         """Make the devices of an offer (tests/lab/offers.py) in the lab; where they are plugged in there."""
-        offer = self.lab.exchange / "offer.json"
-        running = self.lab.start(f"cd /usbvfiod && exec python3 -m tests.lab.offers {name}")
-        try:
-            deadline = time.monotonic() + scaled(START_TIMEOUT)
-            while not offer.exists():
-                if self.lab.ended(running, 0.05) or time.monotonic() > deadline:
-                    raise GuestError(f"{name} is not made: {running.output}")
-            yield json.loads(offer.read_text())
-        finally:
-            offer.unlink(missing_ok=True)
-            self.lab.wait(running, END_TIMEOUT)
+        with self._program("offer.json", "tests.lab.offers", name) as ports:
+            yield ports
+
+    @contextmanager
+    def given_away(self, ports: list[str], backend: str) -> Iterator[list[str]]:
+        """Have stock peers of a backend in REMOTE give away the devices at these ports of the lab, from other machines;
+        their addresses there."""
+        file, module = REMOTE[backend]
+        with self._program(file, module, *ports) as addresses:
+            yield addresses
 
     @contextmanager
     def attached(self, ports: list[str], backend: str, options: str = "") -> Iterator[None]:
-        """Attach the devices at these ports of the lab, with options such as "follow-port=true"; afterwards they are
-        detached."""
+        """Attach the devices at these ports of the lab, or addresses of that backend, with options such as
+        "follow-port=true"; afterwards they are detached."""
         names = [f"device{number}" for number, _ in enumerate(ports)]
         with ExitStack() as stack:
             for name, port in zip(names, ports, strict=True):
@@ -95,15 +99,35 @@ class BesideLab:
 
     @contextmanager
     def offer(self, name: str, backend: str, options: str = "") -> Iterator[list[str]]:
-        """Both."""
-        with self.made(name) as ports, self.attached(ports, backend, options):
+        """Both; with a backend in REMOTE the devices are other machines'."""
+        with ExitStack() as stack:
+            ports = stack.enter_context(self.made(name))
+            addresses = stack.enter_context(self.given_away(ports, backend)) if backend in REMOTE else ports
+            stack.enter_context(self.attached(addresses, backend, options))
             yield ports
+
+    @contextmanager
+    def _program(self, file: str, module: str, *words: str) -> Iterator[list[str]]:
+        """Run a module in the lab until the end; the list that it writes to a file, whose removal ends it."""
+        path = self.lab.exchange / file
+        running = self.lab.start(f"cd /usbvfiod && exec {shlex.join(['python3', '-m', module, *words])}")
+        try:
+            deadline = time.monotonic() + scaled(START_TIMEOUT)
+            while not path.exists():
+                if self.lab.ended(running, 0.05) or time.monotonic() > deadline:
+                    raise GuestError(f"{module} {' '.join(words)} does not come to it: {running.output}")
+            yield json.loads(path.read_text())
+        finally:
+            path.unlink(missing_ok=True)
+            self.lab.wait(running, END_TIMEOUT)
 
     def _start(self) -> Running:
         # The guest's memory is there the memory of a PCI device, a file of sysfs.
         command = f"python3 -m usbvfiod_core --any-memory-file --socket-path {PLACE}/usb.sock --control-path {CONTROL}"
         self.lab.run(f"rm -rf {PLACE}; mkdir {PLACE}")
-        running = self.lab.start(f"echo $$ > {PLACE}/pid; exec {command} 2> {PLACE}/log")
+        # In its sandbox it connects ports that it knows of at its start; usbredirect is at the same one.
+        environment = "export USBVFIOD_USBIP_HOSTS=127.0.0.1"
+        running = self.lab.start(f"{environment}; echo $$ > {PLACE}/pid; exec {command} 2> {PLACE}/log")
         self.lab.wait_until(f"grep 'serving on' {PLACE}/log", START_TIMEOUT)
         return running
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab.offers import ADDRESS, GUEST_ADDRESS, PATTERN, TCP_PORT
 from tests.vm import guest_usb, usbtest
-from tests.vm.beside import BesideLab
+from tests.vm.beside import REMOTE, BesideLab
 from tests.vm.guest import Guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600), pytest.mark.usefixtures("no_complaints")]
@@ -71,6 +71,18 @@ def test_a_drive_both_ways(
     with beside_lab.offer(offer, backend):
         (disk,) = guest_usb.wait_disks(beside_lab.guest, 1)
         assert disk.speed == speed
+        assert guest_usb.driver(beside_lab.guest, f"{disk.usb}:1.0") == "usb-storage"
+        check_both_ways(beside_lab.guest, disk, image)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend", REMOTE)
+def test_a_drive_of_another_machine(beside_lab: BesideLab, backend: str, make_image: Callable[[int], Path]) -> None:
+    """Over USB/IP from the kernel's usbip-host, and by usbredir from Debian's usbredirect."""
+    image = make_image(16)
+    with beside_lab.offer("drive", backend):
+        (disk,) = guest_usb.wait_disks(beside_lab.guest, 1)
+        assert disk.speed == 5000
         assert guest_usb.driver(beside_lab.guest, f"{disk.usb}:1.0") == "usb-storage"
         check_both_ways(beside_lab.guest, disk, image)
 
@@ -140,6 +152,12 @@ def test_keys_and_places(beside_lab: BesideLab, backend: str) -> None:
         events = base64.b64decode(guest.wait(moving, 90))
         places = [struct.unpack_from("<qqHHi", events, offset)[2:] for offset in range(0, len(events), 24)]
         assert [place for place in places if place[0] == 3] == [(3, 0, 0x1234), (3, 1, 0x567)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend", REMOTE)
+def test_keys_and_places_of_another_machine(beside_lab: BesideLab, backend: str) -> None:
+    test_keys_and_places(beside_lab, backend)
 
 
 # -- serial, network -----------------------------------------------------------------------------------------------
