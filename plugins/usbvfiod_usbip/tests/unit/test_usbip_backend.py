@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 from usbvfiod_usbip import backend, wire
+from usbvfiod_usbip.asking import Asking
 from usbvfiod_usbip.backend import Address, UsbipBackend, parse_address
 from usbvfiod_usbip.options import UsbipConfig, UsbipOptions
 
 from tests.lab.usbip_devices import SourceSink
 from tests.lab.usbip_exporter import Exporter, virtual_keyboard
+from tests.unit.remote.slow_link import Clock, SlowLink
 from usbvfiod_core import ConfigError, Device, DeviceAway, DeviceError, Speed
-from usbvfiod_core.remote import Place
+from usbvfiod_core.remote import Patience, Place
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import string_descriptor
@@ -309,3 +311,28 @@ def test_silence_takes_no_longer_than_it_may() -> None:
     assert isinstance(error, DeviceAway)
     assert "does not answer" in str(error)
     peer.close()
+
+
+def test_a_long_list_over_a_slow_network() -> None:
+    clock, count = Clock(), 100
+    near, far = socket.socketpair()
+    with near, far:
+        interface = bytes(wire.INTERFACE.size)
+        far.sendall(operation(wire.REP_DEVLIST) + wire.COUNT.pack(count) + (DEVICE + interface) * count)
+        asking = Asking(SlowLink(near, clock, 0.1, 1024), "far", Patience(2, clock))
+        begun = clock.now
+        assert [each.busid for each in asking.exported()] == ["1-1"] * count
+    assert clock.now > begun + 10
+
+
+def test_every_answer_of_a_far_network_has_all_the_time() -> None:
+    clock = Clock()
+    near, far = socket.socketpair()
+    with near, far:
+        strings = [string_descriptor("far away") for _ in range(4)]
+        far.sendall(IMPORTED + b"".join(returned(number, data) for number, data in enumerate(strings, 1)))
+        asking = Asking(SlowLink(near, clock, 0.9, 1024), "far", Patience(2, clock))
+        asking.take("1-1")
+        begun = clock.now
+        assert [asking.string(1) for _ in strings] == ["far away"] * len(strings)
+    assert clock.now > begun + 4
