@@ -1,4 +1,4 @@
-"""Descriptors that are kept outside of the process, so that they outlive it: what parts of a server say of theirs."""
+"""Descriptors that are kept outside of the process, so that they outlive it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Protocol
 
 
 class Keeper(Protocol):
-    """Whoever keeps them, by names that are free, without a colon and unique. One open file has one name. Neither
-    waits or raises: what cannot be kept is missing after a crash, and said then."""
+    """Keeps them by names of the caller's choice, unique and without a colon; one open file has one name. Neither
+    method waits or raises: what cannot be kept is missing after a crash, and logged then."""
 
     def store(self, name: str, fd: int) -> None:
         """Keep the open file of this descriptor, which stays the caller's."""

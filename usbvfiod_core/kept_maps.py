@@ -1,4 +1,4 @@
-"""The client's DMA maps, where a process finds them that goes on if this one is killed; and which files are in them."""
+"""The client's DMA maps and their files, kept where the next process finds them if this one is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .state import StateError
 from .state_file import StateFile
 
 HELD: Final = "memory-"
-"""Before the number of a file: by what its descriptor is held."""
+"""What the name of a descriptor begins with, before the number of its file."""
 
 _WORDS: Final = 5
 _START, _SIZE, _OFFSET, _FILE, _FLAGS = range(_WORDS)
@@ -50,7 +50,7 @@ class KeptMaps:
             self._last = max(self._last, int(number))
 
     def names(self, descriptors: list[int]) -> list[str]:
-        """By what the files of these descriptors are held. Raises OSError."""
+        """The names by which the files of these descriptors are held. Raises OSError."""
         found = []
         for fd in descriptors:
             status = os.fstat(fd)

@@ -1,12 +1,12 @@
 """Guest memory whose file the client truncates: the access neither ends this process nor fails.
 
 Linux sends SIGBUS to whoever touches a page of a mapping that its file does not have any more, and a file can shrink
-between any check and the access. Files that are sealed against it (QEMU's memfd) need nothing. For all others, such
-as Cloud Hypervisor's, there is a signal handler, which puts memory of nobody's in the place of the mapping and notes
-it. The instruction is repeated and finds zeros; `GuestMemory.check` finds the note, and the client is dropped.
+between any check and the access. Files that are sealed against it (QEMU's memfd) need nothing. For all others, such as
+Cloud Hypervisor's, there is a signal handler, which puts anonymous memory in the place of the mapping and notes it. The
+instruction is repeated and finds zeros; `GuestMemory.check` finds the note, and the client is dropped.
 
 A handler in Python would run only after the instruction, which never ends. This one is machine code: it makes one
-system call, touches nothing but its own table, and hands on what is no fault of a mapping in there.
+system call, touches nothing but its own table, and passes any other fault to the handler before it.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Guard:
         return int(self._words[_FAULTS])
 
     def protect(self, owner: Owner, page: int) -> int:
-        """Guard a mapping until its owner is no more; returns its entry. `page` is the size of its pages if they are
+        """Guard a mapping until its owner is collected; returns its entry. `page` is the size of its pages if they are
         huge ones. Raises OSError(ENOSPC) above CAPACITY."""
         if not self._free:
             raise OSError(errno.ENOSPC, f"more than {CAPACITY} mappings of files that can shrink")
@@ -219,7 +219,7 @@ _guards: list[Guard | None] = []
 
 
 def guard() -> Guard | None:
-    """The process's guard, installed when it is asked for first; None, and said once, if there can be none."""
+    """The process's guard, installed by the first call; None where it cannot be, which is logged once."""
     if not _guards:
         try:
             _guards.append(Guard())

@@ -61,6 +61,7 @@ def test_attachments_ports_and_servers_are_offered(serve: Serve, environment: di
     assert offered("usbvfiod detach ", environment) == ["keys", "2", "pointer"]
     assert offered("usbvfiod attach poi", environment) == ["pointer"]
     assert offered("usbvfiod attach ke", environment) == [], "it is plugged in"
+    assert offered("usbvfiod why --vm web ke", environment) == ["keys"]
     assert offered("usbvfiod move keys ", environment) == ["2", "4"]
     assert offered("usbvfiod move 2 ", environment) == ["6"]
     assert offered("usbvfiod list --vm ", environment) == ["web"]

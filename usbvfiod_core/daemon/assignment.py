@@ -20,7 +20,7 @@ def assign(
 ) -> dict[Attachment, Choice]:
     """A choice for each of `pending`, in their order.
 
-    No device goes to two attachments, if it is one that can only be in one place. Attachments whose address says more
+    A device that can only be in one place goes to one attachment. Attachments whose address says more
     about the device choose before those whose address says less.
     """
     held = {each.info.port_path: each for each in attachments if each.holds}
@@ -34,7 +34,7 @@ def assign(
 
 def check_given(attachments: Iterable[Attachment], attachment: Attachment, info: DeviceInfo) -> None:
     """Raise ConfigError or DeviceError if an attachment may not have the device behind a descriptor that was given for
-    it, because another one has it, or it is another device."""
+    it: another attachment has it, or it is not the device that is meant."""
     choice = assign((each for each in attachments if each is not attachment), [attachment], [info])[attachment]
     if isinstance(choice, ConfigError | DeviceError):
         raise choice

@@ -1,8 +1,7 @@
 """When Python's collector of cycles looks at a server's objects: as little as can be while a guest waits.
 
-What leaves cycles behind that hold much, devices and clients, is followed by a collection. Otherwise the oldest
-objects, among them all that guests have queued, are seldom looked at: it would take 10 ms if they have queued what they
-may.
+A device or a client that goes leaves cycles that hold much, so a collection follows. Otherwise the oldest objects are
+seldom looked at: with all that guests may have queued, that takes 10 ms.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _THRESHOLDS: Final = (700, 10, 1000)
 
 
 class Garbage:
-    """The collector's hours in a server that works on `loop`."""
+    """When the collector runs in a server that works on `loop`."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -31,7 +30,7 @@ class Garbage:
 
     @contextmanager
     def seldom(self) -> Iterator[None]:
-        """While a server runs."""
+        """Run it seldom, while a server runs."""
         usual = gc.get_threshold()
         gc.set_threshold(*_THRESHOLDS)
         try:
@@ -40,19 +39,19 @@ class Garbage:
             gc.set_threshold(*usual)
 
     def settle(self) -> None:
-        """What is alive now stays so: it is not looked at again. What starting has taken beside that is given back."""
+        """The start is over: what is alive now is not looked at again, and the memory that is free is given back."""
         gc.collect()
         gc.freeze()
         heap.give_back()
 
     def unplugged(self) -> None:
-        """A device has gone."""
+        """A device has gone: collect some time later, once for several."""
         if not self._due:
             self._due = True
             self._loop.call_later(AFTER, self._collect)
 
     def client_ended(self) -> None:
-        """Views of its guest's memory in cycles of objects would keep all of it."""
+        """Collect soon: a view of its guest's memory in a cycle of objects would keep all of it."""
         self._loop.call_soon(gc.collect)
 
     def _collect(self) -> None:

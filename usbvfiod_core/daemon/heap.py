@@ -16,8 +16,8 @@ _M_ARENA_MAX: Final = -8
 
 
 def share() -> None:
-    """Have all threads use one heap; called before there are any. Otherwise each gets one of its own, of which it
-    touches a hundred kilobytes at least, to be spared waiting for others: Python's wait for each other anyway."""
+    """Have all threads use one heap; called before there are any. Otherwise each gets one of its own and touches a
+    hundred kilobytes of it at least, so that threads need not wait for each other; Python's do anyway."""
     if _mallopt is not None:
         _mallopt(_M_ARENA_MAX, 1)
 

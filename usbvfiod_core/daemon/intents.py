@@ -199,7 +199,7 @@ class Attachment:
         return self.delay
 
     def answer(self, result: Attachment | UsbvfiodError) -> None:
-        """Tell the waiters, for whom that is all."""
+        """Tell the waiters the result; they hear nothing more."""
         waiters, self.waiters = self.waiters, []
         for done in waiters:
             done(result)
@@ -218,8 +218,8 @@ class Attachment:
         self._lost = instance(self.info)
 
     def found(self, info: DeviceInfo, now: float) -> None:
-        """Its device is listed. That one which disconnected is still there is a failure; or the host is about to
-        notice, and there is time for it to do so."""
+        """Its device is listed. If it has disconnected and is still listed, that is a failure, or the host is about to
+        notice: it gets time to do so."""
         if self._lost == instance(info):
             self.losses += 1
             self._last_try = now
@@ -228,8 +228,8 @@ class Attachment:
         self._lost = None
 
     def wait(self, now: float, *, event: bool) -> float:
-        """Seconds until it may be tried: RETRIES after a failure, sooner after an event, and never in a rush; at
-        leisure where the list says of its device, in the same words, why the host did not give it."""
+        """Seconds until it may be tried: RETRIES after a failure, sooner after an event, and never in a rush. It is
+        slow while the list still has the same reason why the host does not give the device."""
         if (self.info.note or self.info.in_use) and self.withheld == instance(self.info):
             return WITHHELD_PACE
         delay = self.delay

@@ -2,12 +2,12 @@
 are called right here.
 
 A vCPU that has had its answer mostly comes back within some tens of microseconds. Going to sleep and being woken costs
-about as much again on each side, so while the traffic is dense it is cheaper to look a few times more. Where that
-does not pay this finds out and stops: the next message comes later than that, there is only one processor, or somebody
-else wants the one that polling keeps busy, the VMM's own threads first of all.
+about as much again on each side, so while the traffic is dense it is cheaper to look a few times more. It notices where
+that does not pay, and stops: messages come later than that, there is only one processor, or somebody else wants the one
+that polling keeps busy, above all a thread of the VMM.
 
-A turn of asyncio's loop costs as much as a message does. So it has one only when there is something in it: a callback
-for it, a timer, or a descriptor that is its own.
+A turn of asyncio's loop costs as much as a message does. So the loop has a turn only when there is something for it: a
+callback, a timer, or a descriptor of its own.
 """
 
 from __future__ import annotations

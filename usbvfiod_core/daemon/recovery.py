@@ -81,9 +81,9 @@ class Survival:
     # -- a start -----------------------------------------------------------------------------------------------------
 
     def recover(self, server: Surviving) -> bool:
-        """Go on with the client of a server that has crashed, as far as `controller.resume` and `transport.go_on`;
-        whether there is one. The sandbox is closed. Whatever it raises, this server cannot go on, and the next start
-        begins anew."""
+        """Go on with the client of a server that has crashed, up to what `controller.resume` and `transport.go_on` then
+        do; returns whether there is one. The sandbox is closed. If this raises, the server cannot go on, and the next
+        start begins anew."""
         if not self._held:
             return False
         found = self._found(server.config)

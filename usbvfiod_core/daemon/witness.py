@@ -2,10 +2,10 @@
 
 QEMU may map the guest's memory for itself only, and nothing but /proc/PID/maps tells (`vfio_user.peer`). Who has the
 node of a drive open loses data when a guest gets it (`host.programs`). Landlock lets no process look into another one,
-so whoever looks stays outside of the sandbox. It is a shell, because that is small, with nothing but sockets: it gets
-the number of a process, a device and an inode, and answers with the lines that have them; or a word, and answers at
-another socket with the nodes that processes have open, while it answers others. It ends when the server does. It also
-starts the process that takes the server's place (SIGUSR2), which is to be confined anew and not by this sandbox.
+so whoever looks stays outside of the sandbox. It is a shell, because that is small, and has nothing but sockets. It
+gets the number of a process, a device and an inode, and answers with the lines that have them; or a word, and answers
+at another socket with the nodes that processes have open. It ends when the server does. It also starts the process that
+takes the server's place (SIGUSR2), which is to be confined anew and not by this sandbox.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class Witness:
         return [(each[0], each[2], each[1]) for each in words if len(each) == 3]
 
     def take_door(self) -> socket.socket | None:
-        """Where who takes the server's place comes; it belongs to the caller. None if it was taken already."""
+        """The socket to which the process comes that takes the server's place; it belongs to the caller. None if it was
+        taken already."""
         door, self._door = self._door, None
         return door
 

@@ -36,7 +36,7 @@ class Reader(Protocol):
     def messages(self) -> int: ...
 
     def windows(self) -> list[memoryview]:
-        """Where the next bytes go, at least one; more than a message's is fine."""
+        """Buffers for the next bytes, of one byte at least; they may be longer than the message."""
         ...
 
     def received(self, count: int) -> object:
@@ -57,7 +57,8 @@ class Outgoing:
 
 class Channel:
     """On the loop's thread. `lost` is called once, with a reason for people, when the link is lost or the other end
-    breaks the rules; the channel is closed then. `timeout`: seconds for which nothing moves that should."""
+    breaks the rules; the channel is closed then. After `timeout` seconds in which nothing moves that should, the link
+    is given up."""
 
     def __init__(
         self, loop: Loop, link: Link, reader: Reader, lost: Callable[[str], object], *, timeout: float
@@ -151,7 +152,7 @@ class Channel:
         self._is_paused = False
 
     def forget(self) -> None:
-        """Another process has the link: end it here, of which the other end hears nothing."""
+        """Another process has the link: end it here. The other end hears nothing of it."""
         if not self.closed:
             self._end_use()
             self._link.forget()
@@ -318,7 +319,7 @@ class Channel:
         self._watch = self._loop.call_later(self._timeout, self._look)
 
     def _look(self) -> None:
-        """Whether what was under way has come on."""
+        """Give the link up if what was under way has not moved."""
         self._watch = None
         if self._is_paused:
             self._set_watch()

@@ -116,7 +116,7 @@ class Endpoint(StoppableEngine):
         self._give_up_at(ring, dequeue, None, states.HALT, spec.CC_TRANSACTION_ERROR)
 
     def _give_up_at(self, ring: TransferRing, dequeue: int, trb: Trb | None, event: str, code: int) -> None:
-        """Leave the state Running with the ring at `dequeue`, for something that is no transfer's fate."""
+        """Leave the state Running with the ring at `dequeue`, for an error that no transfer has ended with."""
 
         def stopped() -> None:
             if self.state == spec.EP_RUNNING:

@@ -2,8 +2,8 @@
 
 Quiet means that nothing is in flight and nobody waits for what was. Doorbells are kept, and nothing is fetched any
 more. Bulk and interrupt transfers are taken back to their rings; what a device has moved of one is not moved again.
-Control transfers cannot go on in the middle, so they are waited for, and isochronous ones, which are over in a moment,
-for a moment. What ends is reported, and interrupts go out. Then the controller stands still: it does nothing, not
+Control transfers cannot go on in the middle, so they are waited for; isochronous ones are soon over, and are waited for
+briefly. What ends is reported, and interrupts go out. Then the controller stands still: it does nothing, not
 even what a timer asks for, until it goes on, here or in the other process.
 """
 
@@ -165,7 +165,7 @@ class Quiescence:
     def restore(
         self, state: ControllerState, device_of: Callable[[int], Device | None], page: int | None = None
     ) -> None:
-        """Be the controller of this state, which stands still, in the place of one that nobody has used yet.
+        """Take this state over, in a controller that nobody has used yet. It stands still.
 
         `device_of` gets the port of each device and returns it, not attached yet, or None: then it is unplugged when
         the controller goes on. `page` is the file of the interrupters' registers if the state says that they are
