@@ -37,6 +37,13 @@ _LONGEST: Final = 108
 _FIRST: Final = 3
 _PACKET: Final = 16384
 _FDS: Final = 253
+_AT_ONCE: Final = 64
+"""Messages that are heard before signals and the server's end are looked at again."""
+_SPARE: Final = 64
+"""Descriptors for itself beside those that it holds."""
+_NAME_LENGTH: Final = 255
+"""Characters of the name of a descriptor, as systemd has it (sd_pid_notify_with_fds(3))."""
+_PID_DIGITS: Final = 10
 _CREDENTIALS: Final = struct.Struct("iII")
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _PASSED_ON: Final = (*_ENDING, signal.SIGHUP, signal.SIGUSR2)
@@ -82,6 +89,7 @@ class Front:
         self._limit = crashes
         self._manager = os.environ.pop("NOTIFY_SOCKET", "")
         self._inherited = _inherited()
+        _make_room(ROOM + _SPARE)
         self._held: dict[str, int] = {}
         self._directory = _make_directory()
         self._address = f"{self._directory}/{_SOCKET}"
@@ -182,7 +190,7 @@ class Front:
 
     def _ended(self) -> int | None:
         """The server has ended: start it again, or the exit code."""
-        self._hear()  # what it has said before
+        self._hear(ROOM)  # what it has said before
         if self._named and self._awaited():
             return None
         pid, how, code = self._main, "has ended", 1
@@ -228,9 +236,9 @@ class Front:
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
-    def _hear(self) -> None:
+    def _hear(self, most: int = _AT_ONCE) -> None:
         room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_FDS * 4)
-        while True:
+        for _ in range(most):
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(
                     _PACKET, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -254,12 +262,13 @@ class Front:
             name = told.get("FDNAME", "stored")
             if told.keys() & {"FDSTORE", "FDSTOREREMOVE"} and name in self._held:
                 os.close(self._held.pop(name))
-            if told.get("FDSTORE") == "1" and fds and len(self._held) < ROOM:
+            if told.get("FDSTORE") == "1" and fds and len(self._held) < ROOM and _is_name(name):
                 self._held[name] = fds.pop(0)
             self._served |= told.get("READY") == "1"
             self._stopped |= told.get("STOPPING") == "1"
             named = told.get("MAINPID", "")
-            if named.isascii() and named.isdigit() and int(named) != self._main:
+            number = named.isascii() and named.isdigit() and len(named) <= _PID_DIGITS
+            if number and int(named) != self._main:
                 if int(named) in self._spoke:
                     self._become_main(int(named))
                 else:
@@ -307,6 +316,21 @@ def _become(command: Sequence[str], environment: Mapping[str, str], handed: Sequ
         names = ":".join(name for name, _ in handed)
         own.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(handed)), LISTEN_FDNAMES=names)
     os.execve(command[0], list(command), own)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a descriptor may be called so: names are handed on in one line, with colons between them."""
+    return name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) <= _NAME_LENGTH
+
+
+def _make_room(count: int) -> None:
+    """May this process have so many descriptors, if it may at all."""
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if most == resource.RLIM_INFINITY else min(count, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _duplicate(fd: int, least: int) -> int:

@@ -17,7 +17,8 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from .errors import ConfigError, DeviceError
 from .files import open_beneath
 from .rights import MAX_PATH
 from .vfio_user.access import OWNER_ONLY, socket_access
+from .visible import visible
 
 MAX_CHILDREN: Final = 64
 """Connections at a time; others wait in the socket's queue."""
@@ -37,6 +39,12 @@ PAUSE: Final = 0.5
 """Seconds until the host may have again what it has not enough of."""
 PATIENCE: Final = 10
 """Seconds after which a process of one connection is ended."""
+LINES, LINE_PACE = 20, 30.0
+"""Lines of the log that one user can have it write at once, and seconds from then on for each one more."""
+ALL_LINES, ALL_LINES_PACE = 200, 10.0
+"""The same for all users together."""
+_REFUSED: Final = 1
+"""How the process of a connection ends that has refused something."""
 _NODE: Final = re.compile(r"/dev/bus/usb/[0-9]{3}/[0-9]{3}")
 _MAJOR: Final = 189
 _LISTEN_FD: Final = 3  # sd_listen_fds(3)
@@ -44,6 +52,40 @@ _LISTEN_FD: Final = 3  # sd_listen_fds(3)
 
 class Refused(Exception):
     """Nothing is opened; the message says why."""
+
+
+class Journal:
+    """Who may have how many lines of the log, by `clock` in seconds; and how many refusals it says nothing of."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._all = (float(ALL_LINES), clock())
+        self._users: dict[int, tuple[float, float]] = {}
+        self._left_out = 0
+
+    def may_say(self, user: int) -> bool:
+        """Whether a refusal of this user may be logged now."""
+        left, _ = self._now(self._users.get(user), LINES, LINE_PACE)
+        everybody, _ = self._now(self._all, ALL_LINES, ALL_LINES_PACE)
+        return left >= 1 and everybody >= 1
+
+    def refused(self, user: int, *, said: bool) -> int:
+        """A refusal was logged or not; how many were not before one that was."""
+        if not said:
+            self._left_out += 1
+            return 0
+        left, now = self._now(self._users.pop(user, None), LINES, LINE_PACE)
+        everybody, _ = self._now(self._all, ALL_LINES, ALL_LINES_PACE)
+        self._users[user], self._all = (left - 1, now), (everybody - 1, now)
+        if len(self._users) > ALL_LINES:  # whoever comes next begins anew, within what there is for all
+            del self._users[next(iter(self._users))]
+        count, self._left_out = self._left_out, 0
+        return count
+
+    def _now(self, before: tuple[float, float] | None, burst: int, pace: float) -> tuple[float, float]:
+        now = self._clock()
+        left, when = before or (burst, now)
+        return min(left + (now - when) / pace, burst), now
 
 
 class Opener:
@@ -56,19 +98,23 @@ class Opener:
 
     def serve(self, listener: socket.socket) -> None:
         """Answer whoever comes, until a signal ends this."""
-        children: dict[int, int] = {}
+        children: dict[int, tuple[int, bool]] = {}
+        journal = Journal()
         while True:
-            for ended in _ended(len(children), wait=len(children) >= MAX_CHILDREN):
-                del children[ended]
+            for ended, code in _ended(len(children), wait=len(children) >= MAX_CHILDREN):
+                user, may_say = children.pop(ended)
+                if code == _REFUSED and (count := journal.refused(user, said=may_say)):
+                    _say(f"{count} refusals before that were not logged")
             try:
                 sock, _ = listener.accept()
             except OSError as error:  # it has hung up again; or there are no descriptors left, or no memory
                 _pause(error)
                 continue
             user = Peer.of(sock).uid
-            if list(children.values()).count(user) >= PER_USER:
+            if sum(of == user for of, _ in children.values()) >= PER_USER:
                 sock.close()
                 continue
+            may_say = journal.may_say(user)
             try:
                 child = os.fork()
             except OSError as error:  # as many processes as this user, or this unit, may have
@@ -76,30 +122,39 @@ class Opener:
                 _pause(error)
                 continue
             if child:
-                children[child] = user
+                children[child] = user, may_say
                 sock.close()
                 continue
+            code = 0
             try:
                 listener.close()
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(PATIENCE)
-                self.answer(sock)
+                if reason := self.answer(sock):
+                    code = _REFUSED
+                    if may_say:
+                        _say(f"user {user}: {reason}")
             finally:
-                os._exit(0)
+                os._exit(code)
 
-    def answer(self, sock: socket.socket) -> None:
-        """Answer the one request of a connection."""
+    def answer(self, sock: socket.socket) -> str:
+        """Answer the one request of a connection; why nothing was opened, if that was refused."""
         try:
             peer = Peer.of(sock)
             request = sock.recv(MAX_PATH + 2)
             fd = self.open(peer, request)
         except Refused as error:
-            _say(f"user {peer.uid}: {error}")
-            sock.send(errno.EACCES.to_bytes(4, "little") + f"the opener does not open it: {error}".encode())
+            answer = errno.EACCES.to_bytes(4, "little") + f"the opener does not open it: {error}".encode(
+                errors="replace"
+            )
+            with suppress(OSError):  # it does not wait for it
+                sock.send(answer)
+            return str(error)
         except OSError as error:
             sock.send((error.errno or errno.EIO).to_bytes(4, "little") + (error.strerror or "").encode())
         else:
             socket.send_fds(sock, [bytes(4)], [fd])
+        return ""
 
     def open(self, peer: Peer, request: bytes) -> int:
         """Open what a request asks for. Raises Refused and OSError."""
@@ -213,13 +268,13 @@ def _pause(error: OSError) -> None:
         time.sleep(PAUSE)
 
 
-def _ended(count: int, *, wait: bool) -> Iterator[int]:
-    """Those of so many processes that have ended; if it is to wait, one at least."""
+def _ended(count: int, *, wait: bool) -> Iterator[tuple[int, int]]:
+    """Those of so many processes that have ended, with their exit codes; if it is to wait, one at least."""
     for number in range(count):
-        child, _ = os.waitpid(-1, 0 if wait and not number else os.WNOHANG)
+        child, status = os.waitpid(-1, 0 if wait and not number else os.WNOHANG)
         if not child:
             return
-        yield child
+        yield child, os.waitstatus_to_exitcode(status)
 
 
 def _is_file(fd: int) -> bool:
@@ -228,7 +283,8 @@ def _is_file(fd: int) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"usbvfiod-opener: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+    line = visible(f"usbvfiod-opener: {text}")
+    print(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

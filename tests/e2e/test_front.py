@@ -108,6 +108,16 @@ def test_a_server_that_cannot_name_another_process(tmp_path: Path) -> None:
     assert len(handed(done)) == 2
 
 
+def test_a_server_that_says_what_makes_no_sense(tmp_path: Path) -> None:
+    """A number that is none, and names that would be two in the list, or none."""
+    names = ("a:b", "a\tb", "ä")
+    words = ["tell READY=1", f"tell MAINPID={'9' * 5000}", *(f"store {each} x" for each in names)]
+    words += ["store c z", "crash", "exit 0"]
+    done = stand_in(tmp_path, words)
+    assert handed(done) == [{}, {"c": "z"}], done.stderr
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

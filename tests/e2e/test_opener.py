@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.process import ServerProcess
 from tests.e2e.somebody import ALICE, BECOME, BOB, OPERATORS, SERVER, only_root, public_directory, run_as, somebody
-from usbvfiod_core.opener import PER_USER, Opener
+from usbvfiod_core.opener import ALL_LINES, LINE_PACE, LINES, PER_USER, Journal, Opener
 from usbvfiod_core.sandbox import landlock, seccomp
 from usbvfiod_core.testing.limits import PATIENCE, eventually, wait_until
 
@@ -148,6 +148,37 @@ def test_those_who_say_nothing_hold_up_nobody_else(place: Path) -> None:
         for each in silent:
             each.close()
         assert eventually(lambda: _answers(path, request))
+
+
+def test_the_log_is_neither_forged_nor_flooded(place: Path) -> None:
+    """Names of files are made visible, also those that are no UTF-8; a user has LINES lines, and the rest is counted."""
+    with opener(place, "--allow", "*", "--below", str(place / "files")):
+        forged = b"r/x\nusbvfiod-opener: user 0: all is well\x1b[2J"
+        answers = ask(place / "opener", 0, forged, b"r/x\xff", *[b"r/y"] * (2 * LINES))
+    assert len(answers) == 3 + 2 * LINES, "one of the names has a line break"
+    said = (place / "opener.log").read_text()
+    assert "user 0: /x\\nusbvfiod-opener: user 0: all is well\\x1b[2J is not below" in said
+    assert "user 0: /x\\udcff is not below" in said
+    lines = [line for line in said.splitlines() if "user 0: /" in line]
+    # Processes that were begun before another's refusal was counted may each have one more.
+    assert LINES <= len(lines) < LINES + PER_USER
+
+
+def test_what_was_left_out_of_the_log_is_counted() -> None:
+    now = 0.0
+    journal = Journal(lambda: now)
+    for _ in range(LINES):
+        assert journal.may_say(1)
+        assert journal.refused(1, said=True) == 0
+    assert not journal.may_say(1)
+    assert journal.may_say(2), "another user has lines of his own"
+    for _ in range(7):
+        journal.refused(1, said=False)
+    now += LINE_PACE
+    assert journal.may_say(1)
+    assert journal.refused(1, said=True) == 7
+    users = range(3, 3 + 2 * ALL_LINES)
+    assert sum(journal.may_say(user) and journal.refused(user, said=True) == 0 for user in users) < ALL_LINES
 
 
 def test_want_of_descriptors_does_not_end_it(place: Path) -> None:

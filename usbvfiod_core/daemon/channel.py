@@ -38,10 +38,15 @@ class Message(NamedTuple):
 
 
 class Channel:
-    """One end. `receive` waits for `timeout` seconds, or not at all with 0."""
+    """One end. `receive` waits for `timeout` seconds, or not at all with 0; `send` does not wait.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `plain`: only short steps without descriptors come here. So whoever is at the other end cannot have this process
+    take files, or read from one that does not answer.
+    """
+
+    def __init__(self, sock: socket.socket, *, plain: bool = False) -> None:
         self._socket = sock
+        self._plain = plain
         self._fds: dict[str, int] = {}
 
     @classmethod
@@ -73,6 +78,8 @@ class Channel:
             elif text:
                 packet["body"] = body
             self._send(packet, [*([file] if long else []), *rest.values()])
+        except BlockingIOError:
+            raise ChannelClosed("the other process does not read what it is told") from None
         except OSError as error:
             raise ChannelClosed(f"the other process has ended ({error.strerror})") from None
         finally:
@@ -81,10 +88,11 @@ class Channel:
 
     def receive(self, timeout: float = 0.0) -> Message | None:
         """The next step; None if none has come. Raises ChannelClosed."""
+        room = 0 if self._plain else room_for(_FDS + 1)
         while True:
             self._socket.settimeout(timeout)
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(_PACKET, room_for(_FDS + 1), socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(_PACKET, room, socket.MSG_CMSG_CLOEXEC)
             except (TimeoutError, BlockingIOError):
                 return None
             except OSError as error:
@@ -113,7 +121,8 @@ class Channel:
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _send(self, packet: dict[str, Any], fds: list[int]) -> None:
-        self._socket.settimeout(None)
+        # The other end may have filled the socket itself, and its user may be waited for no more than a client is.
+        self._socket.settimeout(0)
         socket.send_fds(self._socket, [json.dumps(packet).encode()], fds, socket.MSG_NOSIGNAL)
 
     def _understood(self, data: bytes, flags: int, fds: list[int]) -> Message:
@@ -123,6 +132,8 @@ class Channel:
                 raise ValueError("there is no room for its descriptors")
             packet = json.loads(data)
             body = packet.get("body", {})
+            if self._plain and (packet.get("long") or packet.get("step") == MORE):
+                raise ValueError("it has nothing long to say")
             if packet.get("long"):
                 file = fds.pop(0)
                 try:
@@ -132,6 +143,10 @@ class Channel:
             names = packet["names"]
             if len(names) != len(fds) or not isinstance(body, dict) or not isinstance(packet["step"], str):
                 raise ValueError("its parts do not fit")
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError("a descriptor has no name")
+            if len({*names, *self._fds}) < len(names) + len(self._fds):
+                raise ValueError("two descriptors have the same name")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
             for fd in fds:
                 os.close(fd)

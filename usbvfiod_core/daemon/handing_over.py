@@ -162,8 +162,6 @@ class HandingOver:
             self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
 
     def _step(self, message: Message) -> None:
-        for fd in message.fds.values():
-            os.close(fd)
         if message.step == "offer" and not self._frozen:
             self._say("offer", self._offer(), {"log": 2})
         elif message.step == "freeze" and not self._frozen:

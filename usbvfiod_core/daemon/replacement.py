@@ -93,7 +93,7 @@ class Replacement:
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
             sock.close()
             raise ConfigError("upgrade: its descriptor is to be an end of a pair of sockets, SOCK_SEQPACKET")
-        channel = Channel(sock)
+        channel = Channel(sock, plain=True)
         try:
             self._handing.begin(channel)
         except UsbvfiodError:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -98,6 +98,7 @@ def test_who_refuses_more_has_the_last_word(ends: Ends) -> None:
         b'{"step": "a", "names": [], "body": 3}',
         b'{"step": "a", "names": [], "long": true}',
         b"[" * 60_000,
+        b'{"step": "a", "names": [{}]}',
     ],
 )
 def test_what_makes_no_sense_ends_it(ends: Ends, packet: bytes) -> None:
@@ -127,3 +128,47 @@ def test_descriptors_of_a_step_that_does_not_come_are_closed(ends: Ends) -> None
     one.close()
     assert os.read(read, 1) == b""
     os.close(read)
+
+
+def test_the_same_name_for_two_descriptors_makes_no_sense(ends: Ends) -> None:
+    one, _, sock = ends
+    socket.send_fds(sock, [json.dumps({"step": "a", "names": ["b", "b"]}).encode()], [0, 0])
+    with pytest.raises(ChannelClosed, match="the same name"):
+        one.receive()
+
+
+def test_who_does_not_read_keeps_nobody_waiting() -> None:
+    """The other end of a server's channel is somebody's who may have filled it before."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1000))
+        channel = Channel(ours)
+        with pytest.raises(ChannelClosed, match="does not read"):
+            channel.send("state", {})
+        channel.close()
+
+
+@pytest.mark.parametrize("packet", [{"step": "a", "names": [], "long": True}, {"step": "more", "names": []}])
+def test_where_only_short_steps_come_nothing_else_is_taken(packet: dict[str, object]) -> None:
+    """A file may be one that does not answer."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(ours, plain=True)
+    with theirs:
+        theirs.send(json.dumps({"step": "offer", "names": []}).encode())
+        message = channel.receive()
+        assert message is not None
+        assert message.step == "offer"
+        theirs.send(json.dumps(packet).encode())
+        with pytest.raises(ChannelClosed, match="nothing long"):
+            channel.receive()
+        read, write = os.pipe()
+        socket.send_fds(theirs, [json.dumps({"step": "a", "names": ["b"]}).encode()], [write])
+        os.close(write)
+        with pytest.raises(ChannelClosed, match="no room for its descriptors"):
+            channel.receive()
+        assert os.read(read, 1) == b"", "it was not even received"
+        os.close(read)
+    channel.close()
