@@ -151,7 +151,7 @@ def test_those_who_say_nothing_hold_up_nobody_else(place: Path) -> None:
 
 
 def test_the_log_is_neither_forged_nor_flooded(place: Path) -> None:
-    """Names of files are made visible, also those that are no UTF-8; a user has LINES lines, and the rest is counted."""
+    """Names are made visible, also those that are no UTF-8; a user has LINES lines, and the rest is counted."""
     with opener(place, "--allow", "*", "--below", str(place / "files")):
         forged = b"r/x\nusbvfiod-opener: user 0: all is well\x1b[2J"
         answers = ask(place / "opener", 0, forged, b"r/x\xff", *[b"r/y"] * (2 * LINES))
