@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -25,17 +26,20 @@ not edit. [The command line](cli.md) says what for and how: device specification
 Commands and options of plugins are in their READMEs.
 """
 
+COMMON = 4
+"""Options of so many commands are told once."""
+
 
 def page() -> str:
     """The whole page."""
     group = application(Registry())
     assert isinstance(group, click.Group)
-    parts = [HEAD, *_command("usbvfiod", group, 2)]
-    for name, command in group.commands.items():
-        parts += _command(f"usbvfiod {name}", command, 2)
-        if isinstance(command, click.Group):
-            for below, each in command.commands.items():
-                parts += _command(f"usbvfiod {name} {below}", each, 3)
+    commands = {("usbvfiod",): group, **dict(_commands(("usbvfiod",), group))}
+    counted = Counter(row for command in commands.values() for row in _rows(command))
+    common = {row: None for row, count in counted.items() if count >= COMMON}
+    parts = [HEAD, "## Common options\n", _table(("option", ""), common)]
+    for path, command in commands.items():
+        parts += _command(path, command, common)
     parts.append("## Options of virtual devices\n")
     for address, options in VirtualBackend().kinds.items():
         parts += [f"### `virtual:{address}`\n", _options(Schema(options))]
@@ -47,14 +51,32 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _command(path: str, command: click.Command, level: int) -> Iterator[str]:
-    usage = click.Context(command, info_name=path).command.collect_usage_pieces(click.Context(command, info_name=path))
-    yield f"{'#' * level} {path.removeprefix('usbvfiod ')}\n"
-    yield f"`{' '.join([path, *usage])}`\n"
-    yield from (f"{_paragraph(each)}\n" for each in re.split(r"\n\s*\n", (command.help or "").strip()))
+def _commands(path: tuple[str, ...], group: click.Group) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """The commands of a group, and those below them."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from _commands((*path, name), command)
+
+
+def _rows(command: click.Command) -> list[tuple[str, str]]:
+    """The options of a command, and what they do."""
     options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
-    if options:
-        yield _table(("option", ""), ((_names(each), f"{each.help} {_limits(each)}".strip()) for each in options))
+    return [(_names(each), f"{each.help} {_limits(each)}".strip()) for each in options]
+
+
+def _command(path: tuple[str, ...], command: click.Command, common: Container[tuple[str, str]]) -> Iterator[str]:
+    name = " ".join(path)
+    usage = command.collect_usage_pieces(click.Context(command, info_name=name))
+    yield f"{'#' * max(len(path), 2)} {' '.join(path[1:]) or name}\n"
+    yield f"`{' '.join([name, *usage])}`\n"
+    yield from (f"{_paragraph(each)}\n" for each in re.split(r"\n\s*\n", (command.help or "").strip()))
+    own = [row for row in _rows(command) if row not in common]
+    if own:
+        yield _table(("option", ""), own)
+    shared = [row[0].split()[0].strip("`") for row in _rows(command) if row in common]
+    if shared:
+        yield f"[Common options](#common-options): {', '.join(f'`{each}`' for each in shared)}.\n"
     if command.epilog:
         yield "See [exit codes](cli.md#exit-codes).\n"
 
