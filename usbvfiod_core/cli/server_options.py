@@ -176,11 +176,11 @@ def server_options() -> list[click.Parameter]:
                 default=count,
                 show_default=True,
                 help=f"Ports for {devices} devices, up to {MAX_PORTS} of both kinds. Linux guests use the "
-                f"first {limit}; macOS takes no controller with more than 15 of both kinds.",
+                f"first {limit}{more}; macOS takes no controller with more than 15 of both kinds.",
             )
-            for kind, devices, count, limit in (
-                (2, "USB 2", USB2_PORTS, LINUX_USB2),
-                (3, "SuperSpeed", USB3_PORTS, LINUX_USB3),
+            for kind, devices, count, limit, more in (
+                (2, "USB 2", USB2_PORTS, LINUX_USB2, ", but from Linux 7.1 on more may crash them"),
+                (3, "SuperSpeed", USB3_PORTS, LINUX_USB3, ""),
             )
         ),
         click.Option(

@@ -10,7 +10,9 @@ from ..usb.device import Device
 
 LINUX_USB2, LINUX_USB3, LINUX_PORTS = 31, 15, 127
 """What a Linux guest uses: USB_MAXCHILDREN and USB_SS_MAXPORTS of a controller's two root hubs. Before Linux 6.17 it
-reads seven bits of the number of all ports, and of 128 sees none."""
+reads seven bits of the number of all ports, and of 128 sees none. From Linux 7.1 on (its commit 9a7ad750a8fb; seen in
+Debian's 7.3.4) it takes down too many USB 2 ports as a number of USB 3 ports: so it keeps all of USB 2, a root hub that
+its own hub driver refuses, and has USB 3 ports that are not there."""
 MACOS_PORTS = 15
 
 
@@ -115,6 +117,11 @@ def wrong_kind(ports: GuestPorts, name: str, is_usb3: bool, port_id: int) -> str
 def cautions(usb2: int, usb3: int) -> list[str]:
     """What to tell a user who wants so many ports: which of them some guest will not use, or that it will use none."""
     found = []
+    if usb2 > LINUX_USB2:
+        found.append(
+            f"the driver of Linux 7.1 and later miscounts the ports of a controller with more than {LINUX_USB2} USB 2 "
+            "ports, so such a guest may have no USB, or crash; a second server for the same VM has more ports"
+        )
     for kind, count, limit in ((2, usb2, LINUX_USB2), (3, usb3, LINUX_USB3)):
         if count > limit:
             found.append(f"of {count} USB {kind} ports a Linux guest uses the first {limit}")
