@@ -31,6 +31,8 @@ PAUSE, LONGEST_PAUSE = 0.25, 10.0
 HANDOVER: Final = 5.0
 """Seconds for the process that takes a server's place to say something, once the server has ended."""
 USAGE: Final = 2
+_ATTEMPTS: Final = "USBVFIOD_ATTEMPTS"
+"""For the server: how many may crash in a row before the next one lets the VM go; see `daemon/recovery`."""
 _SOCKET: Final = "notify"
 _LONGEST: Final = 108
 """Bytes of a socket's path, with the one that ends it (unix(7))."""
@@ -150,6 +152,8 @@ class Front:
         handed = [*self._inherited, *self._held.items()]
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         environment.update(NOTIFY_SOCKET=self._address, FDSTORE=str(ROOM))
+        if not self._limit:
+            environment[_ATTEMPTS] = "0"
         pid = os.fork()
         if not pid:
             try:

@@ -46,6 +46,8 @@ _OFFSETS: Final = dict(zip(_SIZES, (sum(list(_SIZES.values())[:index]) for index
 _SIZE: Final = sum(_SIZES.values())
 _SEALS: Final = 0x0001 | 0x0002 | 0x0004
 """F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW (fcntl(2))."""
+_TOLD: Final = ("client", "memory-")
+"""What descriptors are called whose names are said elsewhere in the file."""
 _ENTRY: Final = Struct("<QII")
 """Before a document: its number, its length and its checksum, which is of all three."""
 _FORMAT_AT, _WHOLE_AT, _ATTEMPTS_AT = 1, 2, 3
@@ -138,11 +140,20 @@ class StateFile:
         self.held[name] = fd
         if self._keeper is not None:
             self._keeper.store(name, fd)
+        self._say_held(name)
 
     def drop(self, name: str) -> None:
         """Nobody needs the descriptor of this name any more, if there is one."""
-        if self.held.pop(name, None) is not None and self._keeper is not None:
-            self._keeper.remove(name)
+        if self.held.pop(name, None) is not None:
+            self._say_held(name)
+            if self._keeper is not None:
+                self._keeper.remove(name)
+
+    def _say_held(self, changed: str) -> None:
+        """Which of them nothing else in the file is about, so that the next process knows if one was lost. A killed
+        server may have left one more than it says, and never one less."""
+        if not changed.startswith(_TOLD):
+            self.keep("held", sorted(name for name in self.held if not name.startswith(_TOLD)))
 
     # -- the document ------------------------------------------------------------------------------------------------
 

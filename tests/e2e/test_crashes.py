@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -272,18 +273,12 @@ def nonsense(state: BinaryIO) -> None:
         state.write(b"\xa5")
 
 
-def tried(state: BinaryIO) -> None:
-    state.seek(24)
-    state.write((3).to_bytes(8, "little"))
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (shrunk, "state file: this version reads format 1, and it is another"),
         (foreign, "state file: this version reads format 1, and it is another"),
         (nonsense, "state file: it has no document"),
-        (tried, "3 starts have tried that"),
     ],
 )
 def test_a_state_that_makes_no_sense_is_let_go(
@@ -302,6 +297,93 @@ def test_a_state_that_makes_no_sense_is_let_go(
     with closing(Guest(server, drive)) as guest:
         guest.step()
         guest.check()
+
+
+FORGETFUL = """
+import os, sys
+from usbvfiod_core import front
+
+heard = front.Front._heard
+
+
+def forgets(self, pid, lines, fds):
+    if "FDSTORE=1" in lines and any(line.startswith("FDNAME=held.{lost}") for line in lines):
+        for fd in fds:
+            os.close(fd)
+    else:
+        heard(self, pid, lines, fds)
+
+
+front.Front._heard = forgets
+sys.exit(front.front(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "lost", ["irq-2-0", *(pytest.param(each, marks=pytest.mark.long) for each in ("client", "memory-"))]
+)
+def test_a_descriptor_that_was_not_held(tmp_path: Path, drive: Path, lost: str) -> None:
+    """The store had no room for it, say. Nobody goes on without interrupts, or without some of the memory."""
+    words = ["--device", f"virtual:flash?image={drive}&transport=bot"]
+    server = Fronted(tmp_path, words, command=(sys.executable, "-c", FORGETFUL.format(lost=lost)))
+    with server:
+        server.wait_ready()
+        with closing(SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))) as bus:
+            GuestDriver(bus).start().enumerate()
+            server.kill_server()
+            assert "does not go on with the VM of the one before it: " in server.log
+            assert "was not held" in server.log
+            with pytest.raises(VfioUserError):
+                bus.read(0)
+        with closing(Guest(server, drive)) as guest:
+            guest.step()
+            guest.check()
+
+
+def attempts(server: Fronted) -> int:
+    """How many servers in a row have crashed soon, as the state says that is held."""
+    place = Path(f"/proc/{server.process.pid}/fd")
+    (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
+    state = StateFile.opened(os.open(place / fd, os.O_RDWR))
+    try:
+        return state.attempts
+    finally:
+        state.close()
+
+
+def test_a_vm_under_which_each_server_crashes_is_let_go(tmp_path: Path, drive: Path) -> None:
+    server = Fronted(tmp_path, ["--device", f"virtual:flash?image={drive}&transport=bot"])
+    with server:
+        server.wait_ready()
+        with closing(SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))) as bus:
+            GuestDriver(bus).start()
+            for count in (1, 2):
+                server.kill_server()
+                assert bus.read(0)
+                wait_until(lambda count=count: attempts(server) == count, "nobody counts")  # type: ignore[misc]
+            assert server.log.count(GOES_ON) == 2
+            server.kill_server()
+            assert "one before it: 2 servers in a row have crashed that went on with it, each within 10 s" in server.log
+            with pytest.raises(VfioUserError):
+                bus.read(0)
+        with closing(Guest(server, drive)) as guest:
+            guest.step()
+            guest.check()
+        assert attempts(server) == 0
+
+
+@pytest.mark.long
+def test_a_server_that_runs_steadily_is_no_failed_attempt(tmp_path: Path, drive: Path) -> None:
+    server = Fronted(tmp_path, ["--device", f"virtual:flash?image={drive}&transport=bot"])
+    with server:
+        server.wait_ready()
+        with closing(SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))) as bus:
+            GuestDriver(bus).start()
+            for _ in range(4):
+                server.kill_server()
+                assert bus.read(0)
+                wait_until(lambda: attempts(server) == 0, "it is not steady")
+            assert server.log.count(GOES_ON) == 4
 
 
 def test_an_answer_that_may_have_been_sent(server: Fronted) -> None:

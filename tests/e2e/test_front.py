@@ -150,9 +150,16 @@ def test_mistakes_are_those_of_the_server_or_its_own(run: Run, tmp_path: Path) -
 class Fronted(ServerProcess):
     """A server behind a front, which is `process`."""
 
-    def __init__(self, directory: Path, arguments: Sequence[str | Path] = (), *, before: Sequence[str] = ()) -> None:
-        """`before` are the front's own options."""
-        super().__init__(directory, arguments, command=(*COMMAND, *before))
+    def __init__(
+        self,
+        directory: Path,
+        arguments: Sequence[str | Path] = (),
+        *,
+        before: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        """`before` are the front's own options; `command` is one in its place."""
+        super().__init__(directory, arguments, command=(*command, *before))
 
     @property
     def server(self) -> int:

@@ -49,6 +49,11 @@ class KeptServer:
 
 
 @dataclass
+class _Held:
+    names: list[str]
+
+
+@dataclass
 class Recovered:
     """A server to go on with: its state, what of its settings may not have changed, and the descriptors that
     `Transport.restore` and `Controller.restore` want, which are still the caller's. Without a client there is nobody
@@ -67,6 +72,9 @@ def recovered(file: StateFile, fds: Mapping[str, int], *, any_memory_file: bool 
     document = file.document()
     kept = unpack(KeptServer, document.get(SERVER))
     client = document.get("client")
+    for name in unpack(_Held, {"names": document.get("held", [])}).names:
+        if client is not None and name not in fds:
+            raise StateError(f"{name} was not held")
     function = FunctionState(bytes(file.area("config")).rstrip(b"\0"), kept.mechanisms)
     if Mechanism.MSIX.value in kept.mechanisms:
         function.msix_table = bytes(file.area("msix")[: VECTORS * ENTRY_SIZE])

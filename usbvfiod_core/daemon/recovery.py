@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ..errors import ClientError, ConfigError, UsbvfiodError
 from ..state import StateError, pack
 from ..state_file import StateFile
-from ..usb.device import Loop
+from ..usb.device import Loop, Timer
 from ..vfio_user import expendable
 from ..vfio_user.listener import ListenerState, inherited
 from ..vfio_user.transport import Server as Transport
@@ -37,8 +37,13 @@ log = logging.getLogger(__name__)
 
 STATE: Final = "state-"
 """What the name of a state file begins with; the rest is a number that grows."""
-ATTEMPTS: Final = 3
-"""Starts that may try to go on with one state."""
+ATTEMPTS: Final = 2
+"""Servers in a row that may crash soon after they have gone on with a VM."""
+ATTEMPTS_VARIABLE: Final = "USBVFIOD_ATTEMPTS"
+"""In the environment: another number of them, 0 for any."""
+STEADY: Final = 10.0
+"""Seconds after which a server has not crashed soon."""
+_MOST: Final = 255
 
 
 class Surviving(Protocol):
@@ -72,6 +77,9 @@ class Survival:
                 self.file = StateFile.create()
             except OSError as error:
                 log.warning("the VM does not survive a crash of this server: its state cannot be kept: %s", error)
+        self._tried = 0
+        """Servers in a row, with this one, that have gone on with the VM, the others for less than `STEADY`."""
+        self._steady: Timer | None = None
         self._name = ""
         self._due = False
         self._server: Surviving | None = None
@@ -118,6 +126,9 @@ class Survival:
         if self.file is None or self._store is None:
             return
         self._keep()
+        self.file.attempts = self._tried
+        if self._tried:
+            self._steady = self._loop.call_later(STEADY, self._is_steady)
         self.file.complete()
         self._name = f"{STATE}{time.monotonic_ns()}"
         self.file.attach(self._store)
@@ -169,6 +180,8 @@ class Survival:
     def close(self) -> None:
         """The server ends: nothing is left of it, unless it could not begin, which the next start may."""
         self._server = None
+        if self._steady is not None:
+            self._steady.cancel()
         if self._store is not None and not self._held:
             self._store.clear()
 
@@ -189,9 +202,10 @@ class Survival:
             from .recovered import recovered  # few starts have something to go on with
 
             try:
-                file.attempts += 1
-                if file.attempts > ATTEMPTS:
-                    return f"{ATTEMPTS} starts have tried that"
+                most = _attempts(os.environ)
+                if most and file.attempts >= most:
+                    return f"{most} servers in a row have crashed that went on with it, each within {STEADY:.0f} s"
+                self._tried = file.attempts = min(file.attempts + 1, _MOST)
                 found = recovered(file, fds, any_memory_file=config.server.any_memory_file)
                 return _changed(found, config) or found
             except (StateError, ClientError) as error:
@@ -203,8 +217,14 @@ class Survival:
                 file.close()
         return reason
 
+    def _is_steady(self) -> None:
+        self._steady, self._tried = None, 0
+        if self.file is not None:
+            self.file.attempts = 0
+
     def _let_go(self, reason: str) -> None:
         """Do not go on with what was held: the client's connection ends, and its VM's memory is free."""
+        self._tried = 0
         if reason:
             log.warning("this server does not go on with the VM of the one before it: %s", reason)
         for fd in self._held.values():
@@ -240,6 +260,11 @@ class Survival:
 def _tell(spec: str, result: Attachment | UsbvfiodError) -> None:
     if isinstance(result, UsbvfiodError):
         log.error("%s does not come back: %s", spec, result)
+
+
+def _attempts(environment: Mapping[str, str]) -> int:
+    said = environment.get(ATTEMPTS_VARIABLE, "")
+    return int(said) if said.isascii() and said.isdigit() else ATTEMPTS
 
 
 def _changed(found: Recovered, config: Config) -> str:
