@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.venv import ROOT
 from usbvfiod_core.testing.limits import scaled
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2700)]
 
 DISTRIBUTIONS = {
     "usbvfiod",
@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
 
 def release(tree: Path) -> dict[str, str]:
     """Run it in a source tree; the checksums by file name."""
-    result = subprocess.run(["make", "release"], cwd=tree, capture_output=True, text=True, timeout=scaled(400))
+    result = subprocess.run(["make", "release"], cwd=tree, capture_output=True, text=True, timeout=scaled(1200))
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line.split() for line in (tree / "dist/SHA256SUMS").read_text().splitlines()]
     return {name: checksum for checksum, name in lines}

@@ -185,8 +185,8 @@ def merged(command_line: CommandLine, file: ConfigFile | None) -> ServerSettings
 def unknown_plugins(
     selection: PluginSelection, file: ConfigFile | None, declared: Mapping[str, Declared]
 ) -> Iterator[ConfigError]:
-    """What the command line, whose `selection` is, and the file say of plugins that are not there. Of those that are
-    required, which do not start then, the registry tells."""
+    """Errors of the command line's `selection` and of the file that name plugins which are not there. The registry
+    tells of required ones, without which nothing starts."""
     installed = [name for name, its in declared.items() if its.installed]
     for name in selection.disable:
         if name not in installed and not is_file(name):

@@ -59,7 +59,7 @@ def watchdog_interval() -> float | None:
 
 def notify(state: str) -> bool:
     """Send `state` ("READY=1", "STOPPING=1") to $NOTIFY_SOCKET; nothing without it. Never raises or waits: False if the
-    service manager has more to read than it gets round to, and should be told again."""
+    service manager is behind with reading, and should be told again."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return True

@@ -1,7 +1,7 @@
 """VFIO_USER_DEVICE_SET_IRQS: which eventfd hears of which interrupt, and masks of the interrupt pin.
 
-An index that the function does not offer is known and empty. What clients say to an index to be on the safe side
-(disable, mask, unmask) succeeds, whether it has interrupts or not. The masks of MSI and MSI-X are the client's own.
+An index that the function does not offer is known and empty. Disable, mask and unmask, which clients send to be on the
+safe side, succeed also for an index without interrupts. The masks of MSI and MSI-X are the client's own.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class Holder(Protocol):
     """Holds descriptors for a process that goes on if this one is killed."""
 
     def hold(self, name: str, fd: int) -> None:
-        """From now on, in the place of what had this name; `fd` stays the caller's."""
+        """Hold `fd`, which stays the caller's, in the place of what had this name."""
         ...
 
     def drop(self, name: str) -> None:
-        """No longer."""
+        """Hold what has this name no longer."""
         ...
 
 

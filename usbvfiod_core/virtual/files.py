@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def open_file(path: str, flags: int, *, what: str, block_device: bool = False) -> int:
-    """Open what is there; the descriptor. `what` it is to the user begins every message: `image disk.img`. May block as
+    """Open what is there; the descriptor. `what`, such as `image disk.img`, begins every message. May block as
     long as the file system does.
 
     Raises ConfigError if it is no regular file (nor a block device, where that will do), OSError.

@@ -1,4 +1,4 @@
-"""What virtual devices have in common of their options; each kind has a dataclass of its own."""
+"""The options that all virtual devices have; each kind has a dataclass of its own."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class CommandHost(Protocol):
         ...
 
     def port_bandwidth(self, usb_speed: int) -> bytes | None:
-        """Available bandwidth in percent for each port, byte 0 reserved (6.2.6); None for a speed that is none."""
+        """Available bandwidth in percent for each port, byte 0 reserved (6.2.6); None for no such speed."""
         ...
 
 
