@@ -336,6 +336,7 @@ def test_truncated_at_random_moments() -> None:
 
 @needs_handler
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_truncated_at_random_moments_long() -> None:
     done, faults, _ = truncate_at_random(100_000)
     assert done == 100_000
