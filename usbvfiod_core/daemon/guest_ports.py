@@ -12,7 +12,7 @@ LINUX_USB2, LINUX_USB3, LINUX_PORTS = 31, 15, 127
 """What a Linux guest uses: USB_MAXCHILDREN and USB_SS_MAXPORTS of a controller's two root hubs. Before Linux 6.17 it
 reads seven bits of the number of all ports, and of 128 sees none. From Linux 7.1 on (its commit 9a7ad750a8fb; seen in
 Debian's 7.3.4) it takes down too many USB 2 ports as a number of USB 3 ports: so it keeps all of USB 2, a root hub that
-its own hub driver refuses, and has USB 3 ports that are not there."""
+its own hub driver refuses, and has USB 3 ports that are not there: with 40 and 7 ports it panics as it boots."""
 MACOS_PORTS = 15
 
 
@@ -120,7 +120,7 @@ def cautions(usb2: int, usb3: int) -> list[str]:
     if usb2 > LINUX_USB2:
         found.append(
             f"the driver of Linux 7.1 and later miscounts the ports of a controller with more than {LINUX_USB2} USB 2 "
-            "ports, so such a guest may have no USB, or crash; a second server for the same VM has more ports"
+            "ports, so such a guest may have no USB, or not boot; a second server for the same VM has more ports"
         )
     for kind, count, limit in ((2, usb2, LINUX_USB2), (3, usb3, LINUX_USB3)):
         if count > limit:
