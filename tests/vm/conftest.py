@@ -85,17 +85,15 @@ class SharedLab:
         self._tmp_path_factory = tmp_path_factory
         self._lab: Lab | None = None
 
-    def get(self, processors: int = 1) -> Lab:
-        """The lab, which answers, with so many emulated processors."""
+    def get(self) -> Lab:
+        """The lab, which answers."""
         if self._lab is not None:
             try:
                 self._lab.run("true")
             except GuestError:
                 self.end()
-        if self._lab is not None and self._lab.processors != processors:
-            self.end()
         if self._lab is None:
-            self._lab = Lab(self._tmp_path_factory.mktemp("lab"), processors=processors)
+            self._lab = Lab(self._tmp_path_factory.mktemp("lab"))
             _guests.append(self._lab)
         return self._lab
 

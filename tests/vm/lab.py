@@ -50,12 +50,7 @@ class Lab(System):
     too. `bridge` is a socket whose other end is a port in the lab. See bridge.py for what they are there for.
     """
 
-    def __init__(
-        self, directory: Path, *, kernel_arguments: str = "", backported: bool = False, processors: int = 1
-    ) -> None:
-        """With one processor most goes fastest: emulated ones that wait for each other take a quarter of the time, and
-        more on a busy machine."""
-        self.processors = processors
+    def __init__(self, directory: Path, *, kernel_arguments: str = "", backported: bool = False) -> None:
         self._runs: Running | None = None
         self.window = os.fdopen(os.memfd_create("window"), "r+b", buffering=0)
         self.window.truncate(WINDOW_MIB << 20)
@@ -77,8 +72,9 @@ class Lab(System):
                     *("-object", shared_file("window", self.window.fileno(), WINDOW_MIB)),
                     *("-device", "ivshmem-plain,memdev=window"),
                 ],
+                # One processor: emulated ones that wait for each other take a quarter of the time, and more on a busy
+                # machine.
                 memory_mib=MEMORY_MIB,
-                processors=processors,
                 kernel_arguments=f"{MARK} {kernel_arguments}".strip(),
                 backported=backported,
                 descriptors=handed,

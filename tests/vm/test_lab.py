@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.vm import lab_packages
-from tests.vm.conftest import SharedLab
 from tests.vm.guest import CommandError
 from tests.vm.lab import Lab, LabFailure
 
@@ -36,8 +35,6 @@ def _is_long(path: Path) -> bool:
 
 WHOLLY_LONG = [path for path in FILES if _is_long(path)]
 LONG_FILES = [path for path in FILES if "mark.long" in (CHECKOUT / path).read_text()]
-PROCESSORS = {Path("tests/lab/test_taken_back_busy.py"): 2}
-"""How many the lab has for a file, if not one: a device that answers at once, its server and the guest are all busy."""
 FILE_TIMEOUT = 1800  # seconds; a few minutes where nothing else wants the processors
 LONG_TIMEOUT = 3600
 
@@ -105,15 +102,13 @@ def test_what_is_imported_there_was_compiled_here(lab: Lab) -> None:
 
 @pytest.mark.timeout(FILE_TIMEOUT + 60)
 @pytest.mark.parametrize("path", [path for path in FILES if path not in WHOLLY_LONG], ids=str)
-def test_inside(shared_lab: SharedLab, path: Path) -> None:
+def test_inside(lab: Lab, path: Path) -> None:
     """A file of tests, run by the lab's own pytest; none of them may be skipped."""
-    lab = shared_lab.get(PROCESSORS.get(path, 1))
     assert lab.pytest(str(path), "-m", "not long", timeout=FILE_TIMEOUT)["skipped"] == 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(LONG_TIMEOUT + 60)
 @pytest.mark.parametrize("path", LONG_FILES, ids=str)
-def test_inside_at_length(shared_lab: SharedLab, path: Path) -> None:
-    lab = shared_lab.get(PROCESSORS.get(path, 1))
+def test_inside_at_length(lab: Lab, path: Path) -> None:
     assert lab.pytest(str(path), "-m", "long", timeout=LONG_TIMEOUT)["skipped"] == 0
