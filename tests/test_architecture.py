@@ -107,6 +107,7 @@ DEPENDENCIES = {"pluggy", "click", "h11", "pytest"}
 VOCABULARY = {"usb", "errors", "native", "options", "files", "rights", "state"}
 
 CLIENT_OF_SERVERS = {
+    "daemon.answers",
     "daemon.places",
     "daemon.report",
     "daemon.config",

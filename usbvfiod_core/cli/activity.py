@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..xhci.statistics import percentile
 from .quantities import duration, microseconds, size
 from .servers import Server
+from .unreached import ServerUnreachable
 
 Row = dict[str, Any]
 """Values by the keys of columns; None for what is not known. `worse`: it has more errors or misses than before."""
@@ -84,7 +85,7 @@ class Activity:
             newest = self._now.get(name)
             if newest is not None and newest.at == server.at:
                 continue
-            if newest is not None and newest.answer["server"]["started"] == server.answer["server"]["started"]:
+            if newest is not None and _started(newest.answer) == _started(server.answer):
                 self._before[name] = newest
             else:
                 self._before.pop(name, None)  # another server of the same name
@@ -92,9 +93,15 @@ class Activity:
 
     def rows(self, view: str) -> list[Row]:
         """The rows of one of `VIEWS`."""
-        if view == "servers":
-            return [self._server(name) for name in self.names]
-        return [row for name in self._now for row in self._attached(name, view)]
+        rows: list[Row] = []
+        for name in self.names if view == "servers" else list(self._now):
+            try:
+                rows += [self._server(name)] if view == "servers" else self._attached(name, view)
+            except ServerUnreachable as error:  # what it has answered is not whole, and hides no other server
+                self.errors[name] = str(error)
+                if view == "servers":
+                    rows.append(_unknown(name, str(error)))
+        return rows
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
@@ -111,7 +118,7 @@ class Activity:
 
     def _server(self, name: str) -> Row:
         if name not in self._now:
-            return {"server": name, "vm": self.errors.get(name, "") or "has not answered yet", "worse": True}
+            return _unknown(name, self.errors.get(name, "") or "has not answered yet")
         answer, seconds = self._now[name].answer, self._seconds(name)
         server, client = answer["server"], answer["client"]
         plugged = sum(each["state"] == "plugged" for each in answer["attachments"])
@@ -155,6 +162,10 @@ class Activity:
         return rows
 
 
+def _unknown(name: str, why: str) -> Row:
+    return {"server": name, "vm": why, "worse": True}
+
+
 def ordered(rows: list[Row], column: Column, *, reverse: bool = False) -> list[Row]:
     """Rows by a column: the largest numbers first, and names in their order; what is not known comes last."""
     known = [row for row in rows if row.get(column.key) is not None]
@@ -166,6 +177,10 @@ def cell(row: Row, column: Column) -> str:
     """The text of a cell."""
     value = row.get(column.key)
     return "" if value is None else column.show(value)
+
+
+def _started(answer: Mapping[str, Any]) -> object:
+    return answer["server"].get("started")
 
 
 def _endpoints(answer: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:

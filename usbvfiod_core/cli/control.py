@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from ..daemon import places
+from ..daemon.answers import understood
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..vfio_user.access import group_name, user_name
 from .unreached import NotAttached, ServerTimeout, ServerUnreachable
@@ -93,6 +94,8 @@ class ControlConnection:
             raise ServerUnreachable(f"the server at {self.path} has closed the connection: {error}") from None
         answer = self._line(deadline)
         while "ok" not in answer:  # an event
+            if time.monotonic() > deadline:  # it has many to tell, or makes them up
+                raise self._late()
             answer = self._line(deadline)
         if not answer["ok"]:
             failure = answer["error"]
@@ -121,7 +124,7 @@ class ControlConnection:
                 self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
                 data = self._socket.recv(_READ)
             except TimeoutError:
-                raise ServerTimeout(f"the server at {self.path} has not answered within {self.timeout:g} s") from None
+                raise self._late() from None
             except OSError as error:
                 raise ServerUnreachable(f"the server at {self.path}: {error.strerror}") from None
             if not data:
@@ -130,13 +133,13 @@ class ControlConnection:
             if len(self._buffer) > _LONGEST:
                 raise ServerUnreachable(f"what answers at {self.path} has sent {len(self._buffer)} bytes and no end")
         line, self._buffer = self._buffer.split(b"\n", 1)
-        try:
-            answer = json.loads(line)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise ServerUnreachable(f"what answers at {self.path} does not answer with JSON objects")
-        return answer
+        return understood(line, self._refused)
+
+    def _late(self) -> ServerTimeout:
+        return ServerTimeout(f"the server at {self.path} has not answered within {self.timeout:g} s")
+
+    def _refused(self, what: str) -> ServerUnreachable:
+        return ServerUnreachable(f"what answers at {self.path} {what}")
 
 
 timeout_option = partial(

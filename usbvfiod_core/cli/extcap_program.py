@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..capture.recorder import MAX_SNAP_LENGTH, MIN_SNAP_LENGTH, SNAP_LENGTH
 from ..capture.usbmon import LINK_TYPE
@@ -79,14 +79,10 @@ def interfaces() -> Iterator[Found]:
     for name, path in servers().items():
         try:
             with ControlConnection(path, PATIENCE) as server:
-                attachments = server.request("list")["attachments"]
+                found = [_found(name, path, each) for each in server.request("list")["attachments"]]
         except UsbvfiodError:
             continue
-        for each in attachments:
-            called = each["name"] or str(each["number"])
-            where = f", port {each['port']}" if each["port"] else f", {each['state']}"
-            product = each["product"] or each["spec"]
-            yield Found(f"usbvfiod-{name}-{called}", f"USB of {name}: {product}{where}", path, str(each["number"]))
+        yield from found
 
 
 def servers() -> dict[str, Path]:
@@ -99,6 +95,13 @@ def servers() -> dict[str, Path]:
     if place != places.SYSTEM and not named:
         found = {**places.servers(places.SYSTEM), **found}
     return found
+
+
+def _found(name: str, path: Path, attachment: Mapping[str, Any]) -> Found:
+    called = attachment["name"] or str(attachment["number"])
+    where = f", port {attachment['port']}" if attachment["port"] else f", {attachment['state']}"
+    product = attachment["product"] or attachment["spec"]
+    return Found(f"usbvfiod-{name}-{called}", f"USB of {name}: {product}{where}", path, str(attachment["number"]))
 
 
 def _config() -> None:

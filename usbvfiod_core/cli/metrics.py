@@ -7,6 +7,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from ..daemon.exposition import exposition
 from .control import none_found, timeout_option
 from .output import print_text, say
 from .servers import Find, Servers, servers_options
+from .unreached import ServerUnreachable
 
 READABLE = 0o644
 """The mode of a file: node_exporter is another user."""
@@ -41,7 +43,16 @@ def metrics(file: Path | None, openmetrics: bool, timeout: float, find: Find) ->
             say(f"{name}: {server.error or f'it has not answered within {timeout:g} s'}", err=True)
     if not servers.known:
         say(none_found(), err=True)
-    answers = {server.called or name: server.answer for name, server in servers.known.items()}
+    answers: dict[str, Any] = {}
+    for name, server in servers.known.items():
+        try:
+            # One alone is called as it says; of several none takes the place of another.
+            called = (server.called if len(servers.known) == 1 else "") or name
+            exposition({called: server.answer}, openmetrics=openmetrics)
+        except (ServerUnreachable, TypeError, ValueError) as error:
+            say(f"{name}: what it answers makes no sense: {error}", err=True)
+        else:
+            answers[called] = server.answer
     text = exposition(answers, openmetrics=openmetrics)
     if file is None:
         print_text(text)

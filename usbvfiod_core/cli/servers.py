@@ -5,7 +5,6 @@ A server that does not answer keeps nobody waiting for the others, and servers c
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import socket
@@ -18,7 +17,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from ..daemon import places
+from ..daemon.answers import understood
 from .control import find_server, running, unreachable
+from .unreached import ServerUnreachable
 
 MAX_ANSWER: Final = 16 << 20
 """Bytes of an answer: 255 devices with all their endpoints are a tenth of it."""
@@ -106,9 +107,9 @@ class Server:
             return
         for line in lines:
             try:
-                self._heard(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                self._fail(f"what answers at {self.path} does not speak usbvfiod's control")
+                self._heard(understood(bytes(line), self._refused))
+            except ServerUnreachable as error:
+                self._fail(str(error))
                 return
 
     def close(self) -> None:
@@ -132,6 +133,9 @@ class Server:
             return
         self.waiting, self.answer, self.error = False, message, ""
         self.at = time.monotonic()
+
+    def _refused(self, what: str) -> ServerUnreachable:
+        return ServerUnreachable(f"what answers at {self.path} {what}")
 
     def _fail(self, error: str) -> None:
         self.close()

@@ -89,12 +89,12 @@ class Captures:
                 fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
             await capture.listen(reading)
             answer = await link.request("capture", fds=[writing], fd=True, attachments=[str(number)])
+            capture.remote = answer["capture"]
         except BaseException:
             capture.close()
             raise
         finally:
             os.close(writing)
-        capture.remote = answer["capture"]
         self._running[capture.id] = capture
         server.captured.add(number)
         self._servers.say(vm, f"{capture.product} is being captured")
@@ -149,5 +149,5 @@ def _counted(result: Json) -> str:
     """How it was, as far as the server has said."""
     if "packets" not in result:
         return ""
-    dropped = f", {result['dropped']} lost because they were not read in time" if result["dropped"] else ""
+    dropped = f", {result['dropped']} lost because they were not read in time" if result.get("dropped") else ""
     return f": {result['packets']} packets{dropped}"

@@ -6,14 +6,21 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from usbvfiod_core.daemon.answers import understood
+
 PROTOCOL: Final = 1
 TIMEOUT: Final = 15.0
 """Seconds for an answer; that to `attach` may take eight."""
-MAX_LINE: Final = 4 << 20
+AT_ONCE: Final = 0.01
+"""Seconds of processor time that what one server says takes without a pause."""
+OTHERS: Final = 4
+"""How much longer that pause is: no server takes more than a fifth of the time."""
+MAX_LINE: Final = 2 << 20
 """Bytes of an answer: the status of 255 devices is less than one megabyte."""
 
 Json = dict[str, Any]
@@ -121,18 +128,27 @@ class Link:
         if line:
             self._writer.write(line)
 
+    def _understood(self, message: Json) -> None:
+        if "ok" not in message:
+            self._heard(message)
+        elif (waiting := self._waiting.get(message.get("id", 0))) is not None:
+            future, at_once = waiting
+            if message["ok"]:
+                at_once(message)
+            if not future.done():
+                future.set_result(message)
+
     async def _read(self) -> None:
+        spent = 0.0
         try:
             while True:
                 message = await self._line()
-                if "ok" not in message:
-                    self._heard(message)
-                elif (waiting := self._waiting.pop(message.get("id", 0), None)) is not None:
-                    future, at_once = waiting
-                    if message["ok"]:
-                        at_once(message)
-                    if not future.done():
-                        future.set_result(message)
+                started = time.thread_time()
+                self._understood(message)
+                spent += time.thread_time() - started
+                if spent > AT_ONCE:  # what is in the buffer comes without a wait, and others have a turn too
+                    await asyncio.sleep(spent * OTHERS)
+                    spent = 0.0
         except Lost as error:
             self._end(str(error))
         except Exception as error:
@@ -141,16 +157,13 @@ class Link:
     async def _line(self) -> Json:
         try:
             line = await self._reader.readline()
-            message = json.loads(line) if line.endswith(b"\n") else None
         except OSError as error:
             raise Lost(error.strerror or str(error)) from None
-        except (ValueError, RecursionError):
-            raise Lost("it does not speak usbvfiod's control protocol") from None
-        if message is None:
+        except ValueError:
+            raise Lost(f"it has sent {MAX_LINE} bytes and no end") from None
+        if not line.endswith(b"\n"):
             raise Lost("it has ended")
-        if not isinstance(message, dict):
-            raise Lost("it does not speak usbvfiod's control protocol")
-        return message
+        return understood(line, lambda what: Lost(f"it {what}"))
 
     def _end(self, why: str) -> None:
         if self.ended.is_set():

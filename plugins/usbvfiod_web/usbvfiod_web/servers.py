@@ -31,6 +31,8 @@ SAME: Final = 3.0
 """Seconds in which the same news of a device from several servers is one."""
 MAX_SERVERS: Final = 100
 MAX_LINES: Final = 200
+LONGEST: Final = 1000
+"""Characters of a line of the log, and of why a server is not there."""
 
 
 class Server:
@@ -70,6 +72,21 @@ class Server:
     def take_watched(self, answer: Json) -> None:
         """What it answers to `watch`."""
         self.attachments = {each["number"]: each for each in answer["attachments"]}
+        self.check()
+
+    def take_devices(self, answer: Json) -> None:
+        """What it answers to `devices`."""
+        self.devices = answer["devices"]
+        self.check()
+
+    def check(self) -> None:
+        """Raises whatever hinders that it is shown, and has then forgotten what it has said: what a server makes up is
+        not to keep the others from being shown."""
+        try:
+            view("", [self])
+        except Exception:
+            self.forget()
+            raise
 
     def take(self, status: Json) -> None:
         """What it answers to `status`."""
@@ -80,6 +97,7 @@ class Server:
         for number, attachment in self.attachments.items():
             self.counts[number] = after = counted(attachment, now)
             self.rates[number] = rate(before.get(number), after)
+        self.check()
 
     def forget(self) -> None:
         """It has gone, and comes back as another process if at all."""
@@ -127,7 +145,9 @@ class Servers:
     def say(self, server: str, text: str, *, bad: bool = False) -> None:
         """Add a line to the log."""
         self._lines += 1
-        self.lines.append({"id": self._lines, "time": time.time(), "vm": server, "text": visible(text), "bad": bad})
+        self.lines.append(
+            {"id": self._lines, "time": time.time(), "vm": server, "text": visible(text[:LONGEST]), "bad": bad}
+        )
         self.news()
 
     def news(self) -> None:
@@ -221,8 +241,8 @@ class Servers:
                 raise
         except (Lost, Refused) as error:
             server.connecting, server.not_before = False, time.monotonic() + AGAIN
-            if server.why != str(error):
-                server.why = str(error)
+            if server.why != (why := str(error)[:LONGEST]):
+                server.why = why
                 self.news()
             return
         server.link, server.why, server.stale, server.connecting = link, "", True, False
@@ -242,6 +262,7 @@ class Servers:
                 server.attachments.pop(attachment["number"], None)
             else:
                 server.attachments[attachment["number"]] = attachment
+                server.check()
             self.say(server.name, sentence(event), bad=attachment["state"] in ("retrying", "refused"))
         elif kind in ("device", "lost"):
             server.stale = True
@@ -253,7 +274,7 @@ class Servers:
 
     def _say_once(self, text: str) -> None:
         """Add a line of the host's, which every server tells."""
-        now = time.monotonic()
+        now, text = time.monotonic(), text[:LONGEST]
         self._told = {each: when for each, when in self._told.items() if now - when < SAME}
         if text not in self._told:
             self.say("host", text)
@@ -268,10 +289,10 @@ class Servers:
         try:
             if server.stale:
                 server.stale = False
-                server.devices = (await link.request("devices"))["devices"]
+                await link.request("devices", at_once=server.take_devices)
             await link.request("status", at_once=server.take)
         except Refused as error:  # by [control.allow]; what it does say is shown
-            server.why = str(error)
+            server.why = str(error)[:LONGEST]
         except Lost as error:
             link.close(str(error))
         finally:
