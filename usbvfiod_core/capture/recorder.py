@@ -20,6 +20,7 @@ from .numbered import Numbered
 from .outlet import Outlet
 from .pcapng import Writer
 from .ring import Ring
+from .shape import BLOCK, PACKET, Shape
 from .state import RecorderState
 from .writer import WriterThread
 
@@ -39,15 +40,9 @@ BATCH: Final = 512 << 10
 PATIENCE: Final = 2.0
 """Seconds that a capture which is over waits for whoever reads it."""
 
-PACKET: Final = Struct("<IIIIIII" + usbmon.HEADER.format[1:])
-"""The start of an Enhanced Packet Block, and of the record in it."""
-PLAIN: Final = Struct("<IIIIIIIQ8sqiiII24s")
-"""The same, with what never changes for an endpoint in two pieces."""
-_HEADER: Final = usbmon.HEADER.size
-_DATA: Final = PACKET.size
-_BLOCK: Final = _DATA - _HEADER
 _ENDS: Final = tuple(Struct(f"<{padding}xI") for padding in range(4))
 _END_OF_OPTIONS: Final = bytes(4)
+_SECOND: Final = 1_000_000_000
 
 
 class Recorder:
@@ -78,11 +73,13 @@ class Recorder:
         self._blocks = Writer()
         self._epoch = time_ns() - monotonic_ns()
         self._began = time_ns()
-        self.committed = 0
-        """Bytes that were put into the ring."""
+        self._second = self._second_began = 0
+        """A second since 1970, and when it began by `monotonic_ns`."""
         self._batch = min(BATCH, self._limit or BATCH)
         self._look_at = self._batch
         """The count of bytes at which there is something to do beside counting."""
+        self._plain_until = -1
+        """Where in the ring `plain` may not go on, because there is no room, or something to do."""
         self._file_began = 0
         self._deadline: Timer | None = None
         self.snap_length = snap_length
@@ -99,6 +96,11 @@ class Recorder:
     def writing(self) -> bool:
         """Whether it still has its thread and its file: after the end, because nobody reads."""
         return not self._writer.closed
+
+    @property
+    def committed(self) -> int:
+        """Bytes that were put into the ring."""
+        return self._ring.committed
 
     @property
     def written(self) -> int:
@@ -210,70 +212,49 @@ class Recorder:
         """Nanoseconds since 1970, by a clock that does not go back."""
         return monotonic_ns() + self._epoch
 
-    def plain(
-        self,
-        interface: Numbered,
-        number: int,
-        what: bytes,
-        status: int,
-        length: int,
-        captured: int,
-        windows: list[memoryview],
-        rest: bytes,
-    ) -> bool:
+    def plain(self, shape: Shape, number: int, status: int, length: int, windows: list[memoryview]) -> bool:
         """What `record` does, quicker, for the records that there are most of. Returns False where that is not enough:
-        `record` has to be called for one that there is no room for, and for one behind a gap.
-
-        `what` is the part of the header from the kind to the data flag, `rest` that from the setup bytes on.
-        """
-        whole = _HEADER + captured
-        kept = whole if whole < self.snap_length else self.snap_length
-        padding = -kept & 3
-        size = _BLOCK + kept + padding + 4
-        ring = self._ring
-        at = ring.reserve(size, SPARE)
-        if at < 0 or interface.missing or interface.index < 0:
+        `record` has to be called once in a while, for one that there is no room for, and for one behind a gap."""
+        pack_into, size, start, sizes, behind, left = shape.made.get(length) or shape.make(length, self.snap_length)
+        ring, numbered = self._ring, shape.numbered
+        at = ring.head
+        end = at + size
+        if end > self._plain_until or numbered.missing:
             return False
-        interface.seen += 1
+        since = monotonic_ns() - self._second_began
+        if since >= _SECOND:
+            since = self._next_second()
+        second = self._second
+        when = second * _SECOND + since
         view = ring.view
-        when = monotonic_ns() + self._epoch
-        microseconds = when // 1000
-        PLAIN.pack_into(
+        pack_into(
             view,
             at,
-            pcapng.ENHANCED_PACKET,
-            size,
-            interface.index,
+            start,
             when >> 32,
             when & 0xFFFFFFFF,
-            kept,
-            whole,
+            sizes,
             number,
-            what,
-            microseconds // 1_000_000,
-            microseconds % 1_000_000,
+            shape.what,
+            second,
+            since // 1000,
             status,
             length,
-            captured,
-            rest,
+            behind,
         )
-        to = at + _DATA
-        left = kept - _HEADER
         if left:
+            to = at + PACKET.size
             for window in windows:
                 count = len(window)
                 if count >= left:
-                    view[to : to + left] = window[:left]
-                    to += left
+                    view[to : to + left] = window if count == left else window[:left]
                     break
                 view[to : to + count] = window
                 to += count
                 left -= count
-        _ENDS[padding].pack_into(view, to, size)
-        ring.commit(size)
-        self.committed = committed = self.committed + size
-        if committed >= self._look_at:
-            self._look()
+            _ENDS[end - to - left - 4].pack_into(view, to + left, size)
+        ring.head = end
+        numbered.seen += 1
         return True
 
     def record(
@@ -297,7 +278,7 @@ class Recorder:
         if options:
             options += _END_OF_OPTIONS
         padding = -kept & 3
-        size = _BLOCK + kept + padding + len(options) + 4
+        size = BLOCK + kept + padding + len(options) + 4
         ring = self._ring
         at = -1 if interface.index < 0 else ring.reserve(size, SPARE)
         if at < 0:
@@ -319,7 +300,7 @@ class Recorder:
             *fields,
         )
         to = at + PACKET.size
-        end = at + _BLOCK + kept
+        end = at + BLOCK + kept
         if described:
             part = described[: end - to]
             view[to : to + len(part)] = part
@@ -348,6 +329,7 @@ class Recorder:
         if not self.running:
             return
         self.running = False
+        self._plain_until = -1
         self._put(self._statistics())
         self._writer.finish()
         self._deadline = self._loop.call_later(PATIENCE, self._give_up)
@@ -382,11 +364,20 @@ class Recorder:
         self._commit(len(data))
         return True
 
+    def _next_second(self) -> int:
+        """Begin the second that it is now; the nanoseconds of it that are over."""
+        now = monotonic_ns()
+        self._second, since = divmod(now + self._epoch, _SECOND)
+        self._second_began = now - since
+        return since
+
     def _commit(self, size: int) -> None:
         self._ring.commit(size)
-        self.committed += size
         if self.committed >= self._look_at:
             self._look()
+        ring = self._ring
+        if self.running:
+            self._plain_until = min(ring.limit(SPARE), ring.head + self._look_at - ring.committed)
 
     def _look(self) -> None:
         """So many bytes were committed that the other thread is woken, and the next file may begin."""

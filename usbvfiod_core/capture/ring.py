@@ -11,15 +11,17 @@ class Ring:
     What is committed at once stays in one piece.
     """
 
-    __slots__ = ("_at", "_end", "_head", "_size", "_tail", "view")
+    __slots__ = ("_at", "_before", "_end", "_size", "_tail", "head", "view")
 
     def __init__(self, size: int) -> None:
         # All of it at once: a page that is touched for the first time costs more than what is put into it.
         self.view = memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE))
         self._size = size
-        self._head = 0
+        self.head = 0
         """Where the next bytes go. Equal to `_tail` if there are none."""
         self._tail = 0
+        self._before = 0
+        """Bytes that were committed in earlier rounds."""
         self._end = size
         """Where the bytes that are read end, if those behind them are at the start of the buffer."""
         self._at = 0
@@ -28,7 +30,7 @@ class Ring:
         """Where in `view` so many bytes may be put, before `commit`, with `spare` bytes left; -1 if there is no room.
 
         What is spared must be a small part of the whole, since it lies in one piece as well."""
-        head, tail = self._head, self._tail
+        head, tail = self.head, self._tail
         needed = length + spare
         if head >= tail:
             if head + needed < self._size:
@@ -45,13 +47,24 @@ class Ring:
     def commit(self, length: int) -> None:
         """The bytes that were reserved last are there."""
         at = self._at
-        if at != self._head:
-            self._end = self._head
-        self._head = at + length
+        if at != self.head:
+            self._end = self.head
+            self._before += self.head
+        self.head = at + length
+
+    @property
+    def committed(self) -> int:
+        """All bytes that were ever committed."""
+        return self._before + self.head
+
+    def limit(self, spare: int) -> int:
+        """Up to where bytes may be put from `head` on, without `reserve`: `head` moved behind them commits them."""
+        tail = self._tail
+        return (self._size if self.head >= tail else tail) - 1 - spare
 
     def readable(self) -> memoryview:
         """The oldest bytes, as far as they lie in one piece; empty if there are none."""
-        head, tail = self._head, self._tail
+        head, tail = self.head, self._tail
         if head < tail:
             if tail < self._end:
                 return self.view[tail : self._end]

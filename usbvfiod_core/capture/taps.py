@@ -17,6 +17,7 @@ from . import pcapng, usbmon
 from .enumeration import Enumeration
 from .numbered import Numbered
 from .recorder import Recorder
+from .shape import Shape
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,9 @@ Route = Callable[[Transfer], None]
 BUS = 1
 """The bus number in records: a controller has one bus."""
 WHAT = Struct("<BBBBHBB")
-REST = Struct("<8siiII")
-"""What is before and behind the changing fields of `usbmon.HEADER`."""
+"""The fields of `usbmon.HEADER` from the kind to the data flag."""
 _COMPLETED = TransferStatus.COMPLETED
+_IN_PROGRESS = usbmon.IN_PROGRESS
 _NO_SETUP = bytes(8)
 _REPEATED = pcapng.text_option(pcapng.COMMENT, "from before this capture")
 _DESCRIPTOR = usbmon.DESCRIPTOR["<"]
@@ -187,22 +188,22 @@ class _Path:
 class _PlainPath(_Path):
     """The same for a bulk or interrupt endpoint, quicker: whatever is the same for all its records is made once."""
 
-    __slots__ = ("_after", "_before", "_numbered", "_recorder", "_rest")
+    __slots__ = ("_after", "_before", "_recorder")
 
     def __init__(
         self, interface: Interface, address: int, type: TransferType, interval: int, below: Route, comment: bytes = b""
     ) -> None:
         super().__init__(interface, address, type, interval, below, comment)
         self._recorder = interface.recorder
-        self._numbered = interface.numbered
-        direction = usbmon.DIRECTION_IN if self._is_in else 0
-        self._rest = REST.pack(_NO_SETUP, interval, 0, direction, 0)
+        is_in = self._is_in
 
-        def what(kind: int, flag: int) -> bytes:
-            return WHAT.pack(kind, self._kind, address, interface.port, BUS, usbmon.NO_SETUP, flag)
+        def shape(kind: int, flag: int, carries: bool) -> Shape:
+            what = WHAT.pack(kind, self._kind, address, interface.port, BUS, usbmon.NO_SETUP, flag)
+            flags = usbmon.DIRECTION_IN if is_in else 0
+            return Shape(interface.numbered, what, carries=carries, interval=interval, flags=flags)
 
-        self._before = what(usbmon.SUBMIT, usbmon.DATA_IN_LATER if self._is_in else usbmon.DATA_FOLLOW)
-        self._after = what(usbmon.COMPLETE, usbmon.DATA_FOLLOW if self._is_in else usbmon.DATA_OUT_EARLIER)
+        self._before = shape(usbmon.SUBMIT, usbmon.DATA_IN_LATER if is_in else usbmon.DATA_FOLLOW, not is_in)
+        self._after = shape(usbmon.COMPLETE, usbmon.DATA_FOLLOW if is_in else usbmon.DATA_OUT_EARLIER, is_in)
 
     def submit(self, transfer: Transfer) -> None:
         recorder = self._recorder
@@ -210,17 +211,8 @@ class _PlainPath(_Path):
             recorder.transfers = number = recorder.transfers + 1
             transfer.on_complete = partial(self._completed, number, transfer.on_complete)
             try:
-                length = transfer.length
-                captured = 0 if self._is_in else length
                 if transfer.stream_id or not recorder.plain(
-                    self._numbered,
-                    number,
-                    self._before,
-                    usbmon.IN_PROGRESS,
-                    length,
-                    captured,
-                    transfer.windows,
-                    self._rest,
+                    self._before, number, _IN_PROGRESS, transfer.length, transfer.windows
                 ):
                     self._record(recorder, number, transfer, None)
             except Exception:
@@ -232,19 +224,11 @@ class _PlainPath(_Path):
         if recorder.running:
             try:
                 status, length = transfer.status, transfer.actual
+                code = 0 if status is _COMPLETED or status is None else usbmon.ERRNO[status]
                 if (
                     transfer.stream_id
                     or not 0 <= length <= transfer.length
-                    or not recorder.plain(
-                        self._numbered,
-                        number,
-                        self._after,
-                        0 if status is _COMPLETED or status is None else usbmon.ERRNO[status],
-                        length,
-                        length if self._is_in else 0,
-                        transfer.windows,
-                        self._rest,
-                    )
+                    or not recorder.plain(self._after, number, code, length, transfer.windows)
                 ):
                     self._record(recorder, number, transfer, status)
             except Exception:
