@@ -18,6 +18,7 @@ import pytest
 
 from tests.e2e.process import COMMAND
 from tests.e2e.test_front import Fronted
+from tests.e2e.upgrade_rig import patient
 from usbvfiod_core.daemon import places
 from usbvfiod_core.state_file import StateFile
 from usbvfiod_core.testing.bus import SocketBus
@@ -234,7 +235,8 @@ def test_what_was_attached_comes_back_and_an_upgrade_changes_nothing(
         ask(tmp_path, "attach", "virtual:loopback?port=14")
         ask(tmp_path, "attach", "virtual:keyboard?name=second")
         before = ports(tmp_path)
-        ask(tmp_path, "upgrade")
+        upgraded = patient(tmp_path / "control.sock")
+        assert upgraded.returncode == 0, upgraded.stderr
         guest.step()
         pid = ask(tmp_path, "status", "--json")["server"]["pid"]
         os.kill(pid, signal.SIGKILL)
@@ -243,7 +245,8 @@ def test_what_was_attached_comes_back_and_an_upgrade_changes_nothing(
         wait_until(lambda: ports(tmp_path) == before, lambda: f"{ports(tmp_path)} are not {before}\n{server.log}")
         found = [path.resolve() for path in places.servers(places.directory(os.environ)).values()]
         assert found.count((tmp_path / "control.sock").resolve()) == 1
-        ask(tmp_path, "upgrade")
+        upgraded = patient(tmp_path / "control.sock")
+        assert upgraded.returncode == 0, upgraded.stderr
         guest.step()
         guest.check()
         assert guest.again == 1

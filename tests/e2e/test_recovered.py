@@ -24,6 +24,8 @@ from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU, Vmm
 
 BULK_IN = 0x81
+RESTART = 10 * PATIENCE
+"""Seconds in which a server is started and answers, on a machine that has other things to do."""
 COUNTED = bytes(place % 1024 % 63 for place in range(4096))
 
 
@@ -106,7 +108,7 @@ def read(usb: UsbDevice, count: int = 1) -> None:
 def found(driver: GuestDriver) -> UsbDevice:
     """The device, as soon as it is there."""
     port = driver.port(PORT)
-    wait_until(lambda: (driver.handle_events(), port.connected)[1], "no device comes")
+    wait_until(lambda: (driver.handle_events(), port.connected)[1], "no device comes", RESTART)
     return driver.enumerate(PORT)
 
 
@@ -124,7 +126,7 @@ def test_a_server_is_killed_a_hundred_times(keeper: Keeper, vmm: Vmm) -> None:
 
 def kills(keeper: Keeper, vmm: Vmm, count: int) -> None:
     numbers = random.Random(count)
-    client = VfioUserClient.connect(keeper.path, vmm=vmm)
+    client = VfioUserClient.connect(keeper.path, vmm=vmm, timeout=RESTART)
     bus = SocketBus(client)
     driver = GuestDriver(bus).start()
     usb = found(driver)

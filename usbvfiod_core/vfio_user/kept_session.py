@@ -51,6 +51,8 @@ class KeptSession(Session):
         self.doubtful = 0
         """Of what is received, bytes of messages that another process has executed, and has answered or not: nothing is
         processed before that is `resolved`."""
+        self._low = 0
+        """Up to where messages may come before there has to be room again."""
         super().__init__(
             function,
             memory,
@@ -68,16 +70,20 @@ class KeptSession(Session):
 
     def answered(self) -> None:
         """All of `output` has been sent, or there was none."""
-        self._kept.answered(self._position)
         if self.held:
+            self._kept.answered(self._position)
             return
-        start, end, size = self._start, self._end, len(self._view)
-        left = end - start
+        start, end = self._start, self._end
+        self._kept.answered(start)
+        if start == end <= self._low:
+            return  # as after most messages, each of which comes here
+        left, size = end - start, len(self._view)
         needed = HEADER.unpack_from(self._view, start)[2] if left >= HEADER_SIZE else 0
         if size - end < BUFFER_SIZE or needed > size - start:
             size = max(needed, SIZE)
             buffer = self._kept.turn(self._view[start:end], end, size)
             self._buffer, self._view = buffer, buffer[:size]
+            self._low = size - BUFFER_SIZE
             self._start, self._end = 0, left
             self.space = self._view[left:]
 
@@ -150,3 +156,4 @@ class KeptSession(Session):
         size = max(size, SIZE)
         self._buffer = self._kept.window(size)
         self._view = self.space = self._buffer[:size]
+        self._low = size - BUFFER_SIZE
