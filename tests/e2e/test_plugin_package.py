@@ -97,7 +97,7 @@ def test_a_guest_cannot_write_to_a_drive_that_is_read_only(environment: Path, tm
 
 @pytest.mark.parametrize("example", WITH_THE_KIT, ids=lambda path: path.name)
 def test_its_own_tests_pass(environment: Path, example: Path, tmp_path: Path) -> None:
-    pytest = (environment / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    pytest = (environment / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long")
     tests = example / "tests"  # but for what takes long and is in the ordinary run as well
     assert " passed" in call(*pytest, tests, f"--ignore={tests}/test_fuzz.py", cwd=tmp_path)
 

@@ -19,7 +19,7 @@ import pytest
 from tests.e2e.mortal_server import PORT, STATE
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import DriverError, GuestDriver, UsbDevice
+from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU, Vmm
 
@@ -105,6 +105,17 @@ def read(usb: UsbDevice, count: int = 1) -> None:
         assert td.data == COUNTED
 
 
+def is_there(driver: GuestDriver, usb: UsbDevice) -> bool:
+    """Read once more; False if the device goes instead, when nothing comes of what is in flight."""
+    port = driver.port(PORT)
+    td = usb.pipe(BULK_IN).submit(length=len(COUNTED))
+    driver.wait_until(lambda: td.done or not port.enabled, "neither data comes nor the device goes", RESTART)
+    if not port.enabled:
+        return False
+    assert td.data == COUNTED
+    return True
+
+
 def found(driver: GuestDriver) -> UsbDevice:
     """The device, as soon as it is there."""
     port = driver.port(PORT)
@@ -134,11 +145,8 @@ def kills(keeper: Keeper, vmm: Vmm, count: int) -> None:
         read(usb)
         thread = Thread(target=kill_later, args=(keeper, numbers.random() * 0.05))
         thread.start()
-        try:
-            while thread.is_alive():
-                read(usb)
-        except DriverError:
-            pass  # the device is gone
+        while thread.is_alive() and is_there(driver, usb):
+            pass
         thread.join()
         driver.handle_events()
         usb.disable()

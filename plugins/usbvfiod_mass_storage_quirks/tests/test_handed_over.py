@@ -85,6 +85,8 @@ class Relay(Device):
         self.inner = intercepted(drive, self.interceptor, bus.loop)
         self.count = 0
         self._begun = False
+        self._chance: random.Random | None = None
+        self._left = 0
 
     def attach(self, events: DeviceEvents) -> None:
         self._events = events
@@ -95,6 +97,11 @@ class Relay(Device):
         return self.submit
 
     def submit(self, transfer: Transfer) -> None:
+        if self._chance is not None:
+            self._left -= 1
+            if self._left < 0:
+                self._left = self._chance.randrange(6)
+                self._bus.loop.call_later(self._chance.uniform(0, 0.003), self.pass_on)
         self.inner.submit(transfer)
 
     def cancel(self, transfer: Transfer) -> None:
@@ -128,14 +135,8 @@ class Relay(Device):
         self._bus.controller.resume()
 
     def now_and_then(self, seed: int) -> None:
-        """Hand it over at random moments from now on."""
-        chance = random.Random(seed)
-
-        def again() -> None:
-            self.pass_on()
-            self._bus.loop.call_later(chance.uniform(0, 0.003), again)
-
-        self._bus.loop.call_later(0.0, again)
+        """From now on hand it over a moment after every few transfers: as often on a fast machine as on a slow one."""
+        self._chance = random.Random(seed)
 
 
 def relayed(

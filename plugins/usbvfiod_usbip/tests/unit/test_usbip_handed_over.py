@@ -21,7 +21,7 @@ from usbvfiod_core.remote.tls import TlsLink
 from usbvfiod_core.state import StateError
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
 from usbvfiod_core.testing.device_bench import DeviceBench
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.loop import StepLoop
 
 COMPLETED, CANCELLED = TransferStatus.COMPLETED, TransferStatus.CANCELLED
@@ -130,7 +130,8 @@ def test_an_answer_that_comes_late_is_no_news_to_the_next_one(rig: Rig) -> None:
     """The server has not heard of an unlinking, and answers with data."""
     rig.far.keeps = True
     transfer = rig.bench.submit(BULK_IN, BULK, 1024)
-    assert rig.loop.run_until(lambda: bool(rig.far.late), PATIENCE)
+    rig.loop.run_ready()
+    wait_until(lambda: bool(rig.far.late), "the server has not heard of the transfer")
     rig.bench.cancel(transfer)
     rig.bench.wait(transfer)
     rig.far.keeps = False
