@@ -22,6 +22,7 @@ from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR, QEMU, Vmm
+from usbvfiod_core.xhci import spec
 
 BULK_IN = 0x81
 RESTART = 10 * PATIENCE
@@ -109,8 +110,12 @@ def is_there(driver: GuestDriver, usb: UsbDevice) -> bool:
     """Read once more; False if the device goes instead, when nothing comes of what is in flight."""
     port = driver.port(PORT)
     td = usb.pipe(BULK_IN).submit(length=len(COUNTED))
-    driver.wait_until(lambda: td.done or not port.enabled, "neither data comes nor the device goes", RESTART)
-    if not port.enabled:
+
+    def gone() -> bool:
+        return bool(port.portsc & spec.PORTSC_CSC)  # it may be back, and a port of USB 3 is enabled then
+
+    driver.wait_until(lambda: td.done or gone(), "neither data comes nor the device goes", RESTART)
+    if gone():
         return False
     assert td.data == COUNTED
     return True
