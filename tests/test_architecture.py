@@ -24,6 +24,7 @@ LAYERS = {
     "options": 0,
     "files": 0,
     "visible": 0,
+    "bucket": 0,
     "keeping": 0,
     "front": 0,
     "search_path": 0,

@@ -23,6 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from .bucket import Bucket
 from .daemon.control_table import who_is
 from .daemon.peers import Peer, Rule
 from .errors import ConfigError, DeviceError
@@ -59,33 +60,34 @@ class Journal:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._all = (float(ALL_LINES), clock())
-        self._users: dict[int, tuple[float, float]] = {}
+        self._all = Bucket(ALL_LINES, ALL_LINES_PACE, clock())
+        self._users: dict[int, Bucket] = {}
         self._left_out = 0
 
     def may_say(self, user: int) -> bool:
         """Whether a refusal of this user may be logged now."""
-        left, _ = self._now(self._users.get(user), LINES, LINE_PACE)
-        everybody, _ = self._now(self._all, ALL_LINES, ALL_LINES_PACE)
-        return left >= 1 and everybody >= 1
+        now = self._clock()
+        own = self._users.get(user)
+        if own is not None:
+            own.refill(now)
+        self._all.refill(now)
+        return (own is None or own.left >= 1) and self._all.left >= 1
 
     def refused(self, user: int, *, said: bool) -> int:
         """A refusal was logged or not; how many were not before one that was."""
         if not said:
             self._left_out += 1
             return 0
-        left, now = self._now(self._users.pop(user, None), LINES, LINE_PACE)
-        everybody, _ = self._now(self._all, ALL_LINES, ALL_LINES_PACE)
-        self._users[user], self._all = (left - 1, now), (everybody - 1, now)
+        now = self._clock()
+        own = self._users.pop(user, None) or Bucket(LINES, LINE_PACE, now)
+        self._users[user] = own
+        for each in (own, self._all):
+            each.refill(now)
+            each.left -= 1
         if len(self._users) > ALL_LINES:  # whoever comes next begins anew, within what there is for all
             del self._users[next(iter(self._users))]
         count, self._left_out = self._left_out, 0
         return count
-
-    def _now(self, before: tuple[float, float] | None, burst: int, pace: float) -> tuple[float, float]:
-        now = self._clock()
-        left, when = before or (burst, now)
-        return min(left + (now - when) / pace, burst), now
 
 
 class Opener:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Final
 
+from ..bucket import Bucket
 from ..xhci.journal import TRACE
 
 BURST: Final = 20
@@ -35,27 +36,12 @@ _KEY_LENGTH = 100
 _Key = tuple[str, int, str]
 
 
-class _Bucket:
-    """What is left for one source or place."""
-
-    __slots__ = ("burst", "last", "left", "pace")
-
-    def __init__(self, burst: float, pace: float, now: float) -> None:
-        self.burst = self.left = burst
-        self.pace = pace
-        self.last = now
-
-    def refill(self, now: float) -> None:
-        self.left = min(self.burst, self.left + max(now - self.last, 0.0) / self.pace)
-        self.last = now
-
-
 class _Source:
     """A source, with what was left out of it since `since`, and the first of that."""
 
     __slots__ = ("bucket", "example", "left_out", "since")
 
-    def __init__(self, bucket: _Bucket) -> None:
+    def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.left_out = 0
         self.since = 0.0
@@ -72,7 +58,7 @@ class Budget(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = Lock()
-        self._places: dict[tuple[str, int, bool], _Bucket] = {}
+        self._places: dict[tuple[str, int, bool], Bucket] = {}
         self._sources: OrderedDict[_Key, _Source] = OrderedDict()
         self._looked = clock()
 
@@ -125,7 +111,7 @@ class Budget(logging.Filter):
         source = self._sources.get(key)
         if source is None:
             factor = DEBUG_FACTOR if asked_for else 1
-            source = self._sources[key] = _Source(_Bucket(BURST * factor, PACE / factor, now))
+            source = self._sources[key] = _Source(Bucket(BURST * factor, PACE / factor, now))
             if len(self._sources) > SOURCES:
                 _, oldest = self._sources.popitem(last=False)
                 source.left_out += oldest.left_out
@@ -134,12 +120,12 @@ class Budget(logging.Filter):
             self._sources.move_to_end(key)
         return source
 
-    def _place(self, record: logging.LogRecord, asked_for: bool, now: float) -> _Bucket:
+    def _place(self, record: logging.LogRecord, asked_for: bool, now: float) -> Bucket:
         key = (record.name, record.lineno, asked_for)
         place = self._places.get(key)
         if place is None:
             factor = DEBUG_FACTOR if asked_for else 1
-            place = self._places[key] = _Bucket(PLACE_BURST * factor, PLACE_PACE / factor, now)
+            place = self._places[key] = Bucket(PLACE_BURST * factor, PLACE_PACE / factor, now)
         place.refill(now)
         return place
 
