@@ -134,9 +134,7 @@ class ControlSocket:
         listener, fd = self._acceptor.state()
         state = ControlState(listener)
         fds = {"listener": fd}
-        for client in self._clients:
-            if not client.open:
-                continue
+        for client in self.members:
             told, sent = client.state()
             fds.update((f"client/{len(state.clients)}/{number}", fd) for number, fd in enumerate(sent))
             state.clients.append(told)

@@ -12,6 +12,7 @@ A device that cannot be had now is a `DeviceAway`: its attachment waits, and tri
 
 from .channel import Channel, Outgoing, PeerError, Reader
 from .connecting import connect
+from .handed_over import link_taken_over
 from .link import Link, LinkLost
 from .listener import ACCEPT_PAUSE, Listener
 from .needs import register_remote_needs
@@ -32,6 +33,7 @@ __all__ = [
     "Reader",
     "RemoteOptions",
     "connect",
+    "link_taken_over",
     "parse_place",
     "register_remote_needs",
 ]

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple, TypeVar
 
 from usbvfiod_core import (
     Backend,
-    CannotHandOver,
     ConfigError,
     Device,
     DeviceAway,
@@ -23,7 +22,7 @@ from usbvfiod_core import (
     Loop,
     Speed,
 )
-from usbvfiod_core.remote import Link, Patience, Place, connect, parse_place
+from usbvfiod_core.remote import Link, Patience, Place, connect, link_taken_over, parse_place
 from usbvfiod_core.state import unpack
 from usbvfiod_core.usb.descriptors import DeviceDescriptor
 
@@ -114,11 +113,7 @@ class UsbipBackend(Backend):
 
         state = unpack(UsbipState, handover.state)
         session = Session.made_of(state.session)
-        fd = handover.descriptors.get("link")
-        if fd is None:
-            raise CannotHandOver("the descriptor of its connection has not come with it")
-        link = Link.taken_over(os.dup(fd))
-        try:
+        with link_taken_over(handover) as link:
             device = UsbipDevice(
                 loop,
                 link,
@@ -130,10 +125,6 @@ class UsbipBackend(Backend):
                 descriptors=state.descriptors,
             )
             device.take_state(state)
-        except BaseException:
-            link.forget()
-            raise
-        os.close(fd)
         return device
 
     def check(self, address: str, options: UsbipOptions) -> Speed | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from usbvfiod_core import (
     Backend,
-    CannotHandOver,
     ConfigError,
     Device,
     DeviceError,
@@ -22,7 +20,7 @@ from usbvfiod_core import (
     Speed,
 )
 from usbvfiod_core.errors import DeviceAway
-from usbvfiod_core.remote import Link, LinkLost, Patience, PeerError, connect
+from usbvfiod_core.remote import LinkLost, Patience, PeerError, connect, link_taken_over
 from usbvfiod_core.remote.place import Place
 from usbvfiod_core.state import unpack
 
@@ -91,12 +89,8 @@ class UsbredirBackend(Backend):
 
     def take_over(self, address: str, options: UsbredirOptions, loop: Loop, handover: Handover) -> Device:
         state = unpack(UsbredirState, handover.state)
-        fd = handover.descriptors.get("link")
-        if fd is None:
-            raise CannotHandOver("the descriptor of its connection has not come with it")
         pool = self._pool(parse_address(address), loop)
-        link = Link.taken_over(os.dup(fd))
-        try:
+        with link_taken_over(handover) as link:
             device = UsbredirDevice(
                 loop,
                 Peer.taken_over(link, state.peer),
@@ -109,10 +103,6 @@ class UsbredirBackend(Backend):
                 free=lambda peer: pool.park(peer, LEFT),
             )
             device.take_state(state)
-        except BaseException:
-            link.forget()
-            raise
-        os.close(fd)
         return device
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
