@@ -23,7 +23,7 @@ class IsochronousLane(PacketLane[Urb]):
 
     # -- Owner ---------------------------------------------------------------------------------------------------------
 
-    def back(self, urb: Urb, status: int, actual: int) -> None:
+    def reaped(self, urb: Urb, status: int, actual: int) -> None:
         """An URB is back."""
         # What happened is said packet by packet, unless the URB has not been executed at all.
         unusable = -status in (errno.ENODEV, errno.ESHUTDOWN, errno.EFAULT)

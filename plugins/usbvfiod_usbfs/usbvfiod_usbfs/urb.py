@@ -34,7 +34,7 @@ _KEPT_BYTES: Final = 4 << 20
 class Owner(Protocol):
     """Who submits URBs."""
 
-    def back(self, urb: Urb, status: int, actual: int) -> None:
+    def reaped(self, urb: Urb, status: int, actual: int) -> None:
         """An URB has been reaped; `status` is 0 or a negative errno."""
         ...
 
@@ -145,7 +145,7 @@ class Urbs:
         return code
 
     def discard(self, urb: Urb) -> None:
-        """Have an URB ended soon; it comes back by `Owner.back`."""
+        """Have an URB ended soon; it comes back by `Owner.reaped`."""
         urb.discarded = True
         code = 0 if self._dead else self._ioctl(self.fd, usbfs.DISCARDURB, urb.address)
         # EINVAL: it is done and waits to be reaped.
@@ -204,7 +204,7 @@ class Urbs:
             status = fields[2]
             if status in _ENDED_EARLY and not urb.discarded:
                 self.ended_early()
-            owner.back(urb, status, fields[6])  # status, actual_length
+            owner.reaped(urb, status, fields[6])  # status, actual_length
             self.free(urb)
             if self._paused:  # the end of a transfer has started an operation
                 return
@@ -237,7 +237,7 @@ class Urbs:
         self._inflight.clear()
         for urb in remaining:
             assert urb.owner is not None
-            urb.owner.back(urb, -errno.ENODEV, 0)
+            urb.owner.reaped(urb, -errno.ENODEV, 0)
         waiting, self._waiting = self._waiting, {}
         for owner in waiting:
             owner.pump()
@@ -295,4 +295,4 @@ class Urbs:
         for urb in suspects:
             if self._inflight.get(urb.address) is urb and urb.owner is not None:
                 del self._inflight[urb.address]
-                urb.owner.back(urb, -errno.EFAULT, 0)
+                urb.owner.reaped(urb, -errno.EFAULT, 0)

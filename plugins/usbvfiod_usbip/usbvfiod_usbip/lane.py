@@ -1,20 +1,17 @@
 """The way of the transfers of one endpoint through requests to the server.
 
 All that the guest has queued is sent at once, so that the server's host always has something to do and the network's
-delay is paid once. A bulk transfer that is longer than a server takes is cut: OUT data into requests that are in flight
-together, IN data into requests of which each is sent when the one before has come back full, as the device may end the
-transfer by a short packet anywhere. Transfers that come later wait behind one that has not been sent whole.
+delay is paid once.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from usbvfiod_core.host.packets import Entry, PacketLane, packet_windows
+from usbvfiod_core.host.pieces import Job, PieceLane
 from usbvfiod_core.usb.device import Loop, Timer
-from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType, part
+from usbvfiod_core.usb.transfer import Transfer, TransferStatus, part
 
 from . import wire
 from .session import Request, Session
@@ -25,167 +22,84 @@ GRACE: Final = 0.75
 CANCELLED, COMPLETED = TransferStatus.CANCELLED, TransferStatus.COMPLETED
 
 
-class _Job:
-    """A transfer under way: its requests in flight, bytes `sent` and `moved`, and what it ends with."""
+class Lane(PieceLane[Request]):
+    """Not for isochronous transfers.
 
-    __slots__ = ("ended", "moved", "requests", "sent", "status", "stopping", "timer", "transfer")
-
-    def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
-        self.requests: list[Request] = []
-        self.sent = -1  # nothing yet; a transfer without data is a request, too
-        self.moved = 0
-        self.ended = False
-        self.status = COMPLETED
-        self.stopping = False
-        self.timer: Timer | None = None
-
-    def end(self, status: TransferStatus) -> None:
-        """Nothing more of it is sent; it is complete when its requests are back."""
-        self.ended = True
-        self.status = status
-
-
-class Lane:
-    """Transfers in, completions out, in order. Not for isochronous ones.
-
-    cut         bytes that one bulk request may have, a multiple of the endpoint's packet size
     interval    of an interrupt endpoint, in (micro)frames as the server's host counts them; 0 for others
     pace        seconds between two answers without data of an interrupt IN endpoint: there are servers that answer at
                 once, whether the device has something to say or not
     """
 
     def __init__(self, session: Session, loop: Loop, cut: int, interval: int = 0, pace: float = 0.0) -> None:
+        super().__init__(cut)
         self._session = session
         self._loop = loop
-        self._cut = cut
         self._interval = interval
         self._pace = pace
-        self._jobs: dict[Transfer, _Job] = {}
-        self._waiting: deque[_Job] = deque()
-
-    def start(self, transfer: Transfer) -> None:
-        """Send a transfer behind those that were started before."""
-        self._jobs[transfer] = job = _Job(transfer)
-        if self._waiting or not self._advance(job):
-            self._waiting.append(job)
+        self._held: dict[Transfer, Timer] = {}
+        """Transfers that have ended without data, until their time has come."""
+        self._graces: dict[Transfer, Timer] = {}
+        """Transfers that are cancelled, until they are given up."""
 
     def stop(self, transfer: Transfer) -> None:
-        """End a transfer soon; it completes as cancelled unless it is done."""
+        if transfer in self._held:
+            self.finish(self._jobs[transfer])
+            return
+        super().stop(transfer)
         job = self._jobs.get(transfer)
-        if job is None or job.stopping:
-            return
-        job.stopping = True
-        if job.timer is not None:
-            job.timer.cancel()  # it has come back, and is only held
-            job.timer = None
-            self._finish(job)
-            return
-        # Newest first, so that data that still moves belongs to the oldest.
-        for request in job.requests[::-1]:
-            self._session.unlink(request)
-        if job.requests:
-            job.timer = self._loop.call_later(GRACE, self._give_up, job)
-        elif job.transfer in self._jobs:
-            job.end(CANCELLED)
-            self._finish(job)
-            self._pump()
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is under way."""
-        return not self._jobs
+        if job is not None and transfer not in self._graces:
+            self._graces[transfer] = self._loop.call_later(GRACE, self._no_answer, job)
 
     def end(self, status: TransferStatus) -> None:
         """The connection is gone, and every request has come back: what has not been sent ends as well."""
         for job in list(self._jobs.values()):
             if not job.ended:
                 job.end(status)
-            self._finish(job)
+            self.finish(job)
+
+    # -- PieceLane -----------------------------------------------------------------------------------------------------
+
+    def send(self, job: Job[Request], offset: int, size: int) -> int:
+        transfer = job.transfer
+        whole = size == transfer.length
+        request = Request(
+            transfer.endpoint,
+            transfer.windows if whole else part(transfer.windows, offset, size),
+            size,
+            lambda status, actual: self.back(job, request, size, status, actual),
+            is_in=transfer.is_in and (transfer.setup is None or size > 0),
+            setup=bytes(8) if transfer.setup is None else transfer.setup.pack(),
+            interval=self._interval,
+        )
+        job.requests.append(request)
+        self._session.submit(request)
+        return size
+
+    def discard(self, request: Request) -> None:
+        self._session.unlink(request)
+
+    def over(self, job: Job[Request]) -> None:
+        said_nothing = self._pace and not job.moved and job.transfer.is_in and job.status is COMPLETED
+        if said_nothing and not job.stopping:
+            self._held[job.transfer] = self._loop.call_later(self._pace, self.finish, job)
+        else:
+            self.finish(job)
+
+    def finish(self, job: Job[Request]) -> None:
+        for timers in (self._held, self._graces):
+            timer = timers.pop(job.transfer, None)
+            if timer is not None:
+                timer.cancel()
+        super().finish(job)
 
     # -- own -----------------------------------------------------------------------------------------------------------
 
-    def _advance(self, job: _Job) -> bool:
-        """Send what can be sent of a transfer now; whether it needs no more of that."""
-        transfer = job.transfer
-        length = transfer.length
-        cut = self._cut if transfer.type is TransferType.BULK else max(length, 1)
-        while job.sent < length and not job.ended:
-            if job.requests and (transfer.is_in or job.stopping):
-                return False
-            offset = max(job.sent, 0)
-            size = min(cut, length - offset)
-            windows = transfer.windows if size == length else part(transfer.windows, offset, size)
-            is_in = transfer.is_in if transfer.setup is None else transfer.is_in and length > 0
-            setup = bytes(8) if transfer.setup is None else transfer.setup.pack()
-            request = Request(
-                transfer.endpoint, windows, size, _unset, is_in=is_in, setup=setup, interval=self._interval
-            )
-            request.back = self._back_of(job, request)
-            job.requests.append(request)
-            job.sent = offset + size
-            self._session.submit(request)
-        return True
-
-    def _back_of(self, job: _Job, request: Request) -> Callable[[TransferStatus, int], None]:
-        def back(status: TransferStatus, actual: int) -> None:
-            job.requests.remove(request)
-            self._back(job, request.length, status, actual)
-
-        return back
-
-    def _back(self, job: _Job, length: int, status: TransferStatus, actual: int) -> None:
-        transfer = job.transfer
-        if not job.ended:
-            job.moved += actual
-            if status is not COMPLETED or actual < length:
-                job.end(status)
-                for request in job.requests[::-1]:
-                    self._session.unlink(request)
-            elif not job.requests and job.sent == transfer.length:
-                job.ended = True
-            elif not job.requests and job.stopping:
-                job.end(CANCELLED)
-        if job.requests:
-            return
-        if job.ended:
-            said_nothing = self._pace and not actual and transfer.is_in and job.status is COMPLETED
-            if said_nothing and not job.stopping:
-                job.timer = self._loop.call_later(self._pace, self._finish, job)
-            else:
-                self._finish(job)
-        self._pump()
-
-    def _pump(self) -> None:
-        waiting = self._waiting
-        while waiting:
-            job = waiting[0]
-            if not self._advance(job):
-                return
-            if waiting and waiting[0] is job:
-                waiting.popleft()
-
-    def _give_up(self, job: _Job) -> None:
+    def _no_answer(self, job: Job[Request]) -> None:
         """The server does not say what became of it; if it does, nobody hears."""
-        job.timer = None
-        if job.transfer not in self._jobs:
-            return
         for request in job.requests:
             self._session.abandon(request)
         job.requests.clear()
-        job.end(CANCELLED)
-        self._finish(job)
-        self._pump()
-
-    def _finish(self, job: _Job) -> None:
-        if self._jobs.pop(job.transfer, None) is None:
-            return
-        if job.timer is not None:
-            job.timer.cancel()
-            job.timer = None
-        if job in self._waiting:
-            self._waiting.remove(job)
-        job.transfer.complete(job.status, job.moved)
+        self.cut_short(job, CANCELLED)
 
 
 class IsochronousLane(PacketLane[Request]):
@@ -211,15 +125,6 @@ class IsochronousLane(PacketLane[Request]):
         if missing > 0:
             windows.append(memoryview(bytearray(missing)))
             length += missing
-        request = Request(
-            transfer.endpoint,
-            windows,
-            length,
-            _unset,
-            is_in=transfer.is_in,
-            packets=tuple(packets),
-            interval=self._wire_interval,
-        )
 
         def back(status: TransferStatus, actual: int) -> None:
             timer = self._stopping.pop(request, None)
@@ -230,7 +135,15 @@ class IsochronousLane(PacketLane[Request]):
                 request.results = [(missed, 0)] * len(packets)
             self._over(request, COMPLETED if status in (COMPLETED, CANCELLED) else status)
 
-        request.back = back
+        request = Request(
+            transfer.endpoint,
+            windows,
+            length,
+            back,
+            is_in=transfer.is_in,
+            packets=tuple(packets),
+            interval=self._wire_interval,
+        )
         self._session.submit(request)
         return request
 
@@ -254,7 +167,3 @@ class IsochronousLane(PacketLane[Request]):
             packet.status, packet.actual = result, actual
             self.over(job, packet, status)
         self.go_on()
-
-
-def _unset(status: TransferStatus, actual: int) -> None:
-    raise AssertionError("a request that nobody has made")

@@ -253,6 +253,18 @@ def test_pieces_are_smaller_where_memory_is_short(way: LaneKit) -> None:
     assert (result(reading), reading.data) == ((COMPLETED, CUT), data)
 
 
+@pytest.mark.parametrize("type", [TransferType.CONTROL, TransferType.INTERRUPT])
+def test_only_bulk_transfers_are_cut_for_want_of_memory(way: LaneKit, type: TransferType) -> None:
+    way.kernel.submit_errors.extend([-errno.ENOMEM] * 3)
+    length = 2 * SMALLEST_CUT
+    setup = SetupPacket(0xC0, 1, 0, 0, length) if type is TransferType.CONTROL else None
+    transfer = way.submit(length, type=type, endpoint=0 if setup else 0x81, setup=setup)
+    way.loop.advance(0.1)
+    assert len(way.kernel.inflight) == 1
+    way.finish((0, b"x" * length))
+    assert (result(transfer), transfer.data) == ((COMPLETED, length), b"x" * length)
+
+
 def test_a_suspended_device_is_tried_again(way: LaneKit) -> None:
     way.kernel.submit_errors.extend([-errno.EHOSTUNREACH])
     transfer = way.submit(100)
