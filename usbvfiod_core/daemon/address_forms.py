@@ -6,14 +6,19 @@ import os
 import re
 from typing import Final
 
-_IDENTITY: Final = r"(0x)?([0-9A-Fa-f]{1,4}):(0x)?([0-9A-Fa-f]{1,4})"
+_IDENTITY: Final = r"(0[xX])?([0-9A-Fa-f]{1,4}):(0[xX])?([0-9A-Fa-f]{1,4})"
 _HEXADECIMAL: Final = re.compile(rf"{_IDENTITY}(:.*)?", re.DOTALL)
 _LISTED: Final = re.compile(r"Bus 0*(\d{1,3}) Device 0*(\d{1,3}):?(?:\s+ID ([0-9A-Fa-f]{4}:[0-9A-Fa-f]{4})(?:\s.*)?)?")
 _LISTED_ID: Final = re.compile(r"ID ([0-9A-Fa-f]{4}:[0-9A-Fa-f]{4})(?:\s.*)?")
-_NUMBERS: Final = re.compile(r"(\d{3}):(\d{3})")
+_NUMBERS: Final = re.compile(r"(\d{3}):(\d{3})|usb:0*(\d{1,3}),0*(\d{1,3})")
 _NODE: Final = re.compile(r"/dev/bus/usb/0*(\d{1,3})/0*(\d{1,3})")
+_PORT_PATH: Final = re.compile(r"(\d+-\d+(?:\.\d+)*)(?::\d+\.\d+)?")
+_LEADING_ZEROS: Final = re.compile(r"\b0+(?=\d)")
 _LOOSE_NUMBERS: Final = re.compile(r"(\d{1,3})[:. /](\d{1,3})")
-_ASSIGNMENT: Final = re.compile(r"(hostbus|hostaddr|hostport|hostdevice|vendorid|productid|busid)=([^,]+)")
+_ASSIGNMENT: Final = re.compile(r"(hostbus|hostaddr|hostport|hostdevice|vendorid|productid|busid|host)=([^,]+)")
+_BESIDE: Final = re.compile(r"(?:id|bus|port|usb3|pipeline|guest-reset|guest-resets-all|suppress-remote-wake)=[^,]*")
+"""What stands beside an address in QEMU's and Proxmox's settings."""
+_SLOT: Final = re.compile(r"usb\d+:\s*")
 
 
 def canonical(address: str) -> str:
@@ -22,14 +27,18 @@ def canonical(address: str) -> str:
     | `0x046d:0xc52b` | as printed by programs; the zeros in front may be missing then |
     | `Bus 001 Device 004: ID 046d:c52b Logitech` | a line of lsusb, or its beginning, or from `ID` on |
     | `001:004` | bus and device as `lsusb -s` and `usbvfiod` of Rust have them, three digits each |
+    | `usb:001,004` | the same as gphoto2 prints it |
+    | `1-1.4:1.0` | an interface, as in sysfs and the kernel's log |
+    | `001-04` | a port path with zeros in front |
     | `/dev/bus/usb/1/4` | a node without the zeros |
     | `hostbus=1,hostaddr=4`, `hostbus=1,hostport=1.4`, `vendorid=0x046d,productid=0xc52b` | QEMU's usb-host |
     | `busid=1-1.4` | of usbip |
+    | `usb0: host=1-1.4,usb3=1`, `host=046d:c52b` | a line of a VM's settings in Proxmox |
     """
     address = address.strip()
-    if address.startswith("0x") or ":0x" in address:
-        match = _HEXADECIMAL.fullmatch(address)
-        return address if match is None else f"{match[2]:0>4}:{match[4]:0>4}{match[5] or ''}"
+    match = _HEXADECIMAL.fullmatch(address)
+    if match is not None and (match[1] or match[3]):
+        return f"{match[2]:0>4}:{match[4]:0>4}{match[5] or ''}"
     match = _LISTED.fullmatch(address)
     if match is not None:
         return address if match[3] else _node(match[1], match[2])
@@ -38,7 +47,11 @@ def canonical(address: str) -> str:
         return match[1]
     match = _NUMBERS.fullmatch(address) or _NODE.fullmatch(address)
     if match is not None:
-        return _node(match[1], match[2])
+        bus, device = [number for number in match.groups() if number is not None]
+        return _node(bus, device)
+    match = _PORT_PATH.fullmatch(address)
+    if match is not None:
+        return _LEADING_ZEROS.sub("", match[1])
     return _assigned(address) if "=" in address else address
 
 
@@ -66,8 +79,9 @@ def _node(bus: str, device: str) -> str:
 
 
 def _assigned(address: str) -> str:
-    """What is meant by a list of `name=value`, with `usb-host` in front or without."""
-    parts = [_ASSIGNMENT.fullmatch(part.strip()) for part in address.removeprefix("usb-host,").split(",")]
+    """What is meant by a list of `name=value`, with `usb-host` or `usb0:` in front or without."""
+    listed = _SLOT.sub("", address, count=1).removeprefix("usb-host,").split(",")
+    parts = [_ASSIGNMENT.fullmatch(part.strip()) for part in listed if not _BESIDE.fullmatch(part.strip())]
     values = {part[1]: part[2] for part in parts if part is not None}
     if None in parts or len(values) < len(parts):
         return address
@@ -79,8 +93,8 @@ def _assigned(address: str) -> str:
                 return f"{int(values['hostbus'])}-{values['hostport']}"
             case ["productid", "vendorid"]:
                 return f"{int(values['vendorid'], 0):04x}:{int(values['productid'], 0):04x}"
-            case ["hostdevice"] | ["busid"]:
-                return next(iter(values.values()))
+            case ["hostdevice"] | ["busid"] | ["host"]:
+                return canonical(next(iter(values.values())))
     except ValueError:
         pass
     return address

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable
 
 from ..errors import DeviceError
+from ..usb import requests
 from ..usb.device import DeviceEvents, Loop
+from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from . import hotplug
@@ -103,6 +105,21 @@ class HostDevice(HostContract, EnumeratedDevice):
         log.info("%s: %s gives it up, because the guest configures it", self.name, drivers)
         configuration = None if present is None else self._configurations.get(present)
         return [] if configuration is None else sorted({each.number for each in configuration.interfaces})
+
+    def has_recipient(self, setup: SetupPacket) -> bool:
+        """Whether the interface or endpoint that a request is for is there. Linux looks for it, unless the request is a
+        vendor's, and sends none to what is not there."""
+        number = setup.index & 0x7F  # of an endpoint: Linux does not mind the wrong direction
+        if setup.kind == requests.TYPE_VENDOR:
+            return True
+        if setup.recipient == requests.RECIPIENT_INTERFACE:
+            configuration = self.active_configuration()
+            return configuration is not None and setup.index & 0xFF in {
+                each.number for each in configuration.interfaces
+            }
+        if setup.recipient == requests.RECIPIENT_ENDPOINT and number:
+            return self.has_endpoint(number) or self.has_endpoint(0x80 | number)
+        return True
 
     def suspect(self) -> None:
         """The host may have taken the device back: look soon, after the operation that is under way."""

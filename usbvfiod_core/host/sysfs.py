@@ -24,7 +24,7 @@ from ..rights import has_opener
 from ..usb.backend import DeviceInfo
 from ..usb.speed import Speed
 from .reading import Reading
-from .usage import Usage
+from .usage import Usage, exporter
 
 DEVICES = Path("/sys/bus/usb/devices")
 NODES = Path("/dev/bus/usb")
@@ -318,8 +318,10 @@ def device_info(backend: str, device: SysfsDevice, usage: Usage | None = None) -
 
 def users(device: SysfsDevice, usage: Usage | None = None) -> list[str]:
     """Who uses the device on the host, see `Usage`. Nobody uses so what only programs have; of hubs nothing is told."""
-    if device.directory is None or device.device_class == HUB_CLASS or not set(device.drivers.values()) - {"usbfs"}:
+    if device.directory is None or device.device_class == HUB_CLASS:
         return []
+    if not set(device.drivers.values()) - {"usbfs"}:
+        return exporter(device.directory)
     return (usage or Usage()).of(device.directory)
 
 

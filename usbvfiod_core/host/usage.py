@@ -24,7 +24,7 @@ SYS = Path("/sys")
 PROC = Path("/proc")
 UDEV = Path("/run/udev/data")
 
-_STORAGE: Final = ("scsi_generic", "scsi_tape")
+_STORAGE: Final = ("scsi_generic", "scsi_tape", "scsi_changer", "bsg")
 """Classes of nodes beside the block devices through which programs write to drives."""
 _OTHERS: Final = ("tty", "hidraw", "video4linux", "usbmisc")
 """Classes of nodes whose programs can do without them. Event devices are not among them: they are always open."""
@@ -38,6 +38,14 @@ _MOVING: Final = ("RUNNING", "DRAINING", "PAUSED")
 """States of a stream of a sound card in which somebody listens or speaks."""
 _PLACES: Final = 3
 """Mount points of one file system that are named; bind mounts can make hundreds."""
+_EXPORTS: Final = (
+    ("the kernel's SCSI target", "target/core/*/*/udev_path"),
+    ("the kernel's NVMe target", "nvmet/subsystems/*/namespaces/*/device_path"),
+    ("a USB gadget", "usb_gadget/*/functions/mass_storage.*/lun.*/file"),
+)
+"""Drivers of the kernel that give block devices to others, and where in configfs they say which."""
+_OPTION_NODE: Final = re.compile(r"=(/dev/[^,\s]+)")
+"""A device in the options of a file system: the log of an XFS, say."""
 _NODE: Final = re.compile(r"^DEVNAME=(.+)$", re.MULTILINE)
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
@@ -54,6 +62,7 @@ class Usage:
         """Who uses the USB device with this directory in sysfs, a clause each: "sda1 is mounted at /mnt"."""
         below = f"{os.path.realpath(directory)}/"
         return [
+            *exporter(directory),
             *self._storage(below),
             *self._networks(below),
             *self._sounds(below),
@@ -112,6 +121,8 @@ class Usage:
         pool = self._pool(name)
         if pool:
             yield f"{label} is part of the ZFS pool {pool}"
+        for exporting in self._exports.get(name, []):
+            yield f"{label} is exported by {exporting}"
         yield from self._open(label, self._sys / "class/block" / name)
         for above in [*_names(self._sys / "class/block" / name / "holders"), *self._loops.get(name, [])]:
             yield f"{label} is part of {self._label(above)}"
@@ -143,7 +154,7 @@ class Usage:
                 fields, _, kind = line.partition(" - ")
                 number, place = [*fields.split(" "), *[""] * 5][2:5:2]
                 # File systems on several devices (btrfs, bcachefs) have a number of their own, and name devices.
-                sources = [*kind.split(" "), "", ""][1].split(":")
+                sources = [*[*kind.split(" "), "", ""][1].split(":"), *_OPTION_NODE.findall(kind)]
                 names = {numbers.get(number, ""), *map(_node_name, sources)} & self._blocks.keys()
                 for name in names:
                     places = found.setdefault(name, [])
@@ -185,12 +196,22 @@ class Usage:
 
     @cached_property
     def _loops(self) -> dict[str, list[str]]:
-        """Loop devices by the block device that is behind them; the kernel does not call them its holders."""
+        """Loop and zram devices by the block device that is behind them; the kernel does not call them its holders."""
         found: dict[str, list[str]] = {}
         for name in self._blocks:
-            if name.startswith("loop"):
-                behind = _node_name(_text(self._sys / "class/block" / name / "loop/backing_file"))
-                found.setdefault(behind, []).append(name)
+            for kind, attribute in (("loop", "loop/backing_file"), ("zram", "backing_dev")):
+                if name.startswith(kind):
+                    behind = _node_name(_text(self._sys / "class/block" / name / attribute))
+                    found.setdefault(behind, []).append(name)
+        return found
+
+    @cached_property
+    def _exports(self) -> dict[str, list[str]]:
+        """By block device, which drivers of the kernel give it to others; they are not its holders either."""
+        found: dict[str, list[str]] = {}
+        for what, places in _EXPORTS:
+            for place in sorted((self._sys / "kernel/config").glob(places)):
+                found.setdefault(_node_name(_text(place)), []).append(what)
         return found
 
     # -- the others --------------------------------------------------------------------------------------------------
@@ -263,6 +284,19 @@ class Usage:
             return any(status != "disconnected" for status in connectors)
         consoles = [_text(path) for path in (self._sys / "class/vtconsole").glob("*/name")]
         return any(name and "dummy" not in name for name in consoles)
+
+
+def exporter(directory: Path) -> list[str]:
+    """Who has the whole USB device and not only its interfaces: the kernel gives it to another host."""
+    try:
+        driver = os.path.basename(os.readlink(directory / "driver"))
+    except OSError:
+        return []
+    if driver != "usbip-host":
+        return []
+    used = _text(directory / "usbip_status") == "2"
+    client = ", and a client has it" if used else ""
+    return [f"it is exported by usbip{client} (`usbip unbind -b {directory.name}` ends that)"]
 
 
 def _names(directory: Path) -> list[str]:

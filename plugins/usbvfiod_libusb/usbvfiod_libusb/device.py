@@ -313,7 +313,7 @@ class LibusbDevice(HostDevice):
                 # Less may be asked for if no more is there; `_finish` sees whether there was.
                 return self._send(transfer, CONTROL_LIMIT)
             warn_of_control_limit(self.name, CONTROL_LIMIT, setup)
-        status = submit_error(error)
+        status = submit_error(error, has_recipient=setup is None or self.has_recipient(setup))
         log.debug("%s: %r is refused: %s", self.name, transfer, error)
         transfer.complete(status)
         if status is TransferStatus.DISCONNECTED:

@@ -79,9 +79,11 @@ def error_code(error: Exception) -> int:
     return value if isinstance(value, int) else ERROR_OTHER
 
 
-def submit_error(error: Exception) -> TransferStatus:
-    """What the transfer ends with that `submit` refused."""
-    return SUBMIT_ERROR.get(error_code(error), TransferStatus.ERROR)
+def submit_error(error: Exception, *, has_recipient: bool = True) -> TransferStatus:
+    """What the transfer ends with that `submit` refused. A request without a recipient is one that Linux does not send,
+    and that the device would have refused."""
+    status = SUBMIT_ERROR.get(error_code(error), TransferStatus.ERROR)
+    return TransferStatus.STALL if status is TransferStatus.ERROR and not has_recipient else status
 
 
 def operation_failed(what: str, error: Exception) -> OperationFailed:

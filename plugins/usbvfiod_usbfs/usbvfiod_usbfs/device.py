@@ -91,8 +91,9 @@ class UsbfsDevice(HostDevice):
         self.urbs.refused = self._refused
         self.urbs.ended_early = self.suspect_now
         self._cut = CUT if handle.capabilities & usbfs.CAP_BULK_SCATTER_GATHER else CUT_ONE_PIECE
-        self._interfaces = {
-            raw[5]: _interface_numbers(Configuration.unpack(raw)) for raw in configurations(device.descriptors)
+        self._interfaces = {  # of two configurations with one value, Linux means the first
+            raw[5]: _interface_numbers(Configuration.unpack(raw))
+            for raw in reversed(configurations(device.descriptors))
         }
         self._alternates: dict[int, int] = {}
         """Alternate settings other than 0, by interface."""
@@ -398,7 +399,8 @@ def streams_of(interface: Interface) -> tuple[int, list[int]]:
 
 
 def _probe_streams(handle: Handle, configuration: Configuration) -> int:
-    """How many streams the host's controller really gives the device's endpoints; 0 for none. Only trying tells."""
+    """How many streams the host's controller really gives the device's endpoints; 0 for none. Only trying tells. Every
+    interface is in setting 0 afterwards, where the guest expects it."""
     least = MAX_STREAMS
     tried = False
     for interface in configuration.interfaces:
@@ -409,10 +411,12 @@ def _probe_streams(handle: Handle, configuration: Configuration) -> int:
         try:
             if interface.alternate:
                 handle.set_interface(interface.number, interface.alternate)
-            least = min(least, handle.alloc_streams(min(streams, MAX_STREAMS), endpoints))
-            handle.free_streams(endpoints)
-            if interface.alternate:
-                handle.set_interface(interface.number, 0)
+            try:
+                least = min(least, handle.alloc_streams(min(streams, MAX_STREAMS), endpoints))
+                handle.free_streams(endpoints)
+            finally:
+                if interface.alternate:
+                    handle.set_interface(interface.number, 0)
         except OperationFailed:
             return 0
     return least if tried else 0

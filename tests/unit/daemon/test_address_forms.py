@@ -24,6 +24,7 @@ LINE = "Bus 001 Device 004: ID 046d:c52b Logitech, Inc. Unifying Receiver"
         ("0x46D:0xC", "046D:000C"),
         ("046d:0xc52b", "046d:c52b"),
         ("0x046d:0xc52b:A1:B2", "046d:c52b:A1:B2"),
+        ("0X046D:0XC52B", "046D:C52B"),
         ("0x046d:0xzzzz", "0x046d:0xzzzz"),
         ("ID 046d:c52b", "046d:c52b"),
         ("ID 046d:c52b Logitech, Inc.", "046d:c52b"),
@@ -31,7 +32,13 @@ LINE = "Bus 001 Device 004: ID 046d:c52b Logitech, Inc. Unifying Receiver"
         ("Bus 001 Device 004:", "/dev/bus/usb/001/004"),
         ("Bus 1 Device 127", "/dev/bus/usb/001/127"),
         ("  001:004\n", "/dev/bus/usb/001/004"),
+        ("usb:001,004", "/dev/bus/usb/001/004"),
+        ("usb:1,14", "/dev/bus/usb/001/014"),
         ("0001:0004", "0001:0004"),
+        ("1-1.4:1.0", "1-1.4"),
+        ("1-1:1.0", "1-1"),
+        ("001-04.010", "1-4.10"),
+        ("10-10.0", "10-10.0"),
         ("1:4", "1:4"),
         ("046:c52", "046:c52"),
         ("/dev/bus/usb/1/4", "/dev/bus/usb/001/004"),
@@ -43,6 +50,14 @@ LINE = "Bus 001 Device 004: ID 046d:c52b Logitech, Inc. Unifying Receiver"
         ("vendorid=0x046d,productid=0xc52b", "046d:c52b"),
         ("hostdevice=/dev/bus/usb/001/004", "/dev/bus/usb/001/004"),
         ("busid=1-1.4", "1-1.4"),
+        ("busid=host=1-1.4", "1-1.4"),
+        ("usb-host,vendorid=0x46d,productid=0xc52b,id=stick,bus=xhci.0", "046d:c52b"),
+        ("usb0: host=1-1.4,usb3=1", "1-1.4"),
+        ("usb12:host=046d:c52b", "046d:c52b"),
+        ("host=0x046d:0xc52b", "046d:c52b"),
+        ("usb0: spice", "usb0: spice"),
+        ("host=", "host="),
+        ("usb3=1", "usb3=1"),
         ("hostbus=x,hostaddr=4", "hostbus=x,hostaddr=4"),
         ("hostbus=1", "hostbus=1"),
         ("hostbus=1,hostbus=2", "hostbus=1,hostbus=2"),
@@ -62,7 +77,17 @@ def test_any_text_has_a_form(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["001:004", "Bus 001 Device 004", LINE, "ID 046d:c52b", "0x046D:0xC52B", "/dev/bus/usb/1/4"]
+    "address",
+    [
+        "001:004",
+        "Bus 001 Device 004",
+        LINE,
+        "ID 046d:c52b",
+        "0x046D:0xC52B",
+        "/dev/bus/usb/1/4",
+        "1-3:1.1",
+        "usb1: host=1-3",
+    ],
 )
 def test_each_form_means_the_device(address: str) -> None:
     assert find(address, [*DEVICES, UNIFYING]) is UNIFYING

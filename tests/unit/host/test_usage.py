@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from usbvfiod_core.host import programs
+from usbvfiod_core.host.sysfs import SysfsDevice, users
 from usbvfiod_core.host.usage import Usage
 
 TYPING = "e080ffdf01cfffff fffffffffffffffe"
@@ -186,6 +187,50 @@ def test_a_loop_device_on_it(host: Host) -> None:
     assert host.uses == ["sda is part of loop3"]
 
 
+def test_what_zram_writes_to(host: Host) -> None:
+    host.disk("sda", "8:0")
+    host.disk("zram0", "254:0", host.sys / "devices/virtual")
+    host.write(host.sys / "class/block/zram0/backing_dev", "none")
+    assert host.uses == []
+    host.write(host.sys / "class/block/zram0/backing_dev", "/dev/sda")
+    assert host.uses == ["sda is part of zram0"]
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("target/core/iblock_0/stick/udev_path", "the kernel's SCSI target"),
+        ("nvmet/subsystems/one/namespaces/1/device_path", "the kernel's NVMe target"),
+        ("usb_gadget/g1/functions/mass_storage.0/lun.0/file", "a USB gadget"),
+    ],
+)
+def test_a_drive_that_the_kernel_exports(host: Host, place: str, what: str) -> None:
+    host.disk("sda1", "8:1")
+    host.write(host.sys / "kernel/config" / place, "/dev/nvme0n1")
+    assert host.uses == []
+    host.write(host.sys / "kernel/config" / place, "/dev/sda1")
+    assert host.uses == [f"sda1 is exported by {what}"]
+
+
+def test_the_log_of_a_file_system_on_another_drive(host: Host) -> None:
+    host.disk("sdb1", "8:17")
+    host.mounts("self", "mnt:[1]", "40 22 259:0 / /srv rw - xfs /dev/nvme0n1 rw,attr2,logdev=/dev/sdb1,noquota")
+    assert host.uses == ["sdb1 is mounted at /srv"]
+
+
+def test_a_device_that_usbip_exports(host: Host) -> None:
+    """The driver has the device itself: it has no interfaces, or none with a driver."""
+    (host.usb / "driver").symlink_to("../../bus/usb/drivers/usb")
+    assert host.uses == []
+    (host.usb / "driver").unlink()
+    (host.usb / "driver").symlink_to("../../bus/usb/drivers/usbip-host")
+    host.write(host.usb / "usbip_status", "1")
+    device = SysfsDevice("1-2", 1, 2, 0x1209, 1, directory=host.link)
+    assert users(device) == host.uses == ["it is exported by usbip (`usbip unbind -b 1-2` ends that)"]
+    host.write(host.usb / "usbip_status", "2")
+    assert users(device) == ["it is exported by usbip, and a client has it (`usbip unbind -b 1-2` ends that)"]
+
+
 def test_a_member_of_a_zfs_pool(host: Host) -> None:
     host.disk("sda1", "8:1")
     host.write(host.udev / "b8:1", "S:disk/by-label/tank\nE:ID_FS_TYPE=zfs_member\nE:ID_FS_LABEL=tank\nG:systemd")
@@ -209,15 +254,23 @@ def test_programs_that_have_a_drive_open(host: Host) -> None:
     host.node(host.disk("sda", "8:0"), "sda")
     host.node(host.disk("sda1", "8:1"), "sda1")
     host.node(host.member("scsi_generic", "sg0", host.interface), "sg0")
+    host.node(host.member("scsi_changer", "sch0", host.interface), "sch0")
+    host.node(host.member("bsg", "0:0:0:0", host.interface), "bsg/0:0:0:0")
     host.opened(70, "(udev-worker)", "/dev/sda")
     host.opened(71, "sleep", "/dev/null", "/dev/nvme0n1", "/home/sda", "socket:[1]")
     host.opened(os.getpid(), "usbvfiod", "/dev/sda")
     assert host.uses == []
     host.opened(80, "dd", "/dev/sda1", "/dev/sda1")
     host.opened(81, "cdrecord", "/dev/sg0")
-    assert host.uses == ["sda1 is open in dd (80)", "sg0 is open in cdrecord (81)"]
+    host.opened(82, "mtx", "/dev/sch0", "/dev/bsg/0:0:0:0")
+    assert host.uses == [
+        "sda1 is open in dd (80)",
+        "sg0 is open in cdrecord (81)",
+        "sch0 is open in mtx (82)",
+        "0:0:0:0 is open in mtx (82)",
+    ]
     assert host.programs == []
-    for process in range(82, 86):
+    for process in range(83, 87):
         host.opened(process, "dd", "/dev/sda")
     assert host.uses[0].endswith(" and 1 more programs")
 

@@ -257,6 +257,29 @@ def test_each_refusal_has_its_status(bench: Bench, code: int, packets: bool) -> 
     assert bench.events.disconnections == (code == status.ERROR_NO_DEVICE)
 
 
+@pytest.mark.parametrize(
+    ("request_type", "index", "expected"),
+    [
+        (0x21, 7, TransferStatus.STALL),
+        (0x21, 0x0103, TransferStatus.ERROR),
+        (0x01, 0x40, TransferStatus.STALL),
+        (0x22, 0x05, TransferStatus.STALL),
+        (0x22, 0x01, TransferStatus.ERROR),
+        (0x22, 0x02, TransferStatus.ERROR),
+        (0x22, 0x80, TransferStatus.ERROR),
+        (0x41, 7, TransferStatus.ERROR),
+        (0x20, 7, TransferStatus.ERROR),
+    ],
+)
+def test_a_request_to_what_is_not_there_is_stalled(
+    bench: Bench, request_type: int, index: int, expected: TransferStatus
+) -> None:
+    """Linux does not send it, and libusb only says that something went wrong."""
+    bench.configured()
+    bench.handle.submit_errors = [status.ERROR_IO]
+    assert bench.control(SetupPacket(request_type, 9, 0, index, 0)).status is expected
+
+
 def test_a_full_kernel_is_waited_for_in_order(bench: Bench) -> None:
     bench.handle.submit_errors = [status.ERROR_NO_MEM] * 3
     transfers = [bench.submit(0x01, BULK, bytes([number])) for number in range(4)]

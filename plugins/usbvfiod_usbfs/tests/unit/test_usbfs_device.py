@@ -321,7 +321,26 @@ def test_the_streams_of_the_host_are_counted(kernel: FakeKernel) -> None:
 
 def test_a_host_without_streams_hides_them(kernel: FakeKernel) -> None:
     kernel.answers["ALLOC_STREAMS"].append(-errno.EINVAL)
-    assert Case(kernel, UAS).device.max_streams == 0
+    case = Case(kernel, UAS)
+    assert case.device.max_streams == 0
+    assert case.calls()[-1] == ("SETINTERFACE", (0, 0)), "where the guest expects it"
+
+
+def test_an_interface_that_refuses_its_setting_has_no_streams(kernel: FakeKernel) -> None:
+    kernel.answers["SETINTERFACE"].append(-errno.EPIPE)
+    case = Case(kernel, UAS)
+    assert case.device.max_streams == 0
+    assert "ALLOC_STREAMS" not in [name for name, _ in case.calls()]
+
+
+def test_of_two_configurations_with_one_value_the_first_is_meant(kernel: FakeKernel) -> None:
+    def numbered(*numbers: int) -> Configuration:
+        return Configuration(tuple(Interface(number, class_code=255) for number in numbers), value=2)
+
+    case = Case(kernel, ONE, numbered(0, 1), numbered(4))
+    case.calls()
+    case.request(0, 9, 2, 0)
+    assert [values for name, values in case.calls() if name == "DISCONNECT_CLAIM"] == [(0,), (1,)]
 
 
 def test_streams_are_allocated_before_the_first_transfer_and_freed_with_the_setting(kernel: FakeKernel) -> None:
