@@ -86,6 +86,7 @@ class Days:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rounds", [SOME, MANY])
 def test_nothing_of_what_came_and_went_is_left(serve: Serve, tmp_path: Path, image: Path, rounds: int) -> None:
     plugin = tmp_path / "counting.py"

@@ -406,6 +406,7 @@ class Attachments:
             if attachment.state is not state:
                 attachment.since = self._loop.time()
             attachment.state, attachment.reason = state, reason
+            attachment.drop_loop()
             self.changed(attachment)
 
     def _slow(self, attachment: Attachment) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from ..errors import DeviceError, UsbvfiodError
 from ..hooks.layers import Layer
@@ -31,6 +31,14 @@ WITHHELD_PACE: Final = 2.0
 there is no event that reaches everybody."""
 STABLE: Final = 10.0
 """A device that has been plugged in for this many seconds has nothing held against it any more."""
+
+
+class DeviceLoop(Loop, Protocol):
+    """The loop of one device, with threads of its own."""
+
+    def retire(self) -> None:
+        """The device is closed, or about to be: no thread waits for another call."""
+        ...
 
 
 class State(Enum):
@@ -88,8 +96,8 @@ class Attachment:
         self.device: Device | None = None
         self.layers: list[Layer] = []
         """What plugins have put around its device, which are parts of `device`."""
-        self.loop: Loop | None = None
-        """That of its device."""
+        self.loop: DeviceLoop | None = None
+        """That of its device, or of the one that is being opened."""
         self.port_id = 0
         self.wanted = spec.mode is not Mode.MANUAL
         self.allowed = spec.mode is not Mode.ASK
@@ -162,6 +170,13 @@ class Attachment:
         if self.fd is not None:
             expendable.close(self.fd)
             self.fd = None
+
+    def drop_loop(self) -> None:
+        """Let go of its device's loop, unless it has a device: threads that wait for what does not come would become
+        many where devices come and go."""
+        if self.loop is not None and not self.holds:
+            self.loop.retire()
+            self.loop = None
 
     def tell_absence(self) -> None:
         """Log that its device is not there, to whoever has just asked for it."""

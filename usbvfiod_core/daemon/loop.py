@@ -68,6 +68,10 @@ class BlockingCalls(ABC):
         self.count(1)
         self._threads.run(job)
 
+    def retire(self) -> None:
+        """No thread waits for another call any more; one that comes all the same is made, in a thread of its own."""
+        self._threads.retire()
+
     def count(self, change: int) -> None:
         """So many calls more have begun, or ended."""
         self.blocking += change
@@ -194,6 +198,7 @@ class _Threads:
         self._changed = Condition()
         self._idle = 0
         self._started = 0
+        self._retired = False
 
     def run(self, job: Callable[[], None]) -> None:
         with self._changed:
@@ -207,17 +212,25 @@ class _Threads:
             # A daemon thread, because a device that never answers must not keep the process from ending.
             Thread(target=self._serve, name="usbvfiod-blocking", daemon=True).start()
 
+    def retire(self) -> None:
+        """See `BlockingCalls`."""
+        with self._changed:
+            self._retired = True
+            self._changed.notify_all()
+
     def _serve(self) -> None:
         while (job := self._next()) is not None:
             job()
             del job
 
     def _next(self) -> Callable[[], None] | None:
-        """What to do next; None if there has been nothing for a while."""
+        """What to do next; None if there has been nothing for a while, or nothing is to come."""
         with self._changed:
             self._idle += 1
             try:
-                if not self._jobs and not self._changed.wait_for(lambda: self._jobs, IDLE):
+                if not self._jobs:
+                    self._changed.wait_for(lambda: self._jobs or self._retired, IDLE)
+                if not self._jobs:
                     self._started -= 1
                     return None
                 return self._jobs.popleft()

@@ -16,7 +16,7 @@ from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
 from .config import DeviceSpec
 from .guest_ports import GuestPorts, wrong_kind
-from .intents import Attachment, State
+from .intents import Attachment, DeviceLoop, State
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ SLOW = "it takes long to open; detach gives it up"
 class OpeningLoop(Loop, Protocol):
     """The loop that attachments are on."""
 
-    def apart(self, *, awaited: bool = ..., threads: int = ...) -> Loop:
+    def apart(self, *, awaited: bool = ..., threads: int = ...) -> DeviceLoop:
         """A loop whose `run_blocking` waits for nobody else's calls, nor the end for them unless they are `awaited`."""
         ...
 

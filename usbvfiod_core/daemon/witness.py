@@ -21,10 +21,18 @@ from typing import Final
 from ..vfio_user.peer import kinds
 
 _SHELL: Final = "/bin/sh"
-_SCRIPT: Final = """while read -r pid place; do
+_SCRIPT: Final = """elder= heir= list=
+while read -r pid place; do
     case $pid in
-        upgrade) "$@" </dev/null >&4 2>&4 4>&- 5>&- & continue ;;
+        upgrade)
+            [ -z "$elder" ] || wait "$elder"
+            elder=$heir
+            "$@" </dev/null >&4 2>&4 4>&- 5>&- &
+            heir=$!
+            continue
+            ;;
         nodes)
+            [ -z "$list" ] || wait "$list"
             {
                 LC_ALL=C ls -lq /proc/[0-9]*/fd | while read -r first rest; do
                     case $first$rest in
@@ -38,15 +46,22 @@ _SCRIPT: Final = """while read -r pid place; do
                 done
                 echo .
             } </dev/null >&5 3>&- 4>&- 5>&- &
+            list=$!
             continue
             ;;
         *[!0-9]*) ;;
-        *) LC_ALL=C grep -F -- "$place" "/proc/$pid/maps" 3>&- 4>&- 5>&- ;;
+        *)
+            case $place in
+                *[!0-9a-f:' ']* | '') ;;
+                *) LC_ALL=C grep -o -- "[rwxsp-]* [0-9a-f]* $place " "/proc/$pid/maps" 3>&- 4>&- 5>&- ;;
+            esac
+            ;;
     esac
     echo .
 done"""
-"""Numbers only, and two words: a server that somebody has taken over gets no other file out of it, and starts nothing
-but its own command line, as it was before. A file whose name looks like a link counts for nothing."""
+"""Numbers only, and two words: a server that somebody has taken over gets no other file out of it, of a memory map no
+address, and starts nothing but its own command line, as it was before, twice at a time. Each list waits for the one
+before. A file whose name looks like a link counts for nothing."""
 _DOOR: Final = 3
 _LOG: Final = 4
 _LIST: Final = 5
@@ -107,7 +122,9 @@ class Witness:
             self._socket.sendall(f"{pid} {place}\n".encode())
         except OSError:
             return False
-        return kinds(_answer(self._socket, _ANSWER), device, inode) == {b"p"}
+        # Without the address, which only who may look into the process is to know.
+        lines = [b"- " + line for line in _answer(self._socket, _ANSWER)]
+        return kinds(lines, device, inode) == {b"p"}
 
     def open_nodes(self) -> list[tuple[str, str, str]]:
         """The nodes that processes have open, as far as their user may know it, but for those that everybody has:

@@ -109,6 +109,9 @@ class StepLoop:
         """The same loop: there are no threads that could hang."""
         return self
 
+    def retire(self) -> None:
+        """Nothing: there are no threads that wait."""
+
     @property
     def watched(self) -> tuple[int, ...]:
         """File descriptors that are being watched; empty again when everything is closed."""

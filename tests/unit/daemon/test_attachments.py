@@ -55,6 +55,29 @@ def test_an_unknown_backend(rig: Rig) -> None:
     assert "there is no backend 'games'" in str(results[0])
 
 
+@pytest.mark.parametrize("failure", [None, DeviceError("it is broken")])
+def test_the_loop_of_a_device_that_is_closed_is_retired(
+    rig: Rig, failure: DeviceError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retired: list[object] = []
+    monkeypatch.setattr(rig.loop, "retire", lambda: retired.append(1))
+    rig.backend.failure = failure
+    if failure is None:
+        attachment = rig.attach("toys:ball")
+        assert attachment.loop is not None
+        assert not retired
+        rig.attachments.unplug(attachment, "it is broken")
+        rig.hub.finish()
+        assert len(retired) == 1
+        rig.loop.run_until(lambda: attachment.state is State.PLUGGED, 10.0)
+        rig.attachments.detach(attachment, why="asked")
+        rig.hub.finish()
+        assert len(retired) == 2
+    else:
+        rig.refused("toys:ball")
+        assert len(retired) == 1
+
+
 @pytest.mark.parametrize(
     ("failure", "kind", "message"),
     [

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from functools import partial
 from random import Random
 
 import pytest
@@ -121,6 +122,23 @@ def test_threads_without_work_end(loop: ServerLoop, monkeypatch: pytest.MonkeyPa
     assert eventually(lambda: set(threading.enumerate()) <= before)
     loop.run_blocking(lambda: 5, lambda result: loop.stop())
     loop.run_forever()
+
+
+def test_no_thread_of_a_retired_loop_waits(loop: ServerLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else devices that come and go fast leave hundreds of them."""
+    monkeypatch.setattr("usbvfiod_core.daemon.loop.IDLE", PATIENCE * 100)
+    before, gate = set(threading.enumerate()), threading.Event()
+    apart = loop.apart()
+    late = loop.apart()
+    late.retire()
+    for each in (apart, late):
+        for call in (partial(gate.wait, PATIENCE), lambda: True) * 3:
+            each.run_blocking(call, lambda result: None)
+    apart.retire()
+    gate.set()
+    while loop.blocking:
+        loop.run_until_complete(asyncio.sleep(0.0005))
+    assert eventually(lambda: set(threading.enumerate()) <= before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

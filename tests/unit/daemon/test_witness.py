@@ -6,7 +6,9 @@ import mmap
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -73,10 +75,89 @@ def test_it_looks_into_maps_while_it_lists_what_is_open(witness: Witness) -> Non
     fd = os.memfd_create("guest")
     os.ftruncate(fd, 4096)
     status, private = os.fstat(fd), mmap.mmap(fd, 4096, flags=mmap.MAP_PRIVATE)
-    witness._socket.sendall(b"nodes\n" * 20)
+    many = [os.open("/dev/full", os.O_WRONLY) for _ in range(600)]  # more than there is room for, until somebody reads
+    witness._socket.sendall(b"nodes\n")
     assert witness(os.getpid(), status.st_dev, status.st_ino)
+    assert len([each for each in witness.open_nodes() if each[0] == str(os.getpid())]) >= len(many)
     private.close()
-    os.close(fd)
+    for each in (fd, *many):
+        os.close(each)
+
+
+def test_whoever_has_taken_the_server_over_floods_the_host_with_no_processes() -> None:
+    witness = Witness(("/bin/sleep", "600"))
+    many = [os.open("/dev/full", os.O_WRONLY) for _ in range(600)]
+    most = 0
+
+    def count(name: str = "") -> int:
+        nonlocal most
+        most = max(most, len(descendants(witness.pid)))
+        return len(named(witness.pid, name))
+
+    witness._socket.sendall(b"nodes\n" * 20 + b"0 \n")  # lists, which nobody reads
+    wait_until(lambda: count() > 0, "there is no list")
+    witness._list.close()
+    witness._socket.setblocking(False)
+    wait_until(lambda: count() >= 0 and select([witness._socket], [], [], 0.01)[0], "the lists do not end")
+    assert most <= 6
+    witness._socket.sendall(b"upgrade\n" * 20)
+    for _ in range(2):
+        wait_until(lambda: count("sleep") == 2, "no heirs are started")
+        heirs = named(witness.pid, "sleep")
+        for pid in heirs:
+            os.kill(pid, 9)
+        wait_until(partial(none_of, witness.pid, heirs), "they do not end")
+    assert most <= 6
+    wait_until(lambda: count("sleep") == 2, "no heirs are started")
+    heirs = named(witness.pid, "sleep")
+    os.kill(witness.pid, 9)
+    os.waitpid(witness.pid, 0)
+    for pid in heirs:
+        os.kill(pid, 9)
+    witness.close()
+    for fd in many:
+        os.close(fd)
+
+
+def none_of(pid: int, heirs: list[int]) -> bool:
+    """Whether they have ended."""
+    return not set(heirs) & set(named(pid, "sleep"))
+
+
+def descendants(pid: int) -> list[int]:
+    """Its processes and theirs."""
+    try:
+        own = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return []
+    return [*own, *(each for child in own for each in descendants(child))]
+
+
+def named(pid: int, name: str) -> list[int]:
+    """Those that execute a program of this name, and live."""
+    found = []
+    for each in descendants(pid):
+        try:
+            status = Path(f"/proc/{each}/stat").read_text()
+        except OSError:
+            continue
+        if f"({name}" in status and status.rpartition(")")[2].split()[0] != "Z":
+            found.append(each)
+    return found
+
+
+@pytest.mark.parametrize("place", ["", "0", ".", "00:00 0\n", "[0-9a-f]*:[0-9a-f]* [0-9]*"])
+def test_no_address_of_another_process_is_told(witness: Witness, place: str) -> None:
+    """Nor what is in its memory, by a place that is many."""
+    witness._socket.sendall(f"{os.getpid()} {place}\n".encode())
+    said = b""
+    while not said.endswith(b".\n"):
+        said += witness._socket.recv(1 << 16)
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert line.split()[0].encode() not in said
+        assert line.split()[-1].encode() not in said or "/" not in line
 
 
 def test_the_programs_of_a_server_in_its_sandbox_are_those_that_it_sees() -> None:
