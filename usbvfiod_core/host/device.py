@@ -19,6 +19,7 @@ from . import hotplug
 from .contract import HostContract
 from .enumerated import EnumeratedDevice
 from .left_out import LeftOut
+from .limits import Limits
 from .operations import ClaimLost, OperationFailed, Then, in_thread
 from .options import HostOptions
 from .ownership import Ownership
@@ -60,6 +61,7 @@ class HostDevice(HostContract, EnumeratedDevice):
         )
         self.options = options
         self._ownership = ownership
+        self.limits = Limits(name)
         self._left_out = LeftOut(name)
         self._suspected = False
         self._end_watch: Callable[[], object] | None = None

@@ -82,7 +82,7 @@ class EnumeratedDevice(EnumeratedContract):
         self._gone = False
         self._why_gone = ""
         self._complaint = ""
-        """What was logged last of a configuration that was not set."""
+        """What was logged last of a configuration or a setting that was not set."""
         self._closed = False
         self._released = Moment()
         self._settling: list[Callable[[], object]] = []
@@ -268,9 +268,8 @@ class EnumeratedDevice(EnumeratedContract):
             if failure is None:
                 self.configuration = self._host_configuration = value
                 self.moved = False
-            elif not self._gone and self._complaint != str(failure):
-                self._complaint = str(failure)
-                log.warning("%s: configuration %d, which the guest wants, is not set: %s", self.name, value, failure)
+            else:
+                self._complain(f"configuration {value}", failure)
             then(failure)
 
         if not self.has_configuration(value):
@@ -291,7 +290,13 @@ class EnumeratedDevice(EnumeratedContract):
             then(OperationFailed(TransferStatus.STALL, f"there is no setting {alternate} of interface {interface}"))
             return
         self._touched = self.moved = True
-        self.operate(lambda done: self.begin_setting(interface, alternate, done), then)
+
+        def over(failure: OperationFailed | None) -> None:
+            if failure is not None:
+                self._complain(f"setting {alternate} of interface {interface}", failure)
+            then(failure)
+
+        self.operate(lambda done: self.begin_setting(interface, alternate, done), over)
 
     def has_endpoint(self, address: int) -> bool:
         """Whether the configuration has an endpoint of this address."""
@@ -305,6 +310,11 @@ class EnumeratedDevice(EnumeratedContract):
         self.operate(lambda done: self.begin_clear_halt(endpoint, done), then)
 
     # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _complain(self, what: str, failure: OperationFailed) -> None:
+        if not self._gone and self._complaint != str(failure):
+            self._complaint = str(failure)
+            log.warning("%s: %s, which the guest wants, is not set: %s", self.name, what, failure)
 
     def _filtered(self, raw: bytes) -> bytes:
         if not self._policy.remote_wakeup:

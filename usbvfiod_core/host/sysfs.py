@@ -330,6 +330,12 @@ def programs(device: SysfsDevice) -> list[str]:
     return [] if device.directory is None else Usage().programs(device.directory)
 
 
+def who_has_node(device: SysfsDevice) -> str:
+    """Behind a message that another program has claimed the device: who that may be, as far as can be seen."""
+    programs = [] if device.directory is None else Usage().node_programs(device.directory)
+    return f" ({'; '.join(programs)})" if programs else ""
+
+
 class _Attributes:
     """The text attributes of a directory, without the line's end. `[]` raises OSError where one is missing."""
 

@@ -73,7 +73,11 @@ class Usage:
     def programs(self, directory: Path) -> list[str]:
         """The programs that can do without the USB device, a clause each: "ttyUSB0 is open in minicom (812)"."""
         below = f"{os.path.realpath(directory)}/"
-        return [*self._open("its node", Path(below)), *self._open_nodes(below, _OTHERS)]
+        return [*self.node_programs(directory), *self._open_nodes(below, _OTHERS)]
+
+    def node_programs(self, directory: Path) -> list[str]:
+        """The programs that have the node of the USB device itself open, in one clause: they may have claimed it."""
+        return list(self._open("its node", Path(os.path.realpath(directory))))
 
     def _open_nodes(self, below: str, classes: tuple[str, ...]) -> Iterator[str]:
         for kind in classes:

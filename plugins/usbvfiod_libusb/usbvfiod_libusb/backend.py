@@ -172,7 +172,8 @@ def _libusb_problem(device: SysfsDevice, error: Exception) -> str:
     if code == ERROR_NO_DEVICE:
         return f"{device.label} ({device.name}) has just gone"
     if code == ERROR_BUSY:
-        return f"{device.label} ({device.name}) is in use by another program; end it, or its use of the device"
+        who = sysfs.who_has_node(device)
+        return f"{device.label} ({device.name}) is in use by another program{who}; end it, or its use of the device"
     if code == ERROR_IO:
         return (
             f"{device.label} ({device.name}) cannot be opened: {error}; its descriptors may be malformed, and "

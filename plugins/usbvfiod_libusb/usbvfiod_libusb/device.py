@@ -30,7 +30,7 @@ from usbvfiod_core.usb.handover import NotSettled
 from .binding import Context, Handle, Libusb, NativeTransfer
 from .events import ContextEvents
 from .interfaces import Interfaces, numbers_and_endpoints
-from .limits import warn_of_control_limit, warn_of_memory
+from .limits import warn_of_control_limit
 from .state import LibusbState
 from .status import (
     ERROR_BUSY,
@@ -338,7 +338,7 @@ class LibusbDevice(HostDevice):
                 return
             self._waiting.popleft()
             if not sent:
-                warn_of_memory(self.name, transfer.length)
+                self.limits.no_memory()
                 transfer.complete(TransferStatus.ERROR)
 
     def _native_ended(self, native: NativeTransfer) -> None:

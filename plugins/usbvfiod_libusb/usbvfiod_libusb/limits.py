@@ -1,4 +1,4 @@
-"""What people are told of the limits that libusb and the kernel have."""
+"""What people are told of the limits that libusb has."""
 
 from __future__ import annotations
 
@@ -18,13 +18,4 @@ def warn_of_control_limit(name: str, limit: int, setup: SetupPacket) -> None:
         limit,
         setup.length,
         setup,
-    )
-
-
-def warn_of_memory(name: str, length: int) -> None:
-    """usbfs has had no memory for a transfer for too long."""
-    log.warning(
-        "%s: the kernel has no memory for a transfer of %d bytes; raise /sys/module/usbcore/parameters/usbfs_memory_mb",
-        name,
-        length,
     )

@@ -15,7 +15,7 @@ from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.state import EnumeratedState, TakenState
-from usbvfiod_core.host.sysfs import SysfsDevice
+from usbvfiod_core.host.sysfs import SysfsDevice, who_has_node
 from usbvfiod_core.host.taken import Taken
 from usbvfiod_core.state import U8, U16, pack
 from usbvfiod_core.usb import requests
@@ -90,6 +90,7 @@ class UsbfsDevice(HostDevice):
         self.urbs = Urbs(handle.fd, loop, self.gone, handle.ioctl)
         self.urbs.refused = self._refused
         self.urbs.ended_early = self.suspect_now
+        self.urbs.starved = self.limits.no_memory
         self._cut = CUT if handle.capabilities & usbfs.CAP_BULK_SCATTER_GATHER else CUT_ONE_PIECE
         self._interfaces = {  # of two configurations with one value, Linux means the first
             raw[5]: _interface_numbers(Configuration.unpack(raw))
@@ -253,6 +254,8 @@ class UsbfsDevice(HostDevice):
 
     def _refused(self, urb: Urb, code: int) -> None:
         """SUBMITURB says that an interface is not ours, or not there. Linux claims one that is free by itself."""
+        if code == -errno.ENOSPC:
+            self.limits.no_bandwidth(usbfs.URB.unpack_from(urb.memory)[1])
         if code not in (-errno.EBUSY, -errno.ENOENT, -errno.ENODEV, -errno.ESHUTDOWN):
             return
         number, addressed = self._addressed(urb)
@@ -364,7 +367,7 @@ def open_device(loop: Loop, handle: Handle, device: SysfsDevice, options: HostOp
     try:
         max_streams = 0
         if active is not None:
-            handle.take(_interface_numbers(active))
+            handle.take(_interface_numbers(active), lambda: who_has_node(device))
             max_streams = _probe_streams(handle, active) if speed.is_usb3 else 0
         return UsbfsDevice(loop, handle, device, speed, options, max_streams, taken)
     except BaseException:

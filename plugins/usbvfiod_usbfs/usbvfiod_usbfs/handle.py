@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from usbvfiod_core import DeviceError
@@ -59,13 +59,15 @@ class Handle:
 
     # -- ownership -----------------------------------------------------------------------------------------------------
 
-    def take(self, interfaces: Iterable[int]) -> None:
+    def take(self, interfaces: Iterable[int], who: Callable[[], str] = lambda: "") -> None:
         """Take interfaces from their drivers and claim them, for the first time, but for those that nobody can claim.
-        Raises DeviceError; what was claimed before stays so."""
+        Raises DeviceError; what was claimed before stays so. `who` says in brackets which program may have one."""
         for interface in interfaces:
             code = self._claim(interface)
             if code == -errno.EBUSY:
-                reason = f"interface {interface} is in use by another program through usbfs; end that program first"
+                reason = (
+                    f"interface {interface} is in use by another program through usbfs{who()}; end that program first"
+                )
             elif code == -errno.EACCES:
                 reason = f"its descriptor may not take interface {interface} from the host's driver"
             elif code == -errno.ENODEV:
@@ -222,7 +224,8 @@ def failure(code: int, message: str) -> OperationFailed:
         status = TransferStatus.STALL
     else:
         status = TransferStatus.ERROR
-    return OperationFailed(status, f"{message}: {os.strerror(-code)}")
+    why = "the host's bus has no bandwidth left for it" if code == -errno.ENOSPC else os.strerror(-code)
+    return OperationFailed(status, f"{message}: {why}")
 
 
 def _streams(count: int, endpoints: Sequence[int]) -> bytes:

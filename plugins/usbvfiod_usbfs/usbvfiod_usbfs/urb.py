@@ -73,13 +73,14 @@ class Urbs:
 
     `lost` is called when the device is gone. `refused`, which must do nothing to URBs, is called with each that the
     kernel refuses for good, and the negative errno; `ended_early` when the kernel has ended one by itself, before it is
-    given back to its owner.
+    given back to its owner; `starved` when something is given up for want of memory.
     """
 
     def __init__(self, fd: int, loop: Loop, lost: Callable[[], object], ioctl: Ioctl = usbfs.system_ioctl) -> None:
         self.fd = fd
         self.refused: Callable[[Urb, int], object] = lambda urb, code: None
         self.ended_early: Callable[[], object] = lambda: None
+        self.starved: Callable[[], object] = lambda: None
         self.submitted = 0
         """URBs taken by the kernel since the beginning."""
         self._loop = loop
@@ -273,6 +274,7 @@ class Urbs:
             return
         self._last_progress = last
         if self._loop.time() - last > PATIENCE:
+            self.starved()
             for owner in waiting:
                 if self._waiting.pop(owner, owner) is None:
                     owner.give_up()

@@ -283,6 +283,7 @@ def test_programs_that_can_do_without_the_device(host: Host) -> None:
     host.opened(80, "ModemManager", "/dev/ttyUSB0", "/dev/ttyUSB1")
     host.opened(90, "pcscd", "/dev/bus/usb/001/004", "/dev/usb/lp0")
     assert host.uses == []
+    assert Usage(host.sys, host.proc, host.udev).node_programs(host.link) == ["its node is open in pcscd (90)"]
     assert host.programs == [
         "its node is open in pcscd (90)",
         "ttyUSB0 is open in ModemManager (80)",

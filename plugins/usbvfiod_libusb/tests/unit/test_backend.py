@@ -186,6 +186,14 @@ def test_a_device_that_is_not_to_be_had(
     assert handle is None or (handle.closed and ("release", 0) in handle.calls)
 
 
+def test_who_has_claimed_it_is_named(nodes: Path, monkeypatch: pytest.MonkeyPatch, loop: StepLoop) -> None:
+    monkeypatch.setattr("usbvfiod_libusb.interfaces.TRIES", 1)
+    monkeypatch.setattr(sysfs, "who_has_node", lambda device: f" (pcscd has {device.name})")
+    backend = LibusbBackend(lambda: Scripted(fail("claim", status.ERROR_BUSY)), lambda: [UART])
+    with pytest.raises(DeviceError, match=r"by another program \(pcscd has 1-2\); end it"):
+        backend.open("1-2", HostOptions(), loop)
+
+
 def test_a_descriptor_that_was_handed_over(nodes: Path, monkeypatch: pytest.MonkeyPatch, loop: StepLoop) -> None:
     libusb = FakeLibusb()
     backend = LibusbBackend(lambda: libusb, lambda: [UART])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_usbfs import UAS, FakeKernel, handle_of, sysfs_device
@@ -11,6 +12,7 @@ from usbvfiod_usbfs import ioctl as usbfs
 from usbvfiod_usbfs.device import CUT, CUT_ONE_PIECE, UsbfsDevice, open_device
 
 from usbvfiod_core import DeviceError
+from usbvfiod_core.host import programs
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
@@ -111,6 +113,49 @@ def test_what_cannot_be_claimed_is_left_as_it_was(kernel: FakeKernel, code: int,
     with pytest.raises(DeviceError, match=words):
         Case(kernel, TWO)
     assert kernel.calls[-2:] == [("RELEASEINTERFACE", (0,)), ("CONNECT", (0,))]
+
+
+def test_who_has_claimed_it_is_named(kernel: FakeKernel, tmp_path: Path) -> None:
+    (tmp_path / "uevent").write_text("DEVTYPE=usb_device\nDEVNAME=bus/usb/002/003\n")
+    kernel.answers["DISCONNECT_CLAIM"].append(-errno.EBUSY)
+    programs.look_by(lambda: [("812", "pcscd", "/dev/bus/usb/002/003"), ("813", "cat", "/dev/bus/usb/002/004")])
+    try:
+        with pytest.raises(DeviceError, match=r"through usbfs \(its node is open in pcscd \(812\)\); end that"):
+            Case(kernel, ONE, directory=tmp_path)
+    finally:
+        programs.look_by(None)
+
+
+@pytest.mark.parametrize("endpoint", [0x84, 0x81])
+def test_a_bus_without_bandwidth_is_told_once(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture, endpoint: int
+) -> None:
+    case = Case(kernel, UAS)
+    case.configure()
+    kernel.submit_errors.extend([-errno.ENOSPC] * 3)
+    for _ in range(3):
+        transfer = (
+            case.bench.submit_packets(endpoint, [192])
+            if endpoint == 0x84
+            else case.bench.submit(endpoint, TransferType.INTERRUPT, 8)
+        )
+        case.bench.wait(transfer)
+        assert transfer.status is TransferStatus.ERROR
+    [line] = [each.getMessage() for each in caplog.records]
+    assert line.startswith(f"Fake: the host's bus has no bandwidth left for endpoint {endpoint:#04x}; ")
+
+
+def test_a_setting_for_which_the_bus_has_no_bandwidth(kernel: FakeKernel, caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(kernel, UAS)
+    case.configure()
+    kernel.answers["SETINTERFACE"].extend([-errno.ENOSPC] * 2)
+    for _ in range(2):
+        assert case.request(1, 11, 1, 0).status is STALL
+    assert [each.getMessage() for each in caplog.records] == [
+        "Fake: setting 1 of interface 0, which the guest wants, is not set: setting 1 of interface 0 is refused: "
+        "the host's bus has no bandwidth left for it"
+    ]
+    assert case.request(1, 11, 1, 0).status is COMPLETED
 
 
 def test_a_descriptor_without_privileges_takes_what_is_free(kernel: FakeKernel) -> None:

@@ -211,12 +211,16 @@ def test_what_waits_is_tried_again_without_anything_coming_back(way: LaneKit) ->
 
 
 def test_there_is_an_end_to_waiting(way: LaneKit) -> None:
+    starved: list[int] = []
+    way.urbs.starved = lambda: starved.append(1)
     way.kernel.limit = 0
     transfers = [way.submit(100) for _ in range(3)]
     way.loop.advance(PATIENCE - 0.5)
     assert way.ended == []
+    assert starved == []
     way.loop.advance(3 * PATIENCE)
     assert [result(each) for each in transfers] == [(ERROR, 0)] * 3
+    assert starved
     assert way.ended == transfers
 
 
