@@ -169,11 +169,22 @@ def ask(tmp_path: Path, *words: str) -> Any:
 
 def held(server: Fronted) -> list[str]:
     """What the front has open: the targets of its descriptors."""
+    return open_in(server.process.pid)
+
+
+def open_in(pid: int) -> list[str]:
+    """The same of any process."""
     found = []
-    for fd in os.listdir(place := f"/proc/{server.process.pid}/fd"):
+    for fd in os.listdir(place := f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):
             found.append(os.readlink(f"{place}/{fd}"))
     return found
+
+
+def memory_files(server: Fronted) -> list[str]:
+    """What of its state and of the registers that a client maps the server has open; no more after any crash."""
+    found = open_in(server.server)
+    return sorted(each for each in found if "memfd:registers" in each or "memfd:usbvfiod-state" in each)
 
 
 def survive(server: Fronted, drive: Path, times: int, vmm: Vmm = QEMU) -> None:
@@ -182,6 +193,7 @@ def survive(server: Fronted, drive: Path, times: int, vmm: Vmm = QEMU) -> None:
         guest.step()
         chance = random.Random(times)
         most = 0
+        memory = memory_files(server)
         for number in range(1, times + 1):
             killer = threading.Timer(chance.random() * 0.2, os.kill, (server.server, signal.SIGKILL))
             killer.start()
@@ -194,6 +206,7 @@ def survive(server: Fronted, drive: Path, times: int, vmm: Vmm = QEMU) -> None:
             assert len(held(server)) <= most
         guest.step()
         guest.check()
+        assert memory_files(server) == memory
     assert "does not go on with the VM" not in server.log
     assert server.log.count(GOES_ON) == times
 
@@ -293,7 +306,9 @@ def test_a_state_that_makes_no_sense_is_let_go(
         (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
         with (place / fd).open("r+b", buffering=0) as state:
             change(state)
+        memory = memory_files(server)
         server.kill_server()
+        assert memory_files(server) == memory
         assert f"does not go on with the VM of the one before it: {reason}" in server.log
         with pytest.raises(VfioUserError):
             bus.read(0)

@@ -9,6 +9,7 @@ TARGETS = {
     "usbfs": "a device, and a host's kernel, behind the backend usbfs",
     "libusb": "the same behind the backend libusb",
     "network": "a program at the other end of a network adapter's cable, and the guest's driver",
+    "recovery": "what a server that was killed has left, for the next start",
     "recordings": "files that are replayed and scrubbed",
     "configuration": "what users write",
 }

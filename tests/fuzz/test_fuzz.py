@@ -19,7 +19,7 @@ from tests.fuzz.inputs import Actions
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import FindError, TooSlowError, Watch, WatchedLoop
 
-SECONDS = 2.0
+SECONDS = 1.7
 
 
 @contextmanager

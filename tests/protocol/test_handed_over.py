@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from errno import EINVAL
 
 import pytest
 
+from tests.fuzz.watch import descriptors
 from tests.protocol.fakes import Serving
 from tests.protocol.raw import RawClient, dma_map, dma_unmap, region_read, region_write, set_irqs
 from usbvfiod_core.errors import ClientError
 from usbvfiod_core.pci.config_space import COMMAND, COMMAND_BUS_MASTER, MSIX_CONTROL, MSIX_ENABLE
-from usbvfiod_core.pci.vfio import CONFIG_REGION, INTX_IRQ
+from usbvfiod_core.pci.vfio import CONFIG_REGION, INTX_IRQ, MSIX_IRQ
 from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.vfio_user import wire
 
@@ -114,6 +116,22 @@ def test_a_file_that_is_shorter_now_is_refused(handed: Handed, client: RawClient
     with pytest.raises(ClientError, match="is 0x8000 bytes") as refused:
         Serving(path="unused", taken=taken)
     assert refused.value.errno == EINVAL
+    handed.first.call(handed.first.server.go_on)
+
+
+@pytest.mark.parametrize("name", ["listener", "client", f"interrupt/{MSIX_IRQ}/1"])
+def test_what_is_something_else_is_refused_and_no_descriptor_is_left(
+    handed: Handed, client: RawClient, eventfds: list[int], name: str
+) -> None:
+    assert client.errno(set_irqs(EVENTFDS, 0, 4), eventfds[:4]) == 0
+    before = descriptors()
+    state, fds = handed.first.hand_over()
+    os.close(fds[name])
+    fds[name] = os.open("/dev/null", os.O_RDWR)
+    with pytest.raises((ClientError, OSError)):
+        Serving(path="unused", taken=(state, fds))
+    gc.collect()  # the loop of the server that is none
+    assert descriptors() == before
     handed.first.call(handed.first.server.go_on)
 
 

@@ -103,7 +103,6 @@ class Survival:
             self._let_go("")
             return False
         own = {name: os.dup(fd) for name, fd in found.transport.items()}
-        page = None if found.page is None else os.dup(found.page)
         try:
             if server.config.fd is not None:
                 listener, listens = inherited(server.config.fd)
@@ -111,7 +110,7 @@ class Survival:
                     raise ConfigError(f"--fd {server.config.fd} is a client's, and there is one already")
                 found.state.transport.listener, own["listener"] = ListenerState(), listener.detach()
             server.transport.restore(found.state.transport, own)
-            server.controller.restore(found.state.controller, lambda port_id: None, page)
+            server.controller.restore(found.state.controller, lambda port_id: None, found.page)
             server.transport.catch_up()
         except Exception as error:
             self._let_go(f"{type(error).__name__}: {error}")
@@ -194,9 +193,11 @@ class Survival:
         reason = "its state was not held"
         fds = {name: fd for name, fd in self._held.items() if not name.startswith(STATE)}
         for number in states:
+            fd = os.dup(self._held[f"{STATE}{number}"])
             try:
-                file = StateFile.opened(os.dup(self._held[f"{STATE}{number}"]))
+                file = StateFile.opened(fd)
             except StateError as error:
+                os.close(fd)
                 reason = str(error)
                 continue
             from .recovered import recovered  # few starts have something to go on with

@@ -241,9 +241,13 @@ class Replacement:
         if failure is not None:
             raise failure
         self.attachments.numbers = max(self.attachments.numbers, state.numbers)
-        page = taking.descriptors("page").get("")
         server.transport.restore(state.transport, taking.descriptors("transport/"))
-        server.controller.restore(state.controller, self.devices.device_at, page)
+        page = taking.descriptors("page").get("")
+        try:
+            server.controller.restore(state.controller, self.devices.device_at, page)
+        finally:
+            if page is not None:
+                os.close(page)
         server.steering.restore(
             state.steering,
             taking.descriptors("sockets/"),

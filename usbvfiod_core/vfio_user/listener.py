@@ -50,11 +50,16 @@ class SocketPath:
     """
 
     def __init__(self, path: str, access: SocketAccess = OWN_USER, adopted: Adopted | None = None) -> None:
-        """`adopted` is the socket that listens there already, in the server that hands over to this one."""
+        """`adopted` is the socket that listens there already, in the server that hands over to this one; it is left to
+        the caller if this raises."""
         _check_form(path)
         self.path: Final = path
-        self.socket: Final = _unix_socket() if adopted is None else socket.socket(fileno=adopted.fd)
         self._directory: Final = Directory(path)
+        try:
+            self.socket: Final = _unix_socket() if adopted is None else socket.socket(fileno=adopted.fd)
+        except BaseException:
+            self._directory.close()
+            raise
         self._inode: tuple[int, int]
         if adopted is not None:
             self._inode = adopted.state.device, adopted.state.inode
@@ -138,13 +143,14 @@ def listening(
     kinds: Collection[int] = (socket.AF_UNIX,),
 ) -> tuple[socket.socket, SocketPath | None]:
     """A listening socket at `path`, for those of `access`, and its path; or the one that was handed down as `fd`, which
-    must be listening; or the `adopted` one of a server that hands over."""
+    must be listening; or the `adopted` one of a server that hands over, which is left to the caller if this raises."""
     if adopted is not None:
         if adopted.state.path:
             own = SocketPath(adopted.state.path, access, adopted)
             return own.socket, own
         sock = socket.socket(fileno=adopted.fd)
         if sock.family not in kinds:
+            sock.detach()
             raise ConfigError(f"file descriptor {adopted.fd} is a socket of another family")
         return sock, None
     if path is not None:

@@ -211,8 +211,9 @@ class Server:
     def _restore(self, state: TransportState, left: dict[str, int]) -> None:
         """`left` are the descriptors of which nothing has been made yet."""
         if state.listener is not None:
-            adopted = Adopted(state.listener, left.pop("listener"))
+            adopted = Adopted(state.listener, left["listener"])
             self._listener, self._own = listening(None, None, adopted=adopted)
+            del left["listener"]
         elif self._path is not None and self._kept_maps is not None:
             self._own = SocketPath(self._path, self._access)  # nobody has kept the one that there was
             self._listener = self._own.socket
@@ -224,14 +225,16 @@ class Server:
             restore_memory(self._memory, client.memory, [left[f"memory/{number}"] for number in range(client.files)])
             for number in range(client.files):
                 os.close(left.pop(f"memory/{number}"))
-            sock = socket.socket(fileno=left.pop("client"))
+            sock = socket.socket(fileno=left["client"])
+            del left["client"]
             self._serve(sock, accepted=state.listener is not None and not client.session.version, stopped=True)
             assert self._connection is not None
             session = self._connection.session
             session.restore(client.session)
             self._keep_client()
             for index, vector in client.interrupts:
-                session.interrupts.adopt(index, vector, left.pop(f"interrupt/{index}/{vector}"))
+                session.interrupts.adopt(index, vector, left[name := f"interrupt/{index}/{vector}"])
+                del left[name]
             session.interrupts.stop()
         self._function.restore(state.function)
 
