@@ -15,6 +15,12 @@ _NODE: Final = re.compile(r"/dev/bus/usb/0*(\d{1,3})/0*(\d{1,3})")
 _PORT_PATH: Final = re.compile(r"(\d+-\d+(?:\.\d+)*)(?::\d+\.\d+)?")
 _LEADING_ZEROS: Final = re.compile(r"\b0+(?=\d)")
 _LOOSE_NUMBERS: Final = re.compile(r"(\d{1,3})[:. /](\d{1,3})")
+_SHORT_ID: Final = re.compile(r"([0-9A-Fa-f]{1,4}):([0-9A-Fa-f]{1,4})(?::.*)?")
+_LOOSE_ID: Final = re.compile(
+    r"(?:.*(?:\bvid|vendor(?:id)?)[_=: ]*)?(?:0x)?([0-9a-f]{4})"
+    r"[^0-9a-z]*(?:(?:pid|(?:id)?product(?:id)?)[_=: ]*)?(?:0x)?([0-9a-f]{4})(?![0-9a-z]).*",
+    re.IGNORECASE,
+)
 _ASSIGNMENT: Final = re.compile(r"(hostbus|hostaddr|hostport|hostdevice|vendorid|productid|busid|host)=([^,]+)")
 _BESIDE: Final = re.compile(r"(?:id|bus|port|usb3|pipeline|guest-reset|guest-resets-all|suppress-remote-wake)=[^,]*")
 """What stands beside an address in QEMU's and Proxmox's settings."""
@@ -66,6 +72,9 @@ def meant(address: str) -> str:
     match = _LOOSE_NUMBERS.fullmatch(address)
     if match is not None:
         return f"; if it is bus and device number, write {int(match[1]):03d}:{int(match[2]):03d}"
+    match = _SHORT_ID.fullmatch(address) or _LOOSE_ID.fullmatch(address)
+    if match is not None and not address.startswith(f"{match[1]:0>4}:{match[2]:0>4}"):
+        return f"; if it is vendor and product ID, write {match[1].lower():0>4}:{match[2].lower():0>4}"
     if re.fullmatch(r"\w[\w./-]*", address):
         for directory in ("/dev", "/sys/class/net", "/sys/bus/usb/devices"):
             path = os.path.join(directory, address)

@@ -210,6 +210,8 @@ def split_device(
     known = sorted(backends)
     place, question, query = text.partition("?")
     place = unescaped_address(place)
+    if not place:
+        raise ConfigError(f"device {text!r} has no address; `usbvfiod devices` lists what there is")
     match = _PREFIX.fullmatch(place)
     if match is not None and match[1] in known:
         backend, address = match[1], match[2]

@@ -107,6 +107,25 @@ def test_a_line_of_lsusb_of_some_time_ago_means_the_same_kind_of_device() -> Non
     assert find_again(LINE, UNIFYING, [usurper, renumbered]) is renumbered
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("1.4", "bus and device number, write 001:004"),
+        ("1:4", "bus and device number, write 001:004"),
+        ("46d:C52B", "vendor and product ID, write 046d:c52b"),
+        ("46d:c52b:A1", "vendor and product ID, write 046d:c52b"),
+        ("046dc52b", "vendor and product ID, write 046d:c52b"),
+        ("046d-c52b", "vendor and product ID, write 046d:c52b"),
+        ("0x046d, 0xc52b", "vendor and product ID, write 046d:c52b"),
+        ("vid=046d,pid=c52b", "vendor and product ID, write 046d:c52b"),
+        ("idVendor=046d, idProduct=c52b", "vendor and product ID, write 046d:c52b"),
+        (r"USB\VID_046D&PID_C52B\5&1", "vendor and product ID, write 046d:c52b"),
+    ],
+)
+def test_the_form_of_what_is_nearly_an_address(text: str, form: str) -> None:
+    assert meant(text) == f"; if it is {form}"
+
+
 @pytest.mark.parametrize(("text", "hint"), [("0403:6001:A", ""), ("no such thing", ""), ("../../etc", ""), ("\0", "")])
 def test_no_hint_where_nothing_is_near(text: str, hint: str) -> None:
     assert meant(text) == hint

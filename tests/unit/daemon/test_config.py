@@ -59,7 +59,7 @@ def test_specifications(text: str, backend: str, address: str, options: dict[str
         ("keyboard", "names no backend"),
         ("virtual:", "the address is missing"),
         ("virtual:?image=x", "the address is missing"),
-        ("", "names no backend"),
+        ("", "has no address"),
         ("virtual:flash?", "'' is not an option"),
         ("virtual:flash?image", "'image' is not an option; write ?name=value&name=value"),
         ("virtual:flash?=x", "'=x' is not an option"),
