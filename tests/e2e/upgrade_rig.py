@@ -208,7 +208,7 @@ def patient(control: Path, *words: str, command: tuple[str, ...] = ()) -> subpro
     program = f"""
 from usbvfiod_core.cli import main, upgrade
 
-upgrade.COMMAND, upgrade.PATIENCE = {command!r} or upgrade.COMMAND, {10 * PATIENCE}
-raise SystemExit(main(["upgrade", "--control-path", {str(control)!r}, *{words!r}]))
+upgrade.COMMAND = {command!r} or upgrade.COMMAND
+raise SystemExit(main(["upgrade", "--wait", "{10 * PATIENCE}", "--control-path", {str(control)!r}, *{words!r}]))
 """
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20 * PATIENCE)

@@ -24,7 +24,8 @@ from .unreached import ServerTimeout
 COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "usbvfiod_core")
 """The program that takes the place: this one."""
 PATIENCE = 30.0
-"""Seconds for it to read its configuration, and to take the place; the guest waits for a part of the last one only."""
+"""Seconds for it to read its configuration, and to take the place, unless `--wait` says others; the guest waits for a
+part of the last one only."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -33,9 +34,17 @@ PATIENCE = 30.0
     is_flag=True,
     help="Unplug devices that cannot be handed over, and plug them in again afterwards; the guest sees that.",
 )
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=PATIENCE,
+    show_default=True,
+    help="How long the new process may take; on a busy machine it needs more to start.",
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]...")
 @control_options
-def upgrade(replug: bool, options: tuple[str, ...], connect: Connect) -> None:
+def upgrade(replug: bool, wait: float, options: tuple[str, ...], connect: Connect) -> None:
     """Replace a running server by this version of the program, while its guest goes on.
 
     The new process has the options of the old one, or OPTIONS in their place, and reads its configuration file and
@@ -46,7 +55,7 @@ def upgrade(replug: bool, options: tuple[str, ...], connect: Connect) -> None:
         channel, other = Channel.pair()
         with other:
             server.request("upgrade", fd=True, fds=[other.fileno()])
-    server_is = _prepared(channel)
+    server_is = _prepared(channel, wait)
     if server_is.uid != os.geteuid():
         raise ConfigError(
             f"the server is user {server_is.uid}'s, who replaces it; a unit of systemd's does it with "
@@ -69,14 +78,14 @@ def upgrade(replug: bool, options: tuple[str, ...], connect: Connect) -> None:
     finally:
         os.close(write)
     channel.close()
-    _wait(process, read)
+    _wait(process, read, wait)
     say(f"process {process.pid} has taken the place of the server")
 
 
-def _prepared(channel: Channel) -> Prepare:
-    message = channel.receive(PATIENCE)
+def _prepared(channel: Channel, patience: float) -> Prepare:
+    message = channel.receive(patience)
     if message is None:
-        raise ServerTimeout(f"the server has not answered within {PATIENCE:g} s")
+        raise ServerTimeout(f"the server has not answered within {patience:g} s")
     if message.step == "failed":
         raise DeviceError(said(Failed, message).message)
     if message.step != "prepare":
@@ -84,18 +93,20 @@ def _prepared(channel: Channel) -> Prepare:
     return said(Prepare, message)
 
 
-def _wait(process: subprocess.Popen[bytes], report: int) -> None:
+def _wait(process: subprocess.Popen[bytes], report: int, patience: float) -> None:
     """Until it serves. Raises UsbvfiodError if it does not."""
     with open(report, "rb") as told:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         if not _readable(told, deadline):
             process.kill()
             process.wait()
-            raise ServerTimeout(f"the new process has not taken the place within {PATIENCE:g} s, and was ended")
+            raise ServerTimeout(
+                f"the new process has not taken the place within {patience:g} s, and was ended; --wait gives it more"
+            )
         if told.read(2) == b"ok":
             return
     with suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)  # it has said why
+        process.wait(patience)  # it has said why
     code = process.returncode
     if code is None or code < 0:
         ended = "does not end" if code is None else f"was ended by signal {-code}"

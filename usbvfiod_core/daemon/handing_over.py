@@ -290,6 +290,8 @@ class HandingOver:
             for told, own in parts.devices.state():
                 attachments.append(told)
                 kept.update((f"attachment/{told.number}/{name}", fd) for name, fd in own.items())
+            backends, found = parts.devices.shared_state()
+            kept.update((f"backend/{name}", fd) for name, fd in found.items())
             since, started, upgrades = parts.since
             state = ServerState(
                 transport,
@@ -303,6 +305,7 @@ class HandingOver:
                 upgrades + 1,
                 captures,
                 parts.attachments.numbers,
+                backends,
             )
             self._wait(ACCEPTANCE, "the other process takes too long")
             self._say("state", pack(state), {**kept, **fds})

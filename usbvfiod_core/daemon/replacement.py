@@ -211,6 +211,7 @@ class Replacement:
         assert self._taking is not None
         try:
             state = self._taking.freeze()
+            self.devices.take_over_shared(state.backends, self._taking.descriptors("backend/"))
             entries = [(each, self._taking.descriptors(f"attachment/{each.number}/")) for each in state.attachments]
             self.devices.take_over(entries, partial(self._guarded, self._built, state))
         except Exception as error:

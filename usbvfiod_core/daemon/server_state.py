@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..files import Grant
 from ..state import U32
@@ -31,6 +32,16 @@ class ReplugState:
 
 
 @dataclass
+class BackendState:
+    """What a backend has beside its devices, such as a socket at which it waits for others."""
+
+    name: str
+    state: dict[str, Any]
+    descriptors: list[str]
+    """The names of the descriptors that belong to it."""
+
+
+@dataclass
 class ServerState:
     """A server. `started` is when it was started first, in seconds of the clock of `time.time`, and `since` the same by
     that of `time.monotonic`, which all processes share. `upgrades` is how often it was replaced, with this time."""
@@ -47,6 +58,8 @@ class ServerState:
     captures: CapturesState = field(default_factory=CapturesState)
     numbers: U32 = 0
     """The last number of an attachment that was used."""
+    backends: list[BackendState] = field(default_factory=list)
+    """Those that have something beside their devices."""
 
 
 def directories_of(attachment: Attachment) -> list[str] | None:

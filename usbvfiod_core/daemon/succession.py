@@ -8,6 +8,7 @@ goes on; else the old one forgets its devices, which is not to close them.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -32,6 +33,7 @@ from .attachments import Attachments
 from .config import check_backend
 from .intents import Attachment, State
 from .opening import SLOW, OpeningLoop, explained
+from .server_state import BackendState
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Succession:
             for attachment in self._attachments:
                 if attachment.device is not None:
                     attachment.device.go_on()
+            self._backends_go_on()
             self._attachments.openings.settle()
             self._look()
 
@@ -103,6 +106,18 @@ class Succession:
         """All attachments, in the order they were asked for. The descriptors stay here. Raises CannotHandOver for a
         device that cannot be handed over, or not now."""
         return [self._state(each) for each in self._attachments]
+
+    def shared_state(self) -> tuple[list[BackendState], dict[str, int]]:
+        """What backends have beside their devices, and its descriptors, which stay here. They leave it alone from now
+        on."""
+        found: list[BackendState] = []
+        descriptors: dict[str, int] = {}
+        for name, backend in self._backends.items():
+            told = backend.hand_over_shared()
+            if told.state or told.descriptors:
+                found.append(BackendState(name, told.state, sorted(told.descriptors)))
+                descriptors.update((f"{name}/{key}", fd) for key, fd in told.descriptors.items())
+        return found, descriptors
 
     def forget(self) -> None:
         """The other server goes on with all devices."""
@@ -185,6 +200,22 @@ class Succession:
                 ended(CannotHandOver(f"device {state.spec.text}: {error}"))
         ended()
 
+    def take_over_shared(self, states: Sequence[BackendState], descriptors: dict[str, int]) -> None:
+        """What backends of another server have beside their devices, before `take_over`; without those that are not
+        here, whose devices are neither. All `descriptors` are of this; those of others are closed. Raises
+        UsbvfiodError."""
+        for each in states:
+            own = {name: descriptors.pop(f"{each.name}/{name}", -1) for name in each.descriptors}
+            missing = [name for name, fd in own.items() if fd < 0]
+            if missing:
+                raise CannotHandOver(f"backend {each.name}: the descriptor {missing[0]!r} has not come with it")
+            backend = self._backends.get(each.name)
+            if backend is not None:
+                backend.take_over_shared(self._loop, Handover(each.state, own))
+            else:
+                for fd in own.values():
+                    os.close(fd)
+
     def device_at(self, port_id: int) -> Device | None:
         """The device that is plugged into a port of the controller."""
         for attachment in self._attachments:
@@ -195,6 +226,7 @@ class Succession:
     def begin(self) -> None:
         """The other server is gone, and the controller has been given its devices: look for those that are missing, and
         unplug what is not admitted here."""
+        self._backends_go_on()
         for attachment in self._attachments:
             if attachment.state is State.PLUGGED:
                 log.info("%s goes on at port %d", attachment.title, attachment.port_id)
@@ -238,6 +270,10 @@ class Succession:
         attachment.loop = self._loop.apart()
         call = partial(self._open, attachment, Handover(plugged.device, own))
         self._loop.run_blocking(call, partial(self._made, attachment, plugged, ended))
+
+    def _backends_go_on(self) -> None:
+        for backend in self._backends.values():
+            backend.go_on_shared()
 
     def _look(self) -> None:
         """See whether devices have come that any attachment waits for."""

@@ -10,6 +10,7 @@ Plugins import from here; the core itself needs none of it.
 A device that cannot be had now is a `DeviceAway`: its attachment waits, and tries again by its back-off.
 """
 
+from ..vfio_user.listener import Adopted, ListenerState
 from .channel import Channel, Outgoing, PeerError, Reader
 from .connecting import connect
 from .handed_over import link_taken_over
@@ -22,10 +23,12 @@ from .place import Place, parse_place
 
 __all__ = [
     "ACCEPT_PAUSE",
+    "Adopted",
     "Channel",
     "Link",
     "LinkLost",
     "Listener",
+    "ListenerState",
     "Outgoing",
     "Patience",
     "PeerError",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, DeviceError
-from ..vfio_user.listener import SocketPath
+from ..vfio_user.listener import Adopted, ListenerState, SocketPath, listener_state
 from .connecting import live
 from .link import Link
 from .place import Place
@@ -22,19 +21,22 @@ class Listener:
     """A listening socket at a place, or at the path of a Unix socket, which only our own user may connect. A place
     without a host is every address. Raises DeviceError.
 
-    `fileno` is readable when somebody has come; `timeout` is that of `RemoteOptions`.
+    `fileno` is readable when somebody has come; `timeout` is that of `RemoteOptions`. `adopted` is the socket that
+    listens there already, in another process, whose `state` it is; its descriptor belongs to this one if nothing is
+    raised.
     """
 
-    def __init__(self, place: Place | Path, timeout: int) -> None:
+    def __init__(self, place: Place | Path, timeout: int, adopted: Adopted | None = None) -> None:
         self._timeout = timeout
-        self._close: Callable[[], object]
+        self._path: SocketPath | None = None
         try:
             if isinstance(place, Path):
-                path = SocketPath(str(place))
-                self._socket, self._close = path.socket, path.close
+                self._path = SocketPath(str(place), adopted=adopted)
+                self._socket = self._path.socket
+            elif adopted is not None:
+                self._socket = socket.socket(fileno=adopted.fd)
             else:
                 self._socket = _bound(place)
-                self._close = self._socket.close
         except ConfigError as error:
             raise DeviceError(str(error)) from None
         except OSError as error:
@@ -63,9 +65,24 @@ class Listener:
             stream.close()
             return None
 
+    @property
+    def state(self) -> ListenerState:
+        """What another process has to know of the socket to listen there in the place of this one."""
+        return listener_state(self._path)
+
+    def forget(self) -> None:
+        """Another process listens there: close what is ours of it."""
+        if self._path is not None:
+            self._path.forget()
+        else:
+            self._socket.close()
+
     def close(self) -> None:
         """Nobody comes any more."""
-        self._close()
+        if self._path is not None:
+            self._path.close()
+        else:
+            self._socket.close()
 
 
 def _bound(place: Place) -> socket.socket:

@@ -160,6 +160,29 @@ class Backend(ABC):
         """
         raise CannotHandOver(f"backend {self.name} cannot go on with devices of another process")
 
+    def hand_over_shared(self) -> Handover:
+        """Say what another process needs to go on with that no device hands over itself (`usbvfiod upgrade`): a socket
+        at which the backend waits for others, say. `take_over_shared` gets it there, if it is not empty.
+
+        Called on the loop's thread when all devices have settled. From then on the backend reads and accepts nothing
+        that is in it, and ends nothing of it, until `go_on_shared` is called, since no other process goes on. If one
+        does, nothing more is called, and this process ends. Raises nothing.
+        """
+        return Handover()
+
+    def take_over_shared(self, loop: Loop, handover: Handover) -> None:
+        """Go on with what this backend of another process has handed over, from `go_on_shared` on; nothing is touched
+        before that, and nothing ended if it does not come.
+
+        Called on the loop's thread, before `take_over` of any device; must not block. The descriptors belong to the
+        backend from now on. Raises StateError or DeviceError if it cannot go on: this process ends then.
+        """
+        raise CannotHandOver(f"backend {self.name} cannot go on with what it has in another process")
+
+    def go_on_shared(self) -> None:
+        """After `hand_over_shared` or `take_over_shared`: it is this process that goes on. On the loop's thread."""
+        return
+
     def give_back_left_over(self) -> None:
         """Give back to the host what earlier processes, which were killed, had taken from it and nobody has now.
 

@@ -83,8 +83,8 @@ class Device(ABC):
     max_streams: int = 0
     """Bulk streams per endpoint that `submit` supports (USB 3.2 8.12.1.4); 0 for none."""
     cancel_loses: bool = False
-    """Whether what a bulk transfer has moved may be lost when it is cancelled, as nobody tells. Where that can be
-    chosen, it is given half a second to end by itself."""
+    """Whether what a bulk or interrupt transfer has moved may be lost when it is cancelled, as nobody tells. Where that
+    can be chosen, bulk and interrupt OUT transfers are given half a second to end by themselves."""
 
     @abstractmethod
     def attach(self, events: DeviceEvents) -> None:

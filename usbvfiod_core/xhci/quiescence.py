@@ -34,8 +34,9 @@ ISOCHRONOUS_SECONDS: Final = 0.1
 """What isochronous transfers get to end by themselves: 64 ms are in flight at full speed, one in each frame."""
 
 MOVING_SECONDS: Final = 0.5
-"""What bulk transfers get of a device whose `cancel_loses` what they have moved; those that move nothing are taken back
-then, and have lost nothing."""
+"""What bulk and interrupt OUT transfers get of a device whose `cancel_loses` what they have moved; those that move
+nothing are taken back then, and have lost nothing. Interrupt IN transfers wait for as long as the device has nothing to
+say, and are taken back at once."""
 
 LOOK_SECONDS: Final = 0.002
 """How often it is looked whether everything is back, besides when something has ended."""
@@ -207,15 +208,16 @@ class Quiescence:
         call_later = self._host.loop.call_later
         self._overdue = [
             call_later(ISOCHRONOUS_SECONDS, self._take_back, TransferType.ISOCHRONOUS),
-            call_later(MOVING_SECONDS, self._take_back, TransferType.BULK),
+            call_later(MOVING_SECONDS, self._take_back, TransferType.BULK, TransferType.INTERRUPT),
         ]
         for endpoint in self._endpoints(TransferType.BULK, TransferType.INTERRUPT):
-            if endpoint.type is not TransferType.BULK or not endpoint.cancel_loses:
+            waits_idle = endpoint.type is TransferType.INTERRUPT and endpoint.is_in
+            if waits_idle or not endpoint.cancel_loses:
                 endpoint.take_back(_nothing)
 
-    def _take_back(self, type: TransferType) -> None:
-        for endpoint in self._endpoints(type):
-            if not endpoint.idle:
+    def _take_back(self, *types: TransferType) -> None:
+        for endpoint in self._endpoints(*types):
+            if not (endpoint.idle or endpoint.draining):
                 endpoint.take_back(_nothing)
 
     def _endpoints(self, *types: TransferType) -> list[Endpoint]:

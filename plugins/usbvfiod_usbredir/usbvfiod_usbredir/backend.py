@@ -22,7 +22,7 @@ from usbvfiod_core import (
 from usbvfiod_core.errors import DeviceAway
 from usbvfiod_core.remote import LinkLost, Patience, PeerError, connect, link_taken_over
 from usbvfiod_core.remote.place import Place
-from usbvfiod_core.state import unpack
+from usbvfiod_core.state import pack, unpack
 
 from .address import Address, parse_address
 from .description import describe
@@ -31,7 +31,7 @@ from .filters import accepts, parse_filter
 from .options import UsbredirOptions
 from .peer import Description, Peer
 from .pool import LEFT, Pool
-from .state import UsbredirState
+from .state import PoolState, SharedState, UsbredirState
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,28 @@ class UsbredirBackend(Backend):
             )
             device.take_state(state)
         return device
+
+    def hand_over_shared(self) -> Handover:
+        pools: dict[str, PoolState] = {}
+        descriptors: dict[str, int] = {}
+        for where, pool in self._pools.items():
+            state, own = pool.pause()
+            if state.listener is not None or state.waiting:
+                descriptors.update((f"{len(pools)}/{name}", fd) for name, fd in own.items())
+                pools[where] = state
+        return Handover(pack(SharedState(pools)), descriptors) if pools else Handover()
+
+    def take_over_shared(self, loop: Loop, handover: Handover) -> None:
+        for number, (where, state) in enumerate(unpack(SharedState, handover.state).pools.items()):
+            prefix = f"{number}/"
+            own = {
+                name.removeprefix(prefix): fd for name, fd in handover.descriptors.items() if name.startswith(prefix)
+            }
+            self._pool(parse_address(where), loop).take_over(state, own)
+
+    def go_on_shared(self) -> None:
+        for pool in self._pools.values():
+            pool.go_on()
 
     def watch(self, loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
         self._loop = loop

@@ -82,6 +82,16 @@ class Parser:
             yield packet
         self._tidy()
 
+    def heard(self, data: bytes) -> Iterator[Packet]:
+        """As `received`, of data that has come another way."""
+        rest = memoryview(data)
+        while rest:
+            window = self.buffers()[0]
+            count = min(len(window), len(rest))
+            window[:count] = rest[:count]
+            rest = rest[count:]
+            yield from self.received(count)
+
     def divert(self, room: Sequence[memoryview]) -> bool:
         """What is still to come of the data of a packet belongs into `room` from now on, if it now belongs there or if
         nobody wants it: the memory where it was to go is not ours any more. Whether any is still to come."""
@@ -103,19 +113,21 @@ class Parser:
     # -- going on in another process -----------------------------------------------------------------------------------
 
     def saved_state(self) -> ParserState:
-        """What another process has to know, between two calls of `received`, once the other end has said hello."""
+        """What another process has to know, between two calls of `received`."""
         begun, moved, kept = bytes(self._buffer[self._start : self._end]), 0, b""
         if self._partial is not None:
             _, id, message, length, data = self._partial
             begun, moved = pack(message, id=id, common=self.common, data=length), length - self._left
             kept = b"" if data is None else bytes(data[:moved])
-        return ParserState(self.peer.version, self.peer.capabilities, begun, moved, kept)
+        version, capabilities = (None, 0) if self.peer is None else (self.peer.version, self.peer.capabilities)
+        return ParserState(version, capabilities, begun, moved, kept)
 
     def take_over(self, state: ParserState) -> None:
         """Go on, as a new parser, where that of another process was. Raises StateError."""
         require(len(state.begun) < BUFFER, "peer.parser.begun", f"{len(state.begun)} bytes")
         try:
-            self._hello(Hello(state.version, state.capabilities), 0)
+            if state.version is not None:
+                self._hello(Hello(state.version, state.capabilities), 0)
             self._buffer[: len(state.begun)] = state.begun
             whole = [*self.received(len(state.begun))]
         except PeerError as error:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from usbvfiod_core import Speed
 from usbvfiod_core.errors import DeviceAway, DeviceError
 from usbvfiod_core.remote import Link, LinkLost, Patience, PeerError
+from usbvfiod_core.state import StateError, require
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, STRING, DeviceDescriptor, parse_string
 
@@ -32,7 +33,7 @@ from .messages import (
 )
 from .parser import Packet, Parser
 from .spec import ALL_CAPABILITIES, Capability, Status, Type
-from .state import PeerState
+from .state import PeerState, WaitingState
 
 VERSION: Final = "usbvfiod"
 _MOST_CONFIGURATIONS: Final = 8
@@ -90,6 +91,34 @@ class Peer:
     def saved_state(self) -> PeerState:
         """What another process has to know, while it has a device of ours."""
         return PeerState(self.name, self._id, self.parser.saved_state())
+
+    def waiting_state(self, *, ready: bool, patience: float | None) -> WaitingState:
+        """What another process has to know of one whose device nobody uses. It hears again what the device is."""
+        known = [] if self.device is None else [self.interfaces, self.endpoints, self.device]
+        said = [self.packed(each) for each in known]
+        said += [
+            self.packed(each.message, id=each.id, data=bytes(each.data))
+            for each in self._unread
+            if each.type != Type.HELLO
+        ]
+        return WaitingState(self.saved_state(), ready, self._greeted, self._filter, b"".join(said), patience)
+
+    @classmethod
+    def taken_over_waiting(cls, link: Link, state: WaitingState) -> Peer:
+        """The one that goes on where that of another process was, whose device nobody uses. Raises StateError."""
+        made = cls(link, state.peer.name, state.filter)
+        made._id, made._greeted = state.peer.id, state.greeted
+        made.parser.take_over(state.peer.parser)
+        require(made.said_hello or not state.unread, "unread", "it has not said hello")
+        again = Parser(ALL_CAPABILITIES, Sender.HOST)
+        again.take_over(replace(state.peer.parser, begun=b"", moved=0, kept=b""))
+        try:
+            for packet in again.heard(state.unread):
+                made.keep(packet)
+        except PeerError as error:
+            raise StateError(f"unread: {error}") from None
+        require(not again.unfinished, "unread", "the last packet is not whole")
+        return made
 
     def has(self, capability: Capability) -> bool:
         """Whether both ends have it."""

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
-from usbvfiod_core import Loop, Timer
-from usbvfiod_core.remote import ACCEPT_PAUSE, LinkLost, Listener, PeerError
+from usbvfiod_core import CannotHandOver, Loop, Timer
+from usbvfiod_core.remote import ACCEPT_PAUSE, Adopted, Link, LinkLost, Listener, PeerError, Place
+from usbvfiod_core.state import require
 
 from .address import Address
 from .peer import Peer
+from .state import PoolState, WaitingState
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING: Final = 8
 """Clients of one address that nobody has taken; others are turned away."""
+MOST_UNREAD: Final = 1 << 16
+"""Bytes of what one of them has said and nobody has looked at, which are handed over."""
 UNCLAIMED: Final = 60.0
 """Seconds that a client with a device waits for somebody who wants it."""
 LEFT: Final = 3.0
@@ -41,12 +46,14 @@ class Pool:
         self._changed = changed
         self._lock = threading.Lock()
         self._ready: list[Peer] = []
-        self._parked: list[Peer] = []
-        self._timers: dict[Peer, Timer] = {}
-        """Of those that are parked for a time."""
+        self._parked: dict[Peer, float | None] = {}
+        """With the seconds that each has."""
+        self._timers: dict[Peer, list[Timer]] = {}
         self._listener: Listener | None = None
         self._timeout = 10
         self._filter: str | None = None
+        self._paused = False
+        """Whether all of it may be another process's."""
         self.closed = False
 
     def take(self) -> Peer | None:
@@ -70,9 +77,7 @@ class Pool:
             self._timeout, self._filter = timeout, filter
             if self._listener is not None:
                 return
-            place = self._address.path or self._address.place
-            assert place is not None
-            self._listener = Listener(place, timeout)
+            self._listener = Listener(self._place, timeout)
         self._loop.call_soon_threadsafe(self._watch)
 
     def park(self, peer: Peer, patience: float | None = None) -> None:
@@ -80,11 +85,11 @@ class Pool:
         with self._lock:
             full = self.closed or len(self._parked) >= MOST_WAITING
             if not full:
-                self._parked.append(peer)
+                self._parked[peer] = patience
         if full:
             peer.link.close()
         else:
-            self._loop.call_soon_threadsafe(self._wait_for, peer, patience)
+            self._loop.call_soon_threadsafe(self._wait_for, peer)
 
     def offer(self, peer: Peer, news: bool = True) -> None:
         """It may be taken; for a while. `news`: others are told; on the loop's thread then."""
@@ -95,29 +100,84 @@ class Pool:
         if full:
             peer.link.close()
             return
-        self._loop.call_soon_threadsafe(self._loop.call_later, UNCLAIMED, self._unclaimed, peer)
+        self._loop.call_soon_threadsafe(self._wait_for_somebody, peer)
         if news:
             self._changed()
 
     def close(self) -> None:
-        """Send all away; nobody comes any more."""
+        """Send all away; nobody comes any more. Between `pause` and `go_on` they are left to the other process."""
+        self._rest()
         with self._lock:
             self.closed = True
-            ready, self._ready = self._ready, []
+            peers = [*self._parked, *self._ready]
+            self._parked, self._ready = {}, []
             listener, self._listener = self._listener, None
-            parked, self._parked = self._parked, []
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for peer in parked:
-            self._loop.remove_reader(peer.link.fileno())
-        for peer in (*parked, *ready):
-            peer.link.close()
+        for peer in peers:
+            peer.link.forget() if self._paused else peer.link.close()
         if listener is not None:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
+            listener.forget() if self._paused else listener.close()
+
+    # -- going on in another process -----------------------------------------------------------------------------------
+
+    def pause(self) -> tuple[PoolState, dict[str, int]]:
+        """What another process has to know, with the descriptors, which stay here. Until `go_on` nobody is let in,
+        heard or sent away."""
+        self._paused = True
+        self._rest()
+        fds = {}
+        if self._listener is not None:
+            fds["listener"] = self._listener.fileno()
+        with self._lock:
+            peers = [*self._parked.items(), *((peer, None) for peer in self._ready)]
+            ready = set(self._ready)
+        waiting: list[WaitingState] = []
+        for peer, patience in peers:
+            state = peer.waiting_state(ready=peer in ready, patience=patience)
+            try:
+                if len(state.unread) <= MOST_UNREAD:
+                    fds[str(len(waiting))] = peer.link.hand_over()
+                    waiting.append(state)
+            except CannotHandOver:
+                pass  # it ends with this process
+        listener = None if self._listener is None else self._listener.state
+        return PoolState(self._timeout, self._filter, listener, waiting), fds
+
+    def take_over(self, state: PoolState, descriptors: Mapping[str, int]) -> None:
+        """Go on, as a new pool, with what another process has said in `pause`, from `go_on` on. Raises StateError and
+        DeviceError."""
+        self._paused = True
+        self._timeout, self._filter = state.timeout, state.filter
+        require(len(state.waiting) <= 2 * MOST_WAITING, "waiting", f"there are {len(state.waiting)}")
+        for index, each in enumerate(state.waiting):
+            peer = Peer.taken_over_waiting(Link.taken_over(descriptors[str(index)]), each)
+            if each.ready:
+                self._ready.append(peer)
+            else:
+                self._parked[peer] = each.patience
+        if state.listener is not None:
+            adopted = Adopted(state.listener, descriptors["listener"])
+            self._listener = Listener(self._place, state.timeout, adopted)
+
+    def go_on(self) -> None:
+        """Let clients in, and hear them."""
+        if not self._paused:
+            return
+        self._paused = False
+        self._let_in()
+        for peer in [*self._parked]:
+            self._wait_for(peer)
+        for peer in self._ready:
+            self._wait_for_somebody(peer)
+        if self._ready:
+            self._changed()
 
     # -- own ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> Place | Path:
+        place = self._address.path or self._address.place
+        assert place is not None
+        return place
 
     def _watch(self) -> None:
         if self._listener is not None:
@@ -125,7 +185,7 @@ class Pool:
             self._let_in()
 
     def _let_in(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and not self._paused:
             self._loop.add_reader(self._listener.fileno(), self._came)
 
     def _came(self) -> None:
@@ -145,16 +205,19 @@ class Pool:
             log.warning("%s: a client is turned away, %d wait already", self._address, MOST_WAITING)
             link.close()
             return
-        peer = Peer(link, f"the client of {self._address}", self._filter)
-        self.park(peer)
-        self._loop.call_later(self._timeout, self._mute, peer)
+        self.park(Peer(link, f"the client of {self._address}", self._filter))
 
-    def _wait_for(self, peer: Peer, patience: float | None) -> None:
-        if peer not in self._parked:
+    def _wait_for(self, peer: Peer) -> None:
+        if self._paused or peer not in self._parked:
             return
+        self._end_timers(peer)
+        patience = self._parked[peer]
         self._loop.add_reader(peer.link.fileno(), self._spoke, peer)
+        self._timers[peer] = timers = []
         if patience is not None:
-            self._timers[peer] = self._loop.call_later(patience, self._too_late, peer)
+            timers.append(self._loop.call_later(patience, self._too_late, peer))
+        if self._address.listens and not peer.said_hello:
+            timers.append(self._loop.call_later(self._timeout, self._mute, peer))
         if peer.has_unread or peer.link.pending:
             self._leave(peer)
             self.offer(peer)
@@ -174,11 +237,9 @@ class Pool:
 
     def _leave(self, peer: Peer) -> None:
         with self._lock:
-            self._parked.remove(peer)
+            del self._parked[peer]
         self._loop.remove_reader(peer.link.fileno())
-        timer = self._timers.pop(peer, None)
-        if timer is not None:
-            timer.cancel()
+        self._end_timers(peer)
 
     def _too_late(self, peer: Peer) -> None:
         """It has brought no other device. Whoever connects it may do so again."""
@@ -188,13 +249,32 @@ class Pool:
 
     def _mute(self, peer: Peer) -> None:
         """It has not even said hello in time."""
-        if peer in self._parked and not peer.said_hello:
+        if not peer.said_hello:
             self._leave(peer)
             peer.link.close()
 
+    def _wait_for_somebody(self, peer: Peer) -> None:
+        if not self._paused and peer in self._ready:
+            self._end_timers(peer)
+            self._timers[peer] = [self._loop.call_later(UNCLAIMED, self._unclaimed, peer)]
+
     def _unclaimed(self, peer: Peer) -> None:
+        self._timers.pop(peer, None)
         with self._lock:
             if peer not in self._ready:
                 return
             self._ready.remove(peer)
         peer.link.close()
+
+    def _end_timers(self, peer: Peer) -> None:
+        for timer in self._timers.pop(peer, ()):
+            timer.cancel()
+
+    def _rest(self) -> None:
+        """Hear nobody."""
+        for peer in [*self._timers]:
+            self._end_timers(peer)
+        for peer in [*self._parked]:
+            self._loop.remove_reader(peer.link.fileno())
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from usbvfiod_core import Speed
 from usbvfiod_core.host.state import EnumeratedState
+from usbvfiod_core.remote import ListenerState
 from usbvfiod_core.state import U8, U32, U64
 
 from .spec import Type
@@ -24,7 +25,8 @@ class GivenUpState:
 class ParserState:
     """See `Parser`: the other end's hello, and what has come of a packet that is not whole."""
 
-    version: str
+    version: str | None
+    """None: it has not said it."""
     capabilities: U32
     begun: bytes
     """Its header and fields, as far as they have come."""
@@ -41,6 +43,37 @@ class PeerState:
     name: str
     id: U64
     parser: ParserState
+
+
+@dataclass
+class WaitingState:
+    """Another end whose device nobody uses. `unread` are packets that it has sent, with those before that say what its
+    device is. `patience`: seconds until one that has nothing to say is sent away, None where that is not limited."""
+
+    peer: PeerState
+    ready: bool
+    greeted: bool
+    filter: str | None
+    unread: bytes
+    patience: float | None
+
+
+@dataclass
+class PoolState:
+    """See `Pool`."""
+
+    timeout: U32
+    filter: str | None
+    listener: ListenerState | None
+    waiting: list[WaitingState]
+
+
+@dataclass
+class SharedState:
+    """The pools, by their addresses. The descriptor of the first one's socket is `0/listener`, that of the first end
+    that waits there `0/0`, and so on."""
+
+    pools: dict[str, PoolState]
 
 
 @dataclass

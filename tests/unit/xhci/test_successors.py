@@ -28,6 +28,7 @@ from tests.unit.xhci.kit import (
 from tests.unit.xhci.mapped import MappedBus
 from tests.unit.xhci.succession import hand_over, quiet, succeed
 from usbvfiod_core.pci.interrupts import Mechanism
+from usbvfiod_core.testing.fake_device import INTERRUPT_IN, INTERRUPT_OUT
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.transfer import TransferStatus
 from usbvfiod_core.xhci.interrupter import IMOD_UNIT
@@ -122,6 +123,39 @@ def test_what_would_lose_by_being_cancelled_is_waited_for_a_moment(rig: Rig) -> 
     assert moving.result() == b"moved"
     assert idle.result() == b""
     assert rig.device.received[BULK_OUT] == [b"kept"]
+
+
+def test_interrupt_out_that_would_lose_is_waited_for_and_interrupt_in_is_not(rig: Rig) -> None:
+    rig.device.cancel_loses = True
+    report, moving = rig.usb.submit_in(INTERRUPT_IN, 8), rig.usb.submit_out(INTERRUPT_OUT, b"beep")
+    done = begin(rig)
+    rig.bus.pause(MOVING_SECONDS / 2)
+    assert done == []
+    assert [each.endpoint for each in rig.device.cancelled] == [INTERRUPT_IN]
+    rig.device.answers(INTERRUPT_OUT, 4)
+    rig.bus.run()
+    assert done == [True]
+    rig.controller = hand_over(rig.bus)
+    assert moving.result() == b""
+    assert rig.device.received[INTERRUPT_OUT] == [b"beep"], "once"
+    rig.device.answers(INTERRUPT_IN, b"report")
+    assert report.result() == b"report"
+
+
+def test_interrupt_out_that_the_device_does_not_take_is_sent_again(rig: Rig) -> None:
+    rig.device.cancel_loses = True
+    idle = rig.usb.submit_out(INTERRUPT_OUT, b"beep")
+    done = begin(rig)
+    rig.bus.pause(MOVING_SECONDS / 2)
+    assert (done, rig.device.cancelled) == ([], [])
+    rig.bus.pause(MOVING_SECONDS)
+    assert done == [True]
+    assert [each.endpoint for each in rig.device.cancelled] == [INTERRUPT_OUT]
+    rig.device.received[INTERRUPT_OUT].clear()
+    rig.device.auto_out.add(INTERRUPT_OUT)
+    rig.controller = hand_over(rig.bus)
+    assert idle.result() == b""
+    assert rig.device.received[INTERRUPT_OUT] == [b"beep"]
 
 
 def test_a_command_is_waited_for(rig: Rig) -> None:

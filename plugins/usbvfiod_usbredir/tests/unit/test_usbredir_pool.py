@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from usbvfiod_usbredir.backend import UsbredirBackend
 from usbvfiod_usbredir.options import UsbredirOptions
 from usbvfiod_usbredir.pool import MOST_WAITING
 
-from usbvfiod_core import Device, DeviceError, Speed
+from usbvfiod_core import Device, DeviceError, Handover, Speed
 from usbvfiod_core.errors import DeviceAway
 from usbvfiod_core.remote import Listener
 from usbvfiod_core.testing.backend import open_device
@@ -44,6 +46,23 @@ class Served:
 
     def _changed(self) -> None:
         self.changes += 1
+
+    def told(self) -> Handover:
+        """What another process gets."""
+        given = self.backend.hand_over_shared()
+        copies = {name: os.dup(fd) for name, fd in given.descriptors.items()}
+        return Handover(json.loads(json.dumps(given.state)), copies)
+
+    def succeed(self, given: Handover) -> None:
+        """Another process goes on, with a loop of its own."""
+        assert self.loop.watched == ()
+        self.stop()
+        self.loop.close()
+        self.loop, self.backend = StepLoop(virtual_time=False), UsbredirBackend()
+        self.backend.take_over_shared(self.loop, given)
+        assert self.loop.watched == (), "nothing is touched before it goes on"
+        self.backend.go_on_shared()
+        self.stop = self.backend.watch(self.loop, self._changed)
 
     def open(self, **options: str) -> Device:
         return open_device(self.backend, self.address, {"timeout": "1", **options}, self.loop)
@@ -287,3 +306,59 @@ def test_what_cannot_be_listened_at_is_said(tmp_path: Path) -> None:
             served.open()
         served.stop()
         served.loop.close()
+
+
+def test_another_process_goes_on_with_the_socket_and_who_waits_there(served: Served, tmp_path: Path) -> None:
+    """One client has a device that nobody uses, one has none yet, and one comes while neither process listens."""
+    with pytest.raises(DeviceAway, match="no client has come"):
+        served.open()
+    served.client(tmp_path / "usb.sock")
+    served.run(lambda: served.changes == 1)
+    info = served.backend.look_up(served.address, UsbredirOptions(timeout=1))
+    assert info is not None
+    given = served.told()
+    served.client(tmp_path / "usb.sock")
+    served.succeed(given)
+    served.run(lambda: served.changes == 2)  # of the new one; a server looks by itself when it goes on
+    first = served.open()
+    second = served.open()
+    assert (first.name, second.name) == (info.name, info.name)
+    with pytest.raises(DeviceAway, match="no client has come"):
+        served.open()
+    give_back(first, served.loop)
+    give_back(second, served.loop)
+
+
+def test_who_waits_without_a_device_is_heard_by_another_process(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(DeviceAway):
+        served.open()
+    client = served.client(tmp_path / "usb.sock", connects=False)
+    served.run(lambda: served.changes == 1)
+    with pytest.raises(DeviceAway, match=r"no client has come|has a device"):
+        served.open()
+    served.loop.run_ready()
+    served.succeed(served.told())
+    client.call(client.plug_in)
+    served.run(lambda: served.changes == 2)
+    give_back(served.open(), served.loop)
+
+
+def test_who_is_not_gone_on_with_after_all_is_heard_again(served: Served, tmp_path: Path) -> None:
+    """The other process has taken everything over, and ends: the path of the socket stays."""
+    with pytest.raises(DeviceAway):
+        served.open()
+    given = served.told()
+    other = UsbredirBackend()
+    loop = StepLoop(virtual_time=False)
+    other.take_over_shared(loop, given)
+    other.watch(loop, lambda: None)()
+    loop.close()
+    served.client(tmp_path / "usb.sock")
+    served.backend.go_on_shared()
+    served.run(lambda: served.changes == 1)
+    give_back(served.open(), served.loop)
+
+
+def test_a_backend_that_nobody_waits_at_has_nothing_to_hand_over() -> None:
+    told = UsbredirBackend().hand_over_shared()
+    assert (told.state, told.descriptors) == ({}, {})
