@@ -1,13 +1,15 @@
 """Stands in for a server of `usbvfiod front`: what it does at each start the words of its command line say.
 
-`store NAME TEXT`, `remove NAME` and `tell TEXT` speak to the front, `crash` and `exit CODE` end this start, and the
-next one goes on behind them. Each start says what it was handed.
+`store NAME TEXT`, `remove NAME` and `tell TEXT` speak to the front, `flood COUNT` stores more than it is to, `talk`
+says something and stays, `crash` and `exit CODE` end this start, and the next one goes on behind them. Each start says
+what it was handed.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -33,6 +35,12 @@ def main() -> None:
             fd = os.memfd_create(name)
             os.write(fd, text.encode())
             store.store(name, fd)
+        elif word == "flood":
+            flood(int(rest))
+        elif word == "talk":
+            print("talks", flush=True)
+            say("STATUS=here")
+            signal.pause()
         elif word == "remove":
             store.remove(rest)
         elif word == "tell":
@@ -43,6 +51,20 @@ def main() -> None:
             sys.exit(int(rest))
         elif word == "wait":
             signal.pause()
+
+
+def flood(count: int) -> None:
+    """Without a look at how many are held."""
+    fd = os.memfd_create("flood")
+    for number in range(count):
+        say(f"FDSTORE=1\nFDNAME=held.{number}", fd)
+
+
+def say(text: str, fd: int | None = None) -> None:
+    """Wait until the front has read enough, which a server never does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect(os.environ["NOTIFY_SOCKET"])
+        socket.send_fds(sender, [text.encode()], [] if fd is None else [fd])
 
 
 if __name__ == "__main__":

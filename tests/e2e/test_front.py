@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.conftest import Run
 from tests.e2e.process import ServerProcess
 from tests.e2e.upgrade_rig import runs
-from usbvfiod_core.front import plain
+from usbvfiod_core.front import ROOM, plain
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 COMMAND = (sys.executable, "-P", "-m", "usbvfiod_core", "front")
@@ -24,15 +24,22 @@ COMMAND = (sys.executable, "-P", "-m", "usbvfiod_core", "front")
 
 def stand_in(tmp_path: Path, words: Sequence[str], crashes: int = 0) -> subprocess.CompletedProcess[str]:
     """A front whose server does these things; see `stored`."""
-    program = (
+    return subprocess.run(
+        [sys.executable, "-c", program(tmp_path, words, crashes)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+
+
+def program(tmp_path: Path, words: Sequence[str], crashes: int = 0) -> str:
+    """That of `stand_in`."""
+    return (
         "import sys\n"
         "from usbvfiod_core import front\n"
         "front.COMMAND = (sys.executable, '-m', 'tests.e2e.stored')\n"
         f"sys.exit(front.front({[str(tmp_path / 'progress'), *words]!r}, {crashes}))\n"
-    )
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, env=environment
     )
 
 
@@ -116,6 +123,50 @@ def test_a_server_that_says_what_makes_no_sense(tmp_path: Path) -> None:
     done = stand_in(tmp_path, words)
     assert handed(done) == [{}, {"c": "z"}], done.stderr
     assert done.returncode == 0
+
+
+def test_a_server_that_stores_without_end_leaves_the_front_what_it_needs(tmp_path: Path) -> None:
+    done = stand_in(tmp_path, ["tell READY=1", f"flood {ROOM + 500}", "crash", "exit 0"])
+    assert done.returncode == 0, done.stderr
+    first, second = handed(done)
+    assert first == {}
+    assert set(second) == set(map(str, range(ROOM)))
+
+
+ANSWERED = """
+import socket
+from usbvfiod_core import front
+
+heard = front.Front._heard
+
+
+def hears(self, pid, lines, fds):
+    heard(self, pid, lines, fds)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"STATUS=and more", self._socket.getsockname())
+
+
+front.Front._heard = hears
+"""
+"""There is always one more message, however fast the front reads."""
+
+
+def test_what_is_said_without_end_keeps_no_signal_from_the_front(tmp_path: Path) -> None:
+    front = subprocess.Popen(
+        [sys.executable, "-c", ANSWERED + program(tmp_path, ["tell READY=1", "talk"])],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    assert front.stdout is not None
+    try:
+        while front.stdout.readline() != b"talks\n":
+            assert front.poll() is None
+        front.terminate()
+        front.wait(PATIENCE)
+    finally:
+        front.kill()
+        front.wait()
+        front.stdout.close()
 
 
 @pytest.mark.parametrize(

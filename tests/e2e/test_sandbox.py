@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import wave
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Run, Serve
+from tests.e2e.test_front import Fronted
 from tests.e2e.test_life import block, guest
+from tests.e2e.upgrade_rig import patient
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.errors import UsbvfiodError
 from usbvfiod_core.sandbox import landlock, seccomp
@@ -21,6 +24,7 @@ from usbvfiod_core.testing.mass_storage import MassStorage
 
 pytestmark = pytest.mark.skipif(not landlock.abi() or bool(seccomp.missing()), reason="the kernel cannot confine here")
 
+STAGES = ["limits", "capabilities", "landlock", "seccomp"]
 GRASPING = '''
 """A plugin that tries what it was not given, and tells each time in a device's name what came of it."""
 
@@ -119,6 +123,42 @@ def test_a_plugin_gets_nothing_that_it_was_not_given(
     with guest(server) as driver:
         assert bytes(MassStorage(driver.enumerate(9)).read(3, 1)) == block(3)
     assert server.terminate() == 0
+
+
+@pytest.mark.long
+def test_a_plugin_gets_nothing_after_a_crash_and_an_upgrade_either(
+    tmp_path: Path, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USBVFIOD_SANDBOX", "")
+    secret = tmp_path / "secret"
+    secret.touch()
+    options = plugin(tmp_path / "grasping.py", GRASPING.replace("{secret}", str(secret)))
+    wanted = {"keyboard": "13", "mouse": "1", "tablet": "1", "loopback": "1", "serial": "1"}
+
+    def grasp() -> int:
+        """The plugin tries everything; the server's process."""
+        with ControlConnection(control, PATIENCE) as connection:
+            for kind, number in wanted.items():
+                with pytest.raises(UsbvfiodError, match=rf"\[Errno {number}\]"):
+                    connection.request("attach", device=f"virtual:{kind}")
+            said = connection.request("status")["server"]
+        assert said["sandbox"]["missing"] == []
+        assert [stage.split()[0] for stage in said["sandbox"]["stages"]] == STAGES
+        return int(said["pid"])
+
+    server = Fronted(tmp_path, ["--sandbox=on", *map(str, options), "--control-path", control])
+    with server:
+        server.wait_ready()
+        first = grasp()
+        server.kill_server()
+        second = grasp()
+        done = patient(control)
+        assert done.returncode == 0, done.stderr
+        third = grasp()
+        os.kill(third, signal.SIGKILL)
+        server.wait_for(lambda: server.log.count("serving on") == 3)
+        assert len({first, second, third, grasp()}) == 4
+        assert server.terminate() == 0
 
 
 def test_a_plugin_gets_what_it_declares(tmp_path: Path, run: Run, serve: Serve, control: Path) -> None:
