@@ -6,6 +6,7 @@ to say. What is too long for a packet is in a memory file, which then comes firs
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -81,6 +82,10 @@ class Channel:
         except BlockingIOError:
             raise ChannelClosed("the other process does not read what it is told") from None
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                raise ChannelClosed(
+                    "no descriptor can be passed: programs of this user have too many under way in sockets; try again"
+                ) from None
             raise ChannelClosed(f"the other process has ended ({error.strerror})") from None
         finally:
             if file >= 0:

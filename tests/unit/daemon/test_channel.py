@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -172,3 +173,15 @@ def test_where_only_short_steps_come_nothing_else_is_taken(packet: dict[str, obj
         assert os.read(read, 1) == b"", "it was not even received"
         os.close(read)
     channel.close()
+
+
+def test_who_may_pass_no_descriptor_says_so(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """unix(7): those that are under way count for a user, and a server in its sandbox has no right to more."""
+
+    def refused(channel: Channel, *arguments: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    one, _, _ = ends
+    monkeypatch.setattr(Channel, "_send", refused)
+    with pytest.raises(ChannelClosed, match="no descriptor can be passed: programs of this user"):
+        one.send("state")

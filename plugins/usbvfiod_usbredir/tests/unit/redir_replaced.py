@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from tests.e2e.upgrade_rig import runs
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.served import ServerProcess
@@ -36,17 +37,18 @@ class Replaced:
     ) -> None:
         if self.pid != self._first:
             os.kill(self.pid, signal.SIGTERM)
-            wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "the server does not end")
+            wait_until(lambda: not runs(self.pid), "the server does not end")
 
     def upgrade(self, work: Callable[[], object]) -> int:
         """Replace it while `work` is done again and again; how often that was."""
-        command = [sys.executable, "-m", "usbvfiod_core", "upgrade", "--control-path", str(self._control)]
+        command = [sys.executable, "-m", "usbvfiod_core", "upgrade", "--wait", str(10 * PATIENCE)]
+        command += ["--control-path", str(self._control)]
         count = 0
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as upgrade:
             while upgrade.poll() is None:
                 work()
                 count += 1
-            _, said = upgrade.communicate(timeout=PATIENCE)
+            _, said = upgrade.communicate(timeout=10 * PATIENCE)
         assert upgrade.returncode == 0, said
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(PATIENCE)
