@@ -7,13 +7,14 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.process import COMMAND
 from tests.unit.capture.rig import read
-from usbvfiod_core.cli.extcap_program import parsed
+from usbvfiod_core.cli.extcap_program import interface, parsed
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE
@@ -102,3 +103,12 @@ def test_options_as_wireshark_writes_them() -> None:
         "snaplen": "9",
         "extcap-interface": "a=b",
     }
+
+
+def test_interfaces_have_names_that_no_other_has() -> None:
+    assert interface("web", "stick") == "usbvfiod-web-stick"
+    assert interface("web.1", "3") == "usbvfiod-web.1-3"
+    assert interface("web-1", "stick") == "usbvfiod-web-1:stick"
+    parts = ["".join(each) for length in range(1, 5) for each in product("a-:", repeat=length)]
+    pairs = [(server, attachment) for server in parts for attachment in parts if ":" not in attachment]
+    assert len({interface(*each) for each in pairs}) == len(pairs)

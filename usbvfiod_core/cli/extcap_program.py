@@ -101,7 +101,14 @@ def _found(name: str, path: Path, attachment: Mapping[str, Any]) -> Found:
     called = attachment["name"] or str(attachment["number"])
     where = f", port {attachment['port']}" if attachment["port"] else f", {attachment['state']}"
     product = attachment["product"] or attachment["spec"]
-    return Found(f"usbvfiod-{name}-{called}", f"USB of {name}: {product}{where}", path, str(attachment["number"]))
+    return Found(interface(name, called), f"USB of {name}: {product}{where}", path, str(attachment["number"]))
+
+
+def interface(server: str, attachment: str) -> str:
+    """What Wireshark calls an attachment: `usbvfiod-web-stick`, but `usbvfiod-web-1:stick` where a hyphen would leave
+    open which of the two it belongs to. No attachment's name has a colon."""
+    plain = not {"-", ":"} & {*server, *attachment}
+    return f"usbvfiod-{server}{'-' if plain else ':'}{attachment}"
 
 
 def _config() -> None:

@@ -10,10 +10,12 @@ from ..usb.device import Loop, Timer
 from ..usb.transfer import behind
 from .link import IOV_MAX, Link, LinkLost
 
-_BURST: Final = 1 << 22
+_BURST: Final = 1 << 20
 """Bytes received in one go; then others have their turn."""
 _READS: Final = 64
 """System calls in one go."""
+_MESSAGES: Final = 64
+"""Messages in one go; those of the last system call may be more."""
 _SLOWEST: Final = 1 << 14
 """Bytes a second at least while a message is under way."""
 
@@ -36,7 +38,8 @@ class Reader(Protocol):
     def messages(self) -> int: ...
 
     def windows(self) -> list[memoryview]:
-        """Buffers for the next bytes, of one byte at least; they may be longer than the message."""
+        """Buffers for the next bytes, of one byte at least; they may be longer than the message. Behind what belongs to
+        one that has begun they are a few KiB at most: all messages in there are taken in one go."""
         ...
 
     def received(self, count: int) -> object:
@@ -208,7 +211,7 @@ class Channel:
 
     def _readable(self) -> None:
         reader, link = self._reader, self._link
-        taken = 0
+        taken, most = 0, self._reader.messages + _MESSAGES
         try:
             for _ in range(_READS):
                 windows = reader.windows()
@@ -218,7 +221,7 @@ class Channel:
                 taken += count
                 self._received += count
                 reader.received(count)
-                if self.closed or taken >= _BURST:
+                if self.closed or taken >= _BURST or reader.messages >= most:
                     break
                 if count < sum(map(len, windows)) and not link.pending:
                     break  # there is no more now

@@ -22,6 +22,8 @@ _SCRATCH: Final = memoryview(bytearray(1 << 16))
 """Where goes what nobody wants."""
 _GHOSTS: Final = 1024
 """Requests whose answer was not waited for, of which one may still come, that are remembered."""
+_STRAYS: Final = 4096
+"""Answers to CMD_UNLINK that come twice, or for one that is no longer remembered, before that is no mishap any more."""
 
 CANCELLED: Final = TransferStatus.CANCELLED
 
@@ -99,6 +101,8 @@ class Session:
         """Requests that have ended here, and whose answer may still come."""
         self._unlinks: dict[int, int] = {}
         """CMD_UNLINKs without an answer: what each is for."""
+        self._strays = 0
+        """Answers to CMD_UNLINKs that are not waited for, since the last one was sent."""
         self._head = memoryview(bytearray(wire.HEADER))
         self._filled = 0
         self._body: list[memoryview] = []
@@ -143,6 +147,7 @@ class Session:
             request.back(CANCELLED, 0)
             return
         request.unlinked = True
+        self._strays = 0
         sequence = self._next()
         self._unlinks[sequence] = request.sequence
         if len(self._unlinks) > _GHOSTS:
@@ -321,7 +326,8 @@ class Session:
         """RET_UNLINK. Of a request that has been answered it says nothing new, and may come at any time."""
         victim = self._unlinks.pop(sequence, None)
         if victim is None:
-            if not 0 < sequence <= self._sequence:
+            self._strays += 1
+            if not 0 < sequence <= self._sequence or self._strays > _STRAYS:
                 raise PeerError(f"an answer to unlinking {sequence}, which was not asked for")
             return
         request = self._open.pop(victim, None)

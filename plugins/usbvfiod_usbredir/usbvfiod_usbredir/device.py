@@ -346,10 +346,11 @@ class UsbredirDevice(EnumeratedDevice):
         match packet.type:
             case Type.INTERRUPT_PACKET | Type.ISO_PACKET | Type.BUFFERED_BULK_PACKET:
                 lane = self._lanes.get(message.endpoint)
-                if isinstance(lane, Pushed | InboundStream):
-                    lane.came(message.status, packet.data)
+                if not (isinstance(lane, Pushed | InboundStream) and lane.came(message.status, packet.data)):
+                    self._exchange.unwanted()
             case Type.INTERRUPT_RECEIVING_STATUS | Type.ISO_STREAM_STATUS | Type.BULK_RECEIVING_STATUS:
                 lane = self._lanes.get(message.endpoint)
+                self._exchange.unwanted()  # none says anything new twice
                 if isinstance(lane, Pushed | InboundStream | OutboundStream):
                     lane.told(message.status)
             case Type.DEVICE_DISCONNECT:
@@ -359,6 +360,7 @@ class UsbredirDevice(EnumeratedDevice):
                     self._exchange.tell(DeviceDisconnectAck())
                 self._end("it has been unplugged there")
             case _:
+                self._exchange.unwanted()
                 self._peer.learn(packet)
 
     def _link_lost(self, reason: str) -> None:

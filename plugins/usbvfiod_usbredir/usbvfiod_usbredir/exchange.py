@@ -28,6 +28,11 @@ _ANSWERS: Final = {
 }
 MOST_GIVEN_UP: Final = 4096
 """Requests whose answer nobody waits for any more, and which has not come."""
+UNWANTED_RATE: Final = 16384
+"""Packets a second that may come and be of no use: as many as two endpoints have microframes, of which a guest takes
+none for a while."""
+MOST_UNWANTED: Final = 2 * UNWANTED_RATE
+"""The same at once."""
 _NOWHERE: Final = memoryview(bytearray(1 << 16))
 _UNSOLICITED: Final = 1 << 16
 """Bytes of data that may come unasked with one packet."""
@@ -60,10 +65,13 @@ class Exchange:
         *,
         timeout: float,
     ) -> None:
+        self._loop = loop
         self._peer = peer
         self._told = told
         self._requests: dict[int, Request] = {}
         self._given_up = 0
+        self._unwanted, self._counted_at = 0.0, loop.time()
+        """Packets that were of no use, less what was allowed since, and when they were counted."""
         self._detached = False
         self.messages = 0
         """Packets that have come."""
@@ -118,6 +126,15 @@ class Exchange:
         parser = self._peer.parser
         if parser.receiving == request.id:
             parser.divert(_nowhere(parser.unfinished))
+
+    def unwanted(self) -> None:
+        """A packet that has come is of no use. Raises PeerError if there are too many: each takes time that others
+        could have."""
+        now = self._loop.time()
+        allowed = (now - self._counted_at) * UNWANTED_RATE
+        self._unwanted, self._counted_at = max(self._unwanted - allowed, 0.0) + 1.0, now
+        if self._unwanted > MOST_UNWANTED:
+            raise PeerError("it sends and sends what nobody has asked for")
 
     @property
     def closed(self) -> bool:

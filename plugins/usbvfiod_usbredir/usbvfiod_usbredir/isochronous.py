@@ -131,14 +131,16 @@ class InboundStream(_Stream):
         self._packets.clear()
         super().end(status)
 
-    def came(self, status: int, data: bytes | bytearray) -> None:
-        """A packet of the device."""
+    def came(self, status: int, data: bytes | bytearray) -> bool:
+        """A packet of the device; whether none is lost by that."""
         if not self._running:
-            return
+            return False
         self._packets.append((status, data))
-        if len(self._packets) > self._kept:
+        lost = len(self._packets) > self._kept
+        if lost:
             self._packets.popleft()
         self._pump()
+        return not lost
 
     def _pump(self) -> None:
         while self._transfers and len(self._packets) >= len(self._transfers[0].packets):

@@ -20,7 +20,9 @@ from .messages import SHAPES, Hello, Sender, header_of, layout, pack, unpack
 from .spec import HEADER, Capability, Type
 from .state import ParserState
 
-BUFFER: Final = 64 << 10
+BUFFER: Final = 8 << 10
+"""More than any packet is without its data. Also the bytes of small packets, some hundreds of them, that are looked at
+in one go while other devices wait."""
 
 
 class Packet(NamedTuple):

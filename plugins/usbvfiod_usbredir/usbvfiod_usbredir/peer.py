@@ -194,8 +194,12 @@ class Peer:
             self.link.send_all(self.packed(FilterFilter(), data=data), patience)
         self._filter = None
         patience.ask()
+        looked_at = 0
         while True:
             for packet in self.take_unread():
+                looked_at += 1
+                if looked_at > _MOST_UNREAD:
+                    raise PeerError("it sends and sends, and has no device")
                 had = self.device
                 self.learn(packet)
                 if had is not None and self.device is None:

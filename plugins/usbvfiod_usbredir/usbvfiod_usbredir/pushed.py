@@ -78,21 +78,23 @@ class Pushed:
         for transfer in transfers:
             transfer.complete(status)
 
-    def came(self, status: int, data: bytes | bytearray) -> None:
-        """A packet of the device."""
+    def came(self, status: int, data: bytes | bytearray) -> bool:
+        """A packet of the device; whether none is lost by that."""
         if not self._running:
-            return  # it was under way when it was told to stop
+            return False  # it was under way when it was told to stop
         self._packets.append((status, data))
         self._pump()
         kept = len(self._packets)
         if not self._keeps:
             if kept > MOST_KEPT:
                 self._packets.popleft()
+                return False
         elif kept > ENOUGH + MOST_UNDER_WAY:
             raise PeerError("it goes on to send data after it was told to stop")
         elif kept > ENOUGH and not self._paused:
             self._paused = True
             self._exchange.tell(self._stop_it)
+        return True
 
     def told(self, status: int) -> None:
         """The other end tells how it stands: that it has begun or stopped as it was told to, or by itself."""

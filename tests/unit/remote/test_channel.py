@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -86,6 +87,45 @@ def test_messages_in_any_pieces(rig: Rig) -> None:
     rig.peer.sendall(b"hij")
     rig.loop.run_ready()
     assert rig.reader.got[-1] == b"ghij"
+
+
+class Bytes:
+    """A reader to which each byte is a message."""
+
+    unfinished = 0
+
+    def __init__(self) -> None:
+        self.messages = 0
+
+    def windows(self) -> list[memoryview]:
+        return [memoryview(bytearray(256))]
+
+    def received(self, count: int) -> None:
+        self.messages += count
+
+
+def test_many_small_messages_are_taken_by_and_by() -> None:
+    loop, reader, many = StepLoop(), Bytes(), 4096
+    lost: list[str] = []
+    seen = [0]
+    (ours, peer), (near, far) = socket.socketpair(), socket.socketpair()
+    with peer, near, far:
+        channel = Channel(loop, Link(ours), reader, lost.append, timeout=5.0)
+        channel.start()
+
+        def another() -> None:
+            seen.append(reader.messages)
+            if reader.messages == many:
+                near.recv(1)
+
+        loop.add_reader(near.fileno(), another)
+        far.send(b"x")
+        peer.sendall(bytes(many))
+        loop.run_ready()
+        assert max(after - before for before, after in pairwise(seen)) <= 256, "others wait for one reading at most"
+        assert (reader.messages, lost) == (many, [])
+        loop.remove_reader(near.fileno())
+        channel.close()
 
 
 def test_messages_are_sent_in_order_when_there_is_room(rig: Rig) -> None:

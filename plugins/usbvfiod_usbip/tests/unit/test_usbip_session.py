@@ -250,6 +250,17 @@ def test_faults_of_the_server(rig: Rig, answer: bytes, said: str) -> None:
         rig.feed(answer)
 
 
+def test_answers_that_come_again_and_again(rig: Rig) -> None:
+    request, _ = rig.request(100)
+    rig.session.unlink(request)
+    rig.feed(unlinked(4) * 4097)  # the first of them is waited for
+    another, _ = rig.request(100)
+    rig.session.unlink(another)
+    rig.feed(unlinked(4) * 4096)
+    with pytest.raises(PeerError, match="unlinking 4,"):
+        rig.feed(unlinked(4))
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

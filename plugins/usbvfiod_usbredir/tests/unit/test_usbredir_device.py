@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from redir_bench import bench_at_host
 from redir_host import RedirHost, some
+from usbvfiod_usbredir import exchange
 from usbvfiod_usbredir import messages as m
 from usbvfiod_usbredir.messages import bulk_packet
 from usbvfiod_usbredir.spec import ALL_CAPABILITIES, Capability, Status
@@ -208,6 +209,25 @@ def test_a_broken_host_costs_its_device_and_nothing_else(attack: Callable[[Redir
         assert {each.status for each in waiting} == {TransferStatus.DISCONNECTED}
         run(bench, lambda: bench.events.disconnections)
         assert re.search(reason, bench.device.why_gone())
+
+
+@pytest.mark.parametrize(
+    "message", [m.IsoStreamStatus(0, 0x81), m.InterruptPacket(INTERRUPT_IN, 0, 0)], ids=["statuses", "packets"]
+)
+def test_a_flood_of_what_nobody_has_asked_for_ends(message: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "UNWANTED_RATE", 1)
+    monkeypatch.setattr(exchange, "MOST_UNWANTED", 200)
+    with bench_at_host(Held()) as (bench, host):
+        configured(bench)
+        flood = 150 * m.pack(message, id=0, common=host.parser.common)
+        host.call(lambda: host.send_bytes(flood))
+        waiting = bench.submit(BULK_IN, TransferType.BULK, 512)
+        run(bench, lambda: host.in_flight)
+        assert waiting.status is None
+        host.call(lambda: host.send_bytes(flood))
+        bench.wait(waiting)
+        assert waiting.status is TransferStatus.DISCONNECTED
+        assert "nobody has asked for" in bench.device.why_gone()
 
 
 @pytest.mark.parametrize("length", [513, 4096])
