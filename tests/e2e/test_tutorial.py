@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from usbvfiod_core.testing.limits import scaled
 
 pytestmark = pytest.mark.timeout(500)
 
+SERVES = "bash -c 'until usbvfiod list; do sleep 0.1; done' >list 2>&1"
+"""The reader takes another terminal meanwhile."""
+
 
 def test_it_works_as_written(tmp_path: Path) -> None:
+    (tmp_path / "control").mkdir()
     shell = subprocess.Popen(
         ["bash", "-e"],
         stdin=subprocess.PIPE,
@@ -21,13 +26,13 @@ def test_it_works_as_written(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=venv.ROOT,
-        env=venv.variables() | {"HOME": str(tmp_path)},
+        env=venv.variables() | {"HOME": str(tmp_path), "USBVFIOD_CONTROL": str(tmp_path / "control")},
     )
     assert shell.stdin is not None
     script = []
     for what, text in tutorial.steps():
         if what == "sh":
-            script.append(text)
+            script.append(re.sub("(?<=&\n)", f"timeout {scaled(60):.0f} {SERVES}\n", text))
         elif what == "toml":
             script.append(f"cat >vm.toml <<'END'\n{text}END\nusbvfiod --config vm.toml config check\n")
         else:
@@ -38,7 +43,8 @@ def test_it_works_as_written(tmp_path: Path) -> None:
     for path, text in tutorial.files().items():
         assert (project / path).read_text() == text
     lines = output.splitlines()
-    assert sum(" passed" in line for line in lines) == 2
+    assert sum(" passed" in line for line in lines) == 3
     assert any(line.startswith("swap-keys") and " used " in line for line in lines)
     assert any("Success: no issues found" in line for line in lines)
+    assert any(line.startswith("1 ") and " plugged " in line and "led-panel:panel" in line for line in lines)
     assert lines.count("ok: 1 device, 0 configured plugins") == 2

@@ -10,121 +10,13 @@ from pathlib import Path
 from string import Template
 
 from ..installation import PLUGINS as OUR_PLUGINS
+from . import scaffold_backend
 from .scaffold_files import FILES
 
 KINDS = ("backend", "interceptor", "quirk")
 
-_BACKEND = '''\
-"""The backend `$name`: devices in plain Python. Its one device counts how often it is asked."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import MappingProxyType
-
-from usbvfiod_core import Backend, Device, DeviceInfo, Loop, SetupPacket, Speed, hookimpl, option
-from usbvfiod_core.usb.descriptors import Configuration, Interface
-from usbvfiod_core.virtual.device import VirtualDevice
-
-usbvfiod_requires = ">=1,<2"
-
-GET_COUNT = (0xC0, 1)
-"""bmRequestType and bRequest of the one request there is: a vendor request that moves data in."""
-
-
-class Counter(VirtualDevice):
-    """Answers GET_COUNT with how often it was asked, from `start` on."""
-
-    manufacturer = "Example"
-    product = "Counter"
-    product_id = 0x0001
-
-    def __init__(self, start: int = 0) -> None:
-        super().__init__(Speed.HIGH)
-        self.count = start
-
-    def describe(self, speed: Speed) -> list[Configuration]:
-        return [Configuration((Interface(0, class_code=0xFF),))]
-
-    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
-        if (setup.request_type, setup.request) != GET_COUNT:
-            return None
-        self.count += 1
-        return self.count.to_bytes(4, "little")
-
-
-@dataclass(frozen=True)
-class CounterOptions:
-    """What may be said of a counter: `$name:counter?start=5`."""
-
-    start: int = option(0, "What it has counted before.", lowest=0, highest=1_000_000_000)
-
-
-class $cls(Backend):
-    """Makes counters; `kinds` says what kinds of devices it has, and the options of each."""
-
-    name = "$name"
-    kinds = MappingProxyType({"counter": CounterOptions})
-
-    def list_devices(self) -> list[DeviceInfo]:
-        return [DeviceInfo(self.name, "counter", Counter.vendor_id, Counter.product_id, "Example Counter")]
-
-    def open(self, address: str, options: CounterOptions, loop: Loop) -> Device:
-        return Counter(options.start)
-
-
-@hookimpl
-def usbvfiod_register_backends(register: Callable[[Backend], None]) -> None:
-    """Called by usbvfiod."""
-    register($cls())
-'''
-
-_BACKEND_TESTS = '''\
-"""The backend and its device, in the hands of a guest's driver and of usbvfiod's conformance tests."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-import pytest
-from usbvfiod_core import Backend, ConfigError, Device, Loop
-from usbvfiod_core.testing.backend import open_device
-from usbvfiod_core.testing.conformance import BackendConformance, DeviceConformance
-from usbvfiod_core.testing.driver import UsbDevice
-from usbvfiod_core.testing.loop import StepLoop
-
-from $module import $names
-
-
-def test_a_guest_asks_it(usb_plug: Callable[[Device], UsbDevice]) -> None:
-    usb = usb_plug(Counter(start=7))
-    assert [usb.control_in(*GET_COUNT, 0, 0, 4)[0] for _ in range(3)] == [8, 9, 10]
-    assert usb.descriptor is not None
-    assert usb.get_string(usb.descriptor.product) == "Counter"
-
-
-@pytest.mark.parametrize("start", ["x", "-1", ""])
-def test_a_start_that_is_no_number(start: str) -> None:
-    with pytest.raises(ConfigError, match="start is a whole number"):
-        open_device($cls(), "counter", {"start": start}, StepLoop())
-
-
-class TestDevice(DeviceConformance):
-    """The contract that every device has with usbvfiod."""
-
-    def make_device(self, loop: Loop) -> Device:
-        return Counter()
-
-
-class TestBackend(BackendConformance):
-    """The contract that every backend has with usbvfiod."""
-
-    address = "counter"
-
-    def make_backend(self) -> Backend:
-        return $cls()
-'''
+LINE_LENGTH = 120
+"""Of what is written, as its `pyproject.toml` says to ruff."""
 
 _INTERCEPTOR = '''\
 """The interceptor `$name`: counts what a device moves, and refuses to send, if it is asked to.
@@ -199,7 +91,7 @@ from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, FakeDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.interception import intercepted
 
-from $module import $names
+$imports
 
 
 def test_what_is_moved_is_counted(usb_guest: Guest) -> None:
@@ -226,9 +118,10 @@ def test_only_devices_that_ask_for_it_are_intercepted() -> None:
 '''
 
 _QUIRK = '''\
-"""The quirk `$name`: devices that say they can wake the host, and cannot, do not say so to the guest any more.
+"""The quirk `$name`: devices that cannot wake the host, and say that they can, do not tell the guest so.
 
-QUIRKS lists them; `$name.remote-wakeup=false` in a specification does the same for any device, `=true` for none.
+QUIRKS lists them. For any other device
+`$name.remote-wakeup=false` in its specification does the same; `=true` leaves a device of QUIRKS alone.
 """
 
 from __future__ import annotations
@@ -299,7 +192,7 @@ from usbvfiod_core.testing.interception import intercepted
 from usbvfiod_core.usb.descriptors import ATTRIBUTE_REMOTE_WAKEUP
 from usbvfiod_core.virtual.keyboard import Keyboard
 
-from $module import $names
+$imports
 
 
 def attributes(usb: UsbDevice) -> int:
@@ -331,22 +224,22 @@ def test_which_devices_have_it(vendor: int, product: int, remote_wakeup: bool | 
     assert (interceptor is not None) == edited
 '''
 
-_CODE = {"backend": _BACKEND, "interceptor": _INTERCEPTOR, "quirk": _QUIRK}
-_TESTS = {"backend": _BACKEND_TESTS, "interceptor": _INTERCEPTOR_TESTS, "quirk": _QUIRK_TESTS}
+_CODE = {"backend": scaffold_backend.CODE, "interceptor": _INTERCEPTOR, "quirk": _QUIRK}
+_TESTS = {"backend": scaffold_backend.TESTS, "interceptor": _INTERCEPTOR_TESTS, "quirk": _QUIRK_TESTS}
 _WHAT = {
-    "backend": "A backend of usbvfiod whose one device counts how often it is asked.",
+    "backend": "A backend of usbvfiod whose one device is a panel with lamps and a button.",
     "interceptor": "An interceptor of usbvfiod that counts what a device moves, and refuses to send if it is asked to.",
     "quirk": "A quirk of usbvfiod: devices that cannot wake the host do not say that they can.",
 }
 _USAGE = {
-    "backend": "usbvfiod --socket-path /tmp/usb.sock --device '$name:counter?start=5'",
+    "backend": "usbvfiod --socket-path /tmp/usb.sock --device '$name:panel?lit=5'",
     "interceptor": "usbvfiod --socket-path /tmp/usb.sock --device 'virtual:loopback?$name.enabled=true'",
     "quirk": "usbvfiod --socket-path /tmp/usb.sock --device 'virtual:keyboard?$name.remote-wakeup=false'",
 }
 
 
 _NAMES = {
-    "backend": ("GET_COUNT", "Counter"),
+    "backend": ("BUTTON", "GET_LAMPS", "LAMPS", "Panel", "SET_LAMP"),
     "interceptor": ("Options", "usbvfiod_intercept_device"),
     "quirk": ("Options", "usbvfiod_intercept_device"),
 }
@@ -373,12 +266,21 @@ def taken(name: str, plugins: Iterable[str]) -> str:
     return ""
 
 
+def _imports(module: str, names: Iterable[str]) -> str:
+    """The statement that imports them, as ruff would order and break it."""
+    ordered = sorted(names, key=lambda each: (not each.isupper(), each.islower(), each))
+    line = f"from {module} import {', '.join(ordered)}"
+    if len(line) <= LINE_LENGTH:
+        return line
+    return "\n".join((f"from {module} import (", *(f"    {each}," for each in ordered), ")"))
+
+
 def package(name: str, kind: str) -> dict[Path, str]:
     """The files of a plugin of one of KINDS, by path; `name` has lower-case letters, digits and dashes."""
     module = module_name(name)
     cls = "".join(part.capitalize() for part in [*name.split("-"), kind])
-    names = ", ".join(sorted((cls, *_NAMES[kind]), key=lambda each: (not each.isupper(), each.islower(), each)))
-    values = {"name": name, "module": module, "cls": cls, "what": _WHAT[kind], "names": names}
+    values = {"name": name, "module": module, "cls": cls, "what": _WHAT[kind]}
+    values["imports"] = _imports(module, (cls, *_NAMES[kind]))
     values["year"] = str(date.today().year)
     values["usage"] = Template(_USAGE[kind]).substitute(values)
     files = {

@@ -49,8 +49,8 @@ usbvfiod plugins
 $usage
 ```
 
-`$module/__init__.py` is all of it. The tests put it between a device and the guest driver of usbvfiod's test kit; they
-need no hardware, no VM and no privileges. `ci.sh` runs them together with the checks of style and types.
+`$module/__init__.py` is all of it. The tests use it with the guest driver of usbvfiod's test kit, and need no
+hardware, VM or privileges. `ci.sh` runs them together with the checks of style and types.
 
 The licence is MIT, see `LICENSE`; put your name there, or choose another one.
 """

@@ -51,8 +51,9 @@ from .standard import StandardRequests
 
 
 class Word:
-    """What a user can say to a device: `call` gets what stands behind the word, from `least` texts to `most`; what it
-    returns is answered if it is a text. `arguments` shows them to people."""
+    """What a user can say to a device: `call` gets what stands behind the word, from `least` texts to `most` (None: any
+    number). A text that it returns is the answer. For arguments that make no sense it raises ConfigError, whose text
+    the user sees. `arguments` shows them to people."""
 
     __slots__ = ("arguments", "call", "least", "most")
 
