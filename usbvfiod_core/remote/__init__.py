@@ -10,6 +10,7 @@ Plugins import from here; the core itself needs none of it.
 A device that cannot be had now is a `DeviceAway`: its attachment waits, and tries again by its back-off.
 """
 
+from ..bucket import Bucket
 from ..vfio_user.listener import Adopted, ListenerState
 from .channel import Channel, Outgoing, PeerError, Reader
 from .connecting import connect
@@ -24,6 +25,7 @@ from .place import Place, parse_place
 __all__ = [
     "ACCEPT_PAUSE",
     "Adopted",
+    "Bucket",
     "Channel",
     "Link",
     "LinkLost",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from usbvfiod_core import Loop
-from usbvfiod_core.remote import Channel, Outgoing, PeerError
+from usbvfiod_core.remote import Bucket, Channel, Outgoing, PeerError
 from usbvfiod_core.state import require
 
 from .messages import BufferedBulkPacket, CancelDataPacket, InterruptPacket, IsoPacket
@@ -70,8 +70,7 @@ class Exchange:
         self._told = told
         self._requests: dict[int, Request] = {}
         self._given_up = 0
-        self._unwanted, self._counted_at = 0.0, loop.time()
-        """Packets that were of no use, less what was allowed since, and when they were counted."""
+        self._unwanted = Bucket(MOST_UNWANTED, 1 / UNWANTED_RATE, loop.time())
         self._detached = False
         self.messages = 0
         """Packets that have come."""
@@ -130,10 +129,10 @@ class Exchange:
     def unwanted(self) -> None:
         """A packet that has come is of no use. Raises PeerError if there are too many: each takes time that others
         could have."""
-        now = self._loop.time()
-        allowed = (now - self._counted_at) * UNWANTED_RATE
-        self._unwanted, self._counted_at = max(self._unwanted - allowed, 0.0) + 1.0, now
-        if self._unwanted > MOST_UNWANTED:
+        unwanted = self._unwanted
+        unwanted.refill(self._loop.time())
+        unwanted.left -= 1
+        if unwanted.left < 0:
             raise PeerError("it sends and sends what nobody has asked for")
 
     @property

@@ -157,17 +157,23 @@ def test_what_a_device_is_shows_before_it_is_opened(served: Served, tmp_path: Pa
     assert UsbredirBackend().look_up("desk7:1", UsbredirOptions()) is None, "no server: it would use it up"
 
 
-def test_a_client_may_have_its_device_later_and_another_one_after_that(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backend, "LEFT", PATIENCE)
+def without_a_device(served: Served, directory: Path) -> RedirHost:
+    """A client that has come, and has no device yet."""
     with pytest.raises(DeviceAway):
         served.open()
-    client = served.client(tmp_path / "usb.sock", connects=False)
+    client = served.client(directory / "usb.sock", connects=False)
     served.run(lambda: served.changes == 1)
     with pytest.raises(DeviceAway, match=r"no client has come|has a device"):
         served.open()
     served.loop.run_ready()
+    return client
+
+
+def test_a_client_may_have_its_device_later_and_another_one_after_that(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "LEFT", PATIENCE)
+    client = without_a_device(served, tmp_path)
     with pytest.raises(DeviceAway, match="has a device"):
         served.open()
     for turn in (1, 2):
@@ -330,13 +336,7 @@ def test_another_process_goes_on_with_the_socket_and_who_waits_there(served: Ser
 
 
 def test_who_waits_without_a_device_is_heard_by_another_process(served: Served, tmp_path: Path) -> None:
-    with pytest.raises(DeviceAway):
-        served.open()
-    client = served.client(tmp_path / "usb.sock", connects=False)
-    served.run(lambda: served.changes == 1)
-    with pytest.raises(DeviceAway, match=r"no client has come|has a device"):
-        served.open()
-    served.loop.run_ready()
+    client = without_a_device(served, tmp_path)
     served.succeed(served.told())
     client.call(client.plug_in)
     served.run(lambda: served.changes == 2)
