@@ -28,6 +28,18 @@ from tests.heard import Heard, told
 IN_LAB = "usbvfiod.lab" in Path("/proc/cmdline").read_text().split()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For whoever runs long tests by hand."""
+    parser.addoption("--rounds", type=int, default=sys.maxsize, help="of tests that repeat for long, so many at most")
+
+
+@pytest.fixture(scope="session")
+def most_rounds(pytestconfig: pytest.Config) -> int:
+    """How often a test repeats at most."""
+    rounds: int = pytestconfig.getoption("rounds")
+    return rounds
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave the directories out where this is not the lab."""
     return True if collection_path.name == "lab" and collection_path.is_dir() and not IN_LAB else None

@@ -19,6 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SWITCH = "USBVFIOD_COMPILE"
 PACKAGE = "usbvfiod_core"
+SMALLER = ["-fvisibility=hidden", "-fno-asynchronous-unwind-tables"]
+"""Nobody links with the modules, whose functions call each other directly then, and no exception goes through them."""
 
 
 def modules(root: Path, patterns: list[str]) -> list[str]:
@@ -83,6 +85,8 @@ def compile_here(built: str, names: list[str]) -> None:
         group_name=PACKAGE,
         target_dir=f"{built}.c",
     )
+    for extension in extensions:
+        extension.extra_compile_args += SMALLER
     arguments = ["--quiet", "build_ext", "--build-lib", built, "--build-temp", f"{built}.o"]
     setuptools.setup(name=PACKAGE, packages=[], ext_modules=extensions, script_args=arguments)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -19,10 +19,6 @@ from tests.e2e.process import COMMAND, ServerProcess
 from tests.recording import CHARACTER, COLOURS, LINE, MARGIN
 from tests.terminal import Terminal
 from usbvfiod_core.daemon.places import VARIABLE
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import GuestDriver
-from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "top.svg"
@@ -34,8 +30,7 @@ def traffic(server: ServerProcess, port_ids: dict[int, int], ended: Event) -> Ca
     """A guest that reads drives, so many bytes at a time, at these ports until `ended`."""
 
     def run() -> None:
-        bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
-        with closing(bus), GuestDriver(bus) as driver:
+        with server.guest() as driver:
             disks = [(MassStorage(driver.enumerate(port_id)), size // 512) for port_id, size in port_ids.items()]
             while not ended.is_set():
                 for disk, blocks in disks:

@@ -94,6 +94,8 @@ def _type(wanted: Any) -> str:
         return ", or ".join([*(_type(each) for each in arguments if each is not NoneType), "null"])
     if get_origin(wanted) is list:
         return f"list: {_type(arguments[0])}"
+    if get_origin(wanted) is tuple:
+        return f"list of {len(arguments)}: {', '.join(map(_type, arguments))}"
     if get_origin(wanted) is dict:
         return f"table: {_type(arguments[1])}"
     if wanted is Any:

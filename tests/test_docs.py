@@ -20,13 +20,15 @@ import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests import command_pages, picture, prose, recording
-from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, cli, hookimpl, opener
+from usbvfiod_core import PLUGIN_API, InterceptedTransfer, Interceptor, hookimpl, opener
+from usbvfiod_core.cli import ending
 from usbvfiod_core.cli.activity import VIEWS
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.daemon.config import CORE_OPTIONS, CommandLine
 from usbvfiod_core.daemon.config_file import load
 from usbvfiod_core.daemon.server_settings import ServerSettings
-from usbvfiod_core.hooks.registry import Registry, hook_signatures
+from usbvfiod_core.hooks.loading import hook_signatures
+from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.testing.limits import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,7 +130,7 @@ def test_every_command_and_option_has_help(name: str) -> None:
 
 
 def test_every_exit_code_is_documented() -> None:
-    codes = {value for key, value in vars(cli).items() if key.isupper() and isinstance(value, int)}
+    codes = {value for key, value in vars(ending).items() if key.isupper() and isinstance(value, int)}
     table = COMMAND_LINE.partition("## Exit codes")[2]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == codes
 
@@ -146,7 +148,7 @@ def test_the_keys_of_the_configuration_file_are_options_and_documented() -> None
     keys = {field.name for field in dataclasses.fields(ServerSettings)}
     options = {parameter.opts[-1].removeprefix("--") for parameter in application(Registry()).params}
     section = CONFIGURATION.partition("| `[server]` |")[2].partition("\n")[0]
-    exceptions = set(re.findall(r"`([a-z-]+)`", section.partition("but for ")[2].partition(". ")[0]))
+    exceptions = set(re.findall(r"`([a-z-]+)`", section.partition(", except ")[2].partition(". ")[0]))
     assert {key.replace("_", "-") for key in keys} == options - exceptions
     assert exceptions <= options
     for key in CORE_OPTIONS:

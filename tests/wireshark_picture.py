@@ -15,13 +15,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.e2e.process import COMMAND, ServerProcess
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
 from usbvfiod_core.testing.mass_storage import MassStorage
 
@@ -44,8 +41,7 @@ def capture(directory: Path) -> Path:
         capturing = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         assert capturing.stderr is not None
         capturing.stderr.readline()  # it says that it captures
-        bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
-        with closing(bus), GuestDriver(bus) as driver:
+        with server.guest() as driver:
             disk = MassStorage(driver.enumerate())
             disk.inquiry()
             disk.read_capacity()

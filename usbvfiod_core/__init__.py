@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from .errors import ConfigError, DeviceAway, DeviceError, DeviceWithheld, PluginError, UsbvfiodError
     from .files import open_path
     from .hooks.interceptor import InterceptedTransfer, Interceptor
-    from .hooks.needs import RegisterNeeds
+    from .hooks.loading import hookimpl
     from .hooks.options import RegisterOptions
-    from .hooks.registry import hookimpl
     from .hooks.specs import PLUGIN_API
     from .hooks.wrapper import WrappedDevice
+    from .needs import RegisterNeeds
     from .options import NoOptions, SettingError, option
     from .usb.backend import Backend, DeviceInfo
     from .usb.device import Device, DeviceEvents, Loop, Timer
@@ -79,7 +79,7 @@ _MODULES = {
     "NoOptions": "options",
     "NotSettled": "usb.handover",
     "PluginError": "errors",
-    "RegisterNeeds": "hooks.needs",
+    "RegisterNeeds": "needs",
     "RegisterOptions": "hooks.options",
     "SettingError": "options",
     "SetupPacket": "usb.requests",
@@ -90,7 +90,7 @@ _MODULES = {
     "TransferType": "usb.transfer",
     "UsbvfiodError": "errors",
     "WrappedDevice": "hooks.wrapper",
-    "hookimpl": "hooks.registry",
+    "hookimpl": "hooks.loading",
     "open_path": "files",
     "option": "options",
 }

@@ -7,27 +7,23 @@ than all of them together, so nobody can take what another needs. `tests/unit/te
 
 from __future__ import annotations
 
-import logging
 import resource
+from collections.abc import Callable
 from typing import Final
-
-log = logging.getLogger(__name__)
 
 DESCRIPTORS: Final = 8192
 
 
-def have_enough() -> None:
-    """Raise this process's limit to DESCRIPTORS: most are started with room for 1024, and may have more. Where they may
-    not, it is said."""
+def allow(count: int, complain: Callable[[str], object] = lambda text: None) -> None:
+    """Raise this process's limit to `count`: most are started with room for 1024, and may have more. Where they may
+    not, `complain` is told."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= DESCRIPTORS:
+    if soft == resource.RLIM_INFINITY or soft >= count:
         return
-    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    most = count if hard == resource.RLIM_INFINITY else min(hard, count)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < DESCRIPTORS:
-        log.warning(
-            "this process may have %d file descriptors (RLIMIT_NOFILE), and a client that asks for many can leave none "
-            "for others; give it %d",
-            most,
-            DESCRIPTORS,
+    if most < count:
+        complain(
+            f"this process may have {most} file descriptors (RLIMIT_NOFILE), and a client that asks for many can leave "
+            f"none for others; give it {count}"
         )

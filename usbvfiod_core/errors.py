@@ -8,8 +8,10 @@ what is wrong and, where there is one, what to do next.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from types import TracebackType
+
+_NEAR = 3
+"""Names at most that somebody may have meant."""
 
 
 class UsbvfiodError(Exception):
@@ -86,9 +88,19 @@ class UnsharedMemoryError(GuestMemoryError):
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """A message that there is no `what` called `name`, with the nearest that there is, or all."""
     known = sorted(known)
-    near = get_close_matches(name, known, 1)
+    near = nearest(name, known)
     there = ", ".join(known) or "none"
-    return f"there is no {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f" (there are: {there})")
+    return f"there is no {what} {name!r}" + (f"; {near}" if near else f" (there are: {there})")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, with all names that are equally near; empty if none is near."""
+    from difflib import SequenceMatcher, get_close_matches  # which only mistakes need
+
+    near = get_close_matches(name, known, _NEAR)
+    likeness = [SequenceMatcher(None, each, name).ratio() for each in near]
+    best = [each for each, ratio in zip(near, likeness, strict=True) if ratio == max(likeness)]
+    return f"did you mean {' or '.join(map(repr, sorted(best)))}?" if best else ""
 
 
 def each_error(error: ConfigError) -> tuple[ConfigError, ...]:

@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from .descriptors import allow
+
 COMMAND: Final = (sys.executable, "-P", "-m", "usbvfiod_core")
 """The program that it starts: this one."""
 CRASHES: Final = 5
@@ -91,7 +93,7 @@ class Front:
         self._limit = crashes
         self._manager = os.environ.pop("NOTIFY_SOCKET", "")
         self._inherited = _inherited()
-        _make_room(ROOM + _SPARE)
+        allow(ROOM + _SPARE)
         self._held: dict[str, int] = {}
         self._directory = _make_directory()
         self._address = f"{self._directory}/{_SOCKET}"
@@ -325,16 +327,6 @@ def _become(command: Sequence[str], environment: Mapping[str, str], handed: Sequ
 def _is_name(name: str) -> bool:
     """Whether a descriptor may be called so: names are handed on in one line, with colons between them."""
     return name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) <= _NAME_LENGTH
-
-
-def _make_room(count: int) -> None:
-    """May this process have so many descriptors, if it may at all."""
-    import resource
-
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if most == resource.RLIM_INFINITY else min(count, most)
-    if now != resource.RLIM_INFINITY and now < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _duplicate(fd: int, least: int) -> int:

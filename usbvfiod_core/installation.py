@@ -2,7 +2,8 @@
 
 Every piece of advice to install something asks here. No advice names one of our distributions alone: usbvfiod is on no
 package index, and whoever took such a name there would be obeyed. So they are named by their place in the source tree
-that this copy was installed from, or by the file of a Debian package.
+that this copy was installed from, or by the file of a Debian package. Servers load this, and seldom give advice: what
+that needs is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import sysconfig
 from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from .installed import distribution
 
@@ -91,12 +90,16 @@ def installation() -> Installation:
         return Installation(Kind.DEBIAN, sys.executable)
     if (prefix / "pipx_metadata.json").exists():
         return Installation(Kind.PIPX, sys.executable, prefix.name, sources, editable)
+    import sysconfig
+
     managed = sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
     return Installation(Kind.PIP, sys.executable, "", sources, editable, managed)
 
 
 def _sources() -> tuple[Path | None, bool]:
     """The source tree, and whether what runs is that itself. pip notes where it found a package (PEP 610)."""
+    from urllib.parse import unquote, urlsplit
+
     try:
         this = distribution(DISTRIBUTION)
         text = this.read_text("direct_url.json") if this is not None else ""

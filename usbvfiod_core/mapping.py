@@ -129,9 +129,10 @@ class Withdrawn:
         are revoked."""
         for window in windows:
             at = _writable(window)
-            index = bisect_right(self._ranges, (at + len(window), 0)) - 1
-            if at and index >= 0 and at < self._ranges[index][1] and self._ranges[index][0] < at + len(window):
-                return True
+            if at:
+                index = bisect_right(self._ranges, (at + len(window), 0)) - 1
+                if index >= 0 and at < self._ranges[index][1] and self._ranges[index][0] < at + len(window):
+                    return True
         return False
 
     def revoke(self) -> None:
@@ -170,8 +171,11 @@ def address_of(buffer: Owner | memoryview) -> int:
 
 
 def _writable(window: memoryview) -> int:
-    """Where a window lies; 0 for one that is empty or cannot be written."""
-    return 0 if window.readonly or not len(window) else address_of(window)
+    """Where a window lies; 0 for one that is empty, or cannot be written, also because it was released."""
+    try:
+        return 0 if window.readonly or not len(window) else address_of(window)
+    except ValueError:
+        return 0
 
 
 def failure() -> OSError:

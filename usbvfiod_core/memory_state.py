@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .backing import Backing
 from .memory import GuestMemory
+from .state import require
 
 
 @dataclass
@@ -55,11 +56,12 @@ def memory_state(memory: GuestMemory) -> tuple[list[RegionState], list[int]]:
 
 def restore_memory(memory: GuestMemory, regions: list[RegionState], descriptors: list[int]) -> None:
     """Map them; the caller keeps the descriptors. Raises ClientError: a file is not any more what it was. Raises
-    ValueError for a region of a file that has no descriptor."""
+    StateError for a region of a file that has no descriptor."""
     reasons = {}
-    for state in regions:
-        if state.file is not None and not 0 <= state.file < len(descriptors):
-            raise ValueError(f"{state.start:#x}: there is no file {state.file}")
+    for index, state in enumerate(regions):
+        if state.file is not None:
+            known = 0 <= state.file < len(descriptors)
+            require(known, f"memory[{index}].file", f"there is none with number {state.file}")
         fd = None if state.file is None else descriptors[state.file]
         memory.map(state.start, state.size, fd, state.offset, readable=state.readable, writable=state.writable)
         reasons[state.start] = state.reason

@@ -236,7 +236,7 @@ class Schema:
         arguments, written = self._arguments(values, others, gathered, text=text)
         for key, field in self.fields.items():
             if field.required and key not in written:
-                gathered.errors.append(SettingError("", f"{key} is missing; it is {field.wanted}"))
+                gathered.errors.append(SettingError("", f"the option {key!r} is missing; it is {field.wanted}"))
         gathered.raise_all()
         with gathered:
             try:

@@ -16,7 +16,6 @@ import errno
 import logging
 import mmap
 import os
-import platform
 import weakref
 from typing import Any, Final
 
@@ -161,7 +160,7 @@ def _code(listing: str) -> bytes:
 
 
 def handler(machine: str, table: int) -> bytes | None:
-    """The handler for a processor, named as by `platform.machine`, with its table at this address; None if there is
+    """The handler for a processor, named as by uname(2), with its table at this address; None if there is
     none."""
     data = table.to_bytes(8, "little")
     if machine == "x86_64":
@@ -178,9 +177,10 @@ class Guard:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 8 * (_ENTRIES + _WORDS * CAPACITY), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._words = memoryview(self._memory).cast("Q")
-        code = handler(platform.machine(), address_of(self._memory))
+        machine = os.uname().machine
+        code = handler(machine, address_of(self._memory))
         if code is None:
-            raise OSError(errno.ENOSYS, f"there is no handler for {platform.machine()}")
+            raise OSError(errno.ENOSYS, f"there is no handler for {machine}")
         self._free = list(range(CAPACITY))[::-1]
         self._words[_OLD] = _install(_executable(code))
 

@@ -2,8 +2,8 @@
 
 The dataclasses are beside what they describe. `pack` and `unpack` go by the types of their fields and nothing else, so
 that what can be read is what is written in them: integers with a range (`U8` to `U64`, or `Annotated` with a `Range`),
-bool, float, str, bytes (as hexadecimal digits), None, enums (by name), lists, dictionaries, other dataclasses, and Any
-for values that are plain already. The result is what `json.dumps` takes.
+bool, float, str, bytes (as hexadecimal digits), None, enums (by name), lists, tuples, dictionaries by names or numbers,
+other dataclasses, and Any for values that are plain already. The result is what `json.dumps` takes.
 
 Versions: `FORMAT` grows when a field changes its meaning or goes away. A field that is added has a default, so that an
 older state can be read; a field that is not known is an error, since it would be lost without a word.
@@ -99,10 +99,14 @@ def _unpack(wanted: Any, value: object, path: str) -> Any:
     if origin is list:
         (item,) = get_args(wanted)
         return [_unpack(item, each, f"{path}[{index}]") for index, each in enumerate(_of(list, value, path))]
+    if origin is tuple:
+        items, values = get_args(wanted), _of(list, value, path)
+        require(len(values) == len(items), path, f"{len(items)} values are expected, not {len(values)}")
+        return tuple(_unpack(item, values[index], f"{path}[{index}]") for index, item in enumerate(items))
     if origin is dict:
-        _, item = get_args(wanted)
+        keys, item = get_args(wanted)
         found = _of(dict, value, path)
-        return {_of(str, key, path): _unpack(item, each, f"{path}[{key!r}]") for key, each in found.items()}
+        return {_key(keys, key, path): _unpack(item, each, f"{path}[{key!r}]") for key, each in found.items()}
     if wanted is Any:
         return _check_plain(value, path)
     if is_dataclass(wanted):
@@ -113,6 +117,16 @@ def _unpack(wanted: Any, value: object, path: str) -> Any:
             raise _wrong(path, f"there is no {name!r} (there are: {', '.join(wanted.__members__)})")
         return wanted[name]
     return _SCALARS[wanted](value, path, limits)
+
+
+def _key(wanted: Any, key: object, path: str) -> Any:
+    """The key of a dictionary; numbers are digits there."""
+    text = _of(str, key, path)
+    if wanted is str:
+        return text
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20):
+        raise _wrong(path, f"keys are whole numbers, not {_short(text)}")
+    return _unpack(wanted, int(text), f"{path}[{key!r}]")
 
 
 def _unpack_optional(types: tuple[Any, ...], value: object, path: str) -> Any:

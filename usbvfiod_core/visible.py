@@ -17,11 +17,6 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def visible_lines(text: str) -> list[str]:
-    """The lines of a text that is ours, such as a traceback; what is between line feeds may be from outside."""
-    return [visible(line) for line in text.split("\n")]
-
-
 def visible_json(value: object, indent: int | None = None) -> str:
     """JSON that reads the same, and has no character that acts on a terminal: those are JSON's own escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)

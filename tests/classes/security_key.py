@@ -33,7 +33,6 @@ class SecurityKey(Pipes):
     def __init__(self, loop: Loop) -> None:
         super().__init__(Speed.FULL)
         self.channels = 0
-        self.winks = 0
         self._message = b""
         self._expected = 0
         self._command = 0
@@ -73,7 +72,6 @@ class SecurityKey(Pipes):
         elif command == PING:
             self._reply(channel, PING, message)
         elif command == WINK:
-            self.winks += 1
             self._reply(channel, WINK, b"")
         else:
             self._reply(channel, ERROR, bytes((INVALID_COMMAND,)))

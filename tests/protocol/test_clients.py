@@ -29,6 +29,7 @@ from usbvfiod_core import ConfigError
 from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.vfio_user import wire
 from usbvfiod_core.vfio_user.connection import CHUNKS
+from usbvfiod_core.vfio_user.session import OTHER_MESSAGE
 
 MAX_OUTPUT = wire.MAX_MESSAGE_SIZE + (1 << 14)
 """Bytes of replies that the server keeps."""
@@ -193,6 +194,23 @@ def test_a_flood_leaves_the_loop_its_turn(serving: Serving, client: RawClient) -
     assert client.alive()
     assert len(serving.controller.writes) == 16000
     assert max(after - before for before, after in pairwise(turns)) <= CHUNKS * 256
+
+
+def test_resets_are_few_in_a_turn(serving: Serving, client: RawClient) -> None:
+    turns: list[int] = []
+
+    def turn() -> None:
+        turns.append(serving.controller.resets)
+        if len(turns) < 400:
+            serving.loop.call_soon(turn)
+
+    resets = message(wire.DEVICE_RESET, b"", flags=wire.NO_REPLY) * 500
+    client.send(resets)
+    serving.call(turn)
+    client.send(resets)
+    assert client.alive()
+    assert serving.controller.resets == 1000
+    assert max(after - before for before, after in pairwise(turns)) <= CHUNKS * 256 // OTHER_MESSAGE
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ class IllegalDriver(RuleBasedStateMachine):
         rig, pipe = self.rig, self.second.pipe(BULK_IN)
         if pipe.state != spec.EP_RUNNING or self.other.in_flight or not self.second.port.enabled:
             return
-        slot = rig.controller.slot(self.second.slot_id)
+        slot = rig.controller.table.get(self.second.slot_id)
         if (
             slot is None
             or slot.device is None

@@ -48,8 +48,8 @@ PROGRAM = """
 import logging, resource
 logging.basicConfig(format="%(message)s")
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-from usbvfiod_core.descriptors import have_enough
-have_enough()
+from usbvfiod_core.descriptors import DESCRIPTORS, allow
+allow(DESCRIPTORS, logging.warning)
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

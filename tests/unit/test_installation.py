@@ -114,7 +114,7 @@ def test_where_the_system_guards_its_python(  # type: ignore[no-untyped-def]
 def test_a_plugin_that_is_asked_for_and_not_installed(
     plugin: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("usbvfiod_core.hooks.registry.entry_points", lambda group: [])
+    monkeypatch.setattr("usbvfiod_core.hooks.loading.entry_points", lambda group: [])
     assert main(["--plugin", plugin, "devices"]) == 5
     said = f"plugin {plugin}: is not installed; `{installation().plugin(plugin)}` brings it"
     assert " ".join(said.split()) in capsys.readouterr().err

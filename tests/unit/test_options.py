@@ -128,7 +128,7 @@ def test_only_what_a_device_is_told_may_have_to_be_given() -> None:
     with pytest.raises(PluginError, match=r"NoDefault\.x has no default"):
         Schema(NoDefault, complete=True)
     assert Schema(NoDefault).from_text({"x": "1"}) == NoDefault(1)
-    with pytest.raises(SettingError, match=r"^x is missing; it is a whole number$"):
+    with pytest.raises(SettingError, match=r"^the option 'x' is missing; it is a whole number$"):
         Schema(NoDefault).from_text({})
 
 
@@ -138,7 +138,7 @@ def test_every_mistake_is_told() -> None:
     assert [str(each) for each in error.value.errors] == [
         "there is no option 'y' (there are: x)",
         "there is no option 'z' (there are: x)",
-        "x is missing; it is a whole number",
+        "the option 'x' is missing; it is a whole number",
     ]
 
 

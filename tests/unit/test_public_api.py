@@ -17,7 +17,7 @@ def test_the_public_api_is_the_one_that_was_recorded() -> None:
     changes = list(difflib.unified_diff(RECORD.read_text().splitlines(), surface().splitlines(), lineterm="", n=0))
     assert not changes, "\n".join(
         [
-            "the plugin API has changed; if did you mean that, run `python -m tests.public_api` (docs/plugins.md)",
+            "the plugin API has changed; if you meant that, run `python -m tests.public_api` (docs/plugins.md)",
             *changes,
         ]
     )

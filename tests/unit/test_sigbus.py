@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +20,7 @@ from usbvfiod_core.memory import PAGE_SIZE, GuestMemory
 LISTINGS = {"x86_64": (sigbus.X86_64, "as"), "aarch64": (sigbus.AARCH64, "aarch64-linux-gnu-as")}
 
 needs_handler = pytest.mark.skipif(
-    sigbus.handler(platform.machine(), 0) is None, reason=f"there is no handler for {platform.machine()}"
+    sigbus.handler(os.uname().machine, 0) is None, reason=f"there is no handler for {os.uname().machine}"
 )
 
 SET_UP = """
@@ -50,7 +50,7 @@ def child(program: str, *options: str) -> subprocess.CompletedProcess[str]:
 def test_the_bytes_are_the_instructions(machine: str, tmp_path: Path) -> None:
     listing, name = LISTINGS[machine]
     assembler = shutil.which(name)
-    if assembler is None or (name == "as" and platform.machine() != machine):
+    if assembler is None or (name == "as" and os.uname().machine != machine):
         pytest.skip(f"there is no assembler for {machine}")
     text = "\n".join(line.partition(";")[2] for line in listing.splitlines())
     if machine == "x86_64":
@@ -236,7 +236,7 @@ def test_more_files_than_can_be_guarded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_machine_without_a_handler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
     monkeypatch.setattr(sigbus, "_guards", [])
     fd = os.memfd_create("guest")
     os.ftruncate(fd, PAGE_SIZE)

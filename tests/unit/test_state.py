@@ -41,6 +41,8 @@ class Tree:
     leaves: list[Leaf]
     colour: Colour
     named: dict[str, U64]
+    numbered: dict[U8, str]
+    pair: tuple[U8, str]
     plain: dict[str, Any]
     text: str
     yes: bool
@@ -55,6 +57,8 @@ TREE = Tree(
     [Leaf(0), Leaf(1, b"a")],
     Colour.BLUE,
     {"big": (1 << 64) - 1},
+    {0: "none", 255: "most"},
+    (1, "one"),
     {"a": [1, None, {"b": True, "c": 1.5}], "d": "x"},
     "é",
     True,
@@ -101,6 +105,14 @@ def test_what_has_a_default_may_be_missing() -> None:
         (lambda tree: tree.update(colour="GREEN"), "colour: there is no 'GREEN' (there are: RED, BLUE)"),
         (lambda tree: tree.update(colour="r"), "colour: there is no 'r' (there are: RED, BLUE)"),
         (lambda tree: tree["named"].update(big=-1), "named['big']: -1 is not between 0 and 18446744073709551615"),
+        (lambda tree: tree["numbered"].update(x=""), "numbered: keys are whole numbers, not 'x'"),
+        (lambda tree: tree["numbered"].update({"-1": ""}), "numbered: keys are whole numbers, not '-1'"),
+        (lambda tree: tree["numbered"].update({"٣": ""}), "numbered: keys are whole numbers, not '٣'"),
+        (lambda tree: tree["numbered"].update({"256": ""}), "numbered['256']: 256 is not between 0 and 255"),
+        (lambda tree: tree["numbered"].update({"1" * 5000: ""}), "numbered: keys are whole numbers, not '1111"),
+        (lambda tree: tree.update(pair=[1]), "pair: 2 values are expected, not 1"),
+        (lambda tree: tree.update(pair=[256, ""]), "pair[0]: 256 is not between 0 and 255"),
+        (lambda tree: tree.update(pair={}), "pair: a list is expected, not {}"),
         (lambda tree: tree.update(named=[]), "named: a table is expected, not []"),
         (lambda tree: tree.update(leaves={}), "leaves: a list is expected, not {}"),
         (lambda tree: tree.update(text=1), "text: a text is expected, not 1"),

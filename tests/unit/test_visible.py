@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from usbvfiod_core.visible import visible, visible_json, visible_lines
+from usbvfiod_core.visible import visible, visible_json
 
 
 @pytest.mark.parametrize("text", ["", "Kingston DataTraveler 3.0", "Гарнитура", "כונן", "ドライブ", "a\\b"])
@@ -37,5 +37,4 @@ def test_every_character_is_on_one_line_and_harmless() -> None:
 
 
 def test_lines_of_ours_stay_lines() -> None:
-    assert visible_lines("a\nb\r\x1b") == ["a", "b\\r\\x1b"]
     assert json.loads(visible_json({"a": [1, "\n"]}, indent=2)) == {"a": [1, "\n"]}

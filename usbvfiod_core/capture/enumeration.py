@@ -15,7 +15,7 @@ from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .state import RequestState
 
-MAX_BYTES: Final = 64 << 10
+MAX_BYTES: Final = 256 << 10
 MAX_REQUESTS: Final = 128
 """What is kept of one device at most."""
 

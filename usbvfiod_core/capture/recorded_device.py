@@ -13,6 +13,7 @@ from functools import cached_property
 from ..errors import CaptureError
 from ..usb import descriptors, requests
 from ..usb.speed import Speed
+from ..usb.told_speed import by_endpoint
 from ..usb.transfer import TransferStatus, TransferType
 from .recording import Exchange, Recording, Traffic
 from .usbmon import BITS_A_SECOND
@@ -24,6 +25,8 @@ PROTOCOL_UAS = 0x62
 
 _OF_PORTS = requests.TYPE_CLASS | requests.RECIPIENT_OTHER
 
+_BY_SNAP_LENGTH = ", because of a snap length that is too short (262144 is enough)"
+
 GET_DESCRIPTOR = (requests.DIRECTION_IN, requests.GET_DESCRIPTOR)
 
 
@@ -32,8 +35,8 @@ class RecordedDevice:
 
     def __init__(self, traffic: Traffic) -> None:
         self.traffic = traffic
-        self._descriptors: dict[tuple[int, int, int], tuple[bytes, int]] = {}
-        """By type, index and language: the longest that was answered, and what it was asked with."""
+        self._descriptors: dict[tuple[int, int, int], tuple[bytes, int, int]] = {}
+        """By type, index and language: the longest that was captured, of how many bytes, and how many were asked."""
         self.refused: set[tuple[int, int, int]] = set()
         """Descriptors that the device never had."""
         for exchange in traffic.exchanges:
@@ -53,38 +56,48 @@ class RecordedDevice:
             self.refused.add(key)
         data = bytes(exchange.data)
         if exchange.status is TransferStatus.COMPLETED and len(data) > len(self._descriptors.get(key, (b"",))[0]):
-            self._descriptors[key] = (data, setup.length)
+            self._descriptors[key] = (data, exchange.moved, setup.length)
             self.refused.discard(key)
 
     def _take_identity(self) -> None:
         try:
             self.device = descriptors.DeviceDescriptor.unpack(self.descriptor(descriptors.DEVICE))
         except descriptors.DescriptorError:
+            cut = self._cut(descriptors.DEVICE)
             self.problems.append(
-                "its device descriptor was not recorded; record from before it is plugged in, or with"
+                f"its device descriptor was cut{_BY_SNAP_LENGTH}: {cut}"
+                if cut
+                else "its device descriptor was not recorded; record from before it is plugged in, or with"
                 " `usbvfiod capture`, which repeats its descriptors"
             )
             return
         for index in range(self.device.num_configurations):
-            data = self.descriptor(descriptors.CONFIGURATION, index)
+            data, moved, asked = self._descriptors.get((descriptors.CONFIGURATION, index, 0), (b"", 0, 0))
             total = int.from_bytes(data[2:4], "little")
-            if len(data) >= 9 and len(data) >= total and _is_one(data[: max(total, 9)]):
+            if len(data) == moved < total <= asked:
+                total = moved  # the device has less than it says, which systems take
+            if len(data) >= max(total, 9) and _is_one(data[: max(total, 9)]):
                 self.configurations.append(data[: max(total, 9)])
         if not self.configurations:
+            cut = self._cut(descriptors.CONFIGURATION)
             self.problems.append(
-                "no whole configuration descriptor was recorded"
-                + (
-                    ", because of a snap length that is too short"
-                    if self.cut(lambda one: one.setup is not None)
-                    else ""
-                )
+                "no whole configuration descriptor was recorded" + (f"{_BY_SNAP_LENGTH}: {cut}" if cut else "")
             )
+
+    def _cut(self, kind: int) -> str:
+        """How much is there of descriptors of a type that were not captured whole; empty if there are none."""
+        cut = sorted((key[1], data, moved) for key, (data, moved, _) in self._descriptors.items() if key[0] == kind)
+        return ", ".join(
+            f"{len(data)} of {moved} bytes" + (f" of number {index}" if index else "")
+            for index, data, moved in cut
+            if len(data) < moved
+        )
 
     def descriptor(self, kind: int, index: int = 0, language: int | None = 0) -> bytes:
         """The longest answer for a descriptor, empty if there was none; any language's, with None."""
         if language is not None:
-            return self._descriptors.get((kind, index, language), (b"", 0))[0]
-        found = [data for (*key, _), (data, _) in self._descriptors.items() if key == [kind, index]]
+            return self._descriptors.get((kind, index, language), (b"",))[0]
+        found = [data for (*key, _), (data, _, _) in self._descriptors.items() if key == [kind, index]]
         return max(found, key=len, default=b"")
 
     def string(self, index: int) -> str:
@@ -140,11 +153,7 @@ class RecordedDevice:
         if self.device.usb_version >= 0x0300 and self.device.max_packet_size_0 == 9:
             return Speed.SUPER
         for endpoint in (endpoint for interface in self.interfaces() for endpoint in interface.endpoints):
-            if endpoint.type is TransferType.BULK:
-                return Speed.HIGH if endpoint.packet_size == 512 else Speed.FULL
-            if endpoint.packet_size > 1023 or (endpoint.type is TransferType.INTERRUPT and endpoint.packet_size > 64):
-                return Speed.HIGH
-            seen = self._speed_of_interval(endpoint)
+            seen = by_endpoint(endpoint) or self._speed_of_interval(endpoint)
             if seen is not None:
                 return seen
         if self.device.max_packet_size_0 in (8, 16, 32):  # 64 is the only one at high speed (USB 2.0 5.5.3)
@@ -183,7 +192,11 @@ class RecordedDevice:
         told = []
         missing = self.device.num_configurations - len(self.configurations)
         if missing and self.configurations:
-            told.append(f"{missing} of its {self.device.num_configurations} configurations were not recorded")
+            cut = self._cut(descriptors.CONFIGURATION)
+            told.append(
+                f"{missing} of its {self.device.num_configurations} configurations were not recorded"
+                + (f" whole{_BY_SNAP_LENGTH}: {cut}" if cut else "")
+            )
         if self.known_speed is None:
             told.append("its speed cannot be told; full is taken, unless speed= says otherwise")
         if self.traffic.unmatched:

@@ -26,9 +26,9 @@ from .writer import WriterThread
 
 log = logging.getLogger(__name__)
 
-SNAP_LENGTH: Final = 65536
-"""Bytes of a packet that are kept, unless somebody says otherwise: what is longer is the payload of drives, and copying
-all of it would slow them down."""
+SNAP_LENGTH: Final = usbmon.HEADER.size + 65536
+"""Bytes of a packet that are kept, unless somebody says otherwise: a replay needs the longest descriptor whole; what is
+longer is the payload of drives, and copying all of it would slow them down."""
 MAX_SNAP_LENGTH: Final = 262144
 """The longest packet that Wireshark reads."""
 MIN_SNAP_LENGTH: Final = usbmon.HEADER.size
@@ -73,8 +73,9 @@ class Recorder:
         self._blocks = Writer()
         self._epoch = time_ns() - monotonic_ns()
         self._began = time_ns()
-        self._second = self._second_began = 0
-        """A second since 1970, and when it began by `monotonic_ns`."""
+        self._second = self._second_began = self._second_high = self._second_low = 0
+        """A second since 1970, when it began by `monotonic_ns`, and that in the two halves that a packet has of it: a
+        sum of small numbers takes less time than a large number."""
         self._batch = min(BATCH, self._limit or BATCH)
         self._look_at = self._batch
         """The count of bytes at which there is something to do beside counting."""
@@ -224,19 +225,20 @@ class Recorder:
         since = monotonic_ns() - self._second_began
         if since >= _SECOND:
             since = self._next_second()
-        second = self._second
-        when = second * _SECOND + since
+        high, low = self._second_high, self._second_low + since
+        if low > 0xFFFFFFFF:
+            high, low = high + 1, low - 0x100000000
         view = ring.view
         pack_into(
             view,
             at,
             start,
-            when >> 32,
-            when & 0xFFFFFFFF,
+            high,
+            low,
             sizes,
             number,
             shape.what,
-            second,
+            self._second,
             since // 1000,
             status,
             length,
@@ -369,6 +371,8 @@ class Recorder:
         now = monotonic_ns()
         self._second, since = divmod(now + self._epoch, _SECOND)
         self._second_began = now - since
+        began = self._second * _SECOND
+        self._second_high, self._second_low = began >> 32, began & 0xFFFFFFFF
         return since
 
     def _commit(self, size: int) -> None:

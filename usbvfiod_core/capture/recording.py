@@ -6,10 +6,12 @@ transfers end with a record of the kind FAILED.
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from operator import attrgetter
+from itertools import islice
 from typing import BinaryIO
 
 from ..errors import CaptureError
@@ -22,6 +24,8 @@ MAX_BYTES = 256 << 20
 """Of a file: all of it is kept in memory."""
 MAX_RECORDS = 500_000
 """A record takes half a KiB, and 8 us to read."""
+_RUN = 2048
+"""Records that are sorted in one go, while no other thread has a turn."""
 _STREAM = re.compile(r"stream ([0-9]{1,5})")
 """The comment that `usbvfiod capture` gives a packet of a bulk stream."""
 
@@ -102,6 +106,8 @@ class Traffic:
     device: int
     exchanges: list[Exchange] = field(default_factory=list)
     """In the order in which they were submitted."""
+    ended: list[Exchange] = field(default_factory=list)
+    """Those that ended, in the order in which they did."""
     unmatched: int = 0
     """Completions whose submission is not there though others of the endpoint were before: records are missing."""
 
@@ -129,7 +135,7 @@ def read_recording(file: BinaryIO) -> Recording:
     """Everything in a file. Raises CaptureError for one that is no recording of USB, or that is too large; OSError."""
     reader = Reader(file, most=MAX_BYTES)
     recording = Recording()
-    records: list[tuple[Interface, Record]] = []
+    records: deque[tuple[Interface, Record]] = deque()
     others: dict[int, int] = {}
     broken, in_front, last, backwards = 0, 0, 0, 0
     for packet in reader:
@@ -153,7 +159,7 @@ def read_recording(file: BinaryIO) -> Recording:
     if not records:
         raise CaptureError(_nothing(others, broken))
     if backwards:
-        records.sort(key=lambda pair: pair[1].time)
+        records = _by_time(records)
         recording.remarks.append(f"{backwards} records are not in the order of their times; they have been sorted")
     recording.application, recording.records = reader.application, len(records)
     recording.dropped = max(in_front, sum(each.dropped or 0 for each in reader.interfaces))
@@ -178,11 +184,26 @@ def _nothing(others: dict[int, int], broken: int) -> str:
     return "there is no packet in it"
 
 
-def _devices(records: list[tuple[Interface, Record]]) -> list[Traffic]:
+def _by_time(records: Iterable[tuple[Interface, Record]]) -> deque[tuple[Interface, Record]]:
+    """Records in the order of their times. The guest that is served meanwhile has a turn now and then."""
+
+    def time(pair: tuple[Interface, Record]) -> int:
+        return pair[1].time
+
+    rest = iter(records)
+    runs: list[list[tuple[Interface, Record]]] = []
+    while run := sorted(islice(rest, _RUN), key=time):
+        runs.append(run)
+    return deque(heapq.merge(*runs, key=time))
+
+
+def _devices(records: deque[tuple[Interface, Record]]) -> list[Traffic]:
+    """The traffic of each device. Takes the records away one by one: to let go of all of them at once takes long."""
     found: dict[tuple[int, int, int], Traffic] = {}
     open_ones: dict[tuple[int, int, int, int], Exchange] = {}
     seen: set[tuple[int, int, int, int]] = set()
-    for place, (interface, record) in enumerate(records):
+    for place in range(len(records)):
+        interface, record = records.popleft()
         key = (id(interface), record.bus, record.device)
         traffic = found.get(key)
         if traffic is None:
@@ -201,13 +222,5 @@ def _devices(records: list[tuple[Interface, Record]]) -> list[Traffic]:
                 known = Exchange(place)
                 traffic.exchanges.append(known)
             known.completed, known.completed_place = record, place
-    for traffic in found.values():
-        traffic.exchanges.sort(key=attrgetter("place"))
+            traffic.ended.append(known)
     return sorted(found.values(), key=lambda each: (each.bus, each.device))
-
-
-def completions(traffic: Traffic) -> Iterator[Exchange]:
-    """The transfers that ended, in the order in which they did."""
-    ended = [exchange for exchange in traffic.exchanges if exchange.completed is not None]
-    ended.sort(key=attrgetter("completed_place"))
-    return iter(ended)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmap import MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, mmap
+from contextlib import suppress
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 
 
 class Ring:
@@ -14,8 +15,12 @@ class Ring:
     __slots__ = ("_at", "_before", "_end", "_size", "_tail", "head", "view")
 
     def __init__(self, size: int) -> None:
+        memory = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(MADV_HUGEPAGE)  # to look up a page for each few records costs more than to copy them
+        self.view = memoryview(memory)
         # All of it at once: a page that is touched for the first time costs more than what is put into it.
-        self.view = memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE))
+        self.view[::PAGESIZE] = bytes(-(-size // PAGESIZE))
         self._size = size
         self.head = 0
         """Where the next bytes go. Equal to `_tail` if there are none."""

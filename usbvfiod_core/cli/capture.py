@@ -12,6 +12,7 @@ from ..errors import DeviceError, UsbvfiodError
 from . import completing
 from .capturing import captured
 from .control import Connect, control_options
+from .numbers import WholeNumber
 from .output import say
 from .scrubbing import Scrubbing
 
@@ -32,7 +33,7 @@ BROKEN_PIPE = os.strerror(32)
 @click.option(
     "--snaplen",
     metavar="BYTES",
-    type=click.IntRange(MIN_SNAP_LENGTH, MAX_SNAP_LENGTH),
+    type=WholeNumber(MIN_SNAP_LENGTH, MAX_SNAP_LENGTH),
     default=SNAP_LENGTH,
     show_default=True,
     help="Keep so many bytes of each packet, of which 64 are its header.",

@@ -15,6 +15,7 @@ from ..errors import DeviceError, UsbvfiodError
 from ..hooks.registry import Registry
 from . import completing
 from .control import Connect, control_options
+from .numbers import WholeNumber
 from .output import print_object, say
 from .passing import files_of
 
@@ -48,9 +49,10 @@ def attach(registry: Registry, spec: str, open_here: bool, as_json: bool, connec
                         fds=list(opened.files.values()),
                     )
                 except UsbvfiodError as error:
-                    if not opened.failures:
+                    more = opened.more(error)
+                    if not more:
                         raise
-                    raise type(error)("; ".join((str(error), *opened.failures))) from None
+                    raise type(error)(f"{error}{more}") from None
         else:
             node = _node(registry, spec, server.request("list")["attachments"])
             try:
@@ -85,7 +87,7 @@ def detach(attachment: str, as_json: bool, connect: Connect) -> None:
 
 @click.command()
 @click.argument("attachment", shell_complete=completing.attachments)
-@click.argument("port", type=click.IntRange(1, 255), shell_complete=completing.ports)
+@click.argument("port", type=WholeNumber(1, 255), shell_complete=completing.ports)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @control_options
 def move(attachment: str, port: int, as_json: bool, connect: Connect) -> None:

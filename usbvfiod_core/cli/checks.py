@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..daemon.config import CommandLine, Config, host_backend
-from ..daemon.config_file import ConfigFile, load, merged, unknown_plugins
+from ..daemon.config_file import ConfigFile, combine, merged, unknown_plugins
 from ..daemon.server_settings import ServerSettings
 from ..errors import ConfigError, Gathered, PluginError, UsbvfiodError, each_error
+from ..hooks.loading import SLOW_IMPORT, Plugin
 from ..hooks.options import Declared
 from ..hooks.plugin_file import is_file, name_of
-from ..hooks.registry import SLOW_IMPORT, Plugin, Registry
+from ..hooks.registry import Registry
 from ..usb.backend import Backend
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ class Mistakes(UsbvfiodError):
 
 
 class Given(NamedTuple):
-    """What the user has given: the command line, its file, and the options that the plugins have."""
+    """What the user has given: the command line, its file as it was read at the start, and the options that the plugins
+    have."""
 
     registry: Registry
     command_line: CommandLine
@@ -53,10 +55,13 @@ class Given(NamedTuple):
         errors: list[UsbvfiodError] = self._failures()
         backends = self.registry.backends()
         try:
-            config = load(self.command_line, backends, self.declared, host_backend(backends), beforehand=beforehand)
+            host = host_backend(backends)
+            config = combine(self.command_line, self.file, backends, self.declared, host, beforehand=beforehand)
         except ConfigError as error:
             errors += each_error(error)
         _raise(errors)
+        if config.server.opener is not None and not config.server.opener.is_socket():
+            logger.warning("opener %s: no socket is there; what it is to open is not opened", config.server.opener)
         return config, backends
 
     # -- own ---------------------------------------------------------------------------------------------------------

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..daemon import places
-from ..daemon.activation import serving_them, take_sockets
 from ..daemon.config import CommandLine
-from ..daemon.config_file import read
-from ..daemon.successor import HANDOVER
-from ..errors import ConfigError
+from ..daemon.config_file import ConfigFile
 from ..hooks.registry import Registry
-from ..hooks.settings import PluginSelection
-from . import completing
-from .checks import Given, settings
+from .ending import FAILURE, INTERRUPTED, OK, USAGE, fail
 from .groups import Commands, SectionedGroup
+from .plain import COMPLETING, file_of, selection, with_file
+from .serve import serve, told
 from .server_options import server_options
 
 _OF_A_SERVER = (
@@ -114,15 +112,39 @@ _COMMANDS = {
 """The modules of this package in which the commands are, and their names there."""
 
 
-def application(registry: Registry) -> click.Group:
-    """The command line, with the commands that plugins add."""
+HINTS = {
+    **dict.fromkeys(("add", "connect", "insert", "mount", "plug", "use"), "write usbvfiod attach SPEC"),
+    **dict.fromkeys(
+        ("disconnect", "eject", "release", "remove", "rm", "umount", "unmount", "unplug"),
+        "write usbvfiod detach ATTACHMENT",
+    ),
+    **dict.fromkeys(("attached", "attachments", "ls", "ps", "show"), "write usbvfiod list"),
+    **dict.fromkeys(("lsusb", "scan"), "write usbvfiod devices"),
+    **dict.fromkeys(("events", "follow", "monitor"), "write usbvfiod watch"),
+    **dict.fromkeys(("key", "press", "type", "write"), "write usbvfiod send ATTACHMENT WORD..."),
+    **dict.fromkeys(("dump", "pcap", "record", "sniff", "trace"), "write usbvfiod capture ATTACHMENT -w FILE"),
+    **dict.fromkeys(("check", "validate"), "write usbvfiod OPTION... config check"),
+    **dict.fromkeys(
+        ("exit", "kill", "quit", "shutdown", "stop"), "a server ends on SIGTERM, or Ctrl+C in its terminal"
+    ),
+    **dict.fromkeys(("run", "serve", "server", "start"), "write usbvfiod --socket-path PATH to serve a VM"),
+    "help": "write usbvfiod --help, or usbvfiod COMMAND --help",
+    "version": "write usbvfiod --version",
+}
+"""What to do instead, by names that people look for and that no command has."""
+
+
+def application(registry: Registry, read_file: ConfigFile | None = None) -> click.Group:
+    """The command line, with the commands that plugins add; `read_file` is what its --config names."""
     group = SectionedGroup(
         "usbvfiod",
         commands=Commands({name: f"{__package__}.{place}" for name, place in _COMMANDS.items()}),
         sections=SECTIONS,
-        callback=_serve,
+        callback=partial(_serve, read_file),
         invoke_without_command=True,
         epilog=EPILOG,
+        otherwise="without a command, usbvfiod --socket-path PATH serves a VM",
+        hints=HINTS,
         params=server_options(),
         context_settings={"obj": registry, "help_option_names": ["-h", "--help"], "max_content_width": 100},
         help=(
@@ -132,34 +154,66 @@ def application(registry: Registry) -> click.Group:
         ),
     )
     registry.add_commands(group)
-    if completing.VARIABLE in os.environ:
+    if COMPLETING in os.environ:
         from . import completion  # noqa: F401  # it tells click how to complete
     return group
 
 
-def selection(arguments: Sequence[str]) -> PluginSelection:
-    """Which plugins the arguments, and the configuration file that they name, select: plugins are loaded before the
-    arguments are parsed, because some add commands. Raises ConfigError for what is wrong with the file."""
+def run(registry: Registry, words: Sequence[str]) -> int:
+    """Do what these words say, with the plugins that they select; the exit code. Raises UsbvfiodError, Mistakes."""
+    color = False if os.environ.get("NO_COLOR") else None
+    try:
+        before = _beforehand(words)
+        read_file = file_of(before)
+        registry.discover(with_file(before, read_file))
+        group = application(registry, read_file)
+        gc.freeze()
+        gc.enable()
+        result = group.main(words, prog_name="usbvfiod", standalone_mode=False, color=color)
+    except click.UsageError as error:
+        return fail(f"{error.format_message()} ({_hint(error, words)})", USAGE)
+    except click.ClickException as error:
+        return fail(error.format_message(), FAILURE)
+    except click.Abort:
+        return fail("interrupted", INTERRUPTED)
+    return result if isinstance(result, int) else OK
+
+
+def _hint(error: click.UsageError, words: Sequence[str]) -> str:
+    """What to try after a wrong command line."""
+    context = error.ctx
+    if context is None:
+        return "try usbvfiod --help"
+    root = context.find_root()
+    command = context.command_path.removeprefix(root.command_path).strip()
+    if isinstance(error, click.NoSuchOption) and command:
+        option = error.option_name
+        if any(option in each.opts and fits(command, each.name) for each in root.command.params):
+            return f"it goes before the command: {root.command_path} {option} ... {command}"
+    elif isinstance(error, click.NoSuchOption) and isinstance(root.command, click.Group):
+        for named in words:
+            command_named = root.command.commands.get(named)
+            if command_named is not None and any(error.option_name in each.opts for each in command_named.params):
+                return f"it goes after the command: {root.command_path} {named} {error.option_name} ..."
+    return f"try {context.command_path} --help"
+
+
+def _beforehand(words: Sequence[str]) -> CommandLine:
+    """What the words say of plugins, and the file that does: plugins are loaded before the words are parsed, because
+    some add commands."""
     group = click.Group("usbvfiod", params=server_options())
     context = group.make_context(
-        "usbvfiod", list(arguments), resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+        "usbvfiod", list(words), resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
     )
-    path: Path | None = context.params.get("file")
     params = context.params
-    chosen = _selection(params.get("plugin") or (), params.get("no_plugin") or (), bool(params.get("plugin_files")))
-    if path is not None:
-        chosen = read(path).plugins.overridden_by(chosen)
-    return chosen
-
-
-def _selection(plugin: Sequence[str], no_plugin: Sequence[str], files: bool) -> PluginSelection:
-    disable = tuple(name for name in no_plugin if name not in plugin)
-    return PluginSelection(disable=disable, require=tuple(plugin), files=files)
+    chosen = selection(params.get("plugin") or (), params.get("no_plugin") or (), params)
+    return CommandLine(file=params.get("file"), plugins=chosen)
 
 
 @click.pass_context
 def _serve(
     context: click.Context,
+    read_file: ConfigFile | None,
     /,
     file: Path | None,
     devices: tuple[str, ...],
@@ -167,49 +221,32 @@ def _serve(
     no_plugin: tuple[str, ...],
     **parameters: Any,
 ) -> None:
-    from ..daemon import log
-
     given = {name: value for name, value in parameters.items() if _is_given(context, name)}
     if given.get("quiet") and given.get("verbose"):
         raise click.UsageError("-q and -v cannot be used together")
-    registry: Registry = context.obj
-    command_line = CommandLine(given, devices, file, _selection(plugin, no_plugin, bool(given.get("plugin_files"))))
+    known = told(context.obj, CommandLine(given, devices, file, selection(plugin, no_plugin, given)), read_file)
     command = context.invoked_subcommand
-    read_file = read(file) if file is not None else None
-    server = settings(command_line, read_file)
-    modules = [plugin.module for plugin in registry.plugins]
-    log.set_up(-1 if server.quiet else server.verbose, server.log_format, modules)
-    known = Given(registry, command_line, read_file, registry.declared())
-    taking = None
-    if command is None and HANDOVER in os.environ:
-        from ..daemon.taking_over import TakingOver  # few servers take another one's place
-
-        taking = TakingOver.begun(os.environ)
     if command == "config":
         context.obj = known
-        return
-    if command is not None:
+    elif command is None:
+        serve(known)
+    else:
         known.check(command)
-        meaningless = [name for name in _OF_A_SERVER if name in given] + ["device"] * bool(devices)
-        if meaningless:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
-            raise click.UsageError(f"{names}: these options are for serving and cannot be used with {command}")
+        _refuse_serving(context, command, [name for name in _OF_A_SERVER if name in given], devices)
+
+
+def _refuse_serving(context: click.Context, command: str, given: Sequence[str], devices: Sequence[str]) -> None:
+    """Raise UsageError for options of a server, which mean nothing to a command."""
+    meaningless = [*given, *["device"] * bool(devices)]
+    if not meaningless:
         return
-    configuration, backends = known.complete()
-    sockets = take_sockets(os.environ)
-    if taking is not None:
-        configuration, sockets = taking.prepared(configuration, backends)
-    configuration = serving_them(configuration, sockets)
-    try:
-        configuration.check_socket()
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-    registry.configure(configuration.plugins)
-
-    from ..daemon.server import serve
-
-    place = None if server.no_control else places.directory(os.environ)
-    serve(configuration, registry, backends, control_fd=sockets.control, place=place, taking=taking, held=sockets.held)
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
+    assert isinstance(context.command, click.Group)
+    theirs = {option for each in context.command.commands[command].params for option in each.opts}
+    behind = next((name for name in names.split(", ") if name in theirs), None)
+    if behind is not None:
+        raise click.UsageError(f"{behind} goes after the command: usbvfiod {command} {behind} ...")
+    raise click.UsageError(f"{names}: these options are for serving and cannot be used with {command}")
 
 
 def _is_given(context: click.Context, name: str) -> bool:

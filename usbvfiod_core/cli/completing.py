@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsbvfiodError
-from ..hooks.registry import GROUP, Registry
+from ..hooks.loading import GROUP
+from ..hooks.registry import Registry
 from ..installed import entry_points
 from ..visible import visible
 from .completing_options import options
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-VARIABLE = "_USBVFIOD_COMPLETE"
-"""What click looks at under the name `usbvfiod`, to see whether a shell asks."""
 
 PATIENCE = 2.0
 """Seconds in which a server must answer somebody who waits behind a key."""

@@ -14,7 +14,7 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from .completing import VARIABLE
+from .plain import COMPLETING
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -136,5 +136,5 @@ def completion(context: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    source = kind(context.find_root().command, {}, "usbvfiod", VARIABLE)
+    source = kind(context.find_root().command, {}, "usbvfiod", COMPLETING)
     click.echo(source.source_template % source.source_vars())

@@ -38,7 +38,8 @@ def check(given: Given) -> None:
     be absent.
     """
     made, _ = given.complete(beforehand=True)
-    say(f"ok: {_count(len(made.devices), 'device')}, {_count(len(made.plugins), 'configured plugin')}")
+    plugins = f", {_count(len(made.plugins), 'configured plugin')}" if made.plugins else ""
+    say(f"ok: {_count(len(made.devices), 'device')}{plugins}")
 
 
 @config.command()

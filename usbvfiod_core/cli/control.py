@@ -19,10 +19,14 @@ from ..daemon import places
 from ..daemon.answers import understood
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..vfio_user.access import group_name, user_name
+from .numbers import Number
 from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 PROTOCOL = 1
 TIMEOUT = 10.0
+_GLANCE = 1.0
+"""Seconds between two looks for signals while a wait has no end: one that comes just before the system call, as Ctrl+C
+may, does not interrupt it."""
 _READ = 64 << 10
 _LONGEST = 16 << 20
 """Bytes of an answer; with many devices it has some hundred thousand. The server may be another user's."""
@@ -121,12 +125,19 @@ class ControlConnection:
     def _line(self, deadline: float | None) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             try:
-                self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+                self._socket.settimeout(_GLANCE if deadline is None else max(deadline - time.monotonic(), 0.001))
                 data = self._socket.recv(_READ)
             except TimeoutError:
+                if deadline is None:
+                    continue
                 raise self._late() from None
             except OSError as error:
                 raise ServerUnreachable(f"the server at {self.path}: {error.strerror}") from None
+            if not data and not hasattr(self, "greeting"):
+                raise ServerUnreachable(
+                    f"what listens at {self.path} has closed the connection without a greeting; is this the control "
+                    "socket of a server, and not its socket for a VM?"
+                )
             if not data:
                 raise ServerUnreachable(f"the server at {self.path} has closed the connection")
             self._buffer += data
@@ -146,7 +157,7 @@ timeout_option = partial(
     click.option,
     "--timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=TIMEOUT,
     show_default=True,
 )
@@ -204,7 +215,9 @@ def find_server(control_path: Path | None, vm: str | None, *, required: bool) ->
         raise ConfigError(f"{vm!r} is not the name of a server")
     unit = places.SYSTEM / vm / "control.sock"
     if vm not in found and not unit.exists():
-        raise ServerUnreachable(f"no server {vm!r} runs; there are: {', '.join(found) or 'none'}")
+        raise ServerUnreachable(
+            f"no server {vm!r} runs; " + (f"there are: {', '.join(found)}" if found else none_found())
+        )
     return found.get(vm, unit)
 
 
@@ -216,13 +229,18 @@ def running(context: click.Context, parameter: click.Parameter, incomplete: str)
 def none_found() -> str:
     place = places.directory(os.environ)
     where = f"in {place}" if place is not None else "without $XDG_RUNTIME_DIR"
-    return f"no server of this user is found {where}; if one runs, give --control-path PATH or set {places.VARIABLE}"
+    return (
+        f"no server of this user is found {where}; `usbvfiod --socket-path PATH` starts one, and if one runs, give "
+        f"--control-path PATH or set {places.VARIABLE}"
+    )
 
 
 def unreachable(path: Path, error: OSError | ValueError) -> str:
     """Why there is no connection, and what to do."""
     if isinstance(error, PermissionError):
         return f"permission denied for {path}: only root, and the user who runs the server, {_owners(path)} may use it"
+    if path.exists() and not path.is_socket():
+        return f"no server answers at {path}: it is not a socket"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"no server answers at {path}: {reason}; has it ended, or another --control-path?"
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UsbvfiodError
+from .numbers import WholeNumber
 from .output import say
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class DemoError(UsbvfiodError):
     "--size",
     "mebibytes",
     metavar="MIB",
-    type=click.IntRange(1, 4096),
+    type=WholeNumber(1, 4096),
     default=64,
     show_default=True,
     help="Size of the drive in MiB; a quarter of it is written and read.",

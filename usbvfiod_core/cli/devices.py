@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
+from ..daemon.config import host_backend
 from ..daemon.escapes import escaped
 from ..daemon.report import device_entry
 from ..errors import DeviceError
 from ..hooks.registry import Registry
-from ..usb.backend import DeviceInfo
+from ..usb.backend import Backend, DeviceInfo
 from .output import print_json, print_table, say
 
 
@@ -18,11 +21,13 @@ from .output import print_json, print_table, say
 def devices(registry: Registry, as_json: bool) -> None:
     """List the devices that the backends can see.
 
-    The first column is what --device takes; a note says why a device cannot be used.
+    The first column is what --device takes; a note says why a device cannot be used. A device of this host that several
+    backends see is listed for the one that is used if none is named, and with --json for each.
     """
     found: list[DeviceInfo] = []
     failures: list[str] = []
-    for name, backend in sorted(registry.backends().items()):
+    backends = registry.backends()
+    for name, backend in sorted(backends.items()):
         try:
             found += backend.list_devices()
         except Exception as error:
@@ -31,11 +36,19 @@ def devices(registry: Registry, as_json: bool) -> None:
         print_json("devices", [device_entry(info) for info in found], errors=failures)
     elif found:
         titles = ("DEVICE", "ID", "NAME", "SERIAL", "SPEED", "PORT", "DRIVER", "NOTE")
-        print_table(titles, [_row(info) for info in found])
+        print_table(titles, [_row(info) for info in _once(found, backends)])
     elif not failures:
         say("no devices", err=True)
     if failures:
         raise DeviceError("; ".join(failures))
+
+
+def _once(found: list[DeviceInfo], backends: Mapping[str, Backend]) -> list[DeviceInfo]:
+    """Without what the backend that is used by itself for devices of the host sees, too."""
+    preferred = host_backend(backends)
+    seen = {info.address for info in found if info.backend == preferred}
+    others = [name for name, backend in backends.items() if backend.of_host and name != preferred]
+    return [info for info in found if info.backend not in others or info.address not in seen]
 
 
 def _row(info: DeviceInfo) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
+from ..daemon import places
 from ..daemon.config import OWN_BACKENDS
 from ..errors import UsbvfiodError
 from ..hooks.registry import Registry
@@ -48,21 +50,29 @@ def doctor(registry: Registry, as_json: bool, connect: Connect | None) -> None:
     Looks at the plugins, the host's USB, rights, drivers, memory for transfers and power saving; with the control
     socket of a running server at that too. Nothing is changed or opened.
     """
-    findings = [*_plugins(registry), *_remote(registry), *_host(), *_devices(sysfs.scan(sysfs.DEVICES)), *_memory()]
-    if connect is not None:
-        findings += _server(connect)
+    findings = [
+        *_plugins(registry),
+        *_remote(registry),
+        *_host(any(each.of_host for each in registry.backends().values())),
+    ]
+    findings += [*_devices(sysfs.scan(sysfs.DEVICES)), *_memory()]
+    findings += _servers() if connect is None else _server(connect)
     wrong = [finding for finding in findings if finding.verdict == "wrong"]
     if as_json:
         print_object({"healthy": not wrong, "findings": [asdict(finding) for finding in findings]})
     else:
         print_table(("CHECK", "VERDICT", "WHAT"), [(each.check, each.verdict, each.text) for each in findings])
+        checks = [finding.check for finding in findings if finding.fix]
         for finding in findings:
             if finding.fix:
                 say()
-                say(f"{finding.check}: {finding.text}")
+                which = finding.check if checks.count(finding.check) == 1 else f"{finding.check}: {finding.text}"
+                say(f"what would help ({which}):")
                 say_lines(finding.fix)
     if wrong:
-        raise SomethingIsWrong(f"{len(wrong)} of {len(findings)} findings are wrong: {wrong[0].check}: {wrong[0].text}")
+        be = "is" if len(wrong) == 1 else "are"
+        names = ", ".join(dict.fromkeys(finding.check for finding in wrong))
+        raise SomethingIsWrong(f"{len(wrong)} of {len(findings)} findings {be} wrong: {names}")
 
 
 def _plugins(registry: Registry) -> Iterator[Finding]:
@@ -83,13 +93,15 @@ def _remote(registry: Registry) -> Iterator[Finding]:
             yield Finding(name, "wrong", problem)
 
 
-def _host() -> Iterator[Finding]:
+def _host(wanted: bool) -> Iterator[Finding]:
+    """`wanted`: there is a backend for its devices."""
+    lack = "wrong" if wanted else "note"
     if not sysfs.DEVICES.is_dir():
         text = f"{sysfs.DEVICES} does not exist: the kernel has no USB, or this is a container without it"
-        yield Finding("usb", "wrong", text, "sudo modprobe usbcore")
+        yield Finding("usb", lack, text, "sudo modprobe usbcore    # of a container, on its host")
         return
     if not sysfs.NODES.is_dir():
-        yield Finding("usb", "wrong", f"{sysfs.NODES} does not exist: there is no udev, or this container has no nodes")
+        yield Finding("usb", lack, f"{sysfs.NODES} does not exist: there is no udev, or this container has no nodes")
     else:
         yield Finding("usb", "ok", f"{sysfs.DEVICES} and {sysfs.NODES} are there")
     try:
@@ -154,6 +166,15 @@ def _memory() -> Iterator[Finding]:
     yield Finding("usbfs memory", "note", text, fix)
 
 
+def _servers() -> Iterator[Finding]:
+    """What there is to say where no server is looked at."""
+    found = places.servers(places.directory(os.environ))
+    if found:
+        yield Finding("server", "note", f"{len(found)} servers run: {', '.join(found)}", "usbvfiod doctor --vm NAME")
+    else:
+        yield Finding("server", "note", "no server of this user is found", "usbvfiod --socket-path PATH")
+
+
 def _server(connect: Connect) -> Iterator[Finding]:
     with connect() as server:
         status = server.request("status")
@@ -163,8 +184,9 @@ def _server(connect: Connect) -> Iterator[Finding]:
     else:
         missing = ", ".join(server_status["missing"])
         yield Finding("server", "wrong", f"it does not serve until these required devices are there: {missing}")
+    where = server_status["socket"] or "the socket that the server has inherited"
     if status["client"] is None:
-        yield Finding("vm", "note", "no VMM is connected", f"Its socket is {server_status['socket'] or 'inherited'}.")
+        yield Finding("vm", "note", "no VMM is connected", f"Start a VM that connects to {where}.")
     elif memory["unshared"] and not memory["shared"]:
         fix = "QEMU: -object memory-backend-memfd,share=on,...; Cloud Hypervisor: --memory size=...,shared=on"
         yield Finding("vm", "wrong", "the guest's memory is not shared with the server, so no device can work", fix)

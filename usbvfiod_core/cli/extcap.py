@@ -13,6 +13,11 @@ from .output import say
 
 PERSONAL = Path(".local/lib/wireshark/extcap")
 """Below the home directory: where newer versions of Wireshark look."""
+SCRIPT = """#!/bin/sh
+# Ctrl+C is for tshark too, which asks for the end then: Python would tell of it.
+trap '' INT
+exec {} "$@"
+"""
 
 
 @click.group()
@@ -38,7 +43,7 @@ def install(directory: Path | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        path.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+        path.write_text(SCRIPT.format(program))
         path.chmod(0o755)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None

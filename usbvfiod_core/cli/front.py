@@ -5,13 +5,15 @@ from __future__ import annotations
 import click
 
 from .. import front as program
+from .numbers import WholeNumber
+from .server_options import refuse_commands
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
     "--crashes",
     metavar="N",
-    type=click.IntRange(0),
+    type=WholeNumber(0),
     default=program.CRASHES,
     show_default=True,
     help="Give up after so many crashes within a minute; 0 never does.",
@@ -23,4 +25,5 @@ def front(crashes: int, options: tuple[str, ...]) -> None:
     The front holds the VM's connection, memory and interrupts, so that the next server goes on with them. To systemd's
     services systemd itself does that. Signals are passed on to the server, and the exit code is the server's.
     """
+    refuse_commands(options)
     click.get_current_context().exit(program.front(options, crashes))

@@ -49,12 +49,35 @@ class Commands(MutableMapping[str, click.Command]):
 class SectionedGroup(click.Group):
     """A group whose help lists its commands by `sections`: title and names, in the order in which they are read.
 
-    Commands that are in none, as plugins add them, come last.
+    Commands that are in none, as plugins add them, come last. `otherwise` is what it does without a command, which is
+    said of a name that none of them has and that is near none. `hints` says what to do instead for names that people
+    look for.
     """
 
-    def __init__(self, *arguments: Any, sections: Mapping[str, Sequence[str]] | None = None, **rest: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        otherwise: str = "",
+        hints: Mapping[str, str] | None = None,
+        **rest: Any,
+    ) -> None:
         super().__init__(*arguments, **rest)
         self.sections = dict(sections or {})
+        self.otherwise = otherwise
+        self.hints = dict(hints or {})
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            message = error.format_message()
+            hint = self.hints.get(args[0], "" if "Did you mean" in message else self.otherwise)
+            if not hint:
+                raise
+            raise click.UsageError(f"No such command {args[0]!r}; {hint}", ctx) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         known = [name for names in self.sections.values() for name in names if name in self.commands]

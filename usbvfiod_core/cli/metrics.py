@@ -62,7 +62,10 @@ def metrics(file: Path | None, openmetrics: bool, timeout: float, find: Find) ->
 
 def write(file: Path, text: str) -> None:
     """Put `text` in the place of `file`: whoever reads it sees the old text or the new one. Raises OSError."""
-    fd, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(file)) from None
     try:
         with open(fd, "w", encoding="utf-8") as stream:
             stream.write(text)

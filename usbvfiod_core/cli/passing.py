@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from ..daemon.config import host_backend, parse_device
 from ..daemon.escapes import escaped, unescaped_option
-from ..errors import ConfigError, PluginError
+from ..errors import ConfigError, PluginError, UsbvfiodError
 from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..options import PathOption, paths_of
@@ -25,6 +26,13 @@ class Opened:
     files: dict[str, int]
     """Descriptors, by option."""
     failures: tuple[str, ...] = ()
+
+    def more(self, error: UsbvfiodError) -> str:
+        """What there is to say behind the server's `error`. A specification that it finds wrong it has looked at as far
+        as it goes: that a file does not exist, too."""
+        absent = os.strerror(errno.ENOENT)
+        said = [each for each in self.failures if not (isinstance(error, ConfigError) and each.endswith(absent))]
+        return "".join(f"; {each}" for each in said)
 
 
 @contextmanager

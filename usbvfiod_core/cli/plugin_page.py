@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..hooks.loading import Plugin
 from ..hooks.options import Declared
-from ..hooks.registry import Plugin
 from ..options import Schema, plain
 from ..usb.backend import Backend
 from .output import print_table, say

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from ..errors import ConfigError, unknown
-from ..hooks.registry import Plugin, Registry
+from ..hooks.loading import Plugin
+from ..hooks.registry import Registry
 from ..hooks.specs import PLUGIN_API
 from ..installation import installation
 from .groups import SectionedGroup
@@ -20,7 +21,9 @@ from .scaffold import KINDS, package, taken
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-@click.group(cls=SectionedGroup, invoke_without_command=True)
+@click.group(
+    cls=SectionedGroup, invoke_without_command=True, otherwise="without a command, usbvfiod plugins lists them"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import click
 
 from ..daemon.quiescing import LONGEST, PATIENCE
 from .control import Connect, control_options
+from .numbers import WholeNumber
 from .output import print_object, say
 
 
@@ -15,7 +16,7 @@ from .output import print_object, say
 @click.option(
     "--wait",
     metavar="SECONDS",
-    type=click.IntRange(0, LONGEST),
+    type=WholeNumber(0, LONGEST),
     default=PATIENCE,
     show_default=True,
     help="How long the guest may take to let its devices go.",

@@ -34,6 +34,7 @@ strict = true
 files = ["$module", "tests"]
 
 [tool.pytest.ini_options]
+addopts = "-rs"  # why a test of a contract is skipped
 testpaths = ["tests"]
 """
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from ..daemon.guest_ports import LINUX_USB2, LINUX_USB3
-from ..daemon.server_settings import MAX_PCAP_FILES, MAX_PORTS, MAX_SPIN, USB2_PORTS, USB3_PORTS, ServerSettings
+from ..daemon.server_settings import (
+    MAX_PCAP_FILES,
+    MAX_PORTS,
+    MAX_SPIN,
+    PCAP_FILES,
+    USB2_PORTS,
+    USB3_PORTS,
+    ServerSettings,
+)
+from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..pci.interrupts import Mechanism
 from . import completing
+from .numbers import WholeNumber
+from .plain import mechanisms
+
+
+def refuse_commands(options: Sequence[str]) -> None:
+    """Raise UsageError if there is a command among what is to be options of a server."""
+    context = click.get_current_context()
+    commands = context.find_root().command
+    assert isinstance(commands, click.Group)
+    parsed = click.Command("usbvfiod", params=server_options()).make_context(
+        "usbvfiod", list(options), resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+    )
+    for each in parsed.args:
+        if each in commands.commands:
+            raise click.UsageError(f"{each} is a command; {context.info_name} takes the options of a server", context)
 
 
 def server_options() -> list[click.Parameter]:
@@ -34,7 +58,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--fd"],
             metavar="N",
-            type=click.IntRange(min=0),
+            type=WholeNumber(min=0),
             help="Serve on this inherited socket instead. With a connected one, the server ends with the connection.",
         ),
         click.Option(
@@ -56,7 +80,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--hotplug-fd"],
             metavar="N",
-            type=click.IntRange(min=0),
+            type=WholeNumber(min=0),
             help="The same, on this inherited listening socket.",
         ),
         click.Option(
@@ -97,15 +121,15 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--pcap-size"],
             metavar="MIB",
-            type=click.IntRange(min=0),
+            type=WholeNumber(min=0),
             default=0,
             help="Begin the next file of a capture after so many MiB.",
         ),
         click.Option(
             ["--pcap-files"],
             metavar="N",
-            type=click.IntRange(2, MAX_PCAP_FILES),
-            default=ServerSettings().pcap_files,
+            type=WholeNumber(2, MAX_PCAP_FILES),
+            default=PCAP_FILES,
             show_default=True,
             help="Fill so many files in turn, with --pcap-size.",
         ),
@@ -163,7 +187,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--spin"],
             metavar="MICROSECONDS",
-            type=click.IntRange(0, MAX_SPIN),
+            type=WholeNumber(0, MAX_SPIN),
             default=ServerSettings().spin,
             show_default=True,
             help="Poll this long for the next message before sleeping, as long as it helps. 0 never polls.",
@@ -172,7 +196,7 @@ def server_options() -> list[click.Parameter]:
             click.Option(
                 [f"--usb{kind}-ports"],
                 metavar="N",
-                type=click.IntRange(1, MAX_PORTS - 1),
+                type=WholeNumber(1, MAX_PORTS - 1),
                 default=count,
                 show_default=True,
                 help=f"Ports for {devices} devices, up to {MAX_PORTS} of both kinds. Linux guests use the "
@@ -236,12 +260,10 @@ def _access(name: str, what: str) -> Iterator[click.Option]:
 
 
 def _interrupts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Mechanism, ...]:
-    names = [each.value for each in Mechanism]
-    chosen = [name.strip() for name in value.split(",")]
-    wrong = [name for name in chosen if name not in names]
-    if wrong:
-        raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(names)}")
-    return tuple(Mechanism(name) for name in names if name in chosen)
+    try:
+        return mechanisms(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -11,8 +11,10 @@ import click
 from ..errors import ConfigError
 from .activity import VIEWS, Activity, Column, Row, cell, ordered
 from .control import none_found
+from .numbers import Number
 from .output import print_one_line, print_table, say
 from .servers import Find, Servers, servers_options
+from .unreached import ServerUnreachable
 
 ANSWERED_WITHIN = 2.0
 """Seconds for an answer, where there is no screen to show that one is late."""
@@ -32,7 +34,7 @@ _SORTS = tuple(dict.fromkeys(column.key for columns in VIEWS.values() for column
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
+    type=Number(0.1, 3600),
     default=1.0,
     show_default=True,
     help="Ask this often.",
@@ -65,6 +67,8 @@ def _print(servers: Servers, view: str, column: Column, interval: float, *, once
         first = not activity.names
         activity.take(servers.known)
         if not first or not servers.known:
+            if once:
+                _check_answers(activity)
             rows = ordered(activity.rows(view), column)
             if as_json:
                 print_one_line({"time": round(time.time(), 3), "view": view, "rows": [_plain(row) for row in rows]})
@@ -90,6 +94,14 @@ def _print_rows(activity: Activity, view: str, rows: list[Row], *, apart: bool) 
         print_table([column.title for column in columns], texts, right=[column.right for column in columns])
     elif activity.names and not activity.errors:
         say("no attachments", err=True)
+
+
+def _check_answers(activity: Activity) -> None:
+    """Raises ServerUnreachable if there is no server that answers."""
+    if not activity.names:
+        raise ServerUnreachable(none_found())
+    if len(activity.errors) == len(activity.names):
+        raise ServerUnreachable("; ".join(f"{name}: {error}" for name, error in activity.errors.items()))
 
 
 def _plain(row: Row) -> Row:

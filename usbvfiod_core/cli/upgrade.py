@@ -18,7 +18,9 @@ from ..daemon.steps import Failed, Prepare, said
 from ..daemon.successor import marked
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from .control import Connect, control_options
+from .numbers import Number
 from .output import say
+from .server_options import refuse_commands
 from .unreached import ServerTimeout
 
 COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "usbvfiod_core")
@@ -37,7 +39,7 @@ part of the last one only."""
 @click.option(
     "--wait",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=PATIENCE,
     show_default=True,
     help="How long the new process may take; on a busy machine it needs more to start.",
@@ -51,6 +53,7 @@ def upgrade(replug: bool, wait: float, options: tuple[str, ...], connect: Connec
     plugins again. It takes over the VM's connection and the open devices; the guest notices a short pause. If it
     cannot, the old one goes on as it was, and the error says why.
     """
+    refuse_commands(options)
     with connect() as server:
         channel, other = Channel.pair()
         with other:

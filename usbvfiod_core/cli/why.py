@@ -51,7 +51,9 @@ def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -
     attachment = next((each for each in attachments if spec in (str(each["number"]), each["name"], each["spec"])), None)
     if attachment is not None:
         spec = attachment["spec"]
-    steps = decide(registry, spec, ports)
+    steps, info = decide(registry, spec, ports)
+    if attachment is None and info is not None:
+        attachment = _with_this(attachments, info, registry)
     refused = [step for step in steps if step.answer == "no"]
     if attachment is not None:
         steps.append(_attached(attachment))
@@ -73,36 +75,47 @@ def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -
         raise DeviceError(f"device {spec} cannot be attached: {refused[0].text}")
 
 
-def decide(registry: Registry, text: str, ports: GuestPorts) -> list[Step]:
-    """Everybody's answer, in the order in which they are asked; nobody is asked who depends on one that says no."""
+def _with_this(attachments: list[dict[str, Any]], info: DeviceInfo, registry: Registry) -> dict[str, Any] | None:
+    """The attachment that has this device of the host, by whatever name and backend."""
+    hosts = [name for name, backend in registry.backends().items() if backend.of_host]
+    if info.backend not in hosts or not info.port_path:
+        return None
+    for each in attachments:
+        device = each["device"]
+        if device is not None and device["backend"] in hosts and device["port_path"] == info.port_path:
+            return each
+    return None
+
+
+def decide(registry: Registry, text: str, ports: GuestPorts) -> tuple[list[Step], DeviceInfo | None]:
+    """Everybody's answer, in the order in which they are asked, and the device if it is there; nobody is asked who
+    depends on one that says no."""
     backends = registry.backends()
     try:
         spec = parse_device(text, backends, None, registry.declared(), host_backend(backends))
     except ConfigError as error:
-        return [Step("specification", "no", str(each)) for each in each_error(error)]
+        return [Step("specification", "no", str(each)) for each in each_error(error)], None
     steps = [Step("specification", "yes", f"{spec.address} of backend {check_backend(spec.backend, backends)}")]
     try:
         info = find(spec.address, backends[spec.backend].list_devices(), either_side=spec.follow_port)
     except NotUsb as error:
-        return [Step("specification", "no", str(error))]
+        return [Step("specification", "no", str(error))], None
     except ConfigError as error:
-        return [
-            *steps,
-            Step("device", "no", str(error), "Give the port path or the serial number of the one you mean."),
-        ]
+        fix = "Give the port path or the serial number of the one you mean."
+        return [*steps, Step("device", "no", str(error), fix)], None
     except Exception as error:
-        return [*steps, Step("device", "no", f"backend {spec.backend} cannot list its devices: {error}")]
+        return [*steps, Step("device", "no", f"backend {spec.backend} cannot list its devices: {error}")], None
     if info is None:
         if kind_of(spec.address) is not Kind.OWN:
-            return [*steps, Step("device", "later", f"{missing(spec.address)}; it is plugged in when it comes")]
+            return [*steps, Step("device", "later", f"{missing(spec.address)}; it is plugged in when it comes")], None
         try:
             info = backends[spec.backend].look_up(
                 spec.address, backend_options(backends[spec.backend], spec.address, spec.options)
             )
         except DeviceAway as error:
-            return [*steps, Step("device", "later", f"{error}; it is plugged in when that has changed")]
+            return [*steps, Step("device", "later", f"{error}; it is plugged in when that has changed")], None
         except UsbvfiodError as error:
-            return [*steps, Step("device", "no", str(error))]
+            return [*steps, Step("device", "no", str(error))], None
     if info is None:
         info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
         steps.append(Step("device", "yes", "the backend can say more only when it opens it"))
@@ -120,7 +133,7 @@ def decide(registry: Registry, text: str, ports: GuestPorts) -> list[Step]:
     if info.driver:
         steps.append(Step("host driver", "yes", f"{info.driver} gives it up, and gets it back at the end"))
     steps.append(_plugins(registry, spec, info))
-    return steps
+    return steps, info
 
 
 def _at_server(connect: Connect | None) -> tuple[GuestPorts, list[dict[str, Any]]]:

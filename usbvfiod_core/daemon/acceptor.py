@@ -55,7 +55,7 @@ class Acceptor:
     def accepted(self) -> Iterator[socket.socket]:
         """The clients that have connected, some at a time, as sockets that do not block."""
         for _ in range(self._at_once):
-            if self.socket is None:
+            if self.socket is None or self._pause is not None:
                 return
             try:
                 client, _ = self.socket.accept()

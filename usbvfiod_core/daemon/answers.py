@@ -24,7 +24,7 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
         ("port_path", "product", "reason", "serial", "socket", "spec", "speed", "state", "twin", "type"), (str,)
     ),
     **dict.fromkeys(("bytes", "capture", "dropped", "missed", "number", "packets", "plugs", "port", "queued"), (int,)),
-    **dict.fromkeys(("product_id", "transfers", "usb2_ports", "usb3_ports", "vendor_id"), (int,)),
+    **dict.fromkeys(("product_id", "shared", "transfers", "unshared", "usb2_ports", "usb3_ports", "vendor_id"), (int,)),
     **dict.fromkeys(("cpu_seconds", "seconds", "started"), _NUMBER),
     **dict.fromkeys(("attachment", "error", "lateness", "memory", "sandbox", "server"), (dict,)),
     **dict.fromkeys(("attachments", "devices", "endpoints", "interfaces", "latency", "missing", "ports"), (list,)),
@@ -93,5 +93,7 @@ def _fits(key: str, value: Any) -> bool:
     """Whether what is in a list, or in counts by name, is of its kind."""
     if key == "errors" and isinstance(value, dict):
         return all(isinstance(each, int) for each in value.values())
+    if key == "endpoints" and any(isinstance(each, dict) and isinstance(each.get("errors"), list) for each in value):
+        return False  # a list of errors is what a search for devices has
     kind = _MEMBERS.get(key)
     return kind is None or all(isinstance(each, kind) for each in value)

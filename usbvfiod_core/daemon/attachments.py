@@ -279,6 +279,8 @@ class Attachments:
             self._plug(attachment, result)
         except DeviceAbsent:
             self._absent(attachment)
+            if attachment.pending:  # while it was being opened nobody looked for what may have come instead
+                self._pursue(attachment)
         except (DeviceWithheld, DeviceAway) as error:
             self._withheld(attachment, error)
         except BaseException as error:

@@ -16,8 +16,9 @@ from typing import Any
 
 from ..errors import ConfigError, Gathered, UsbvfiodError, unknown
 from ..files import Grant
-from ..hooks.options import Declared, backend_options, plugin_options
+from ..hooks.options import Declared, backend_options, backend_schema, plugin_options
 from ..hooks.settings import PluginSelection, Settings
+from ..host.paths import FORMS
 from ..installation import installation
 from ..options import SettingError
 from ..usb.backend import Backend
@@ -189,6 +190,7 @@ def parse_device(
     with gathered:
         core = take_core_options(options)
     with gathered:
+        _check_commas(text, backend_schema(backends[backend], address).fields)
         backend_options(backends[backend], address, options, CORE_OPTIONS)
     gathered.errors = [ConfigError(f"device {text!r}: {error}") for error in gathered.errors]
     gathered.raise_all()
@@ -204,7 +206,7 @@ def host_backend(backends: Mapping[str, Backend]) -> str | None:
 
 
 def split_device(
-    text: str, backends: Iterable[str], default_backend: str | None, host: str | None = None
+    text: str, backends: Mapping[str, Backend], default_backend: str | None, host: str | None = None
 ) -> tuple[str, str, dict[str, str]]:
     """The backend, address and options of a specification. Raises ConfigError."""
     known = sorted(backends)
@@ -221,17 +223,22 @@ def split_device(
             raise ConfigError(f"device {text!r} {no_host_backend(place, known)}")
     elif match is not None and not _VENDOR.fullmatch(match[1]):
         raise ConfigError(f"device {text!r}: {no_backend(match[1], known)}{meant(place)}")
-    elif default_backend is None:
+    elif default_backend is None and place in known:
         raise ConfigError(
-            f"device {text!r} names no backend{meant(place)}; write BACKEND:{place} or give --backend "
-            f"(there are: {_list(known)})"
+            f"device {text!r} is a backend without an address; write {place}:ADDRESS; `usbvfiod devices` lists what "
+            "there is"
         )
+    elif default_backend is None:
+        hint = _kind_meant(place, backends) or f"{meant(place)}; write BACKEND:{place} or give --backend"
+        raise ConfigError(f"device {text!r} names no backend{hint} (there are: {_list(known)})")
     else:
         backend, address = default_backend, place
     if backend not in known:
         raise ConfigError(f"device {text!r}: {no_backend(backend, known)}")
     if not address:
         raise ConfigError(f"device {text!r}: the address is missing; `usbvfiod devices` lists what there is")
+    if backend in OWN_BACKENDS and kind_of(address) is Kind.OWN:
+        raise ConfigError(f"device {text!r}: {address} is not an address{meant(address)}; {FORMS}")
     return backend, address, _parse_options(text, query) if question else {}
 
 
@@ -279,6 +286,15 @@ def no_backend(name: str, known: Iterable[str]) -> str:
     if name in OWN_BACKENDS:
         return f"there is no backend {name!r}; `{installation().plugin(name)}` brings it"
     return unknown("backend", name, known)
+
+
+def _check_commas(text: str, known: Iterable[str]) -> None:
+    """Raises ConfigError where a comma stands in front of an option: `image=a.img,readonly=true`."""
+    for match in re.finditer(r",([\w.-]+)=", text.partition("?")[2]):
+        if match[1] in (*known, *CORE_OPTIONS):
+            raise ConfigError(
+                f"between options is '&', not ',': write &{match[1]}=, or %2C for a comma that belongs to a value"
+            )
 
 
 def _parse_options(text: str, query: str) -> dict[str, str]:
@@ -344,6 +360,14 @@ _CORE: Mapping[str, Callable[[str | None], object]] = {
     "follow-port": _parse_follow_port,
     "pcap": _parse_pcap,
 }
+
+
+def _kind_meant(place: str, backends: Mapping[str, Backend]) -> str:
+    """A hint for the kind of a device without its backend, to be put behind a message; else nothing."""
+    from difflib import get_close_matches  # which only mistakes need
+
+    kinds = {kind: f"{name}:{kind}" for name, backend in sorted(backends.items()) for kind in backend.kinds}
+    return "".join(f"; did you mean {kinds[near]}?" for near in get_close_matches(place, kinds, 1))
 
 
 def _list(names: Iterable[str]) -> str:

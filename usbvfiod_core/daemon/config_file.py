@@ -18,8 +18,9 @@
     [plugins.NAME]
     key = "value"
 
-`read` looks at what can be checked without plugins, `load` at the rest, together with the command line, which wins. All
-mistakes are gathered: those that `read` finds are in `ConfigFile.errors`, and `load` raises them with its own.
+`read` looks at what can be checked without plugins, `combine` at the rest, together with the command line, which wins.
+All mistakes are gathered: those that `read` finds are in `ConfigFile.errors`, and `combine` raises them with its own. A
+start reads the file once, so that it may be a pipe, and a reload again (`load`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ from .server_settings import MAX_PORTS, ServerSettings
 from .toml_file import FileError, TomlFile, read_toml
 from .toml_lines import Place
 
-_SERVER = Schema(ServerSettings)
+SERVER = Schema(ServerSettings)
+"""The keys of `[server]`."""
 _TABLES = ("server", "control", "device", "plugins")
 LISTS = ("enable", "disable", "require")
 _EXCLUSIVE = (
@@ -100,6 +102,18 @@ def load(
     backends: Mapping[str, Backend],
     declared: Mapping[str, Declared],
     host: str | None = None,
+) -> Config:
+    """`combine`, with the file that the command line names as it is now. Raises ConfigError, ConfigErrors."""
+    read_file = read(command_line.file) if command_line.file is not None else None
+    return combine(command_line, read_file, backends, declared, host)
+
+
+def combine(
+    command_line: CommandLine,
+    read_file: ConfigFile | None,
+    backends: Mapping[str, Backend],
+    declared: Mapping[str, Declared],
+    host: str | None = None,
     *,
     beforehand: bool = False,
 ) -> Config:
@@ -107,10 +121,9 @@ def load(
     ConfigErrors of everything that is wrong, in the order of the file's lines.
 
     `host` is the backend of the host's devices (see `host_backend`), `declared` says what options plugins have. The
-    devices of the command line come after those of the file. Called again for a reload. With `beforehand` also what the
-    start would find wrong outside the configuration (see `beforehand`).
+    devices of the command line come after those of the file. With `beforehand` also what the start would find wrong
+    outside the configuration (see `beforehand`).
     """
-    read_file = read(command_line.file) if command_line.file is not None else None
     gathered = Gathered()
     server = _ANY_PORT
     with gathered:
@@ -219,7 +232,7 @@ def _server(file: TomlFile, gathered: Gathered) -> dict[str, object]:
     with gathered:
         table = file.table(("server",), file.document.get("server", {}))
     mistakes = Gathered()
-    right = _SERVER.right(table, mistakes)
+    right = SERVER.right(table, mistakes)
     gathered.errors += (file.error(("server", getattr(each, "key", "")), str(each)) for each in mistakes.errors)
     return right
 

@@ -18,8 +18,7 @@ from typing import Any, Final
 
 from ..installed import version
 from ..usb.device import Loop
-from ..vfio_user.access import OWN_USER, SocketAccess
-from ..vfio_user.listener import Adopted, ListenerState, listening
+from ..vfio_user.listener import Adopted, ListenerState, Listening, listening
 from .acceptor import Acceptor
 from .control_client import ControlClient, ControlClientState, Handle
 from .peers import Gate, Peer
@@ -43,30 +42,16 @@ class ControlState:
 
 
 class ControlSocket:
-    """Listens at `path`, where those of `access` may connect, or on the inherited socket `fd`. `gate` lets peers in.
+    """`handle` executes a request, `gate` lets peers in. All methods are called on the loop's thread."""
 
-    `handle` executes a request. All methods are called on the loop's thread.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        handle: Handle,
-        gate: Gate,
-        *,
-        path: str | None = None,
-        fd: int | None = None,
-        access: SocketAccess = OWN_USER,
-    ) -> None:
+    def __init__(self, loop: Loop, handle: Handle, gate: Gate) -> None:
         self._loop = loop
         self._handle = handle
         self._gate = gate
-        self._access = access
-        self._path = path
-        self._fd = fd
         self._acceptor = Acceptor(loop, "the control socket", self._lets_in, self._acceptable)
         self._clients: list[ControlClient] = []
         self._reading: set[ControlClient] = set()
+        self._newcomers_first = False
         self._greeting = {"control": PROTOCOL, "usbvfiod": version("usbvfiod"), "pid": os.getpid()}
         self._share = Share(loop, self._resume)
         self._scheduled = False
@@ -94,9 +79,9 @@ class ControlSocket:
         """Whether anybody wants events."""
         return any(client.watching for client in self._clients)
 
-    def start(self) -> None:
-        """Listen. Raises ConfigError."""
-        self._acceptor.open(*listening(self._path, self._fd, self._access))
+    def start(self, listener: Listening) -> None:
+        """Take clients of this socket, which belongs to this from now on."""
+        self._acceptor.open(*listener)
         self._acceptor.arm()
 
     def publish(self, event: dict[str, Any]) -> None:
@@ -253,7 +238,12 @@ class ControlSocket:
             self._arm(client)
 
     def _resume(self) -> None:
+        """Go on after a rest. Those who connect come before those who are there every second time, because either may
+        take all the time there is until the next rest."""
         if self._stopped:
             return
         self._acceptor.arm()
+        self._newcomers_first = not self._newcomers_first
+        if self._newcomers_first:
+            self._acceptable()
         self._go_on()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, unknown
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, nearest, unknown
 from ..files import Descriptor, Grant
 from ..hooks.options import backend_options
 from ..options import paths_of
@@ -46,6 +46,10 @@ _KINDS: Final = (
     (DeviceError, "device"),
     (PluginError, "plugin"),
 )
+
+
+REMEMBERED: Final = 64
+"""Names of attachments that were detached."""
 
 
 class RequestError(UsbvfiodError):
@@ -103,6 +107,8 @@ class ControlRequests:
         self._log_level = log_level
         self._quiescing = quiescing
         self._upgrade = upgrade
+        self._detached: dict[str, str] = {}
+        """Specifications of attachments that are no more, by their names; the last of them."""
         self.capturing = capturing = CaptureRequests(captures, self._select)
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (
@@ -197,7 +203,8 @@ class ControlRequests:
         except ConfigError as error:
             if ":" in device or "?" in device:
                 raise
-            raise ConfigError(f"there is no attachment {device}, and {error}") from None
+            found = "" if device in self._detached else f", and {error}"
+            raise ConfigError(f"there is no attachment {device}{self._near(device)}{found}") from None
         spec = replace(spec, grant=self._grant(client, spec, files or {}))
         attachments = list(self._attachments)
         if len(attachments) >= MAX_ATTACHMENTS:
@@ -230,7 +237,13 @@ class ControlRequests:
         """`hold`: keep it, with the descriptors it was given, so that `attach` can bring it back as it was."""
         found = self._select(attachment)
         done = partial(self._answer, reply)
-        self._attachments.detach(found, done, forget=not (hold or found.configured))
+        forget = not (hold or found.configured)
+        if forget and found.spec.name:
+            self._detached.pop(found.spec.name, None)
+            self._detached[found.spec.name] = found.spec.text
+            if len(self._detached) > REMEMBERED:
+                self._detached.pop(next(iter(self._detached)))
+        self._attachments.detach(found, done, forget=forget)
 
     def _move(self, client: ControlClient, reply: Reply, attachment: str, port: int) -> None:
         self._attachments.move(self._select(attachment), port, lambda result: self._answer(reply, result))
@@ -374,8 +387,17 @@ class ControlRequests:
             choices = "; ".join(f"{each.number} ({each}, {describe(each.info)})" for each in found)
             raise NotAttached(f"{who} is more than one attachment, give a number: {choices}")
         if not found:
-            raise NotAttached(f"there is no attachment {who}; `usbvfiod list` shows what there is")
+            raise NotAttached(f"there is no attachment {who}{self._near(who)}; `usbvfiod list` shows what there is")
         return found[0]
+
+    def _near(self, who: str) -> str:
+        """Behind the name of an attachment that there is not: which may have been meant, or how to have it again."""
+        if who in self._detached:
+            from shlex import quote  # which only mistakes need
+
+            return f" any more; `usbvfiod attach {quote(self._detached[who])}` plugs it in again"
+        near = nearest(who, [each.spec.name for each in self._attachments if each.spec.name])
+        return f" ({near})" if near else ""
 
 
 def _is(value: Any, kind: type) -> bool:

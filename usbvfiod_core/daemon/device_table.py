@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, ConfigErrors, Gathered, each_error, unknown
-from ..hooks.options import Declared, backend_options, plugin_options
+from ..hooks.options import Declared, backend_options, backend_schema, plugin_options
 from ..usb.backend import Backend
 from .config import (
     CORE_OPTIONS,
@@ -50,11 +51,11 @@ class DeviceTable:
         identity = None
         core: dict[str, Any] = {}
         plugins: dict[str, object] = {}
-        for key in self._table:
-            if key not in _KEYS:
-                gathered.errors.append(self._error((key,), unknown("key", key, _KEYS)))
         with gathered:
             identity = self._identity()
+        for key in self._table:
+            if key not in _KEYS:
+                gathered.errors.append(self._error((key,), self._unknown(key, identity)))
         self._add_all(gathered)
         with gathered:
             plugins = self._plugin_options()
@@ -67,6 +68,16 @@ class DeviceTable:
         gathered.raise_all()
         assert identity is not None
         return DeviceSpec(text, backend.name, address, self._options, plugin_options=plugins, **core)
+
+    def _unknown(self, key: str, identity: tuple[str, Backend, str] | None) -> str:
+        """What to say of a key that a device does not have: it may be an option of the backend's."""
+        options: Collection[str] = ()
+        if identity is not None:
+            with suppress(ConfigError):  # which `spec` tells
+                options = backend_schema(*identity[1:]).fields
+        if key in options:
+            return f"is an option of the backend's; write options = {{ {key} = ... }}"
+        return unknown("key", key, _KEYS)
 
     def error(self, key: str, message: str) -> FileError:
         """An error about an option, `address`, or if `key` is empty all options; wherever they are said."""

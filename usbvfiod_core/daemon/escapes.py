@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import unquote
 
 _SURROGATE = re.compile("[\udc80-\udcff]")
+_ANY = re.compile(rb"%([0-9A-Fa-f]{2})")
 _NO_ASCII = re.compile(rb"%([89A-Fa-f][0-9A-Fa-f])")
 
 
@@ -21,11 +21,15 @@ def escaped(text: str) -> str:
 
 def unescaped_option(text: str) -> str:
     """What is meant in options, where every byte can be escaped."""
-    return unquote(text, errors="surrogateescape")
+    return _unescaped(text, _ANY)
 
 
 def unescaped_address(text: str) -> str:
     """What is meant in an address, where `%` and two digits may be just that unless they are no ASCII."""
+    return _unescaped(text, _NO_ASCII)
+
+
+def _unescaped(text: str, escape: re.Pattern[bytes]) -> str:
     if "%" not in text:
         return text
-    return os.fsdecode(_NO_ASCII.sub(lambda found: bytes((int(found[1], 16),)), os.fsencode(text)))
+    return os.fsdecode(escape.sub(lambda found: bytes((int(found[1], 16),)), os.fsencode(text)))

@@ -17,9 +17,8 @@ from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop, Timer
 from ..vfio_user import expendable
-from ..vfio_user.access import OWN_USER, SocketAccess
 from ..vfio_user.ancillary import descriptors, room_for
-from ..vfio_user.listener import Adopted, ListenerState, listening
+from ..vfio_user.listener import ListenerState, Listening
 from .acceptor import Acceptor
 from .attachments import Attachments
 from .config import DeviceSpec
@@ -40,11 +39,8 @@ PACE: Final = 0.01
 
 
 class HotplugSocket:
-    """Listens at `path`, where those of `access` may connect, or on the inherited socket `fd`. `gate` lets peers and
-    their commands through. `backend` is that of the host's devices, None for none.
-
-    All methods are called on the loop's thread.
-    """
+    """`gate` lets peers and their commands through. `backend` is that of the host's devices, None for none. All methods
+    are called on the loop's thread."""
 
     def __init__(
         self,
@@ -53,29 +49,21 @@ class HotplugSocket:
         backends: Mapping[str, Backend],
         backend: str | None,
         gate: Gate,
-        *,
-        path: str | None = None,
-        fd: int | None = None,
-        access: SocketAccess = OWN_USER,
     ) -> None:
         self._loop = loop
         self._attachments = attachments
         self._backends = backends
         self._backend = backend
         self._gate = gate
-        self._access = access
-        self._path = path
-        self._fd = fd
         self._acceptor = Acceptor(loop, "the hotplug socket", self._lets_in, self._acceptable, at_once=1)
         self._clients: set[_Client] = set()
         self._pause: Timer | None = None
         self._stopped = False
 
-    def start(self, adopted: Adopted | None = None) -> None:
-        """Listen; where another process has listened that hands over, after `go_on`. Raises ConfigError."""
-        self._acceptor.open(*listening(self._path, self._fd, self._access, adopted))
-        if adopted is None:
-            self._acceptor.arm()
+    def start(self, listener: Listening) -> None:
+        """Take clients of this socket, which belongs to this from now on; after `stop`, from `go_on` on."""
+        self._acceptor.open(*listener)
+        self._acceptor.arm()
 
     def stop(self) -> None:
         """Let nobody in until `go_on`."""

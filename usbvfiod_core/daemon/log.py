@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from queue import Empty, Full, Queue
 from threading import Lock, Thread
 from typing import TextIO
@@ -179,8 +179,9 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (RFC 3339), level, logger, message, and exception when there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
+        day = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{day}.{int(record.created % 1 * 1000):03}+00:00",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record),

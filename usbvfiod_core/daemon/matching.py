@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from ..errors import ConfigError
 from ..host.paths import usb_node
 from ..usb.backend import DeviceInfo
+from ..visible import visible
 from .address_forms import canonical, listed
 
 _NUMBER = r"[0-9A-Fa-f*?!\[\]-]+"
@@ -188,7 +189,8 @@ def _now_at(address: str, devices: list[DeviceInfo]) -> list[DeviceInfo]:
 
 
 def _fits(text: str, pattern: str) -> bool:
-    return text == pattern or fnmatchcase(text, pattern)
+    """Whether a device's text is meant, as it is or as people see it: some have serial numbers of any bytes."""
+    return pattern in (text, visible(text)) or fnmatchcase(text, pattern)
 
 
 def _same_kind(info: DeviceInfo, other: DeviceInfo) -> bool:

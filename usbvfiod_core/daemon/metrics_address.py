@@ -33,7 +33,7 @@ def metrics_address(text: str) -> MetricsAddress:
     """What `--metrics` says. Raises ConfigError."""
     match = _PORT.fullmatch(text)
     if "/" in text or not match:
-        if not text or (":" in text and "/" not in text):
+        if not text or ("/" not in text and (":" in text or _may_be_an_address(text))):
             raise ConfigError(_what(text))
         return MetricsAddress(Path(text))
     host, port = match[1], int(match[2])
@@ -60,6 +60,17 @@ def is_loopback(host: str) -> bool:
             continue
         return packed == _V6_LOOPBACK if family == socket.AF_INET6 else packed[0] == 127
     return False
+
+
+def _may_be_an_address(text: str) -> bool:
+    """Whether this is an address without a port, or a port without an address, and hardly the name of a file."""
+    if text.isdigit() or text == "localhost":
+        return True
+    try:
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _what(text: str) -> str:

@@ -38,6 +38,7 @@ IDLE: Final = 150.0
 """Seconds between two requests of a connection; those who scrape do it every minute or more often."""
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _BACKLOG: Final = 16
+_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _OK: Final = 200
 _HOST = re.compile(r"(\[[0-9a-f:]+\]|[^:\[\]]+)(:[0-9]+)?", re.IGNORECASE)
 
@@ -325,7 +326,7 @@ class _Client:
 
     def _send_on(self) -> None:
         try:
-            sent = self._socket.sendmsg(self._output, (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = self._socket.sendmsg(self._output, (), _FLAGS)
         except BlockingIOError:
             sent = 0
         except OSError:

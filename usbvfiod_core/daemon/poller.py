@@ -177,14 +177,17 @@ class Poller:
 
     def _call(self, events: Events) -> Events:
         """Call those who watch; what is left. A reader is also told of an error, and so is a writer."""
+        if not events:
+            return events
+        watches = [self._watches.get(fd, _NOBODY) for fd, _ in events]
         others: Events = []
-        found = [(self._watches.get(fd, _NOBODY), fd, mask) for fd, mask in events]
-        for watch, fd, mask in found:
+        for number, watch in enumerate(watches):
+            fd, mask = events[number]
             if watch is _NOBODY:
                 others.append((fd, mask))
                 continue
             # Each may be gone, or another one, by what was called before it.
-            if mask & ~OUT and self._watches.get(fd) is watch and watch.reader is not None:
+            if mask & ~OUT and watch.reader is not None and (not number or self._watches.get(fd) is watch):
                 self.see_to(watch.reader)
             if mask & ~IN and self._watches.get(fd) is watch and watch.writer is not None:
                 self.see_to(watch.writer)

@@ -122,7 +122,7 @@ def _client(session: SessionState, file: StateFile, fds: Mapping[str, int], into
     for name, fd in fds.items():
         if name.startswith(HELD_INTERRUPT):
             index, _, vector = name.removeprefix(HELD_INTERRUPT).partition("-")
-            interrupts.append([int(index), int(vector)])
+            interrupts.append((int(index), int(vector)))
             into[f"interrupt/{int(index)}/{int(vector)}"] = fd
     session.input, session.doubtful = kept_input.found(file.area("session").cast("Q"), file.area("input"))
     if _brings(session.input[session.doubtful :]):

@@ -75,6 +75,12 @@ def endpoint_entry(statistics: EndpointStatistics) -> dict[str, object]:
     return entry
 
 
+def node(device: Mapping[str, Any]) -> str:
+    """The node of a device of this host, by which all backends for those know it; else nothing."""
+    address = str(device["address"])
+    return address if address.startswith("/dev/bus/usb/") else ""
+
+
 def sentence(event: Mapping[str, Any]) -> str:
     """An event of the control socket, in words."""
     if event["event"] == "attachment":
@@ -92,7 +98,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         details = [f"{device['vendor_id']:04x}:{device['product_id']:04x}", device["name"]]
         details += [f"serial {device['serial']}"] if device["serial"] else []
         details += [f"port {device['port_path']}"] if device["port_path"] else []
-        return f"device {event['change']}: {device['device']} {' '.join(details)}"
+        return f"device {event['change']}: {node(device) or device['device']} {' '.join(details)}"
     if event["event"] == "lost":
         return f"{event['count']} events were missed"
     return str(event)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..descriptors import have_enough
+from ..descriptors import DESCRIPTORS, allow
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..hooks.registry import Registry
 from ..installed import version
@@ -43,7 +43,7 @@ from .recovery import Survival
 from .reload import Reloading, log_reload
 from .replacement import Replacement
 from .report import device_entry
-from .server_status import measured, server_status
+from .server_status import server_status
 from .steering import Steering
 from .succession import Succession
 
@@ -237,7 +237,7 @@ class Server:
     # -- own ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        have_enough()
+        allow(DESCRIPTORS, log.warning)
         if self.replacement.unfinished:
             try:
                 self.confinement.close(self._directories())
@@ -301,10 +301,9 @@ class Server:
             return
         try:
             needs_library()
-            from .metrics_socket import MetricsSocket  # few servers have one, and it needs a library
+            from .server_metrics import metrics_socket  # few servers have one, and it needs a library
 
-            address, ask = metrics_address(settings.metrics), partial(measured, self)
-            self.metrics = MetricsSocket(self.loop, address, ask, access=settings.access("metrics"))
+            self.metrics = metrics_socket(self, metrics_address(settings.metrics))
             self.metrics.start(adopted)
         except ConfigError as error:
             raise SocketError(str(error)) from None

@@ -3,7 +3,9 @@ options of the command line."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +24,8 @@ USB2_PORTS = 8
 USB3_PORTS = 7
 """Ports unless the user says otherwise: 15, the most that macOS takes."""
 MAX_SPIN = 10_000  # microseconds
-MAX_PCAP_FILES = 100
+PCAP_FILES, MAX_PCAP_FILES = 2, 100
+"""Of a capture whose files have a size: unless the user says otherwise, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class ServerSettings:
     """The file that all devices are captured to."""
     pcap_size: int = 0
     """MiB after which the next file of a capture begins; 0 for one file without a limit."""
-    pcap_files: int = 2
+    pcap_files: int = PCAP_FILES
     """Files of a capture with `pcap_size`."""
     opener: Path | None = None
     """Where to ask for what this user may not open."""
@@ -103,6 +106,9 @@ class ServerSettings:
             yield "pcap-size", f"pcap-size is a number of MiB from 0 up, not {self.pcap_size}"
         if not 2 <= self.pcap_files <= MAX_PCAP_FILES:
             yield "pcap-files", f"pcap-files is a number from 2 to {MAX_PCAP_FILES}, not {self.pcap_files}"
+        elif self.pcap_files != PCAP_FILES and not self.pcap_size:
+            yield "pcap-files", "pcap-files is for captures whose files have a size: give pcap-size, too"
+        yield from self._same_paths()
         if self.verbose < 0:
             yield "verbose", f"verbose is a number from 0 up, not {self.verbose}"
         if self.hotplug_socket_path is not None and self.hotplug_fd is not None:
@@ -122,6 +128,27 @@ class ServerSettings:
             yield "quiet", "quiet and verbose cannot be used together"
         if not self.interrupts:
             yield "interrupts", "interrupts names at least one of " + ", ".join(each.value for each in Mechanism)
+
+    def _same_paths(self) -> Iterator[tuple[str, str]]:
+        """Each path that is given twice: what is made there first would be in use for the second."""
+        made: dict[str, str] = {}
+        metrics = None
+        with suppress(ConfigError):  # which `_mistakes_of_metrics` tells
+            metrics = None if self.metrics is None else metrics_address(self.metrics).path
+        paths = {
+            "socket-path": self.socket_path,
+            "control-path": self.control_path,
+            "hotplug-socket-path": self.hotplug_socket_path,
+            "metrics": metrics,
+            "opener": self.opener,
+            "pcap-path": self.pcap_path,
+        }
+        for key, path in paths.items():
+            if path is None:
+                continue
+            first = made.setdefault(os.path.abspath(path), key)
+            if first != key:
+                yield key, f"{key} and {first} are the same path, {path}"
 
     def _mistakes_of_metrics(self) -> Iterator[tuple[str, str]]:
         group, mode = self.metrics_group, self.metrics_mode

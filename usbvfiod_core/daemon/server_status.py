@@ -10,14 +10,12 @@ from ..compiled import BUILD
 from ..memory import GuestMemory
 from ..vfio_user.transport import Server as Transport
 from ..xhci.controller import Controller
-from ..xhci.statistics import EndpointStatistics
 from .attachments import Attachments
 from .config import Config
 from .confinement import Confinement
 from .lateness import Lateness
 from .loop import ServerLoop
 from .quiescing import Quiescing
-from .report import product
 from .steering import Steering
 
 
@@ -50,9 +48,9 @@ def server_status(server: Asked) -> dict[str, Any]:
             "usbvfiod": server.version,
             "build": BUILD,
             "name": server.steering.called,
-            "started": _started(server),
+            "started": started(server),
             "seconds": round(server.loop.time() - server.started[0], 3),
-            "cpu_seconds": _cpu_seconds(),
+            "cpu_seconds": cpu_seconds(),
             "lateness": server.lateness.look(),
             "socket": "" if server.config.socket_path is None else str(server.config.socket_path),
             "usb2_ports": settings.usb2_ports,
@@ -63,57 +61,22 @@ def server_status(server: Asked) -> dict[str, Any]:
             "quiesced": None if server.quiescing.seconds is None else round(server.quiescing.seconds, 3),
         },
         "client": None if client is None else client._asdict(),
-        "memory": _memory(server),
+        "memory": memory(server),
     }
 
 
-def measured(server: Asked) -> dict[str, dict[str, Any]]:
-    """What the metrics need of the server, by its name: less than it says to `status`, for who asks ten times a second.
-
-    See `exposition.Exposition`."""
-    endpoints: dict[int, list[EndpointStatistics]] = {}
-    for each in server.controller.statistics():
-        endpoints.setdefault(each.port_id, []).append(each)
-    return {
-        server.steering.called: {
-            "server": {
-                "usbvfiod": server.version,
-                "started": _started(server),
-                "cpu_seconds": _cpu_seconds(),
-                "lateness": server.lateness.look(),
-            },
-            "client": server.transport.client,
-            "memory": _memory(server),
-            "attachments": [
-                {
-                    "number": each.number,
-                    "name": each.spec.name,
-                    "spec": each.spec.text,
-                    "state": each.state.value,
-                    "port": each.port_id,
-                    "plugs": each.plugs,
-                    "product": product(each),
-                    "device": {"vendor_id": each.info.vendor_id, "product_id": each.info.product_id},
-                    "endpoints": endpoints.get(each.port_id, []),
-                }
-                for each in server.attachments
-            ],
-        }
-    }
-
-
-# -- own ---------------------------------------------------------------------------------------------------------------
-
-
-def _started(server: Asked) -> float:
+def started(server: Asked) -> float:
+    """When it was started, as `time.time`."""
     return round(server.started[1], 3)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """Processor time that it has taken."""
     return round(time.process_time(), 6)
 
 
-def _memory(server: Asked) -> dict[str, int]:
+def memory(server: Asked) -> dict[str, int]:
+    """Bytes that the client has mapped."""
     regions = server.memory.regions
     shared = sum(region.end - region.start for region in regions if region.view is not None)
     return {"shared": shared, "unshared": sum(region.end - region.start for region in regions) - shared}

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..usb.backend import Backend
 from ..usb.device import Loop
-from ..vfio_user.listener import Adopted, ListenerState
+from ..vfio_user.listener import Adopted, ListenerState, Listening, listening
 from . import places
 from .attachments import Attachments
 from .config import SocketError
@@ -84,22 +84,16 @@ class Steering:
         host: str | None,
     ) -> None:
         """Listen. `host` is the backend of the host's devices. Raises SocketError."""
-        settings, access = self._settings, self._access
+        settings = self._settings
         self._look()
-        try:
-            where = _where(settings.control_path, self._control_fd)
-            if where:
-                control = ControlSocket(self._loop, handle, self.gate, **where, access=access["control"])
-                control.start()
-                self.control = control
-        except ConfigError as error:
-            raise SocketError(f"control: {error}") from None
-        try:
-            where = _where(settings.hotplug_socket_path, settings.hotplug_fd)
-            if where:
-                self._make_hotplug(attachments, backends, host, where, None)
-        except ConfigError as error:
-            raise SocketError(f"hotplug: {error}") from None
+        listener = self._listener("control", settings.control_path, self._control_fd)
+        if listener is not None:
+            self.control = ControlSocket(self._loop, handle, self.gate)
+            self.control.start(listener)
+        listener = self._listener("hotplug_socket", settings.hotplug_socket_path, settings.hotplug_fd)
+        if listener is not None:
+            self.hotplug = self._new_hotplug(attachments, backends, host)
+            self.hotplug.start(listener)
         self._be_found(handle)
         control_path = None if self.control is None else self.control.path
         self.called = places.called(self._place, control_path, self._settings.socket_path)
@@ -143,12 +137,15 @@ class Steering:
         self.name, self.called = state.name, state.called
         self._link = Path(state.link) if state.link else None
         if state.control is not None:
-            control = ControlSocket(self._loop, handle, self.gate, access=self._access["control"])
+            control = ControlSocket(self._loop, handle, self.gate)
             own = {name.removeprefix("control/"): fd for name, fd in fds.items() if name.startswith("control/")}
             control.restore(state.control, own)
             self.control = control
         if state.hotplug is not None:
-            self._make_hotplug(attachments, backends, host, {}, Adopted(state.hotplug, fds["hotplug"]))
+            hotplug = self._new_hotplug(attachments, backends, host)
+            hotplug.stop()
+            hotplug.start(listening(None, None, adopted=Adopted(state.hotplug, fds["hotplug"])))
+            self.hotplug = hotplug
 
     def close(self) -> None:
         """Hang up on everybody, and remove what was made."""
@@ -160,20 +157,21 @@ class Steering:
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
-    def _make_hotplug(
-        self,
-        attachments: Attachments,
-        backends: Mapping[str, Backend],
-        host: str | None,
-        where: dict[str, Any],
-        adopted: Adopted | None,
-    ) -> None:
+    def _listener(self, name: str, path: Path | None, fd: int | None) -> Listening | None:
+        """What listens at `path`, or is inherited as `fd`; None for nowhere. Raises SocketError."""
+        if path is None and fd is None:
+            return None
+        try:
+            return listening(None if path is None else str(path), fd, self._access[name])
+        except ConfigError as error:
+            raise SocketError(f"{name.partition('_')[0]}: {error}") from None
+
+    def _new_hotplug(
+        self, attachments: Attachments, backends: Mapping[str, Backend], host: str | None
+    ) -> HotplugSocket:
         from .hotplug_socket import HotplugSocket  # few servers have one
 
-        gate, access = self._gates["hotplug_socket"], self._access["hotplug_socket"]
-        hotplug = HotplugSocket(self._loop, attachments, backends, host, gate, **where, access=access)
-        hotplug.start(adopted)
-        self.hotplug = hotplug
+        return HotplugSocket(self._loop, attachments, backends, host, self._gates["hotplug_socket"])
 
     def _look(self) -> None:
         """Say what may not be meant so, and refuse what cannot be."""
@@ -212,20 +210,12 @@ class Steering:
     def _listen_in(self, place: Path, handle: Handle) -> str:
         """Make the control socket in the directory, under a name that is free; the name. Raises ConfigError."""
         for name in places.names(self._settings.socket_path):
-            path = str(place / f"{name}.sock")
-            control = ControlSocket(self._loop, handle, self.gate, path=path, access=self._access["control"])
             try:
-                control.start()
+                listener = listening(str(place / f"{name}.sock"), None, self._access["control"])
             except ConfigError as error:
                 reason = error
                 continue
-            self.control = control
+            self.control = ControlSocket(self._loop, handle, self.gate)
+            self.control.start(listener)
             return name
         raise reason
-
-
-def _where(path: Path | None, fd: int | None) -> dict[str, Any]:
-    """Where a socket is to listen, as its class takes it; empty for nowhere."""
-    if path is not None:
-        return {"path": str(path)}
-    return {} if fd is None else {"fd": fd}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,9 @@ from ..errors import ConfigError
 from .toml_lines import Place, TomlLines
 
 _POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
+
+_NO_VALUE = "Invalid value"
+"""tomllib's words for what begins no value."""
 
 
 class FileError(ConfigError):
@@ -46,6 +48,8 @@ class TomlFile(NamedTuple):
 
 def read_toml(path: Path) -> TomlFile:
     """Read a file. Raises ConfigError if it cannot be read, or is not valid TOML."""
+    import tomllib  # most servers have no file
+
     try:
         text = path.read_bytes().decode()
         document = tomllib.loads(text)
@@ -56,7 +60,9 @@ def read_toml(path: Path) -> TomlFile:
     except tomllib.TOMLDecodeError as error:
         match = _POSITION.search(str(error))
         line = match[1] if match is not None and match[1] else str(text.count("\n") + 1)
-        raise ConfigError(f"{path}:{line}: is not valid TOML: {_POSITION.sub('', str(error))}") from error
+        what = _POSITION.sub("", str(error))
+        hint = "; texts are in quotes" if what == _NO_VALUE else ""
+        raise ConfigError(f"{path}:{line}: is not valid TOML: {what}{hint}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: is nested too deeply") from error
     return TomlFile(path, document, TomlLines(text.replace("\r\n", "\n")))

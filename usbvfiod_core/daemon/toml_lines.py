@@ -10,8 +10,6 @@ the way from its tree to places (arrays of tables, dotted and quoted keys) would
 
 from __future__ import annotations
 
-import tomllib
-
 Place = tuple[str | int, ...]
 
 _BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -90,6 +88,8 @@ class TomlLines:
 
     def _keys(self, end: str) -> list[str]:
         """A key or dotted key, up to `end`."""
+        import tomllib  # as in `toml_file`
+
         keys = []
         while self._text[self._at] != end:
             character = self._text[self._at]

@@ -93,6 +93,9 @@ class EditedDescriptors(WrappedDevice):
         else:
             self.device.cancel(transfer)
 
+    def take_back(self, transfer: Transfer) -> None:
+        self.device.take_back(transfer)
+
     def close(self) -> None:
         self.device.close()
         left = [self._reading, *self._waiting]

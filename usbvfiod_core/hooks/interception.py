@@ -38,6 +38,7 @@ class InterceptedDevice(WrappedDevice, Requester):
 
     def __init__(self, device: Device, interceptor: Interceptor, blame: Blame, loop: Loop, below: Device) -> None:
         super().__init__(device)
+        self.keeps_requests = False  # those that are intercepted are cancelled
         self.blame = blame
         self.in_flight: dict[Transfer, InterceptedTransfer] = {}
         self._interceptor = interceptor
@@ -81,6 +82,12 @@ class InterceptedDevice(WrappedDevice, Requester):
             intercepted.path.cancel(intercepted)
         elif self._paths.get((transfer.endpoint, transfer.type)) is None:
             self.device.cancel(transfer)
+
+    def take_back(self, transfer: Transfer) -> None:
+        if transfer in self.in_flight or self._paths.get((transfer.endpoint, transfer.type)) is not None:
+            self.cancel(transfer)
+        else:
+            self.device.take_back(transfer)
 
     def reset(self, done: Callable[[], object]) -> None:
         """Own requests are taken back first: the device below may take it that nothing is in flight."""

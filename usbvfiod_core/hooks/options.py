@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -70,6 +71,10 @@ def backend_schema(backend: Backend, address: str) -> Schema:
     if not backend.kinds:
         return Schema(backend.options)
     if address not in backend.kinds:
+        kind = re.match(r"[\w-]*", address)
+        if kind is not None and kind[0] in backend.kinds and "=" in address:
+            form = f"{backend.name}:{kind[0]}?name=value&name=value"
+            raise SettingError("address", f"there is no {backend.name} device {address!r}; options are written {form}")
         raise SettingError("address", unknown(f"{backend.name} device", address, backend.kinds))
     return Schema(backend.kinds[address])
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import click
 
+    from ..needs import RegisterNeeds
     from ..usb.backend import Backend, DeviceInfo
     from ..usb.device import Device
     from .interceptor import Interceptor
-    from .needs import RegisterNeeds
     from .options import RegisterOptions
 
 PLUGIN_API = 1
@@ -124,7 +124,8 @@ def usbvfiod_observe_attachments(info: DeviceInfo, port_id: int, event: str, con
 def usbvfiod_register_commands(group: click.Group) -> None:
     """Add commands to the command line: `group.add_command(...)`, or `@group.command()`.
 
-    When: once, whenever `usbvfiod` starts, before its arguments are read; import what is slow inside the command.
-    On the main thread. A command whose name is taken is dropped, and logged.
+    When: once, before the arguments of `usbvfiod` are read, unless they are only the options of a server. Import click
+    inside the hook, for servers do without it, and what is slow inside the command. On the main thread. A command whose
+    name is taken is dropped, and logged.
     An exception: this plugin's commands are missing.
     """

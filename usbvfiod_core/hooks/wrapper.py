@@ -26,11 +26,15 @@ class WrappedDevice(Device):
         self.name = device.name
         self.max_streams = device.max_streams
         self.cancel_loses = device.cancel_loses
+        self.keeps_requests = device.keeps_requests
         for method in _METHODS:
             if getattr(type(self), method) is getattr(WrappedDevice, method):
                 setattr(self, method, getattr(device, method))
         if "submit" not in vars(self) and "route" in vars(self):
             del self.route  # every endpoint's transfers come by this class's submit
+        if "cancel" not in vars(self) and "take_back" in vars(self):
+            del self.take_back  # what is taken back comes by this class's cancel
+            self.keeps_requests = False
 
     def attach(self, events: DeviceEvents) -> None:
         self.device.attach(events)

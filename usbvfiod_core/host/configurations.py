@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..usb.descriptors import CONFIGURATION, walk
+from ..usb.descriptors import CONFIGURATION, Configuration, Endpoint, walk
 
 _DEVICE_LENGTH = 18
 _HEADER_LENGTH = 9
@@ -37,6 +37,12 @@ def configurations(descriptors: bytes) -> list[bytes]:
     count = min(max(descriptors[17], 1), len(heads), _MOST_CONFIGURATIONS)
     starts = _divided(data, heads, end, count) if len(heads) <= _MOST_HEADERS else _in_turn(data, heads, end)
     return [data[start:stop] for start, stop in zip(starts, [*starts[1:], end], strict=True)]
+
+
+def endpoints(descriptors: bytes) -> list[Endpoint]:
+    """Those of all configurations behind a device descriptor."""
+    found = [Configuration.unpack(raw) for raw in configurations(descriptors)]
+    return [each for configuration in found for interface in configuration.interfaces for each in interface.endpoints]
 
 
 def _total(data: bytes, start: int) -> int:

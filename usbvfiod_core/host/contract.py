@@ -27,6 +27,10 @@ class EnumeratedContract(Device):
     def stop(self, transfer: Transfer) -> None:
         """End a transfer that was given to `start`. As `Device.cancel`."""
 
+    def stop_for_now(self, transfer: Transfer) -> None:
+        """The same of one that is begun again soon. As `Device.take_back`."""
+        self.stop(transfer)
+
     def pause(self) -> None:
         """An operation begins: until `resume` nothing else is begun, and no transfer is started."""
         return

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ..errors import DeviceError
 from ..usb import requests
 from ..usb.device import DeviceEvents, Loop
+from ..usb.recipients import interface_of
 from ..usb.requests import SetupPacket
-from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from . import hotplug
 from .contract import HostContract
+from .description import Description
 from .enumerated import EnumeratedDevice
 from .left_out import LeftOut
 from .limits import Limits
@@ -27,42 +29,30 @@ from .ownership import Ownership
 log = logging.getLogger(__name__)
 
 
+_DEFAULTS = HostOptions()
+
+
 class HostDevice(HostContract, EnumeratedDevice):
     """A backend writes what `HostContract` has, and calls `gone` when it learns that the device is, `lost` when the
     host has taken it back, and `suspect` when it may have.
 
     ownership   how the host is asked whether what is claimed still is; without, only the backend learns of it
-
-    What the others are: see `EnumeratedDevice`.
+    fields      those of the description, by name, where none is given
     """
 
     def __init__(
         self,
         loop: Loop,
-        *,
-        name: str,
-        speed: Speed,
-        descriptors: bytes,
-        configuration: int | None,
-        options: HostOptions,
-        max_streams: int = 0,
-        reset_quirk: bool = False,
+        description: Description | None = None,
+        options: HostOptions = _DEFAULTS,
         ownership: Ownership | None = None,
+        **fields: Any,
     ) -> None:
-        super().__init__(
-            loop,
-            name=name,
-            speed=speed,
-            descriptors=descriptors,
-            configuration=configuration,
-            options=options,
-            max_streams=max_streams,
-            reset_quirk=reset_quirk,
-        )
+        super().__init__(loop, Description(**fields) if description is None else description, options)
         self.options = options
         self._ownership = ownership
-        self.limits = Limits(name)
-        self._left_out = LeftOut(name)
+        self.limits = Limits(self.name)
+        self._left_out = LeftOut(self.name)
         self._suspected = False
         self._end_watch: Callable[[], object] | None = None
 
@@ -116,7 +106,7 @@ class HostDevice(HostContract, EnumeratedDevice):
             return True
         if setup.recipient == requests.RECIPIENT_INTERFACE:
             configuration = self.active_configuration()
-            return configuration is not None and setup.index & 0xFF in {
+            return configuration is not None and interface_of(setup, configuration) in {
                 each.number for each in configuration.interfaces
             }
         if setup.recipient == requests.RECIPIENT_ENDPOINT and number:

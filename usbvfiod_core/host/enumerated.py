@@ -10,50 +10,37 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..usb import data_stage
-from ..usb.descriptors import Configuration
+from ..usb.descriptors import Configuration, Endpoint, Interface
 from ..usb.device import DeviceEvents, Loop
 from ..usb.handover import NotSettled
 from ..usb.moment import Moment
-from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus
 from . import requests
 from .configurations import configurations
 from .contract import EnumeratedContract
+from .description import Description
 from .descriptor_filter import without_remote_wakeup, without_streams
 from .operations import ClaimLost, Operation, OperationFailed, Operations, Then
 from .options import EnumeratedOptions, ResetPolicy
+from .pieces import ends_short
 from .state import EnumeratedState
+from .taken_endpoints import as_taken
 
 log = logging.getLogger(__name__)
 
 
 class EnumeratedDevice(EnumeratedContract):
     """Everything between endpoint 0 and the device. A backend writes what `EnumeratedContract` has, and calls `gone`
-    when it learns that the device is, `lost` when whoever has it has taken it back.
+    when it learns that the device is, `lost` when whoever has it has taken it back."""
 
-    descriptors     the device descriptor, followed by all configurations, as sysfs and usbfs give them
-    configuration   the value of the configuration that is set there; None for none, as 0 is a value, too
-    reset_quirk     it is known there that the device does not survive a reset
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        *,
-        name: str,
-        speed: Speed,
-        descriptors: bytes,
-        configuration: int | None,
-        options: EnumeratedOptions,
-        max_streams: int = 0,
-        reset_quirk: bool = False,
-    ) -> None:
-        self.name = name
-        self.speed = speed
-        self.max_streams = max_streams
+    def __init__(self, loop: Loop, description: Description, options: EnumeratedOptions) -> None:
+        self.name = description.name
+        self.speed = description.speed
+        self.max_streams = description.max_streams
+        self._descriptors = description.descriptors
         self._policy = options
         self.configuration: int | None = None
         """The value of what the guest has set, None for none; the kernel's may be set meanwhile."""
@@ -63,19 +50,21 @@ class EnumeratedDevice(EnumeratedContract):
         """Whether something has gone through the endpoints since the configuration was set."""
         self._loop = loop
         self._events: DeviceEvents | None = None
-        raws = configurations(descriptors)
+        raws = configurations(description.descriptors)
         self._configurations: dict[int, Configuration] = {}
         for raw in raws:
             # Of two with the same value, Linux means the first.
             self._configurations.setdefault(raw[5], Configuration.unpack(raw))
-        self._host_configuration = configuration if configuration in self._configurations else None
+        known = description.configuration in self._configurations
+        self._host_configuration = description.configuration if known else None
         self._shown = [self._filtered(raw) for raw in raws]
-        self.control_packet_size = speed.control_max_packet_size
+        self.control_packet_size = self.speed.control_max_packet_size
         """Bytes of a packet of endpoint 0."""
-        if not speed.is_usb3 and descriptors[7:8] in (b"\x08", b"\x10", b"\x20", b"\x40"):
-            self.control_packet_size = descriptors[7]
+        if not self.speed.is_usb3 and self._descriptors[7:8] in (b"\x08", b"\x10", b"\x20", b"\x40"):
+            self.control_packet_size = self._descriptors[7]
         self._touched = False
-        self._soft_reset = options.reset is ResetPolicy.NEVER or (reset_quirk and options.reset is ResetPolicy.AUTO)
+        breaks = description.reset_quirk and options.reset is ResetPolicy.AUTO
+        self._soft_reset = breaks or options.reset is ResetPolicy.NEVER
         self._operations = Operations(self.pause, self._resumed)
         self._held: deque[Transfer] = deque()
         self._stop_later: list[Transfer] = []
@@ -166,15 +155,10 @@ class EnumeratedDevice(EnumeratedContract):
             self._dispatch(transfer)
 
     def cancel(self, transfer: Transfer) -> None:
-        if transfer.status is not None:
-            return
-        if transfer in self._held:
-            self._held.remove(transfer)
-            transfer.complete(TransferStatus.CANCELLED)
-        elif self._operations.running and self.exclusive:
-            self._stop_later.append(transfer)
-        else:
-            self.stop(transfer)
+        self._stop_by(transfer, self.stop)
+
+    def take_back(self, transfer: Transfer) -> None:
+        self._stop_by(transfer, self.stop if self._operations.running else self.stop_for_now)
 
     def reset(self, done: Callable[[], object]) -> None:
         def forget(failure: OperationFailed | None) -> None:
@@ -277,7 +261,8 @@ class EnumeratedDevice(EnumeratedContract):
         elif value != self._host_configuration:
             self._touched = True
             self.operate(lambda done: self.begin_configuration(value, done), over)
-        elif self.moved:
+        elif self.moved or any(self._configurations[value].first_settings.values()):
+            # Linux wants every interface that is given up in setting 0: one that has none is left without endpoints.
             self.operate(self.begin_configuration_again, over)
         else:
             over(None)
@@ -300,16 +285,49 @@ class EnumeratedDevice(EnumeratedContract):
 
     def has_endpoint(self, address: int) -> bool:
         """Whether the configuration has an endpoint of this address."""
+        return bool(address & 0x0F) and bool(self._endpoints_at(address))
+
+    def find_endpoint(self, address: int, alternates: Mapping[int, int]) -> tuple[Interface, Endpoint] | None:
+        """For backends that keep the alternate settings other than 0, by interface: an endpoint that is there now, as
+        the kernel that has the device takes it."""
         configuration = self.active_configuration()
-        return configuration is not None and any(
-            endpoint.address == address for each in configuration.interfaces for endpoint in each.endpoints
-        )
+        found = None if configuration is None else configuration.find(address, alternates)
+        return None if found is None else (found[0], as_taken(found[1], self.speed))
 
     def end_halt(self, endpoint: int, then: Then) -> None:
         """CLEAR_FEATURE(ENDPOINT_HALT) (USB 2.0 9.4.5)."""
         self.operate(lambda done: self.begin_clear_halt(endpoint, done), then)
 
+    def had_ended(self, transfer: Transfer, actual: int, *, stopped: bool) -> bool:
+        """Whether a transfer that comes back as cancelled with so many bytes had ended before: all were moved, or a
+        short packet has ended it, as only that makes so many. `stopped`: it is we who have taken it back."""
+        if not actual or transfer.packets:
+            return False
+        if actual == transfer.length:
+            return True
+        if not stopped or transfer.setup is not None or not transfer.is_in:
+            return False
+        found = self._endpoints_at(transfer.endpoint)  # of whichever setting
+        return bool(found) and all(ends_short(actual, as_taken(each, self.speed).packet_size) for each in found)
+
     # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _endpoints_at(self, address: int) -> list[Endpoint]:
+        """Those of this address, in all settings of the configuration."""
+        configuration = self.active_configuration()
+        interfaces = () if configuration is None else configuration.interfaces
+        return [each for interface in interfaces for each in interface.endpoints if each.address == address]
+
+    def _stop_by(self, transfer: Transfer, stop: Callable[[Transfer], None]) -> None:
+        if transfer.status is not None:
+            return
+        if transfer in self._held:
+            self._held.remove(transfer)
+            transfer.complete(TransferStatus.CANCELLED)
+        elif self._operations.running and self.exclusive:
+            self._stop_later.append(transfer)
+        else:
+            stop(transfer)
 
     def _complain(self, what: str, failure: OperationFailed) -> None:
         if not self._gone and self._complaint != str(failure):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from ..usb import requests
 from ..usb.descriptors import Configuration
+from ..usb.recipients import interface_of
 from ..usb.transfer import Transfer, TransferStatus
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,11 @@ class LeftOut:
             return TransferStatus.ERROR if transfer.endpoint in self._endpoints else None
         if setup.kind == requests.TYPE_VENDOR:
             return None  # whatever it is for, Linux passes it on
-        number = setup.index & 0xFF
-        to_interface = setup.recipient == requests.RECIPIENT_INTERFACE and number in self._reasons
-        to_endpoint = setup.recipient == requests.RECIPIENT_ENDPOINT and number in self._endpoints
-        return TransferStatus.STALL if to_interface or to_endpoint else None
+        if setup.recipient == requests.RECIPIENT_INTERFACE:
+            refused = interface_of(setup, self._configuration) in self._reasons
+        else:
+            refused = setup.recipient == requests.RECIPIENT_ENDPOINT and setup.index & 0xFF in self._endpoints
+        return TransferStatus.STALL if refused else None
 
     def _say(self, value: int | None) -> None:
         by_reason: dict[str, list[int]] = {}

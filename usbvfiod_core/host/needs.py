@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
+from ..needs import RegisterNeeds
 from . import taken
 from .sysfs import NODES
 from .usage import PROC
 
 
-class _Register(Protocol):
-    """As `usbvfiod_core.RegisterNeeds`, as far as it is used."""
-
-    def __call__(
-        self, *, ioctl_types: tuple[str, ...], sockets: tuple[str, ...], read: tuple[Path, ...], write: tuple[Path, ...]
-    ) -> None: ...
-
-
-def register_host_needs(register: _Register) -> None:
+def register_host_needs(register: RegisterNeeds) -> None:
     """For a backend's `usbvfiod_register_needs`."""
     notes = taken.directory()
     register(

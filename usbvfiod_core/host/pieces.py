@@ -16,6 +16,20 @@ from ..usb.transfer import Transfer, TransferStatus, TransferType
 R = TypeVar("R")
 
 
+def whole_packets(size: int, packet_size: int) -> int:
+    """How many of `size` bytes are whole packets of an endpoint, at least one packet. A request that ends in the middle
+    of a packet would send a short one, which ends the transfer for the device, or have no room for a whole one that it
+    sends."""
+    return max(size - size % packet_size, packet_size) if packet_size > 0 else size
+
+
+def ends_short(actual: int, packet_size: int) -> bool:
+    """Whether a short packet of the device has ended an IN request with so many bytes. Linux says of a request that has
+    ended and is taken back in the same moment that it was cancelled, and what came with it is there all the same: what
+    the device sends next belongs to the next transfer."""
+    return packet_size > 0 and actual % packet_size > 0
+
+
 class Job(Generic[R]):
     """A transfer under way: its requests in flight, bytes `sent` and `moved`, and what it ends with."""
 
@@ -38,10 +52,12 @@ class Job(Generic[R]):
 
 class PieceLane(ABC, Generic[R]):
     """The transfers of one endpoint, or of one of its streams: in, and completed in order. `cut` is how many bytes one
-    bulk request may have, a multiple of the endpoint's packet size. R is a request of a subclass."""
+    bulk request may have; it has whole packets of the endpoint's `packet_size`, which is 0 where it does not matter. R
+    is a request of a subclass."""
 
-    def __init__(self, cut: int) -> None:
-        self._cut = cut
+    def __init__(self, cut: int, packet_size: int = 0) -> None:
+        self._cut = whole_packets(cut, packet_size)
+        self._packet_size = packet_size
         self._jobs: dict[Transfer, Job[R]] = {}
         self._waiting: deque[Job[R]] = deque()
         """Those that are not sent whole; only the first may have been sent in part."""
@@ -117,6 +133,8 @@ class PieceLane(ABC, Generic[R]):
             job.moved += actual
             if status is TransferStatus.CANCELLED and not job.stopping:
                 status = TransferStatus.ERROR  # nobody here has taken it back
+            elif status is TransferStatus.CANCELLED and transfer.is_in and ends_short(actual, self._packet_size):
+                status = TransferStatus.COMPLETED  # the device had ended it before
             if status is not TransferStatus.COMPLETED or actual < length:
                 job.end(status)
                 self._discard(job)

@@ -25,7 +25,7 @@ class FoundState:
     """How a device was found, see `Found`; by interface the drivers."""
 
     configuration: U8 | None
-    drivers: dict[str, str] | None
+    drivers: dict[U8, str] | None
 
 
 @dataclass

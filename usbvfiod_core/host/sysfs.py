@@ -23,6 +23,7 @@ from ..errors import DeviceError
 from ..rights import has_opener
 from ..usb.backend import DeviceInfo
 from ..usb.speed import Speed
+from .description import Description
 from .reading import Reading
 from .usage import Usage, exporter
 
@@ -111,6 +112,18 @@ class SysfsDevice:
         text = " ".join(part for part in (self.manufacturer, self.product) if part)
         kind = "hub" if self.device_class == HUB_CLASS else "device"
         return text or f"USB {kind} {self.vendor_id:04x}:{self.product_id:04x}"
+
+    def description(self, speed: Speed, max_streams: int = 0) -> Description:
+        """For a device of ours. The speed is what the backend knows of it, as sysfs does not tell each."""
+        return Description(
+            name=self.label,
+            serial=self.serial,
+            speed=speed,
+            descriptors=self.descriptors,
+            configuration=self.configuration,
+            max_streams=max_streams,
+            reset_quirk=self.reset_quirk,
+        )
 
 
 _readings: dict[Path, tuple[int, Reading[SysfsDevice | None]]] = {}

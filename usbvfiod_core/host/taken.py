@@ -66,18 +66,16 @@ class Taken:
         """What another process has taken and handed over; `fd` is of the file, whose lock goes with it."""
         self = cls.__new__(cls)
         found = state.found
-        drivers = None if found.drivers is None else {int(number): name for number, name in found.drivers.items()}
         self._device, self._left_over = device, state.left_over
         self._file = None if state.path is None or fd is None else _File(Path(state.path), fd)
-        self.found = Found(found.configuration, drivers, device.directory)
+        self.found = Found(found.configuration, found.drivers, device.directory)
         return self
 
     def state(self) -> TakenState:
         """What another process has to know."""
-        drivers = self.found.drivers
-        named = None if drivers is None else {str(number): name for number, name in drivers.items()}
+        drivers = None if self.found.drivers is None else dict(self.found.drivers)
         path = None if self._file is None else str(self._file.path)
-        return TakenState(FoundState(self.found.configuration, named), path, self._left_over)
+        return TakenState(FoundState(self.found.configuration, drivers), path, self._left_over)
 
     @property
     def descriptors(self) -> dict[str, int]:

@@ -10,9 +10,8 @@ Plugins import from here; the core itself needs none of it.
 A device that cannot be had now is a `DeviceAway`: its attachment waits, and tries again by its back-off.
 """
 
-from ..bucket import Bucket
 from ..vfio_user.listener import Adopted, ListenerState
-from .channel import Channel, Outgoing, PeerError, Reader
+from .channel import MESSAGES, Channel, Outgoing, PeerError, Reader
 from .connecting import connect
 from .handed_over import link_taken_over
 from .link import Link, LinkLost
@@ -21,11 +20,12 @@ from .needs import register_remote_needs
 from .options import RemoteOptions
 from .patience import Patience
 from .place import Place, parse_place
+from .unwanted import Unwanted
 
 __all__ = [
     "ACCEPT_PAUSE",
+    "MESSAGES",
     "Adopted",
-    "Bucket",
     "Channel",
     "Link",
     "LinkLost",
@@ -37,6 +37,7 @@ __all__ = [
     "Place",
     "Reader",
     "RemoteOptions",
+    "Unwanted",
     "connect",
     "link_taken_over",
     "parse_place",

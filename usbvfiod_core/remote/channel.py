@@ -14,8 +14,8 @@ _BURST: Final = 1 << 20
 """Bytes received in one go; then others have their turn."""
 _READS: Final = 64
 """System calls in one go."""
-_MESSAGES: Final = 64
-"""Messages in one go; those of the last system call may be more."""
+MESSAGES: Final = 64
+"""Messages in one go. Those that have come with them wait in the reader (`Reader.backlog`)."""
 _SLOWEST: Final = 1 << 14
 """Bytes a second at least while a message is under way."""
 
@@ -28,7 +28,8 @@ class Reader(Protocol):
     """The machine behind the stream, without a socket: it says where the next bytes go, and is told that they came.
 
     unfinished  bytes that are missing of a message that has begun; 0 between messages
-    messages    messages that have come so far
+    messages    messages that have been taken so far
+    backlog     whether some may have come that are not taken yet, as it takes no more than `MESSAGES` in one call
     """
 
     @property
@@ -37,13 +38,17 @@ class Reader(Protocol):
     @property
     def messages(self) -> int: ...
 
+    @property
+    def backlog(self) -> bool: ...
+
     def windows(self) -> list[memoryview]:
-        """Buffers for the next bytes, of one byte at least; they may be longer than the message. Behind what belongs to
-        one that has begun they are a few KiB at most: all messages in there are taken in one go."""
+        """Buffers for the next bytes, of one byte at least; they may be longer than the message. Not called while there
+        is a backlog."""
         ...
 
     def received(self, count: int) -> object:
-        """So many bytes are there now. Raises PeerError; then nothing more is asked of it."""
+        """So many bytes are there now, none where only the backlog is to be taken. Raises PeerError; then nothing more
+        is asked of it."""
         ...
 
 
@@ -89,7 +94,7 @@ class Channel:
     def start(self) -> None:
         """Receive from now on."""
         self._loop.add_reader(self._link.fileno(), self._readable)
-        if self._link.pending:
+        if self._link.pending or self._reader.backlog:
             self._call()
         if self._reader.unfinished and self._watch is None:
             self._set_watch()
@@ -129,7 +134,7 @@ class Channel:
     @property
     def idle(self) -> bool:
         """Whether it is between two messages both ways."""
-        return not (self._queue or self._reader.unfinished or self._link.pending)
+        return not (self._queue or self._reader.unfinished or self._reader.backlog or self._link.pending)
 
     @property
     def paused(self) -> bool:
@@ -177,7 +182,7 @@ class Channel:
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _pause_if_idle(self) -> None:
-        if not self._waiting or self._queue or self._link.pending:
+        if not self._waiting or self._queue or self._link.pending or self._reader.backlog:
             return
         if self._reader.unfinished and not self._may_split:
             return
@@ -211,9 +216,13 @@ class Channel:
 
     def _readable(self) -> None:
         reader, link = self._reader, self._link
-        taken, most = 0, self._reader.messages + _MESSAGES
+        taken, most = 0, self._reader.messages + MESSAGES
         try:
             for _ in range(_READS):
+                if reader.backlog:
+                    reader.received(0)
+                    if self.closed or reader.backlog or (self._waiting and self._may_split):
+                        break
                 windows = reader.windows()
                 count = link.receive(windows)
                 if count is None:
@@ -223,7 +232,7 @@ class Channel:
                 reader.received(count)
                 if self.closed or taken >= _BURST or reader.messages >= most:
                     break
-                if count < sum(map(len, windows)) and not link.pending:
+                if count < sum(map(len, windows)) and not (link.pending or reader.backlog):
                     break  # there is no more now
         except LinkLost as error:
             self._end(str(error))
@@ -233,7 +242,7 @@ class Channel:
             return
         if reader.unfinished and self._watch is None:
             self._set_watch()
-        if link.pending:
+        if link.pending or reader.backlog:
             self._call()
         self._pause_if_idle()
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Protocol
 
+from ..needs import RegisterNeeds
 from ..sandbox.needs import to_connect
 
 
-class _Register(Protocol):
-    """As `usbvfiod_core.RegisterNeeds`, as far as it is used."""
-
-    def __call__(self, *, read: Iterable[str | Path], connect: Iterable[int]) -> None: ...
-
-
-def register_remote_needs(register: _Register, ports: Iterable[int] = ()) -> None:
+def register_remote_needs(register: RegisterNeeds, ports: Iterable[int] = ()) -> None:
     """For a backend's `usbvfiod_register_needs`: it connects these ports, whichever devices are configured. Those of
     configured devices come from `Backend.connects`; a server without any of either connects nothing."""
     needs = to_connect(ports)

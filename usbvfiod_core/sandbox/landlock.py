@@ -29,8 +29,6 @@ WRITE: Final = READ | WRITE_FILE | TRUNCATE | IOCTL_DEV | CREATE
 _OF_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 """What can be allowed of something that is no directory."""
 
-NEWEST: Final = 6
-"""The last ABI that has something to restrict here."""
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _ASK_VERSION: Final = 1
 _PATH_BENEATH, _NET_PORT = 1, 2

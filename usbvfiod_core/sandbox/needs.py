@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..errors import PluginError
 from .calls import known
@@ -62,6 +62,11 @@ class Needs:
         return Needs(*(getattr(self, each.name) | getattr(other, each.name) for each in fields(Needs)))
 
 
+_PATHS: Final = frozenset({"read", "write"})
+_DECLARABLE: Final = frozenset(each.name for each in fields(Needs)) - {"create", "listen"}
+"""What a plugin may need; the rest only a server's own parts do."""
+
+
 def to_connect(ports: Iterable[int]) -> Needs:
     """What it takes to connect these TCP ports of hosts that are known by name; nothing if there are none.
 
@@ -83,46 +88,25 @@ def to_listen(ports: Iterable[int]) -> Needs:
     return Needs(sockets=frozenset({"inet", "inet6"}), read=frozenset(map(Path, NAMES)), listen=wanted)
 
 
-def declared(
-    *,
-    system_calls: Iterable[str] = (),
-    ioctls: Iterable[int] = (),
-    ioctl_types: Iterable[str] = (),
-    sockets: Iterable[str] = (),
-    read: Iterable[str | Path] = (),
-    write: Iterable[str | Path] = (),
-    connect: Iterable[int] = (),
-    capabilities: Iterable[str] = (),
-) -> Needs:
-    """What a plugin declares, checked. Raises PluginError."""
-    for what, given, right in (
-        ("a system call", system_calls := frozenset(system_calls), known()),
-        ("an address family", sockets := frozenset(sockets), FAMILIES),
-        ("a capability that can be kept", capabilities := frozenset(capabilities), CAPABILITIES),
+def declared(**given: Iterable[Any]) -> Needs:
+    """What a plugin declares, in the words of `RegisterNeeds`, checked. Raises PluginError, and TypeError for another
+    word."""
+    for word in given:
+        if word not in _DECLARABLE:
+            raise TypeError(f"there is no {word!r} to declare, only {', '.join(sorted(_DECLARABLE))}")
+    needs = Needs(**{word: frozenset(map(Path, some) if word in _PATHS else some) for word, some in given.items()})
+    for what, names, right in (
+        ("a system call", needs.system_calls, known()),
+        ("an address family", needs.sockets, FAMILIES),
+        ("a capability that can be kept", needs.capabilities, CAPABILITIES),
     ):
-        wrong = sorted(given - set(right))
+        wrong = sorted(names - set(right))
         if wrong:
             raise PluginError(f"{wrong[0]!r} is not the name of {what}")
-    types = frozenset(ioctl_types)
-    if any(len(each) != 1 or not each.isascii() for each in types):
-        raise PluginError(f"the type of an ioctl is one character, unlike {sorted(types)}")
-    requests = frozenset(ioctls)
-    if any(not 0 <= each < 1 << 32 for each in requests):
+    if any(len(each) != 1 or not each.isascii() for each in needs.ioctl_types):
+        raise PluginError(f"the type of an ioctl is one character, unlike {sorted(needs.ioctl_types)}")
+    if any(not 0 <= each < 1 << 32 for each in needs.ioctls):
         raise PluginError("an ioctl's request has 32 bits")
-    ports = frozenset(connect)
-    if any(not 0 < each < 1 << 16 for each in ports):
+    if any(not 0 < each < 1 << 16 for each in needs.connect):
         raise PluginError("a TCP port is from 1 to 65535")
-    if ports:
-        sockets |= {"inet", "inet6"}
-    return Needs(
-        system_calls,
-        requests,
-        types,
-        sockets,
-        frozenset(map(Path, read)),
-        frozenset(map(Path, write)),
-        frozenset(),
-        ports,
-        frozenset(),
-        capabilities,
-    )
+    return needs | Needs(sockets=frozenset({"inet", "inet6"})) if needs.connect else needs

@@ -48,7 +48,8 @@ class FakeDevice(StandardRequests, Device):
 
     submitted        every transfer, in order; `received` the data of OUT transfers by endpoint
     held             transfers without an answer, by endpoint, in order
-    cancelled        transfers that `cancel` was called for
+    cancelled        transfers that `cancel` was called for, or `take_back`
+    taken_back       the latter
     resets, closed   how often `reset` was called, whether `close` was
     events           given by `attach`
     cancels          False: `cancel` leaves a transfer held, and the test ends it: a cancellation that takes time
@@ -77,6 +78,7 @@ class FakeDevice(StandardRequests, Device):
         self.received: dict[int, list[bytes]] = defaultdict(list)
         self.held: dict[int, deque[Transfer]] = defaultdict(deque)
         self.cancelled: list[Transfer] = []
+        self.taken_back: list[Transfer] = []
         self.resets = 0
         self.closed = False
         self.cancels = True
@@ -206,6 +208,10 @@ class FakeDevice(StandardRequests, Device):
             self.held[endpoint].append(transfer)
         else:
             self.finish(transfer, answer)
+
+    def take_back(self, transfer: Transfer) -> None:
+        self.taken_back.append(transfer)
+        self.cancel(transfer)
 
     def cancel(self, transfer: Transfer) -> None:
         self.cancelled.append(transfer)

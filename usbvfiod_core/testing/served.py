@@ -123,9 +123,7 @@ class ServerProcess:
         self._ended_with = ""
         # Not from the working directory: a checkout may be there.
         command = [os.fspath(python), "-P", "-m", "usbvfiod_core", "--socket-path", str(self.path), *options]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
-        )
+        self.process = self._start(command)
         deadline = time.monotonic() + timeout
         while not self.path.is_socket():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -144,6 +142,9 @@ class ServerProcess:
     def connect(self, *, ram: GuestRam | None = None, vmm: Vmm = QEMU) -> SocketBus:
         """A bus over a new connection, as a VMM of this kind."""
         return SocketBus(VfioUserClient.connect(self.path, vmm=vmm, wait=self.timeout), ram)
+
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """End the process and return its exit code; killed if it takes longer than the timeout."""

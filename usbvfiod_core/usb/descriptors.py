@@ -7,7 +7,7 @@ usable start is taken as far as it goes, and what is not known is kept as it was
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from struct import Struct
 
@@ -172,6 +172,12 @@ class Endpoint:
         """Packets a microframe of a high-speed periodic endpoint: bits 12:11 of wMaxPacketSize, plus one."""
         return (self.max_packet_size >> 11 & 3) + 1
 
+    def period(self, speed: Speed) -> int:
+        """Frames, or microframes, in which a periodic endpoint is served once (USB 2.0 table 9-13)."""
+        if speed < Speed.HIGH and self.type is TransferType.INTERRUPT:
+            return max(self.interval, 1)
+        return 1 << min(max(self.interval, 1), 16) - 1
+
     def pack(self) -> bytes:
         """The bytes on the wire, companion and extra descriptors behind."""
         head = _ENDPOINT.pack(
@@ -202,6 +208,15 @@ class Interface:
     name: int = 0
     before: bytes = b""
     extra: bytes = b""
+
+    def streams(self) -> tuple[int, list[int]]:
+        """How many streams every bulk endpoint has that has some, 0 if none has, and the addresses of these."""
+        able = {
+            each.address: each.companion.max_streams
+            for each in self.endpoints
+            if each.type is TransferType.BULK and each.companion is not None and each.companion.max_streams
+        }
+        return min(able.values(), default=0), list(able)
 
     def pack(self) -> bytes:
         """The bytes on the wire, with everything that belongs to it."""
@@ -246,6 +261,27 @@ class Configuration:
             reader.take(kind, descriptor)
         reader.end_interface()
         return cls(tuple(reader.interfaces), value, name, attributes, power, reader.extra, reader.before)
+
+    @property
+    def first_settings(self) -> dict[int, int]:
+        """By interface, the alternate setting in which it is once the configuration is set: 0 (USB 2.0 9.2.3), or the
+        first that there is of an interface without a setting 0, as systems and devices have it."""
+        found: dict[int, int] = {}
+        for interface in self.interfaces:
+            if not interface.alternate or interface.number not in found:
+                found[interface.number] = interface.alternate
+        return found
+
+    def find(self, address: int, alternates: Mapping[int, int]) -> tuple[Interface, Endpoint] | None:
+        """The endpoint of this address and its interface in the alternate settings that are set: by number of the
+        interface, that of `first_settings` for those that are not in `alternates`."""
+        settings = self.first_settings | dict(alternates)
+        for interface in self.interfaces:
+            if interface.alternate == settings[interface.number]:
+                for endpoint in interface.endpoints:
+                    if endpoint.address == address:
+                        return interface, endpoint
+        return None
 
     def pack(self, kind: int = CONFIGURATION) -> bytes:
         """The bytes on the wire; `kind` may be OTHER_SPEED_CONFIGURATION."""

@@ -85,6 +85,8 @@ class Device(ABC):
     cancel_loses: bool = False
     """Whether what a bulk or interrupt transfer has moved may be lost when it is cancelled, as nobody tells. Where that
     can be chosen, bulk and interrupt OUT transfers are given half a second to end by themselves."""
+    keeps_requests: bool = False
+    """Whether `take_back` loses and repeats nothing, whatever `cancel_loses` says: nothing is waited for then."""
 
     @abstractmethod
     def attach(self, events: DeviceEvents) -> None:
@@ -115,6 +117,13 @@ class Device(ABC):
         what is done to them late is lost.
         """
 
+    def take_back(self, transfer: Transfer) -> None:
+        """As `cancel`, of a bulk or interrupt transfer that the controller begins again as soon as it goes on, here or
+        in another process (`usbvfiod upgrade`), with what is left of it. Where nobody tells what a cancelled request
+        has moved, a device rather leaves it under way (`keeps_requests`): what it reads is for the next transfer of the
+        endpoint, and what it writes is that one's. `hand_over` then tells of it."""
+        self.cancel(transfer)
+
     @abstractmethod
     def reset(self, done: Callable[[], object]) -> None:
         """The driver resets the port (USB 2.0 7.1.7.5): back to the default state, halts cleared, not configured.
@@ -130,8 +139,9 @@ class Device(ABC):
         return
 
     def command(self, words: Sequence[str]) -> str:
-        """Do what the user asks (`usbvfiod send`), and return the answer, often empty. Raises ConfigError for words
-        that the device does not know, with those that it does; DeviceError if it cannot do that now."""
+        """Do what the user asks (`usbvfiod send`), and return the answer, often empty; without words the answer is
+        which there are. Raises ConfigError for words that the device does not know, with those that it does;
+        DeviceError if it cannot do that now."""
         raise ConfigError(f"{self.name} takes no words")
 
     def is_midway(self) -> bool:

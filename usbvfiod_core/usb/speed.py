@@ -25,6 +25,11 @@ class Speed(IntEnum):
         return self >= Speed.SUPER
 
     @property
+    def frame(self) -> float:
+        """Seconds of a frame, or of a microframe from high speed on, in which endpoints count (USB 2.0 9.6.6)."""
+        return 0.000125 if self >= Speed.HIGH else 0.001
+
+    @property
     def control_max_packet_size(self) -> int:
         """The packet size of endpoint 0 that a driver assumes before it has read a descriptor (USB 2.0 5.5.3)."""
         return {1: 8, 2: 8, 3: 64, 4: 512, 5: 512}[self.value]

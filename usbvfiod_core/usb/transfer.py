@@ -45,6 +45,11 @@ class TransferStatus(Enum):
     """Isochronous packet only: data came or was wanted faster than memory could follow."""
 
 
+def known(status: object) -> TransferStatus:
+    """What a device may say of how a transfer ended; whatever is no TransferStatus is an error."""
+    return status if isinstance(status, TransferStatus) else TransferStatus.ERROR
+
+
 class IsochronousPacket:
     """One packet (one service interval) of an isochronous transfer: bytes `length` at `offset` of the transfer.
 
@@ -62,9 +67,14 @@ class IsochronousPacket:
 
 def behind(windows: Sequence[memoryview], count: int) -> list[memoryview]:
     """What is left of `windows` behind the first `count` bytes."""
-    rest = list(windows)
-    while rest and count >= len(rest[0]):
-        count -= len(rest.pop(0))
+    whole = 0
+    for window in windows:
+        size = len(window)
+        if count < size:
+            break
+        count -= size
+        whole += 1
+    rest = list(windows[whole:])
     if rest and count:
         rest[0] = rest[0][count:]
     return rest
@@ -78,21 +88,23 @@ def part(windows: Sequence[memoryview], offset: int, length: int) -> list[memory
         if offset >= size:
             offset -= size
             continue
-        piece = window[offset : offset + length]
-        found.append(piece)
-        length -= len(piece)
+        if offset or length < size:
+            window = window[offset : offset + length]
+            size = len(window)
+            offset = 0
+        found.append(window)
+        length -= size
         if not length:
             break
-        offset = 0
     return found
 
 
 def scatter(data: memoryview, windows: Sequence[memoryview]) -> None:
     """Copy `data` to the windows; what does not fit is left out."""
     for window in windows:
-        piece = data[: len(window)]
-        if not piece:
+        if not data:
             return
+        piece = data[: len(window)]
         window[: len(piece)] = piece
         data = data[len(piece) :]
 

@@ -17,6 +17,7 @@ from ..usb.device import Loop, Timer
 from . import expendable
 from .ancillary import descriptors, hung_up, peer, room_for, unread
 from .eventfd import LoopEventfds
+from .expendable import MAX_UNCLOSED, unclosed
 from .kept_input import KeptInput
 from .kept_session import KeptSession
 from .peer import Look, PrivateFiles, is_private
@@ -69,6 +70,7 @@ class Connection:
         """`stopped`: nothing is read before `go_on`. `state_file`: what is received stays there until answered."""
         self._socket: Final = sock
         self._fd: Final = sock.fileno()
+        self._receive: Final = sock.recvmsg_into
         self._loop: Final = loop
         self._memory: Final = memory
         self._on_drained: Final = on_drained
@@ -199,11 +201,11 @@ class Connection:
 
     def _readable(self) -> None:
         self.draining = True
-        session, receive = self.session, self._socket.recvmsg_into
+        session, receive = self.session, self._receive
         for _ in range(CHUNKS):
             space = session.space
             try:
-                room = 0 if expendable.choked() else _ANCILLARY
+                room = _ANCILLARY if len(unclosed) <= MAX_UNCLOSED else 0
                 count, ancillary, flags, _address = receive((space,), room, _RECEIVE)
             except BlockingIOError:
                 break

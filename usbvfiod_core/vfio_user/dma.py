@@ -36,7 +36,7 @@ class UnsharedRanges:
     def __init__(self, complain: Callable[[str], None], is_private: Callable[[int], bool]) -> None:
         self._complain = complain
         self.is_private = is_private
-        self.told: list[list[int]] = []
+        self.told: list[tuple[int, int]] = []
         """First address, and the one behind the last, of each."""
 
     def mapped(self, address: int, size: int) -> None:
@@ -44,7 +44,7 @@ class UnsharedRanges:
         end = address + size
         if size < NOTICED_SIZE or any(start <= address and end <= last for start, last in self.told):
             return
-        self.told.append([address, end])
+        self.told.append((address, end))
         self._complain(
             f"it does not share the guest's memory {address:#x}-{end:#x} ({size >> 20} MiB); USB transfers to and from "
             f"it fail, and no device works if the guest's driver lies in it ({HOW_TO_SHARE})"

@@ -23,7 +23,7 @@ MOMENT: Final = 0.01
 MAX_STUCK: Final = 4
 """Threads that may be stuck at a time."""
 MAX_UNCLOSED: Final = 64
-"""Descriptors that may wait for them; see `choked`."""
+"""Descriptors that may wait for them in `unclosed`; while there are more, no others should be taken."""
 
 
 def ask(call: Callable[[], T], seconds: float, otherwise: T) -> T:
@@ -52,13 +52,8 @@ def close(*fds: int) -> None:
             os.close(fd)
     if not others:
         return
-    _unclosed.extend(others)
+    unclosed.extend(others)
     ask(_close_all, 0.0 if _stuck else MOMENT, None)
-
-
-def choked() -> bool:
-    """Whether so many descriptors cannot be closed that no more should be taken."""
-    return len(_unclosed) > MAX_UNCLOSED
 
 
 class _Asking(Thread, Generic[T]):
@@ -90,13 +85,14 @@ def _closes_at_once(fd: int) -> bool:
 
 
 def _close_all() -> None:
-    while _unclosed:
+    while unclosed:
         try:
-            os.close(_unclosed.popleft())
+            os.close(unclosed.popleft())
         except (IndexError, OSError):
             pass  # another thread was faster, or the file has an error to tell that nobody waits for
 
 
 _lock: Final = Lock()
 _stuck: Final[set[Thread]] = set()
-_unclosed: Final[deque[int]] = deque()
+unclosed: Final[deque[int]] = deque()
+"""Descriptors that wait to be closed."""

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from ..errors import ClientError
 from ..pci import interrupts
 from ..pci.vfio import INTX_IRQ, NUM_IRQS
+from ..state import require
 from .wire import (
     IRQ_ACTION_MASK,
     IRQ_ACTION_TRIGGER,
@@ -177,13 +178,13 @@ class Interrupts:
 
     def adopt(self, index: int, vector: int, fd: int) -> None:
         """Take over an eventfd that `descriptors` of another process has named so, while nothing is pending. Raises
-        ValueError, and ClientError for what is no eventfd."""
+        StateError, and ClientError for what is no eventfd."""
         if (index, vector) == (INTX_IRQ, UNMASK):
             self._unmask_by([fd])
-        elif 0 <= vector < len(self._notifiers.get(index, ())):
-            self._replace(index, vector, self._eventfds.notifier(fd))
         else:
-            raise ValueError(f"there is no interrupt {vector} of index {index}")
+            known = 0 <= vector < len(self._notifiers.get(index, ()))
+            require(known, "interrupts", f"there is no interrupt {vector} of index {index}")
+            self._replace(index, vector, self._eventfds.notifier(fd))
 
     def _disable(self, index: int) -> None:
         if index == INTX_IRQ:

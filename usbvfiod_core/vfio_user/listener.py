@@ -135,15 +135,20 @@ def check_path(path: str) -> None:
     _check_kind(path)
 
 
+Listening = tuple[socket.socket, SocketPath | None]
+"""A listening socket, and its path if that is ours."""
+
+
 def listening(
     path: str | None,
     fd: int | None,
     access: SocketAccess = OWN_USER,
     adopted: Adopted | None = None,
     kinds: Collection[int] = (socket.AF_UNIX,),
-) -> tuple[socket.socket, SocketPath | None]:
-    """A listening socket at `path`, for those of `access`, and its path; or the one that was handed down as `fd`, which
-    must be listening; or the `adopted` one of a server that hands over, which is left to the caller if this raises."""
+) -> Listening:
+    """A listening socket at `path`, for those of `access`; or the one that was handed down as `fd`, which must be
+    listening; or the `adopted` one of a server that hands over, which is left to the caller if this raises. Raises
+    ConfigError."""
     if adopted is not None:
         if adopted.state.path:
             own = SocketPath(adopted.state.path, access, adopted)

@@ -19,14 +19,16 @@ import logging
 from collections.abc import Callable
 from errno import EINVAL, EIO
 from functools import partial
+from struct import Struct
 from typing import Final
 
 from ..errors import ClientError
 from ..memory import GuestMemory
 from ..pci.function import REGISTERS_SIZE, PciFunction
+from ..state import require
 from .commands import Commands
 from .irqs import Eventfds, Holder
-from .session_state import SessionState
+from .session_state import SessionState, capabilities_of
 from .version import MAX_VERSION_DATA, ClientVersion, negotiate
 from .wire import (
     COMMAND_NAMES,
@@ -36,15 +38,19 @@ from .wire import (
     HEADER_SIZE,
     MAX_MESSAGE_SIZE,
     NO_REPLY,
+    ONE_DWORD,
+    READ_REPLY,
     REGION_MESSAGE,
     REGION_READ,
     REGION_WRITE,
+    REGISTER_FIELDS,
     REGISTER_MESSAGE,
     TYPE_COMMAND,
     TYPE_MASK,
     TYPE_REPLY,
     VERSION,
     VERSION_FIELDS,
+    WRITE_REPLY,
 )
 
 log = logging.getLogger(__name__)
@@ -56,10 +62,16 @@ MAX_PENDING_FDS: Final = 64
 MAX_COMPLAINTS: Final = 50
 """Refused messages that are logged, per session."""
 
+OTHER_MESSAGE: Final = 16
+"""As how many accesses of a register any other message counts: a reset takes sixty times as long."""
 _WRITE_SIZE: Final = REGISTER_MESSAGE.size
 _READ_SIZE: Final = REGION_MESSAGE.size
-_Fields = tuple[int, int, int, int, int, int, int, int, int]
-"""Of a register message. Compiled code that knows what they are computes with them as numbers, not as objects."""
+_Fields = tuple[int, int, int, int, int, int, int]
+"""REGISTER_FIELDS. Compiled code that knows what they are computes with them as numbers, not as objects."""
+_unpack: Final = REGISTER_FIELDS.unpack_from
+_WRITTEN: Final = Struct("<HIII").pack(REGION_WRITE, _READ_SIZE, TYPE_REPLY, 0)
+_READ: Final = Struct("<HIII").pack(REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0)
+"""What all replies to such an access have in their headers, behind the ID."""
 _SHUT: Final = -1
 _ONES: Final = 0xFFFF_FFFF
 
@@ -151,7 +163,7 @@ class Session:
         self._end += count
 
     def process(self, limit: int = 256) -> bool:
-        """Execute what has been received, at most `limit` messages and fewer large ones.
+        """Execute what has been received: at most `limit` accesses of registers, and fewer messages of other kinds.
 
         True: there may be more to do without receiving anything; call again later, or, while `held`, after `resume`.
         Raises ClientError when the connection is to be closed; a reply to that may be in `output`.
@@ -159,7 +171,7 @@ class Session:
         if self.held:
             return True
         buffer, pos, end, out = self._buffer, self._start, self._end, self.output
-        unpack, read, write = REGISTER_MESSAGE.unpack_from, self._read, self._write
+        unpack, read, write = _unpack, self._read, self._write
         fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
         stop = pos
         while True:
@@ -167,11 +179,11 @@ class Session:
                 while pos < end and limit > 0:
                     limit -= 1
                     fields: _Fields = unpack(buffer, pos)
-                    message_id, command, size, flags, _, offset, region, count, value = fields
+                    message_id, command, size, flags, offset, where, value = fields
                     stop = pos + size
                     # Registers, four bytes at a time: nearly everything that ever comes. `stop` within `end` says that
                     # what was unpacked has been received.
-                    if offset <= fence and count == 4 and not region and not offset & 3 and stop <= end:
+                    if offset <= fence and where == ONE_DWORD and not offset & 3 and stop <= end:
                         if command == REGION_WRITE:
                             if size == _WRITE_SIZE:
                                 if flags == NO_REPLY:
@@ -180,24 +192,20 @@ class Session:
                                     continue
                                 if not flags:
                                     pos = stop
-                                    out += REGION_MESSAGE.pack(
-                                        message_id, REGION_WRITE, _READ_SIZE, TYPE_REPLY, 0, offset, 0, 4
-                                    )
+                                    out += WRITE_REPLY.pack(message_id, _WRITTEN, offset, ONE_DWORD)
                                     write(offset, value, 4)
                                     continue
                         elif command == REGION_READ and size == _READ_SIZE and not flags:
                             pos = stop
-                            out += REGISTER_MESSAGE.pack(
-                                message_id, REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0, offset, 0, 4, read(offset, 4)
-                            )
+                            out += READ_REPLY.pack(message_id, _READ, offset, ONE_DWORD, read(offset, 4))
                             continue
                     begin, produced = pos, len(out)
                     pos = self._message(begin, end)
                     if pos == begin:  # incomplete
                         self._settle(pos)
                         return False
-                    # A large message counts for many: 16 bytes may be four registers. This bounds `output` as well.
-                    limit -= (pos - begin + len(out) - produced) >> 4
+                    # A large one counts for more: 16 bytes may be four registers. This bounds `output` as well.
+                    limit -= OTHER_MESSAGE - 1 + ((pos - begin + len(out) - produced) >> 4)
                     if self._hold is not None:
                         limit, self._held_from = 0, begin
                     fence = _SHUT if self._chunk_fds or self._carried_fds else self._fence
@@ -209,9 +217,7 @@ class Session:
                     raise ClientError(EIO, "a fault of the server's own", fatal=True) from error
                 self._fault(command)
                 if command == REGION_READ:
-                    out += REGISTER_MESSAGE.pack(
-                        message_id, REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0, offset, 0, 4, _ONES
-                    )
+                    out += READ_REPLY.pack(message_id, _READ, offset, ONE_DWORD, _ONES)
         if pos < end or self._hold is not None:
             self.consumed += pos - self._start
             self._start = pos
@@ -235,8 +241,7 @@ class Session:
 
     def close(self) -> None:
         """The client is gone: give its descriptors back. What it had mapped, and the device's state, stay."""
-        hold = self._hold
-        if hold is not None:
+        if (hold := self._hold) is not None:
             self._hold = hold.session = None
         self._commands.close()
         self._close_all(self._carried_fds)
@@ -263,22 +268,18 @@ class Session:
 
     def restore(self, state: SessionState) -> None:
         """Go on where a session in another process was, which has said who the client is. `process` comes next, when
-        that may be. Raises ValueError."""
+        that may be. Raises StateError."""
         if state.version:
-            capabilities = json.loads(state.capabilities)
-            if not isinstance(capabilities, dict):
-                raise ValueError("the client's capabilities are not an object")
-            self.client = ClientVersion(state.name, state.version, capabilities)
+            self.client = ClientVersion(state.name, state.version, capabilities_of(state))
             self._fence = REGISTERS_SIZE - 4
-        if len(state.input) > MAX_MESSAGE_SIZE + BUFFER_SIZE:
-            raise ValueError(f"{len(state.input)} bytes that are not executed")
+        require(len(state.input) <= MAX_MESSAGE_SIZE + BUFFER_SIZE, "session.input", f"{len(state.input)} bytes")
         if len(state.input) > len(self._view):
             self._set_buffer(len(state.input))
         self._end = self._chunk_start = len(state.input)
         self._view[: self._end] = state.input
         self.output += state.output
         self._complaints = state.complaints
-        self._commands.unshared.told = [[first, last] for first, last in state.unshared]
+        self._commands.unshared.told = list(state.unshared)
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -330,8 +331,7 @@ class Session:
                 self.output += HEADER.pack(message_id, command, HEADER_SIZE, TYPE_REPLY | ERROR, EIO)
             return
         if payload is None:
-            hold = self._hold
-            if hold is not None:
+            if (hold := self._hold) is not None:
                 hold.message_id, hold.command, hold.flags = message_id, command, flags
         elif not flags & NO_REPLY:
             self.output += HEADER.pack(message_id, command, HEADER_SIZE + len(payload), TYPE_REPLY, 0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
+
+from ..state import require
 
 
 @dataclass
@@ -25,4 +29,14 @@ class SessionState:
     doubtful: int = 0
     output: bytes = b""
     complaints: int = 0
-    unshared: list[list[int]] = field(default_factory=list)
+    unshared: list[tuple[int, int]] = field(default_factory=list)
+
+
+def capabilities_of(state: SessionState) -> dict[str, Any]:
+    """What the client has said of itself. Raises StateError."""
+    try:
+        found = json.loads(state.capabilities)
+    except (ValueError, RecursionError):
+        found = None
+    require(isinstance(found, dict), "session.capabilities", "a JSON object is expected")
+    return dict(found)

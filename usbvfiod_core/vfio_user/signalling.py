@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import select
 from collections.abc import Callable
 from errno import EAGAIN
@@ -53,17 +52,20 @@ _known: tuple[int, Callable[[int], Signal]] | None = None
 
 def _set_up() -> Callable[[int], Signal] | None:
     """Set up asynchronous I/O for this process: what makes a `Signal` for an eventfd; None if it cannot be had."""
-    numbers = _CALLS.get(platform.machine())
+    numbers = _CALLS.get(os.uname().machine)
     if numbers is None:
         return None
     import ctypes as c
 
     # Not CDLL, which would let other threads run meanwhile: none of these waits for anything.
     libc = c.PyDLL(None, use_errno=True)
-    io_setup, io_getevents, io_submit = map(c.c_long, numbers)
-    context = c.c_ulong(0)
-    if libc.syscall(io_setup, c.c_long(_COMPLETIONS), c.byref(context)):
+    # Arguments are converted once, not with each call.
+    number = c.c_long.from_param
+    io_setup, io_getevents, io_submit = map(number, numbers)
+    made = c.c_ulong(0)
+    if libc.syscall(io_setup, number(_COMPLETIONS), c.byref(made)):
         return None
+    context = c.c_ulong.from_param(made.value)
 
     class Iocb(c.Structure):
         _fields_ = (
@@ -82,20 +84,20 @@ def _set_up() -> Callable[[int], Signal] | None:
         )
 
     events = (c.c_char * (_EVENTS * _EVENT_SIZE))()
-    syscall, one, address = libc.syscall, c.c_long(1), c.c_void_p
+    syscall, one = libc.syscall, number(1)
     reap: Final[tuple[Any, ...]] = (
         io_getevents,
         context,
-        c.c_long(0),
-        c.c_long(_EVENTS),
-        address(c.addressof(events)),
-        address(None),
+        number(0),
+        number(_EVENTS),
+        c.byref(events),
+        None,
     )
 
     def make(fd: int) -> Signal:
         request = Iocb(opcode=_PREAD, fd=fd, buffer=c.addressof(events), length=0, flags=_RESFD, resfd=fd)
-        requests = (address * 1)(c.addressof(request))
-        submit: tuple[Any, ...] = (io_submit, context, one, address(c.addressof(requests)))
+        requests = (c.c_void_p * 1)(c.addressof(request))
+        submit: tuple[Any, ...] = (io_submit, context, one, c.byref(requests))
 
         def send(_keep: object = (request, requests, events)) -> None:
             if syscall(*submit) != 1 and c.get_errno() == EAGAIN:  # the kernel has no room for one more completion

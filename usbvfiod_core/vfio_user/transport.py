@@ -59,7 +59,7 @@ class ClientState:
     session: SessionState
     memory: list[RegionState]
     files: int
-    interrupts: list[list[int]]
+    interrupts: list[tuple[int, int]]
     names: list[str] = field(default_factory=list)
 
 
@@ -190,7 +190,7 @@ class Server:
             eventfds = self._connection.session.interrupts.descriptors()
             for (index, vector), fd in eventfds.items():
                 fds[f"interrupt/{index}/{vector}"] = os.dup(fd)
-            interrupts = [list(each) for each in eventfds]
+            interrupts = list(eventfds)
             names = [] if self._kept_maps is None else self._kept_maps.names(files)
             state.client = ClientState(self._connection.session.state(), regions, len(files), interrupts, names)
         return state, fds

@@ -175,8 +175,12 @@ class VirtualDevice(StandardRequests, Device, ABC):
         name, arguments = (words[0], words[1:]) if words else ("", ())
         word = known.get(name)
         if word is None:
-            shown = "; ".join(f"{each} {known[each].arguments}".strip() for each in known)
-            raise ConfigError(f"{self.name} understands: {shown}")
+            understood = f"{self.name} understands: " + "; ".join(
+                f"{each} {known[each].arguments}".strip() for each in known
+            )
+            if not words:
+                return understood
+            raise ConfigError(understood)
         if len(arguments) < word.least or (word.most is not None and len(arguments) > word.most):
             raise ConfigError(f"{self.name} understands: {name} {word.arguments}".strip())
         answer = word.call(*arguments)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from ..state import U8, pack, unpack
 from ..usb.device import Loop
 from ..usb.speed import Speed
@@ -131,10 +131,9 @@ class Keyboard(HidDevice):
             elif key in KEYS:
                 usages.append(KEYS[key])
             else:
-                raise ConfigError(
-                    f"there is no key {key!r}; keys are characters such as a or 1, or names: "
-                    f"{', '.join([*MODIFIERS, *(name for name in KEYS if len(name) > 1)])}"
-                )
+                names = [*MODIFIERS, *(name for name in KEYS if len(name) > 1)]
+                all_of_them = f"keys are characters such as a or 1, or names: {', '.join(names)}"
+                raise ConfigError(f"there is no key {key!r}; {nearest(key, names) or all_of_them}")
         return modifiers, usages
 
     # -- HidDevice ---------------------------------------------------------------------------------------------------

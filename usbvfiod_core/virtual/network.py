@@ -47,6 +47,7 @@ from .mac import adapter_mac, parse_mac
 from .ncm import ALIGNMENT, FORMATS, MIN_BLOCK, MIN_FRAME, BlockError, BlockReader
 from .needs import TUN
 from .network_state import NetworkState, taken_end
+from .notifications import Notifications
 from .options import SPEEDS, VirtualOptions
 from .tap import Tap, check_name
 
@@ -70,17 +71,15 @@ _COMMUNICATIONS, _NETWORK_CONTROL, _DATA_CLASS, _TRANSFER_BLOCKS = 0x02, 0x0D, 0
 _CAPABILITIES = 0x01 | 0x08 | 0x20
 """bmNetworkCapabilities: packet filter, largest datagram, SET_NTB_INPUT_SIZE with 8 bytes."""
 
-# bRequest (6.2; ECM 1.2 6.2 for the first), and notifications (CDC 1.2 6.3)
+# bRequest (6.2; ECM 1.2 6.2 for the first)
 SET_ETHERNET_PACKET_FILTER = 0x43
 GET_NTB_PARAMETERS = 0x80
 GET_NTB_FORMAT, SET_NTB_FORMAT = 0x83, 0x84
 GET_NTB_INPUT_SIZE, SET_NTB_INPUT_SIZE = 0x85, 0x86
 GET_MAX_DATAGRAM_SIZE, SET_MAX_DATAGRAM_SIZE = 0x87, 0x88
-NETWORK_CONNECTION, CONNECTION_SPEED_CHANGE = 0x00, 0x2A
 
 _PARAMETERS = Struct("<HHIHHH2xIHHHH")
 _INPUT, _SHORT = Struct("<IHH"), Struct("<H")
-_SPEED_CHANGE, _CONNECTION = Struct("<BBHHHII"), Struct("<BBHHH")
 _BITS = {Speed.FULL: 12_000_000, Speed.HIGH: 480_000_000, Speed.SUPER: 4_000_000_000}
 """A second; of the 5 Gbit/s of SuperSpeed one in five is coding, and the field has 32 bits."""
 _COMPLETED = TransferStatus.COMPLETED
@@ -140,9 +139,7 @@ class Network(VirtualDevice):
         """Whether the cable is, as far as our user is concerned."""
         self.sent = self.malformed = 0
         self._loop = loop
-        self._told: bool | None = None
-        """The connection that the guest was told of, and None before that: its speed comes first."""
-        self._is_speed_told = False
+        self._notifications = Notifications(loop, CONTROL, _BITS[speed], self._notify)
         self._is_arriving = False
         """Whether the other end has something."""
         self._noted = ""
@@ -229,13 +226,14 @@ class Network(VirtualDevice):
     def attach(self, events: DeviceEvents) -> None:
         super().attach(events)
         self.end.start(self._loop, self._arrived, self._changed)
+        self._notifications.start()
         self._note()
 
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
         if self._has_data and not any(endpoint.address == IN for endpoint in endpoints):
             return
         self._outbound.clear()
-        self._told, self._is_speed_told = None, False
+        self._notifications.restart()
         if not self._has_data:
             self.inbound.reset()
             return
@@ -245,6 +243,7 @@ class Network(VirtualDevice):
     def closed(self) -> None:
         if self._note_timer is not None:
             self._note_timer.cancel()
+        self._notifications.close()
         self.end.close()
         _log.info("%s: %s", self.name, self._status())
 
@@ -255,8 +254,8 @@ class Network(VirtualDevice):
             self.is_plugged,
             self.sent,
             self.malformed,
-            self._is_speed_told,
-            self._told,
+            self._notifications.is_speed_told,
+            self._notifications.told,
             self.inbound.state(),
             self._outbound.begun,
             self.end.state(),
@@ -269,13 +268,14 @@ class Network(VirtualDevice):
     def take_own_state(self, state: dict[str, Any]) -> None:
         given = unpack(NetworkState, state)
         self.is_plugged, self.sent, self.malformed = given.is_plugged, given.sent, given.malformed
-        self._is_speed_told, self._told = given.is_speed_told, given.told
+        self._notifications.go_on(given.is_speed_told, given.told)
         self.inbound.take_state(given.inbound)
         self._outbound.go_on(given.outbound)
 
     def forgotten(self) -> None:
         if self._note_timer is not None:
             self._note_timer.cancel()
+        self._notifications.close()
         self.end.close()
 
     @property
@@ -350,19 +350,16 @@ class Network(VirtualDevice):
         elif endpoint.address == OUT:
             self._send(endpoint)
         else:
-            self._notify(endpoint)
+            self._tell(endpoint)
 
-    def _notify(self, endpoint: VirtualEndpoint) -> None:
-        """The speed, then the connection, whenever it has changed (7.1)."""
+    def _notify(self) -> None:
+        if self._has_data:
+            self.serve(self.endpoints[NOTIFY])
+
+    def _tell(self, endpoint: VirtualEndpoint) -> None:
         while endpoint.queue and self._has_data:
-            if not self._is_speed_told:
-                bits = _BITS[self.speed]
-                message = _SPEED_CHANGE.pack(0xA1, CONNECTION_SPEED_CHANGE, 0, CONTROL, 8, bits, bits)
-                self._is_speed_told = True
-            elif self._told != self.carrier:
-                self._told = self.carrier
-                message = _CONNECTION.pack(0xA1, NETWORK_CONNECTION, self.carrier, CONTROL, 0)
-            else:
+            message = self._notifications.next(self.carrier)
+            if message is None:
                 return
             transfer = endpoint.queue.popleft()
             done = transfer.write(message)

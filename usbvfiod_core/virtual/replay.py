@@ -144,7 +144,7 @@ class Replay(VirtualDevice):
             for interface in current:
                 if interface.number == number and (interface.class_code, interface.protocol) == _STORAGE:
                     drive.connect(self.endpoints, interface)
-        self._pipes.connect(current, self.endpoints)
+        self._pipes.connect(self.endpoints)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

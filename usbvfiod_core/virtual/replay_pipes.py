@@ -1,24 +1,24 @@
 """The bulk, interrupt and isochronous data of a recording, endpoint by endpoint.
 
 Data of a bulk IN endpoint are given when the driver has sent as many bytes to the bulk OUT endpoints of the interface
-as the recorded one had sent before them: an answer does not come before its question.
+as the recorded one had sent before them: an answer does not come before its question. Those of an interrupt IN endpoint
+wait for the bulk data of their function in both directions: a serial port does not hang up before all is read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from ..capture.recorded_device import RecordedDevice
-from ..capture.recording import Exchange, completions
+from ..capture.recording import Exchange
 from ..capture.usbmon import STATUS
 from ..state import StateError
-from ..usb.descriptors import Interface
 from ..usb.device import Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .endpoint import VirtualEndpoint
 from .isochronous import fill, finish
+from .replay_chunks import Chunk, chunks, function, moves, outlets, refusals, whole
 from .replay_requests import first_difference
 from .replay_state import PipesState, SinkState, SourceState, StallState
 
@@ -30,20 +30,6 @@ WAITS = 2.0
 _BULK = TransferType.BULK
 _COMPLETED = TransferStatus.COMPLETED
 _GIVEN_UP = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED)
-
-
-@dataclass(slots=True)
-class Chunk:
-    """What one recorded IN transfer brought."""
-
-    data: bytes | memoryview
-    status: TransferStatus
-    ends: bool
-    """Whether the transfer ends behind it: with a short packet, or because a report is one."""
-    needed: int
-    """Bytes that the driver had sent before."""
-    after: float
-    """Seconds after what came before it: the chunk before, the data that were sent, or the question for it."""
 
 
 class SentData:
@@ -96,7 +82,7 @@ class _Source:
         self.address = address
         self.chunks = chunks
         self.live: VirtualEndpoint | None = None
-        self.outlets: list[SentData] = []
+        self.awaited: list[SentData | _Source] = []
         self._pace = pace
         self._timer: Timer | None = None
         self._explained = False
@@ -106,6 +92,7 @@ class _Source:
         self.stop()
         self._number = 0
         self._offset = 0
+        self.sent = 0
         self._since = float("-inf")  # when what came before the next chunk was there
         self._asking = False
         self._questioned = False  # whether what the next chunk waits for has been sent
@@ -126,18 +113,19 @@ class _Source:
         if state.number > len(self.chunks) or state.offset > rest:
             raise StateError(f"endpoint {self.address:02x}: so much was not recorded")
         self._number, self._offset = state.number, state.offset
+        self.sent = sum(len(chunk.data) for chunk in self.chunks[: state.number]) + state.offset
         self._since = float("-inf") if state.waited is None else self._pace.loop.time() - state.waited
         self._asking, self._questioned, self._explained = state.asking, state.questioned, state.explained
 
     def questioned(self) -> None:
-        """The driver has sent something that the next chunk may have waited for."""
-        if not self._questioned and self._number < len(self.chunks) and self._sent >= self.chunks[self._number].needed:
+        """Something was moved that the next chunk may have waited for."""
+        if not self._questioned and self._number < len(self.chunks) and self._moved >= self.chunks[self._number].needed:
             self._questioned = True
             self._since = max(self._since, self._pace.loop.time())
 
     @property
-    def _sent(self) -> int:
-        return sum(outlet.sent for outlet in self.outlets)
+    def _moved(self) -> int:
+        return sum(each.sent for each in self.awaited)
 
     def process(self, endpoint: VirtualEndpoint) -> None:
         """Give what is due."""
@@ -147,7 +135,7 @@ class _Source:
             self._since = max(self._since, now)
         while endpoint.queue and not endpoint.halted and self._number < len(self.chunks):
             chunk = self.chunks[self._number]
-            if self.outlets and self._sent < chunk.needed:
+            if self.awaited and self._moved < chunk.needed:
                 self._wait(WAITS, self._explain)
                 return
             if self._pace.real_time and not self._offset and now < self._since + chunk.after:
@@ -162,11 +150,12 @@ class _Source:
         part = chunk.data[self._offset : self._offset + room]
         _write(transfer, part)
         self._offset += len(part)
+        self.sent += len(part)
         if self._offset < len(chunk.data):
             endpoint.queue.popleft().complete(_COMPLETED)  # the rest goes into the next
             return
         self._number, self._offset, self._since = self._number + 1, 0, now
-        self._questioned = self._number < len(self.chunks) and self._sent >= self.chunks[self._number].needed
+        self._questioned = self._number < len(self.chunks) and self._moved >= self.chunks[self._number].needed
         if chunk.status is TransferStatus.STALL:
             endpoint.halt()
         elif chunk.status is not _COMPLETED:
@@ -189,10 +178,11 @@ class _Source:
         self._timer, self._explained = None, True
         chunk = self.chunks[self._number]
         _log.info(
-            "%s: endpoint %02x answers when %d more bytes have been sent, as the recorded driver did",
+            "%s: endpoint %02x answers when %d more bytes have been %s, as the recorded driver did",
             self.name,
             self.address,
-            chunk.needed - self._sent,
+            chunk.needed - self._moved,
+            "moved" if any(isinstance(each, _Source) for each in self.awaited) else "sent",
         )
 
 
@@ -200,7 +190,7 @@ class Pipes:
     """The bulk and interrupt endpoints of a device, without those of the interfaces `others`."""
 
     def __init__(self, name: str, recorded: RecordedDevice, pace: Pace, others: Container[int] = ()) -> None:
-        self._exchanges = list(completions(recorded.traffic))
+        self._exchanges = recorded.traffic.ended
         self._sources: dict[int, _Source] = {}
         self._sinks: dict[int, SentData] = {}
         self._refused: dict[int, set[int]] = {}
@@ -208,22 +198,26 @@ class Pipes:
             address: [each for each in recorded.traffic.exchanges if each.first.endpoint == address]
             for address in {each.first.endpoint for each in recorded.traffic.exchanges if _is_pipe(each)}
         }
-        for interface in recorded.interfaces():
+        interfaces = [each for each in recorded.interfaces() if each.number not in others]
+        awaited: dict[int, set[int]] = {}
+        for interface in interfaces:
             for endpoint in interface.endpoints:
                 address = endpoint.address
-                if interface.number in others or endpoint.type is TransferType.ISOCHRONOUS:
-                    continue
-                if address in self._sources or address in self._sinks:
+                if endpoint.type is TransferType.ISOCHRONOUS or address in self._sources or address in self._sinks:
                     continue
                 if endpoint.is_in:
-                    questions = _outlets(interface) if endpoint.type is _BULK else []
-                    sent = [each for out in questions for each in outs.get(out, ())]
-                    chunks = _chunks(self._exchanges, sent, address, endpoint.packet_size, endpoint.type)
-                    self._sources[address] = _Source(name, address, chunks, pace)
+                    of_bulk = endpoint.type is _BULK
+                    awaited[address] = outlets(interface) if of_bulk else function(interface, interfaces)
+                    moved = moves(awaited[address], outs, self._exchanges)
+                    given = chunks(self._exchanges, moved, address, endpoint.packet_size, endpoint.type)
+                    self._sources[address] = _Source(name, address, given, pace)
                 else:
-                    pieces = [_whole(each) for each in outs.get(address, ()) if each.status is not TransferStatus.STALL]
+                    pieces = [whole(each) for each in outs.get(address, ()) if each.status is not TransferStatus.STALL]
                     self._sinks[address] = SentData(name, address, pieces)
-                    self._refused[address] = _refusals(outs.get(address, ()))
+                    self._refused[address] = refusals(outs.get(address, ()))
+        for address, source in self._sources.items():
+            both = ((self._sinks.get(each) or self._sources.get(each)) for each in awaited[address])
+            source.awaited = [each for each in both if each is not None]
         self._stalled: set[tuple[int, int]] = set()
 
     def rewind(self) -> None:
@@ -252,43 +246,39 @@ class Pipes:
             sink.take_state(state.sinks[str(address)])
         self._stalled = {(each.endpoint, each.sent) for each in state.stalled}
 
-    def connect(self, interfaces: Iterable[Interface], endpoints: Mapping[int, VirtualEndpoint]) -> None:
-        """These are the settings in force, and the endpoints that there are."""
+    def connect(self, endpoints: Mapping[int, VirtualEndpoint]) -> None:
+        """These are the endpoints of the settings in force."""
         for address, source in self._sources.items():
             source.live = endpoints.get(address)
             if source.live is None:
                 source.stop()
-        for interface in interfaces:
-            outlets = [self._sinks[address] for address in _outlets(interface) if address in self._sinks]
-            for endpoint in interface.endpoints:
-                if endpoint.address in self._sources and endpoint.type is _BULK:
-                    self._sources[endpoint.address].outlets = outlets
 
     def process(self, endpoint: VirtualEndpoint) -> list[VirtualEndpoint]:
-        """Something is queued; returns the endpoints that may have something to give because of what was sent."""
-        source = self._sources.get(endpoint.address)
-        if source is not None:
-            source.process(endpoint)
-            return []
-        sink = self._sinks.get(endpoint.address)
-        if sink is None:
-            return []
+        """Something is queued; returns the endpoints that may have something to give because of what was moved."""
+        moved: SentData | _Source | None = self._sources.get(endpoint.address)
+        if isinstance(moved, _Source):
+            moved.process(endpoint)
+        elif (sink := self._sinks.get(endpoint.address)) is not None:
+            self._take(endpoint, sink)
+            moved = sink
+        waiting = []
+        for each in self._sources.values():
+            if moved in each.awaited:
+                each.questioned()
+                if each.live is not None and each.live.queue:
+                    waiting.append(each.live)
+        return waiting
+
+    def _take(self, endpoint: VirtualEndpoint, sink: SentData) -> None:
         while endpoint.queue:
             place = (endpoint.address, sink.sent)
             if sink.sent in self._refused[endpoint.address] and place not in self._stalled:
                 self._stalled.add(place)
                 endpoint.halt()
-                break
+                return
             transfer = endpoint.queue.popleft()
             sink.take(transfer.read())
             transfer.complete(_COMPLETED, transfer.length)
-        waiting = []
-        for each in self._sources.values():
-            if sink in each.outlets:
-                each.questioned()
-                if each.live is not None and each.live.queue:
-                    waiting.append(each.live)
-        return waiting
 
     def close(self) -> None:
         """Stop waiting."""
@@ -303,7 +293,7 @@ class Packets:
     def __init__(self, recorded: RecordedDevice) -> None:
         self._packets: dict[int, list[tuple[TransferStatus, bytes | memoryview]]] = {}
         self._next: dict[int, int] = {}
-        for exchange in completions(recorded.traffic):
+        for exchange in recorded.traffic.ended:
             record = exchange.completed
             if record is None or record.type is not TransferType.ISOCHRONOUS or not record.is_in:
                 continue
@@ -345,62 +335,6 @@ class Packets:
 
 def _is_pipe(exchange: Exchange) -> bool:
     return exchange.first.type in (TransferType.BULK, TransferType.INTERRUPT)
-
-
-def _outlets(interface: Interface) -> list[int]:
-    return [each.address for each in interface.endpoints if each.type is _BULK and not each.is_in]
-
-
-def _whole(exchange: Exchange) -> bytes | memoryview:
-    """A transfer's data; zeros take the place of what was cut."""
-    length = exchange.moved if exchange.first.is_in else exchange.asked or 0
-    missing = length - len(exchange.data)
-    return bytes(exchange.data) + bytes(missing) if missing > 0 else exchange.data
-
-
-def _refusals(exchanges: Iterable[Exchange]) -> set[int]:
-    """After how many sent bytes a transfer was answered by a stall."""
-    found, sent = set(), 0
-    for exchange in exchanges:
-        if exchange.status is TransferStatus.STALL:
-            found.add(sent)
-        else:
-            sent += exchange.asked or 0
-    return found
-
-
-def _chunks(
-    ended: Sequence[Exchange], sent: Sequence[Exchange], address: int, packet_size: int, type: TransferType
-) -> list[Chunk]:
-    """What the IN endpoint gave; `sent` are the transfers to the OUT endpoints whose data it may have waited for."""
-    chunks: list[Chunk] = []
-    questions = sorted((each for each in sent if each.submitted is not None), key=lambda each: each.place)
-    number = needed = 0
-    question = last = 0
-    for exchange in ended:
-        record, status = exchange.completed, exchange.status
-        if record is None or status is None or record.endpoint != address:
-            continue
-        while number < len(questions) and questions[number].place < exchange.completed_place:
-            one = questions[number].submitted
-            assert one is not None
-            if questions[number].status is not TransferStatus.STALL:
-                needed += one.length
-                question = one.time
-            number += 1
-        data = _whole(exchange)
-        if status in _GIVEN_UP and not data:
-            continue
-        if status in _GIVEN_UP:
-            status = _COMPLETED
-        asked = exchange.submitted.time if exchange.submitted is not None else last or record.time
-        short = exchange.asked is None or len(data) < exchange.asked or len(data) % (packet_size or 1) != 0
-        before = max(question, last, asked)
-        chunks.append(Chunk(data, status, type is not _BULK or short, needed, max(record.time - before, 0) / 1e9))
-        last = record.time
-    while chunks and chunks[-1].status in (TransferStatus.ERROR, TransferStatus.BABBLE):
-        chunks.pop()  # it was unplugged
-    return chunks
 
 
 def _write(transfer: Transfer, data: bytes | memoryview) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from ..capture.recording import Exchange, Traffic, completions
+from ..capture.recording import Exchange, Traffic
 from ..usb import descriptors
 from ..usb.descriptors import Interface
 from ..usb.transfer import TransferStatus
@@ -42,7 +42,7 @@ class _Pipes:
         """Whose data a pipe moves next, as READY IUs have said."""
 
     def follow(self, traffic: Traffic) -> Iterator[Command]:
-        for exchange in completions(traffic):
+        for exchange in traffic.ended:
             usage = self._usage.get(exchange.first.endpoint)
             if usage == iu.COMMAND_PIPE:
                 self._begin(exchange)

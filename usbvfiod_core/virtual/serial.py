@@ -148,6 +148,9 @@ class Serial(VirtualDevice):
         events.note(f"the other end is {self.line.label}")
         self.line.start(self._loop, self._moved)
 
+    def command(self, words: Sequence[str]) -> str:
+        raise ConfigError(f"{self.name} takes no words; the other end is {self.line.label}")
+
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
         if not endpoints:
             self.terminal_ready = False

@@ -193,9 +193,12 @@ class StandardRequests(ABC):
         interfaces = configuration.interfaces if configuration else ()
         self.configuration = configuration
         self.remote_wakeup_enabled = False
-        self.alternates = {interface.number: 0 for interface in interfaces}
+        self.alternates = configuration.first_settings if configuration else {}
         new = [
-            VirtualEndpoint(item) for interface in interfaces if not interface.alternate for item in interface.endpoints
+            VirtualEndpoint(item)
+            for interface in interfaces
+            if interface.alternate == self.alternates[interface.number]
+            for item in interface.endpoints
         ]
         self.endpoints = {endpoint.address: endpoint for endpoint in new}
         self._replaced(old, new)

@@ -14,7 +14,9 @@ from . import spec
 from .contexts import InputContext
 from .endpoint import Endpoint
 from .ring import Trb
+from .root_hub import RootHub
 from .slot import Finish, Slot
+from .slot_table import SlotTable
 
 
 class CommandHost(Protocol):
@@ -22,22 +24,8 @@ class CommandHost(Protocol):
 
     memory: GuestMemory
     context_stride: int
-
-    def enable_slot(self) -> int:
-        """A new slot's id, or 0 if there is none (4.6.3)."""
-        ...
-
-    def slot(self, slot_id: int) -> Slot | None:
-        """The enabled slot with this id."""
-        ...
-
-    def release_slot(self, slot: Slot) -> None:
-        """The slot is disabled and its id free."""
-        ...
-
-    def port_bandwidth(self, usb_speed: int) -> bytes | None:
-        """Available bandwidth in percent for each port, byte 0 reserved (6.2.6); None for no such speed."""
-        ...
+    table: SlotTable
+    hub: RootHub
 
 
 def execute(host: CommandHost, trb: Trb, finish: Callable[[int, int], None]) -> None:
@@ -51,7 +39,7 @@ def execute(host: CommandHost, trb: Trb, finish: Callable[[int, int], None]) -> 
     if slot_command is None:
         finish(spec.CC_TRB_ERROR, 0)
         return
-    slot = host.slot(slot_id)
+    slot = host.table.get(slot_id)
     if slot is None:
         finish(spec.CC_SLOT_NOT_ENABLED, slot_id)
         return
@@ -71,14 +59,14 @@ def enable_slot(host: CommandHost, trb: Trb, finish: Callable[[int, int], None])
     if trb.control & spec.TRB_SLOT_TYPE_MASK:
         finish(spec.CC_PARAMETER_ERROR, 0)
         return
-    slot_id = host.enable_slot()
+    slot_id = host.table.enable()
     finish(spec.CC_SUCCESS if slot_id else spec.CC_NO_SLOTS, slot_id)
 
 
 def get_port_bandwidth(host: CommandHost, trb: Trb, finish: Callable[[int, int], None]) -> None:
     """Get Port Bandwidth (4.6.15) of the root hub; there are no hubs behind it."""
     slot_id = trb.control >> spec.TRB_SLOT_SHIFT
-    table = host.port_bandwidth(trb.control >> spec.TRB_SPEED_SHIFT & 0xF)
+    table = host.hub.bandwidth(trb.control >> spec.TRB_SPEED_SHIFT & 0xF)
     if slot_id or table is None:
         finish(spec.CC_PARAMETER_ERROR, slot_id)
         return
@@ -93,7 +81,7 @@ def disable_slot(host: CommandHost, slot: Slot, trb: Trb, finish: Finish) -> Non
     """Disable Slot (4.6.4)."""
 
     def disabled(code: int) -> None:
-        host.release_slot(slot)
+        host.table.release(slot)
         finish(code)
 
     slot.disable(disabled)

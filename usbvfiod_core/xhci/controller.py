@@ -81,42 +81,33 @@ class Controller:
         self.registers = registers = reg.RegisterFile(usb2_ports, usb3_ports, interrupters, context_size, kept.home)
         self._doorbells_end, self.context_stride = reg.DOORBELL_BASE + 4 * (registers.max_slots + 1), context_size
         self._mfindex = MicroframeIndex(registers, loop, self._wrapped)
-        self.frame_number = self._mfindex.frame
-        self.microframe = self._mfindex.read
+        self.frame_number, self.microframe = self._mfindex.frame, self._mfindex.read
         self.table = SlotTable(registers, usb2_ports + usb3_ports, self, kept)
         self._slots = self.table.slots
         self._revocations = Revocations(memory, self.table.endpoints)
-        self.revoke = self._revocations.revoke
         self.hub = RootHub(registers, usb2_ports, usb3_ports, self)
         self.interrupters = Interrupters(
             registers, memory, loop, interrupters, interrupt, self.work_due, self.host_system_error
         )
         self._commands = CommandRing(registers, memory, self, kept)
-        self.post = self.interrupters.post
-        self.deliver_interrupts = self.interrupters.deliver
-        self.share = self.interrupters.share
-        self.has_port = self.hub.has_port
-        self.device_at = self.hub.device_at
-        self.counters_at = self.hub.counters_at
-        self.tap_at = self.hub.tap_at
-        self.port_bandwidth = self.hub.bandwidth
-        self.endpoints_at = self.table.endpoints
-        self.device_context = self.table.device_context
-        self.enable_slot = self.table.enable
-        self.release_slot = self.table.release
-        self.slot = self.table.get
-        self.slot_of = self.table.slot_of
         self._remapping = Remapping(memory, loop, self.interrupters.primary.ring, self.table.endpoints, self.work_due)
-        self.quiesce = self._remapping.quiesce
         registers.writers[_USBCMD] = self.write_usbcmd
-        self.read = registers.read
         self._dwords = registers.dwords
         self._turns = Turns(self.interrupters)
         self._quiet = Quiescence(self, self._mfindex, self._commands, self._remapping, self._revocations, self._turns)
-        self.quiet = self._quiet.quiet
-        self.resume = self._quiet.resume
-        self.state = self._quiet.state
-        self.restore = self._quiet.restore
+        # What the client asks of the controller, and a part does: bound, as a call in between would cost each access.
+        self.read = registers.read
+        self.deliver_interrupts = self.interrupters.deliver
+        self.share = self.interrupters.share
+        self.quiesce = self._remapping.quiesce
+        # What the owner does, when the server is replaced.
+        self.quiet, self.resume = self._quiet.quiet, self._quiet.resume
+        self.state, self.restore = self._quiet.state, self._quiet.restore
+        # What slots and endpoints need (`SlotHost`, `Xhc`): they cannot import the parts that have it.
+        self.has_port, self.device_at = self.hub.has_port, self.hub.device_at
+        self.counters_at, self.tap_at = self.hub.counters_at, self.hub.tap_at
+        self.device_context, self.slot_of = self.table.device_context, self.table.slot_of
+        self.revoke = self._revocations.revoke
         self._in_run = self._commands_due = self._reset_due = self._draining = self._halt_due = False
         self._resetting: list[Callable[[], object]] = []
         self._halt_timer: Timer | None = None
@@ -437,4 +428,4 @@ class Controller:
     def _wrapped(self) -> None:
         if not self.interrupters.blocked:
             status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
-            self.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)
+            self.interrupters.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)

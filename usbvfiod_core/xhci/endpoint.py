@@ -58,7 +58,7 @@ class Endpoint(StoppableEngine):
         self._set_up_rings(dequeue)
 
     def _set_up_rings(self, dequeue: int) -> None:
-        self._rings[0] = TransferRing(self._xhc.memory, dequeue, self.context + _DEQUEUE, self.share)
+        self._rings[0] = TransferRing(self._xhc.memory, dequeue, self.context + _DEQUEUE, self.context, self.share)
 
     def rings(self) -> Iterable[TransferRing]:
         return self._rings.values()
@@ -91,8 +91,7 @@ class Endpoint(StoppableEngine):
         if self.state != spec.EP_RUNNING or self._device is None or not ring.inflight:
             return  # disabled, unplugged or rewound meanwhile
         td = ring.inflight[0]
-        status = td.transfer.status if td.transfer is not None else None
-        code = HALTING_CODES.get(status, spec.CC_TRANSACTION_ERROR)
+        code = HALTING_CODES.get(td.status, spec.CC_TRANSACTION_ERROR)
         trb, residue = current(td)
         for other in self.rings():
             if other is not ring:

@@ -218,7 +218,7 @@ class TransferEngine(Runnable):
         td.transfer = transfer = Transfer(
             self.address,
             self.type,
-            windows,
+            windows.copy(),  # the device's, which may do with it what it likes
             td.length - td.done,
             self._ended,
             setup=td.setup,
@@ -251,14 +251,19 @@ class TransferEngine(Runnable):
         ring, td = at
         if td.ended:
             return  # given up on after CANCEL_TIMEOUT
-        td.ended = True
         transfer.context = None  # a circle of objects would keep views of guest memory until the collector finds it
-        if not 0 <= transfer.actual <= transfer.length:
-            transfer.status, transfer.actual = TransferStatus.BABBLE, transfer.length
+        self._end(td, transfer)
         self.outstanding -= 1
         self._look_at(ring)
         if not self._running and not self.queued:
             self._xhc.ready(self)
+
+    def _end(self, td: Td, transfer: Transfer) -> None:
+        try:
+            td.end(transfer)
+        except TypeError:
+            name = self._device.name if self._device is not None else "a device that is gone"
+            log.error("%s: it has counted no bytes, but a %s", name, type(transfer.actual).__name__)
 
     def _retire(self, ring: TransferRing, td: Td) -> bool:
         """Report the oldest TD of a ring; False if it ended in error and the endpoint is halting."""
@@ -283,7 +288,7 @@ class TransferEngine(Runnable):
             if self._journal.tracing:
                 self._trace(td, spec.CC_SUCCESS)
             counters = self.counters
-            counters.bytes += td.done + td.transfer.actual
+            counters.bytes += td.actual
             ns = monotonic_ns() - td.submitted
             counters.latency[ns.bit_length()] += 1
             counters.nanoseconds += ns
@@ -331,9 +336,10 @@ class TransferEngine(Runnable):
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
-    def drain(self, then: Callable[[], None]) -> None:
+    def drain(self, then: Callable[[], None], *, again: bool = False) -> None:
         """Cancel what is in flight; call `then` once every transfer is back, possibly at once. Until then nothing is
-        fetched. Calls made while an earlier one waits are answered in order."""
+        fetched. Calls made while an earlier one waits are answered in order. `again`: all of it is fetched again as
+        soon as the controller goes on."""
         self._drained.append(then)
         if len(self._drained) > 1:
             return
@@ -345,7 +351,10 @@ class TransferEngine(Runnable):
                 for td in reversed(ring.inflight):
                     if not td.ended and td.transfer is not None:
                         try:
-                            device.cancel(td.transfer)
+                            if again:
+                                device.take_back(td.transfer)
+                            else:
+                                device.cancel(td.transfer)
                         except Exception:
                             log.exception("%s: cancel raised", device.name)
         self._running = running
@@ -378,8 +387,8 @@ class TransferEngine(Runnable):
         self._revoking = True
         for ring in self.rings():
             for td in ring.inflight:
-                if not td.ended:
-                    td.ended = True
+                if not td.ended and td.transfer is not None:
+                    self._end(td, td.transfer)
                     kept += td.windows or ()
         self.outstanding = 0
         return kept

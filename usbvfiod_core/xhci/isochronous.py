@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..usb.device import Device
-from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus
+from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus, known
 from . import spec
 from .endpoint import Endpoint
 from .report import current
@@ -44,8 +44,7 @@ def _interrupts(td: Td) -> bool:
 def _moved(td: Td) -> bool:
     """Whether the transfer was cancelled with its packet under way. A packet is for one service interval and does not
     go on in another, so that such a TD is over: a driver adds what a Stopped event says to what it is told later."""
-    transfer = td.transfer
-    return transfer is not None and transfer.status is TransferStatus.CANCELLED and transfer.actual > 0
+    return td.status is TransferStatus.CANCELLED and td.moved > 0
 
 
 class IsochronousEndpoint(Endpoint):
@@ -59,7 +58,8 @@ class IsochronousEndpoint(Endpoint):
 
     def _start(self, transfer: Transfer, td: Td, device: Device) -> None:
         self._flowing = True
-        transfer.packets = [IsochronousPacket(0, transfer.length)]
+        td.packet = IsochronousPacket(0, transfer.length)
+        transfer.packets = [td.packet]
         transfer.no_interrupt = not _interrupts(td)
         control = td.trbs[0].control
         if not control & spec.TRB_SIA:
@@ -72,14 +72,13 @@ class IsochronousEndpoint(Endpoint):
     def _retire(self, ring: TransferRing, td: Td) -> bool:
         """Report a TD however it ended; nothing halts an isochronous endpoint (4.10.2)."""
         ring.pop()
-        transfer = td.transfer
-        if transfer is None:
+        if td.transfer is None:
             self._report(ring, td)
             return True
-        status = TransferStatus.COMPLETED if _moved(td) else transfer.status
-        if status is TransferStatus.COMPLETED and transfer.packets:
-            status = transfer.packets[0].status
-        if status is TransferStatus.COMPLETED and (self.is_in or transfer.actual >= transfer.length):
+        status = TransferStatus.COMPLETED if _moved(td) else td.status
+        if status is TransferStatus.COMPLETED and td.packet is not None:
+            status = known(td.packet.status)
+        if status is TransferStatus.COMPLETED and (self.is_in or not td.short):
             self._report(ring, td)
             return True
         if td.links:

@@ -18,12 +18,14 @@ class LongTd:
     `units` is what its ring has taken of the allowance meanwhile: as for the longest TD.
     """
 
-    __slots__ = ("_generation", "_mapped", "_next", "_ring", "td", "units")
+    __slots__ = ("_begun", "_context", "_generation", "_mapped", "_next", "_ring", "td", "units")
 
-    def __init__(self, td: Td, ring: ConsumerRing, memory: GuestMemory) -> None:
+    def __init__(self, td: Td, ring: ConsumerRing, memory: GuestMemory, context: int, begun: bool) -> None:
         self.td = td
         self.units = 0
         self._ring = ring
+        self._context = context
+        self._begun = begun
         self._generation = memory.generation
         self._mapped = 0
         self._leave()
@@ -44,7 +46,8 @@ class LongTd:
         ring.put_back(*self._next)
         try:
             if td.unread:
-                return collect_chain(td, ring, type, min(len(td.trbs) + STEP, TRB_LIMIT))
+                limit = min(len(td.trbs) + STEP, TRB_LIMIT)
+                return collect_chain(td, ring, memory, type, self._context, self._begun, limit)
             mapped = self._mapped + STEP
             map_buffers(td, td.trbs[self._mapped : mapped], memory, type)
             self._mapped = min(mapped, len(td.trbs))

@@ -35,8 +35,7 @@ ISOCHRONOUS_SECONDS: Final = 0.1
 
 MOVING_SECONDS: Final = 0.5
 """What bulk and interrupt OUT transfers get of a device whose `cancel_loses` what they have moved; those that move
-nothing are taken back then, and have lost nothing. Interrupt IN transfers wait for as long as the device has nothing to
-say, and are taken back at once."""
+nothing are taken back then, and have lost nothing. What is not waited for (`is_waited_for`) is taken back at once."""
 
 LOOK_SECONDS: Final = 0.002
 """How often it is looked whether everything is back, besides when something has ended."""
@@ -211,8 +210,7 @@ class Quiescence:
             call_later(MOVING_SECONDS, self._take_back, TransferType.BULK, TransferType.INTERRUPT),
         ]
         for endpoint in self._endpoints(TransferType.BULK, TransferType.INTERRUPT):
-            waits_idle = endpoint.type is TransferType.INTERRUPT and endpoint.is_in
-            if waits_idle or not endpoint.cancel_loses:
+            if not endpoint.is_waited_for:
                 endpoint.take_back(_nothing)
 
     def _take_back(self, *types: TransferType) -> None:

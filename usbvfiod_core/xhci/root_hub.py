@@ -13,10 +13,12 @@ from ..usb.device import Device, Loop
 from ..usb.transfer import TransferType
 from . import spec
 from .endpoint import Endpoint
+from .interrupters import Interrupters
 from .journal import Journal
 from .ports import Port
 from .registers import RegisterFile
-from .slot import Slot, when_all
+from .slot import when_all
+from .slot_table import SlotTable
 from .state import PortState
 from .statistics import EndpointCounters, EndpointStatistics, describe
 from .xhc import Tap
@@ -30,15 +32,9 @@ class HubHost(Protocol):
     @property
     def running(self) -> bool: ...
 
-    def post(self, interrupter: int, parameter: int, status: int, control: int, block_interrupt: bool) -> None: ...
-
-    def endpoints_at(self, port_id: int = 0) -> list[Endpoint]:
-        """The endpoints of the slots whose device is at this port; of all slots without one."""
-        ...
-
-    def slot_of(self, device: Device) -> Slot | None:
-        """The slot that a device has been addressed through."""
-        ...
+    table: SlotTable
+    interrupters: Interrupters
+    """Where port events are published."""
 
     def work_due(self) -> None:
         """Call `RootHub.flush` soon."""
@@ -137,10 +133,15 @@ class RootHub:
         self.leaving(port_id, device)
 
         def idle() -> None:
-            device.close()
+            try:
+                device.close()
+            except Exception:
+                log.exception("%s: close raised", device.name)
+                self.unplugged(port_id, device)
+                return
             device.when_closed(lambda: self.unplugged(port_id, device))
 
-        when_all([endpoint.device_gone for endpoint in self._host.endpoints_at(port_id)], idle)
+        when_all([endpoint.device_gone for endpoint in self._host.table.endpoints(port_id)], idle)
 
     def withhold(self) -> None:
         """For the driver every device is pulled out, and none is plugged in, until `reveal`. The devices stay as they
@@ -150,12 +151,12 @@ class RootHub:
             device = port.device
             if device is None:
                 continue
-            slot = self._host.slot_of(device)
+            slot = self._host.table.slot_of(device)
             if slot is not None:
                 slot.device = None  # when the device is seen again it is another one for this slot
             port.withhold()
             port.draining = True
-            endpoints = self._host.endpoints_at(port.port_id)
+            endpoints = self._host.table.endpoints(port.port_id)
             when_all([endpoint.device_gone for endpoint in endpoints], partial(self._drained, port))
 
     def reveal(self) -> None:
@@ -173,7 +174,7 @@ class RootHub:
             port.port_id
             for port in self.ports
             if port.draining
-            or (port.withheld is not None and self._host.running and self._host.endpoints_at(port.port_id))
+            or (port.withheld is not None and self._host.running and self._host.table.endpoints(port.port_id))
         ]
 
     def has_port(self, port_id: int) -> bool:
@@ -206,7 +207,7 @@ class RootHub:
 
         Until the device is unplugged. `tap` is asked once for each endpoint, now or when the driver configures it."""
         self.ports[port_id - 1].tap = tap
-        for endpoint in self._host.endpoints_at(port_id):
+        for endpoint in self._host.table.endpoints(port_id):
             endpoint.tap(tap)
 
     def tap_at(self, port_id: int) -> Tap | None:
@@ -215,8 +216,7 @@ class RootHub:
 
     def statistics(self) -> list[EndpointStatistics]:
         """See `Controller.statistics`."""
-        # By their counters: a slot may be left over from a device that was here before, and has others.
-        live = {id(endpoint.counters): endpoint for endpoint in self._host.endpoints_at()}
+        live = self._live()
         found = []
         for port in self.ports:
             here = [(address, counters, live.get(id(counters))) for address, counters in sorted(port.counters.items())]
@@ -225,6 +225,22 @@ class RootHub:
                 state, queued = (spec.EP_DISABLED, 0) if endpoint is None else (endpoint.state, endpoint.outstanding)
                 found.append(describe(port.port_id, address, counters, slot_id=slot_id, state=state, queued=queued))
         return found
+
+    def counted(self) -> dict[int, list[tuple[int, EndpointCounters, int]]]:
+        """The counters behind `statistics` by port, for who asks often: for each endpoint its address, its counters,
+        which go on to count, and the transfers that the device has now."""
+        queued = {key: endpoint.outstanding for key, endpoint in self._live().items()}
+        return {
+            port.port_id: [
+                (address, counters, queued.get(id(counters), 0)) for address, counters in port.counters.items()
+            ]
+            for port in self.ports
+        }
+
+    def _live(self) -> dict[int, Endpoint]:
+        """The endpoints of slots by the identity of their counters: a slot may be left over from a device that was
+        here before, and has others."""
+        return {id(endpoint.counters): endpoint for endpoint in self._host.table.endpoints()}
 
     def bandwidth(self, usb_speed: int) -> bytes | None:
         """The Port Bandwidth Context for a speed ID (6.2.6), byte 0 reserved; None for a speed that is none.
@@ -311,14 +327,16 @@ class RootHub:
         if not self._host.running:
             return False
         status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
-        self._host.post(0, port_id << 24, status, spec.TRB_PORT_STATUS_CHANGE << spec.TRB_TYPE_SHIFT, False)
+        self._host.interrupters.post(
+            0, port_id << 24, status, spec.TRB_PORT_STATUS_CHANGE << spec.TRB_TYPE_SHIFT, False
+        )
         return True
 
     def say(self, port: Port, text: str) -> None:
         self._host.journal.say(port.port_id, text)
 
     def rewind_port(self, port: Port, then: Callable[[], None]) -> None:
-        when_all([endpoint.rewind for endpoint in self._host.endpoints_at(port.port_id)], then)
+        when_all([endpoint.rewind for endpoint in self._host.table.endpoints(port.port_id)], then)
 
     # -- own -----------------------------------------------------------------------------------------------------
 

@@ -6,33 +6,23 @@ from typing import Final, Protocol
 
 from ..state import require
 from ..usb.device import Device
-from ..usb.transfer import TransferType
 from . import registers as reg
 from . import spec
 from .allowance import Allowance
 from .contexts import DeviceContext
 from .endpoint import Endpoint
 from .kept import Kept
-from .slot import Slot
+from .slot import Slot, SlotHost
 from .state import SlotState
-from .statistics import EndpointCounters
-from .xhc import Tap, Xhc
 
 _DCBAAP: Final = reg.OPERATIONAL_BASE + spec.DCBAAP >> 2
 _CONFIG: Final = reg.OPERATIONAL_BASE + spec.CONFIG >> 2
 
 
-class TableHost(Xhc, Protocol):
-    """What the slots need of the controller, beyond what their endpoints do."""
+class TableHost(SlotHost, Protocol):
+    """What the table needs of the controller, beyond what its slots do."""
 
     context_stride: int
-
-    def device_context(self, slot_id: int) -> DeviceContext | None: ...
-    def has_port(self, port_id: int) -> bool: ...
-    def device_at(self, port_id: int, *, enabled: bool) -> Device | None: ...
-    def slot_of(self, device: Device) -> Slot | None: ...
-    def counters_at(self, port_id: int, address: int, type: TransferType) -> EndpointCounters: ...
-    def tap_at(self, port_id: int) -> Tap | None: ...
 
 
 class SlotTable:

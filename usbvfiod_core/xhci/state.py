@@ -42,6 +42,7 @@ class RingState:
     moved       what is known of the TD there, if a part of it was moved
     skipping    it stands in a TD that a short packet has ended before the driver had written all of it
     ahead       data of IN transfers behind a failed one, for its retry
+    begun       it stands in a TD of which a part has moved data
     """
 
     dequeue: U64
@@ -49,6 +50,7 @@ class RingState:
     moved: MovedState | None = None
     skipping: bool = False
     ahead: list[bytes] = field(default_factory=list)
+    begun: bool = False
 
 
 @dataclass

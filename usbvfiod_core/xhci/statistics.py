@@ -28,10 +28,9 @@ class EndpointCounters:
     nanoseconds   the sum of these times
     missed        isochronous: service intervals that were not served (Missed Service Error)
     errors        how often each other completion code that is an error was reported
-    told, mark    what `describe` has said last, and of what
     """
 
-    __slots__ = ("bytes", "errors", "latency", "mark", "missed", "nanoseconds", "told", "type")
+    __slots__ = ("bytes", "errors", "latency", "missed", "nanoseconds", "type")
 
     def __init__(self, type: TransferType) -> None:
         self.type = type
@@ -40,8 +39,6 @@ class EndpointCounters:
         self.errors: dict[int, int] = {}
         self.latency = [0] * _BUCKETS
         self.nanoseconds = 0
-        self.told: EndpointStatistics | None = None
-        self.mark: object = None
 
     @property
     def transfers(self) -> int:
@@ -76,8 +73,6 @@ class EndpointCounters:
 @dataclass(frozen=True)
 class EndpointStatistics:
     """What `Controller.statistics` says of one endpoint. Plain values that `dataclasses.asdict` makes JSON of.
-
-    The same object is given out again as long as all of it is true, so its list and dictionary are not to be changed.
 
     port_id   root hub port of the device, 1 and up
     slot_id   its device slot; 0 while the guest's driver has none for it
@@ -114,24 +109,9 @@ class EndpointStatistics:
 def describe(
     port_id: int, address: int, counters: EndpointCounters, *, slot_id: int, state: int, queued: int
 ) -> EndpointStatistics:
-    """The counters of an endpoint for people; the object of the last time if nothing has changed since."""
-    mark: tuple[object, ...] = (
-        port_id,
-        address,
-        counters.type,
-        slot_id,
-        state,
-        queued,
-        counters.bytes,
-        counters.missed,
-        counters.nanoseconds,
-        counters.latency,
-        counters.errors,
-    )
-    if counters.told is not None and counters.mark == mark:
-        return counters.told
+    """The counters of an endpoint for people."""
     latency = trimmed(counters.latency)
-    told = EndpointStatistics(
+    return EndpointStatistics(
         port_id,
         slot_id,
         address,
@@ -145,9 +125,6 @@ def describe(
         latency,
         counters.nanoseconds,
     )
-    counters.told = told
-    counters.mark = (*mark[:-2], counters.latency.copy(), counters.errors.copy())
-    return told
 
 
 def trimmed(histogram: list[int]) -> list[int]:

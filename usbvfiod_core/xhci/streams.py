@@ -129,7 +129,8 @@ class StreamEndpoint(Endpoint):
     def _new(self, stream_id: int, dequeue: int) -> TransferRing:
         address = self._array + stream_id * spec.STREAM_CONTEXT_SIZE
         self.share.add_ring()
-        return TransferRing(self._xhc.memory, dequeue, address, self.share, stream_id=stream_id, context_type=_PRIMARY)
+        memory, share = self._xhc.memory, self.share
+        return TransferRing(memory, dequeue, address, self.context, share, stream_id=stream_id, context_type=_PRIMARY)
 
     def _error(self, code: int) -> None:
         """An event about a doorbell: there is no TRB to point to (4.12.2.1)."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..usb.transfer import TransferType
 from . import spec
 from .engine import TransferEngine
 
@@ -57,12 +58,16 @@ class StoppableEngine(TransferEngine):
                     ring.rewind(keep_progress=True)
             then()
 
-        self.drain(back)
+        self.drain(back, again=True)
 
     @property
-    def cancel_loses(self) -> bool:
-        """See `Device`."""
-        return self._device is not None and self._device.cancel_loses
+    def is_waited_for(self) -> bool:
+        """Whether its transfers may lose what they have moved when they are taken back, and end soon by themselves. See
+        `Device`; an interrupt IN transfer waits for as long as the device has nothing to say."""
+        device = self._device
+        if device is None or not device.cancel_loses or device.keeps_requests:
+            return False
+        return not self.is_in or self.type is not TransferType.INTERRUPT
 
     @property
     def idle(self) -> bool:

@@ -7,17 +7,15 @@ become windows of guest memory; nothing is copied. When it has ended, `report` s
 
 from __future__ import annotations
 
+from operator import index as as_int
 from typing import Final
 
 from ..errors import GuestMemoryError, UnsharedMemoryError
 from ..memory import GuestMemory
 from ..usb.requests import SetupPacket
-from ..usb.transfer import Transfer, TransferStatus, TransferType
+from ..usb.transfer import IsochronousPacket, Transfer, TransferStatus, TransferType, known
 from . import spec
 from .ring import ConsumerRing, Trb
-
-PART: Final = 1024
-"""A part of a TD moves a multiple of this, and so of any packet size: a short packet would end the transfer."""
 
 TRB_LIMIT: Final = 4096
 """TRBs in one TD; more is no driver but a guest that wants to keep us busy."""
@@ -37,6 +35,8 @@ _CH: Final = spec.TRB_CH
 _IOC: Final = spec.TRB_IOC
 _IDT: Final = spec.TRB_IDT
 _LENGTH: Final = spec.TRB_LENGTH_MASK
+_PACKET_SIZE: Final = 6
+"""Offset of Max Packet Size in an endpoint context (6.2.3)."""
 _COMPLETED: Final = TransferStatus.COMPLETED
 _TAKEN_BACK: Final = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED, None)
 
@@ -56,8 +56,9 @@ class Td:
     the driver has not written the rest of the TD yet, `skipped` that it is such a rest, and that a short packet has
     ended the data before it. `done` bytes were moved before an earlier stop and are not moved again. `event_data` says
     that there is an Event Data TRB in it. `setup` and `windows` are what the transfer needs; `transfer` is None for a
-    TD without one (No Op). `unreachable` says that its buffer is memory that the client does not share: then it fails,
-    as a transfer to a device that does not answer.
+    TD without one (No Op), and `packet` is that of an isochronous transfer. `status` and `moved` are what the device
+    had said of the transfer when it ended; what it does to it later changes nothing. `unreachable` says that its buffer
+    is memory that the client does not share: then it fails, as a transfer to a device that does not answer.
     """
 
     __slots__ = (
@@ -68,9 +69,12 @@ class Td:
         "is_in",
         "length",
         "links",
+        "moved",
+        "packet",
         "partial",
         "setup",
         "skipped",
+        "status",
         "submitted",
         "transfer",
         "trbs",
@@ -95,6 +99,9 @@ class Td:
         self.setup: SetupPacket | None = None
         self.windows: list[memoryview] | None = None
         self.transfer: Transfer | None = None
+        self.packet: IsochronousPacket | None = None
+        self.status: TransferStatus | None = None
+        self.moved = 0
         self.ended = False
         self.partial = False
         self.skipped = False
@@ -105,33 +112,53 @@ class Td:
     @property
     def actual(self) -> int:
         """Bytes moved since the start of the TD."""
-        return self.done + (self.transfer.actual if self.transfer is not None else 0)
+        return self.done + self.moved
+
+    @property
+    def short(self) -> bool:
+        """Whether its transfer has moved less than was asked for."""
+        return self.done + self.moved < self.length
 
     @property
     def failed(self) -> bool:
         """Whether its transfer has not ended well. OUT is never short: a device that took less has failed."""
-        transfer = self.transfer
-        return transfer is not None and (
-            transfer.status is not _COMPLETED or (transfer.actual < transfer.length and not self.is_in)
-        )
+        return self.transfer is not None and (self.status is not _COMPLETED or (not self.is_in and self.short))
 
     @property
     def babbled(self) -> bool:
         """Whether the device has sent more than there was room for."""
-        return self.transfer is not None and self.transfer.status is TransferStatus.BABBLE
+        return self.status is TransferStatus.BABBLE
 
     @property
     def taken_back(self) -> bool:
         """Whether its transfer did not end by itself: it was cancelled, given up on, or its device is gone."""
-        return self.transfer is not None and self.transfer.status in _TAKEN_BACK
+        return self.transfer is not None and self.status in _TAKEN_BACK
 
     @property
     def whole(self) -> bool:
         """Whether its transfer was cancelled when it had moved every byte."""
-        transfer = self.transfer
-        if transfer is None or transfer.status is not TransferStatus.CANCELLED or self.setup is not None:
+        if self.status is not TransferStatus.CANCELLED or self.setup is not None:
             return False
-        return 0 < transfer.length == transfer.actual
+        return self.moved > 0 and not self.short
+
+    def end(self, transfer: Transfer) -> None:
+        """Its transfer has ended, or is waited for no more, with `Transfer.status` and `Transfer.actual`, which may be
+        anything. Raises TypeError if no bytes were counted, but something else; it has failed then."""
+        self.ended = True
+        wanted, moved, status = self.length - self.done, transfer.actual, transfer.status
+        self.status = status if status is _COMPLETED or status is None else known(status)
+        if moved == wanted:
+            self.moved = wanted
+            return
+        try:
+            moved = as_int(moved)
+        except TypeError:
+            self.status = TransferStatus.ERROR
+            raise
+        if 0 <= moved < wanted:
+            self.moved = moved
+        else:
+            self.status, self.moved = TransferStatus.BABBLE, wanted
 
     def skip(self, done: int) -> None:
         """Leave out the first `done` bytes, which were moved before the endpoint was stopped in mid-TD (4.6.9)."""
@@ -144,12 +171,16 @@ class Td:
         self.windows = rest
 
 
-def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_in: bool) -> Td | None:
+def collect(
+    ring: ConsumerRing, memory: GuestMemory, type: TransferType, context: int, *, is_in: bool, begun: bool = False
+) -> Td | None:
     """Take the next whole TD off the ring; None, and the ring as it was, if the driver has not written one yet.
 
-    For a bulk or interrupt endpoint the part of a TD up to an Event Data TRB will do (`Td.partial`). For a control
-    endpoint it is a Setup Stage, an optional Data Stage and a Status Stage (3.2.9), or a No Op. Of a long TD it is the
-    first STEP TRBs, not mapped yet, and the ring stands behind them (`Td.unread`).
+    For a bulk or interrupt endpoint, whose context lies at `context`, the part of a TD up to an Event Data TRB will do
+    (`Td.partial`) if it is of whole packets, or if `context` is 0. One without data will do only if another part has
+    `begun` the TD: if that has none at all, it is an empty packet. For a control endpoint it is a Setup Stage, an
+    optional Data Stage and a Status Stage (3.2.9), or a No Op. Of a long TD it is the first STEP TRBs, not mapped yet,
+    and the ring stands behind them (`Td.unread`).
     Raises TdFault, RingLoopError, GuestMemoryError; the ring then stands at the TD's first TRB.
     """
     first = ring.read()
@@ -162,7 +193,7 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
     try:
         if type is TransferType.CONTROL and first.control & _TYPE != _NO_OP:
             complete = _collect_control(td, ring, memory)
-        elif collect_chain(td, ring, type, STEP):
+        elif collect_chain(td, ring, memory, type, context, begun, STEP):
             if not td.unread:
                 map_buffers(td, td.trbs, memory, type)
             complete = True
@@ -179,14 +210,16 @@ def collect(ring: ConsumerRing, memory: GuestMemory, type: TransferType, *, is_i
     return td
 
 
-def collect_chain(td: Td, ring: ConsumerRing, type: TransferType, limit: int) -> bool:
+def collect_chain(
+    td: Td, ring: ConsumerRing, memory: GuestMemory, type: TransferType, context: int, begun: bool, limit: int
+) -> bool:
     """Read on in a TD that is no control transfer, until it has `limit` TRBs and is `Td.unread`; False if the driver
     has not written as much."""
     trbs = td.trbs
     td.unread = False
     if trbs[-1].control & _CH:
         if not ring.read_chain(trbs, limit):
-            if type is TransferType.ISOCHRONOUS or not _cut(trbs, ring):
+            if type is TransferType.ISOCHRONOUS or not _cut(trbs, ring, memory, context, begun):
                 return False
             td.partial = True
         elif trbs[-1].control & _CH:
@@ -206,19 +239,25 @@ def _collect_stage(trbs: list[Trb], ring: ConsumerRing) -> bool:
     return complete
 
 
-def _cut(trbs: list[Trb], ring: ConsumerRing) -> bool:
-    """Leave of an incomplete chain what ends with an Event Data TRB, and the ring right behind it; False if there is no
-    such part, or none of whole packets."""
-    for index in range(len(trbs) - 1, -1, -1):
-        if trbs[index].control & _TYPE == _EVENT_DATA:
-            if sum(map(data_length, trbs[:index])) % PART:
-                return False
-            if index + 1 < len(trbs):
-                following = trbs[index + 1]
-                ring.address, ring.cycle = following.address, following.control & 1
-                del trbs[index + 1 :]
-            return True
-    return False
+def _cut(trbs: list[Trb], ring: ConsumerRing, memory: GuestMemory, context: int, begun: bool) -> bool:
+    """Leave of an incomplete chain what ends with an Event Data TRB and is of whole packets, as much as there is, and
+    the ring right behind it; False if there is no such part. A short packet would end the transfer."""
+    packet_size, total, end = -1, 0, 0
+    for index, trb in enumerate(trbs):
+        if trb.control & _TYPE != _EVENT_DATA:
+            total += data_length(trb)
+            continue
+        if packet_size < 0:
+            packet_size = int.from_bytes(memory.read(context + _PACKET_SIZE, 2), "little") if context else 1
+        if (packet_size and total % packet_size == 0) if total else begun:
+            end = index + 1
+    if not end:
+        return False
+    if end < len(trbs):
+        following = trbs[end]
+        ring.address, ring.cycle = following.address, following.control & 1
+        del trbs[end:]
+    return True
 
 
 def map_buffers(td: Td, trbs: list[Trb], memory: GuestMemory, type: TransferType) -> None:

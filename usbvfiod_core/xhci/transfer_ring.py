@@ -38,15 +38,18 @@ class TransferRing:
 
     `dequeue` is the position to start at, as a TR Dequeue Pointer field: address and DCS. `context` is the guest
     address of that field, and `context_type` what else it holds: the Stream Context Type of a stream (6.2.4.1).
+    `endpoint` is the guest address of the endpoint's context.
     """
 
     __slots__ = (
         "_context",
         "_context_type",
+        "_endpoint",
         "_memory",
         "_resume",
         "_share",
         "ahead",
+        "begun",
         "due",
         "fetch",
         "inflight",
@@ -62,6 +65,7 @@ class TransferRing:
         memory: GuestMemory,
         dequeue: int,
         context: int,
+        endpoint: int,
         share: Share,
         *,
         stream_id: int = 0,
@@ -71,6 +75,7 @@ class TransferRing:
         self._share = share
         self._context = context
         self._context_type = context_type
+        self._endpoint = endpoint
         self.stream_id = stream_id
         self.fetch = ConsumerRing(memory, dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
         self.inflight: deque[Td] = deque()
@@ -80,6 +85,8 @@ class TransferRing:
         """What transfers behind a failed one have read, for a retry of that one."""
         self.skipping = False
         """Whether it stands in a TD that a short packet has ended before the driver had written all of it."""
+        self.begun = False
+        """Whether it stands in a TD of which a part has moved data: a rest without data is no packet of its own."""
         self.long: LongTd | None = None
         """The next TD, if it is one that is read in steps, and is being read."""
         self.lap: Lap | None = None
@@ -107,7 +114,7 @@ class TransferRing:
         """Set TR Dequeue Pointer (4.6.10): go to another position and forget a half-done TD. Nothing is in flight."""
         self.forget_long()
         self.fetch.move(dequeue & spec.EP_DEQUEUE_MASK, dequeue & spec.EP_DCS)
-        self.skipping = False
+        self.skipping = self.begun = False
         self._resume = None
         self.ahead.clear()
 
@@ -122,7 +129,7 @@ class TransferRing:
         if self.long is not None and self.long.stale(self._memory):
             self.forget_long()
         if self.long is None:
-            td = collect(self.fetch, self._memory, type, is_in=is_in)
+            td = collect(self.fetch, self._memory, type, self._part_of(), is_in=is_in, begun=self.begun)
         else:
             td = self._read_on(self.long, type)
         if td is None:
@@ -146,12 +153,19 @@ class TransferRing:
         if self.skipping:
             td.skipped, td.windows = True, None
             self.skipping = td.partial
+        elif self.begun and not td.length:
+            td.windows = None  # no packet: the data are in other parts
+        self.begun = td.partial
         self.inflight.append(td)
         return td
 
+    def _part_of(self) -> int:
+        """See `collect`: of a rest that is skipped no packets are moved, whole or not."""
+        return 0 if self.skipping else self._endpoint
+
     def _begin_long(self, td: Td) -> None:
         """Read on in a TD if there is room for the longest, since nobody knows yet how long it is."""
-        long = LongTd(td, self.fetch, self._memory)
+        long = LongTd(td, self.fetch, self._memory, self._part_of(), self.begun)
         long.units = self._share.take(TRB_LIMIT)
         if long.units:
             self.long = long
@@ -211,11 +225,10 @@ class TransferRing:
         """The oldest TD is an IN transfer that has failed. A bus that has executed the next ones nevertheless has read
         what the device has repeated for the failed one, and what follows: keep it, before the TDs are given back."""
         for td in islice(self.inflight, 1, None):
-            transfer = td.transfer
-            if transfer is None or transfer.status is not TransferStatus.COMPLETED:
+            if td.status is not TransferStatus.COMPLETED:
                 break
-            if transfer.actual:
-                self.ahead.append(b"".join(transfer.windows)[: transfer.actual])
+            if td.moved:
+                self.ahead.append(b"".join(td.windows or ())[: td.moved])
 
     def forget_progress(self) -> None:
         """Fetch a half-done TD from its start after all (Reset Endpoint without TSP)."""
@@ -225,13 +238,13 @@ class TransferRing:
     def saved_state(self) -> RingState:
         """What another process needs to go on with it; nothing is in flight."""
         moved = None if self._resume is None else MovedState(*self._resume)
-        return RingState(self.dequeue, self.stream_id, moved, self.skipping, list(self.ahead))
+        return RingState(self.dequeue, self.stream_id, moved, self.skipping, list(self.ahead), self.begun)
 
     def take_over(self, saved: RingState, path: str) -> None:
         """Go on where the ring of another process was. Raises StateError."""
         require(not saved.dequeue & 0xE, f"{path}.dequeue", "no TRB can be there")
         self.fetch.move(saved.dequeue & spec.EP_DEQUEUE_MASK, saved.dequeue & spec.EP_DCS)
-        self.skipping = saved.skipping
+        self.skipping, self.begun = saved.skipping, saved.begun
         self.ahead.extend(saved.ahead)
         if saved.moved is not None:
             moved = saved.moved

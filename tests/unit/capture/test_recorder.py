@@ -7,6 +7,8 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from struct import Struct
+from time import monotonic_ns, time_ns
 
 import pytest
 
@@ -48,6 +50,23 @@ def transfer(rig: Rig, data: bytes = b"", *, name: str = "it", count: int = 1) -
     for _ in range(count):
         window = memoryview(bytearray(len(data)))
         route(Transfer(0x81, TransferType.BULK, [window], len(data), lambda transfer: None))
+
+
+def test_times_where_the_lower_half_of_a_time_overflows(tmp_path: Path) -> None:
+    """Each four seconds. Both times of a packet are the same, and none is before that of the one in front of it."""
+    overflow, around = (time_ns() >> 32) << 32, 50_000_000
+    rig = Rig(opened(tmp_path / "it"))
+    rig.recorder._epoch = overflow - around - monotonic_ns()
+    while rig.recorder.now() < overflow + around:
+        transfer(rig)
+    assert rig.finish() == ""
+    rig.loop.close()
+    packets = [packet for packet, _ in records(tmp_path / "it")]
+    assert packets[0].time < overflow <= packets[-1].time
+    assert [each.time for each in packets] == sorted(each.time for each in packets)
+    for each in packets:
+        seconds, microseconds = Struct("<qi").unpack_from(each.data, 16)
+        assert each.time // 1000 == seconds * 1_000_000 + microseconds
 
 
 def test_a_file_with_two_devices(make: Make, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.capture.conversation import Conversation
 from usbvfiod_core.capture import recording as module
 from usbvfiod_core.capture.recorded_device import RecordedDevice, choose
-from usbvfiod_core.capture.recording import Recording, completions, read_recording
+from usbvfiod_core.capture.recording import Recording, read_recording
 from usbvfiod_core.capture.usbmon import FAILED
 from usbvfiod_core.errors import CaptureError
 from usbvfiod_core.testing.device_bench import DeviceBench
@@ -85,8 +85,26 @@ def test_transfers_that_overlap_are_told_apart_and_ordered_by_their_ends() -> No
         record.time = number
     (traffic,) = made(talk.file()).devices
     assert [bytes(each.data) for each in traffic.exchanges] == [b"one", b"two"]
-    assert [bytes(each.data) for each in completions(traffic)] == [b"two", b"one"]
+    assert [bytes(each.data) for each in traffic.ended] == [b"two", b"one"]
     assert traffic.exchanges[0].seconds == 3e-9
+
+
+def test_records_are_sorted_by_their_times_and_stay_in_order_where_they_are_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RUN", 4)
+    talk = Conversation()
+    for number in range(30):
+        talk.read(0x81, bytes([number]))
+    order = [7 * number % 30 for number in range(30)]
+    for number, (one, back) in zip(order, zip(talk.records[::2], talk.records[1::2], strict=True), strict=True):
+        one.time = back.time = number // 2
+    recording = made(talk.file())
+    (traffic,) = recording.devices
+    expected = sorted(range(30), key=lambda each: order[each] // 2)
+    assert [bytes(each.data)[0] for each in traffic.exchanges] == expected
+    assert traffic.ended == traffic.exchanges
+    assert "not in the order of their times" in " ".join(recording.remarks)
 
 
 def test_what_never_ended_and_what_began_before() -> None:

@@ -21,6 +21,7 @@ from usbvfiod_core import Backend, Device, DeviceAway, DeviceError, DeviceInfo, 
 from usbvfiod_core.cli import doctor, look, main
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.man import page
+from usbvfiod_core.daemon import places
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.host import hotplug, sysfs
 from usbvfiod_core.host.options import HostOptions
@@ -196,7 +197,8 @@ def verdicts(answer: dict[str, Any]) -> dict[str, str]:
 def test_a_healthy_host(shelf: Shelf, host: Path, answers: Answers) -> None:
     code, answer, error = answers("doctor")
     assert (code, error, answer["healthy"]) == (0, "", True)
-    assert verdicts(answer) == {"backends": "note", "usb": "ok", "events": "ok", "rights": "ok", "usbfs memory": "ok"}
+    fine = {"usb": "ok", "events": "ok", "rights": "ok", "usbfs memory": "ok"}
+    assert verdicts(answer) == {"backends": "note", **fine, "server": "note"}
 
 
 def test_what_the_host_does_not_give(
@@ -230,7 +232,9 @@ def test_each_illness_has_a_fix(
     monkeypatch.setattr(hotplug, "uevent_socket", deaf)
     code, answer, error = answers("doctor")
     assert code == 1
-    assert "1 of 8 findings are wrong: rights: no permission for 1-2 0403:6001 Serial" in error
+    assert error == "usbvfiod: error: 1 of 9 findings is wrong: rights\n"
+    wrong = [finding["text"] for finding in answer["findings"] if finding["verdict"] == "wrong"]
+    assert wrong == ["no permission for 1-2 0403:6001 Serial"]
     assert verdicts(answer) | {"rights": "wrong"} == {
         "backends": "note",
         "usb": "ok",
@@ -239,29 +243,47 @@ def test_each_illness_has_a_fix(
         "drivers": "note",
         "autosuspend": "note",
         "usbfs memory": "note",
+        "server": "note",
     }
     fixes = "\n".join(finding["fix"] for finding in answer["findings"])
     for text in ('ATTR{idVendor}=="0403"', "echo 1000 | sudo tee", "AF_NETLINK", "echo on | sudo tee"):
         assert text in fixes
     assert installation().plugin("usbfs") in fixes
     assert main(["doctor"]) == 1
-    assert "ftdi_sio has 1-2 0403:6001 Serial" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "ftdi_sio has 1-2 0403:6001 Serial" in told
+    assert f"what would help (backends):\n{installation().plugin('usbfs')}\n" in told
 
 
 def test_a_host_without_usb(shelf: Shelf, host: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sysfs, "NODES", host / "none")
-    assert verdicts(answers("doctor")[1])["usb"] == "wrong"
-    monkeypatch.setattr(sysfs, "DEVICES", host / "none")
-    code, answer, error = answers("doctor")
-    assert (code, verdicts(answer)["usb"], verdicts(answer)["devices"]) == (1, "wrong", "note")
-    assert "the kernel has no USB" in error
+    """It matters only to those who want devices of the host."""
+    for wanted, verdict in ((False, "note"), (True, "wrong")):
+        monkeypatch.setattr(shelf, "of_host", wanted, raising=False)
+        with monkeypatch.context() as context:
+            context.setattr(sysfs, "NODES", host / "none")
+            assert verdicts(answers("doctor")[1])["usb"] == verdict
+            context.setattr(sysfs, "DEVICES", host / "none")
+            code, answer, _ = answers("doctor")
+        assert (code, verdicts(answer)["usb"], verdicts(answer)["devices"]) == (int(wanted), verdict, "note")
+        assert any("the kernel has no USB" in finding["text"] for finding in answer["findings"])
 
 
 def test_a_backend_has_problems(shelf: Shelf, host: Path, answers: Answers) -> None:
     shelf.failure = DeviceError("far does not answer")
     code, answer, error = answers("doctor")
     assert (code, verdicts(answer)["shelf"]) == (1, "wrong")
-    assert "shelf: far does not answer" in error
+    assert error.endswith("wrong: shelf\n")
+    assert {"check": "shelf", "verdict": "wrong", "text": "far does not answer", "fix": ""} in answer["findings"]
+
+
+def test_several_servers_and_none(
+    shelf: Shelf, host: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"]) == 0
+    assert "what would help (server):\nusbvfiod --socket-path PATH\n" in capsys.readouterr().out
+    monkeypatch.setattr(places, "servers", lambda place: {"db": Path("db"), "web": Path("web")})
+    (server,) = (each for each in answers("doctor")[1]["findings"] if each["check"] == "server")
+    assert (server["text"], server["fix"]) == ("2 servers run: db, web", "usbvfiod doctor --vm NAME")
 
 
 # -- completion and man ---------------------------------------------------------------------------------------------
@@ -358,3 +380,19 @@ def test_memory_that_is_not_shared(
     if verdict == "wrong":
         assert "not shared" in printed
         assert "share=on" in found["vm"].fix
+
+
+@pytest.mark.parametrize(
+    ("socket", "where"), [("/run/vm.sock", "/run/vm.sock"), ("", "the socket that the server has inherited")]
+)
+def test_nobody_is_connected(socket: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    server = {"pid": 1, "build": "pure", "serving": True, "seconds": 65.0, "socket": socket, "missing": []}
+    server["sandbox"] = {"stages": [], "missing": []}
+    memory = {"shared": 0, "unshared": 0}
+    status: dict[str, Any] = {"server": server, "client": None, "memory": memory, "attachments": []}
+    connection = nullcontext(SimpleNamespace(request=lambda name: status))
+    found = {finding.check: finding for finding in doctor._server(lambda: connection)}  # type: ignore[arg-type, return-value]
+    assert found["vm"].fix == f"Start a VM that connects to {where}."
+    look._print_status(status)
+    on = f" on {socket}" if socket else ""
+    assert capsys.readouterr().out.startswith(f"server   process 1 (pure), serving{on}, for 0:01:05\n")

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbvfiod_core import ConfigError
-from usbvfiod_core.cli import main
+from usbvfiod_core import ConfigError, DeviceError
+from usbvfiod_core.cli import main, serve
+from usbvfiod_core.cli.passing import Opened
+from usbvfiod_core.daemon import log
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.hooks.options import backend_options, backend_schema
 from usbvfiod_core.vfio_user.listener import SocketPath
@@ -33,8 +35,8 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list
     [
         ("virtual:nope", ["there is no virtual device 'nope'"]),
         ("virtual:keybord", ["there is no virtual device 'keybord'; did you mean 'keyboard'"]),
-        ("virtual:flash", ["image is missing; it is a path"]),
-        ("virtual:flash?img=x", ["there is no option 'img'; did you mean 'image'", "image is missing"]),
+        ("virtual:flash", ["the option 'image' is missing; it is a path"]),
+        ("virtual:flash?img=x", ["there is no option 'img'; did you mean 'image'", "option 'image' is missing"]),
         ("virtual:flash?image=x&prot=3", ["there is no option 'prot'; did you mean 'port'"]),
         ("virtual:flash?image=x&blocksize=1&port=0", ["port is a number", "blocksize is one of 512, 4096, not '1'"]),
         ("virtual:flash?image=x&transport=uas&speed=full", ["transport=uas needs speed=high or speed=super"]),
@@ -79,7 +81,7 @@ def test_the_start_tells_everything_too(tmp_path: Path, capsys: pytest.CaptureFi
         "--no-plugin nobody",
         "device 'virtual:flash'",
     ]
-    assert errors[0].endswith(": plugins.require[1]: plugin gone: is not installed")
+    assert ": plugins.require[1]: plugin gone: is not installed; there are: " in errors[0]
     assert said(capsys, *arguments, "config", "check") == (code, errors)
 
 
@@ -217,3 +219,37 @@ def test_what_a_server_has_is_not_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     with closing(Image(str(tmp_path / "image"))), closing(SocketPath(str(tmp_path / "x.sock"))):
         assert said(capsys, "--socket-path", f"{tmp_path}/x.sock", "--device", device, "config", "check") == (0, [])
         assert said(capsys, "why", device) == (0, [])
+
+
+def test_a_file_is_read_once_and_may_be_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a second reading would find there is nothing left, as of `<(...)` in a shell."""
+
+    def piped(*words: str) -> int:
+        reading, writing = os.pipe()
+        try:
+            os.write(writing, b"[server]\nfd = 9\n[[device]]\nspec = 'virtual:keyboard'\n")
+            os.close(writing)
+            return main(["--config", f"/dev/fd/{reading}", *words])
+        finally:
+            os.close(reading)
+
+    assert piped("config", "check") == 0
+    assert capsys.readouterr().out == "ok: 1 device\n"
+    served = []
+    monkeypatch.setattr(serve, "serve", lambda given: served.append(given.complete()[0]))
+    monkeypatch.setattr(log, "set_up", lambda *arguments: None)
+    assert piped() == 0
+    (configuration,) = served
+    assert [device.text for device in configuration.devices] == ["virtual:keyboard"]
+    assert configuration.server.fd == 9
+
+
+def test_a_file_that_is_not_there_is_told_of_once() -> None:
+    """By the server, unless that has not come so far."""
+    opened = Opened("virtual:flash?image=x", {}, ("x cannot be opened here: No such file or directory",))
+    assert opened.more(ConfigError("image x does not exist")) == ""
+    assert opened.more(DeviceError("x: permission denied")) == f"; {opened.failures[0]}"
+    opened = Opened("virtual:flash?image=x", {}, ("x cannot be opened here: Permission denied",))
+    assert opened.more(ConfigError("image x is a directory")) == f"; {opened.failures[0]}"

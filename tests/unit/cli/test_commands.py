@@ -25,8 +25,9 @@ from usbvfiod_core import (
     UsbvfiodError,
     hookimpl,
 )
-from usbvfiod_core.cli import exit_code, main
+from usbvfiod_core.cli import main
 from usbvfiod_core.cli.command import SECTIONS, application
+from usbvfiod_core.cli.ending import exit_code
 from usbvfiod_core.cli.output import print_table
 from usbvfiod_core.daemon.config import SocketError
 from usbvfiod_core.daemon.opening import AttachmentRefused

@@ -23,6 +23,7 @@ from usbvfiod_core.daemon.peers import Gate, Policy
 from usbvfiod_core.daemon.quiescing import Quiescing
 from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.vfio_user.listener import listening
 from usbvfiod_core.xhci.statistics import EndpointStatistics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -125,6 +126,7 @@ class ControlRig(Rig):
         self.loop = loop or StepLoop()
         self.attachments = self.make_attachments()
         self.hub.at_once = True
+        self.default_backend: str | None = "toys"
         self.path = directory / "control.sock"
         self.statistics: list[EndpointStatistics] = []
         self.captures = Captures(self.loop, self.hub)
@@ -137,7 +139,7 @@ class ControlRig(Rig):
             self.attachments,
             {"toys": self.backend},
             self.gate,
-            parse=lambda text: parse_device(text, TOYS, "toys"),
+            parse=lambda text: parse_device(text, TOYS, self.default_backend),
             status=lambda: {
                 "server": {
                     "pid": 1,
@@ -166,9 +168,9 @@ class ControlRig(Rig):
             quiescing=self.quiescing,
             upgrade=self.upgrades.append,
         )
-        self.control = ControlSocket(self.loop, self.requests.handle, self.gate, path=str(self.path))
+        self.control = ControlSocket(self.loop, self.requests.handle, self.gate)
         self.attachments.changed = self.changed
-        self.control.start()
+        self.control.start(listening(str(self.path), None))
         self.talkers: list[Talker] = []
 
     def changed(self, attachment: Attachment) -> None:

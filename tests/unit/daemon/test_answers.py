@@ -84,6 +84,8 @@ class Wrong(Exception):
         (b'{"attachments": [1]}', "says 'attachments' with what does not belong there"),
         (b'{"a": [{"number": "1"}]}', "says 'number' of a kind that is wrong"),
         (b'{"errors": {"stall": "x"}}', "says 'errors' with what does not belong there"),
+        (b'{"endpoints": [{"errors": ["x"]}]}', "says 'endpoints' with what does not belong there"),
+        (b'{"memory": {"shared": "1\\nusbvfiod_up 1"}}', "says 'shared' of a kind that is wrong"),
         (b'{"seconds": 1e999}', "says a number without end"),
         (b'{"seconds": NaN}', "says a number without end"),
         (b'{"error": [1]}', "says 'error' of a kind that is wrong"),

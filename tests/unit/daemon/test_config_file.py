@@ -139,6 +139,7 @@ def test_without_a_file() -> None:
     ("text", "line", "message"),
     [
         ("a = [", 1, "is not valid TOML"),
+        ("[server]\nsocket-path = /tmp/x.sock", 2, "is not valid TOML: Invalid value; texts are in quotes"),
         ("[server]\nspin = 1\nspin = 2", 3, "is not valid TOML: Cannot overwrite a value"),
         ("[servre]", 1, "servre: there is no table 'servre'; did you mean 'server'?"),
         ("\n[server]\nspni = 3", 3, "server.spni: there is no option 'spni'; did you mean 'spin'?"),
@@ -225,7 +226,7 @@ def test_without_a_file() -> None:
         ("[[device]]\nspec = 'virtual:a?port=0'", 2, "device[1].spec: port is a number from 1 up, not '0'"),
         ("[[device]]\nspec = 'kinds:b'", 2, "device[1].spec: there is no kinds device 'b' (there are: a)"),
         ("[[device]]\nbackend = 'kinds'\naddress = 'b'", 3, "device[1].address: there is no kinds device 'b'"),
-        ("[[device]]\nspec = 'kinds:a'", 2, "device[1].spec: image is missing; it is a path"),
+        ("[[device]]\nspec = 'kinds:a'", 2, "device[1].spec: the option 'image' is missing; it is a path"),
         ("[[device]]\nspec = 'virtual:a'\nport = 16", 3, "device[1].port: device virtual:a: port 16 does not exist"),
         (
             "[[device]]\nspec = 'virtual:a'\nport = 3\n[[device]]\nspec = 'virtual:b?port=3'",

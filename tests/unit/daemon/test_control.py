@@ -18,8 +18,9 @@ from tests.unit.daemon.toys import TOYS, ToyOptions
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon import peers
 from usbvfiod_core.daemon.control import MAX_CLIENTS, MAX_OF_USER, MAX_OTHERS, ControlSocket
-from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS
+from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS, REMEMBERED
 from usbvfiod_core.daemon.peers import Peer, Policy, Rule
+from usbvfiod_core.vfio_user.listener import listening
 from usbvfiod_core.xhci.statistics import EndpointStatistics
 
 
@@ -93,6 +94,32 @@ def test_who_is_meant(rig: ControlRig) -> None:
     assert message.startswith("0403:6001 is more than one attachment, give a number: 1 (toys:2-1, /dev/bus/usb/002/002")
     assert "2 (two, /dev/bus/usb/002/003 port 2-2)" in message
     assert talker.ask("attach", device="toys:2-3?name=two")["error"]["kind"] == "config"
+    there_is_not = "there is no attachment tow (did you mean 'two'?)"
+    assert talker.ask("detach", attachment="tow")["error"]["message"].startswith(there_is_not)
+
+
+def test_the_name_of_one_that_was_detached(rig: ControlRig) -> None:
+    rig.backend.put_in("2-1")
+    rig.default_backend = None
+    talker = rig.talk()
+    again = "there is no attachment zig any more; `usbvfiod attach 'toys:2-1?name=zig'` plugs it in again"
+
+    def attaching() -> str:
+        return str(talker.ask("attach", device="zig")["error"]["message"])
+
+    assert "any more" not in attaching()
+    talker.ask("attach", device="toys:2-1?name=zig")
+    talker.ask("detach", attachment="zig")
+    assert attaching() == again
+    assert talker.ask("detach", attachment="zig")["error"]["message"].startswith(again)
+    assert talker.ask("attach", device="toys:2-1?name=zig")["ok"]
+    talker.ask("detach", attachment="zig", hold=True)
+    assert talker.ask("attach", device="zig")["ok"], "it is kept, and has its name"
+    talker.ask("detach", attachment="zig")
+    for number in range(REMEMBERED):
+        talker.ask("attach", device=f"toys:2-1?name=n{number}")
+        talker.ask("detach", attachment=f"n{number}")
+    assert "any more" not in attaching()
 
 
 def test_failures_say_whose_they_are(rig: ControlRig) -> None:
@@ -346,8 +373,8 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "inherited"))
         listener.listen()
-        server = ControlSocket(rig.loop, rig.requests.handle, rig.gate, fd=os.dup(listener.fileno()))
-        server.start()
+        server = ControlSocket(rig.loop, rig.requests.handle, rig.gate)
+        server.start(listening(None, os.dup(listener.fileno())))
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "inherited"))
             assert rig.loop.run_until(lambda: readable(client), 10.0)
@@ -355,7 +382,7 @@ def test_an_inherited_socket(rig: ControlRig, tmp_path: Path) -> None:
         server.close()
     here, there = socket.socketpair()
     with here, there, pytest.raises(ConfigError, match="is not a listening socket"):
-        ControlSocket(rig.loop, rig.requests.handle, rig.gate, fd=os.dup(here.fileno())).start()
+        listening(None, os.dup(here.fileno()))
 
 
 def test_a_device_does_what_is_said_to_it(rig: ControlRig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -321,3 +322,48 @@ def test_all_of_it_together_takes_its_share_of_the_time(rig: ControlRig, monkeyp
     assert max(spent) < 2 * SLICE
     assert len(spent) > 20
     healthy(rig)
+
+
+def test_a_flood_of_requests_keeps_nobody_out(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two who are there take all the time there is, and others can connect and are answered."""
+    flooding = [rig.talk() for _ in range(2)]
+    monkeypatch.setattr("time.thread_time", Clock())
+
+    def flood() -> None:
+        for talker in flooding:
+            with contextlib.suppress(BlockingIOError):
+                talker.socket.send(b'{"request": "status"}\n' * 50)
+            with contextlib.suppress(BlockingIOError):
+                talker.socket.recv(1 << 20)
+        rig.loop.call_later(0.005, flood)
+
+    flood()
+    rig.loop.advance(1)
+    assert rig.talk().ask("list")["ok"]
+    assert all(not talker.closed for talker in flooding)
+
+
+def test_a_flood_of_connections_keeps_nobody_waiting(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    talker = rig.talk()
+    monkeypatch.setattr(rig.control, "_welcome", socket.socket.close)
+    clock = Clock()
+    monkeypatch.setattr("time.thread_time", clock)
+    accepted = rig.control._acceptor.accepted
+
+    def slow() -> Iterator[socket.socket]:
+        for sock in accepted():
+            clock.now += SLICE
+            yield sock
+
+    monkeypatch.setattr(rig.control._acceptor, "accepted", slow)
+
+    def flood() -> None:
+        for _ in range(8):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            with sock, contextlib.suppress(BlockingIOError):
+                sock.connect(str(rig.path))
+        rig.loop.call_later(0.005, flood)
+
+    flood()
+    rig.loop.advance(1)
+    assert talker.ask("list")["ok"]

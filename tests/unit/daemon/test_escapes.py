@@ -7,7 +7,7 @@ import os
 import pytest
 
 from usbvfiod_core.daemon.config import parse_device, split_device
-from usbvfiod_core.daemon.escapes import escaped
+from usbvfiod_core.daemon.escapes import escaped, unescaped_option
 from usbvfiod_core.virtual import VirtualBackend
 
 BACKENDS = {"virtual": VirtualBackend()}
@@ -31,6 +31,21 @@ def test_an_address() -> None:
         == split_device(typed, BACKENDS, None)
         == ("virtual", typed[8:], {})
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("plain", "plain"),
+        ("a%26b%3d%25", "a&b=%"),
+        ("100% %4 %zz %", "100% %4 %zz %"),
+        ("%C3%A4%c3%a4 \u00e4", "\u00e4\u00e4 \u00e4"),
+        ("%FF%00", "\udcff\0"),
+        ("\udcc3%A4", "\u00e4"),
+    ],
+)
+def test_an_option(text: str, meant: str) -> None:
+    assert unescaped_option(text) == meant
 
 
 def test_what_is_text_stays_as_it_is() -> None:

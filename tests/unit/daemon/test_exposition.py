@@ -12,8 +12,10 @@ import pytest
 
 from tests import exposed
 from tests.exposed import Samples, value
-from usbvfiod_core.daemon.exposition import METRICS, Exposition, exposition
-from usbvfiod_core.xhci.statistics import EndpointStatistics
+from usbvfiod_core.daemon.exposition import METRICS, MOST_ENDPOINTS, Exposition, exposition
+from usbvfiod_core.usb.transfer import TransferType
+from usbvfiod_core.xhci import spec
+from usbvfiod_core.xhci.statistics import EndpointCounters, EndpointStatistics
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -111,9 +113,9 @@ def test_what_has_not_changed_is_kept_and_what_has_is_not() -> None:
     busy = replace(idle, bytes=4096, errors={"Stall": 1})
 
     def told(*statistics: EndpointStatistics, **more: Any) -> dict[str, Any]:
-        return attachment(number=2, endpoints=list(statistics), **more)
+        return attachment(number=2, endpoints=[(each.address, each, each.queued) for each in statistics], **more)
 
-    first = attachment(endpoints=[idle])
+    first = attachment(endpoints=[(0x81, idle, 2)])
     kept = Exposition()
     for attachments in (
         [first],
@@ -130,8 +132,45 @@ def test_what_has_not_changed_is_kept_and_what_has_is_not() -> None:
             for called in ("web", "db"):
                 asked = {called: status(*attachments)}
                 assert kept.parts(asked, openmetrics=openmetrics) == Exposition().parts(asked, openmetrics=openmetrics)
-    again = [kept.parts({"db": status(first, told(idle))}) for _ in range(2)]
-    assert all(one is other for one, other in zip(*again, strict=True))
+
+
+def test_whatever_an_endpoint_counts_is_told_at_once() -> None:
+    """The server gives its counters themselves: it is their content that may have changed."""
+    counters = EndpointCounters(TransferType.ISOCHRONOUS)
+    queued = 0
+
+    def of_nothing() -> None:
+        counters.latency[0] += 1
+
+    def later() -> None:
+        counters.latency[20] += 1
+        counters.nanoseconds += 1 << 19
+
+    def moved() -> None:
+        counters.bytes += 512
+
+    def missed() -> None:
+        counters.error(spec.CC_MISSED_SERVICE)
+
+    def failed() -> None:
+        counters.error(spec.CC_STALL)
+
+    def taken() -> None:
+        nonlocal queued
+        queued += 1
+
+    def another() -> None:
+        counters.type = TransferType.INTERRUPT
+
+    kept, before = Exposition(), b""
+    for change in (of_nothing, later, moved, missed, failed, failed, taken, another):
+        change()
+        asked = {"web": status(attachment(endpoints=[(0x81, counters, queued)]))}
+        told = b"".join(kept.parts(asked))
+        assert told != before, change
+        assert told == b"".join(Exposition().parts(asked)), change
+        before = told
+    assert b'error="Stall"} 2' in before
 
 
 @pytest.mark.parametrize(
@@ -146,6 +185,33 @@ def test_names_are_hostile(product: str) -> None:
     assert "\x1b" not in labels["product"]
     assert len(labels["product"]) >= len(product)
     assert value(found, "endpoint_latency_seconds_count") == 0
+
+
+def test_a_server_forges_no_sample_by_its_endpoints() -> None:
+    """The server of `usbvfiod metrics` may be another user's."""
+    forged = 'bulk"} 1\nusbvfiod_up{server="db"} 1\nusbvfiod_up{a="'
+    found = samples({"web": status(attachment(endpoints=[endpoint(type=forged, errors={forged: 3})])), "db": None})
+    assert value(found, "up", server="db") == 0
+    assert value(found, "endpoint_errors_total") == 3
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\n" * 100_000, '"' * 100_000])
+def test_names_are_no_longer_than_a_string_of_a_device(text: str) -> None:
+    wide = attachment(name="", spec=f"usbip:{text}", product=text, endpoints=[endpoint(type=text, errors={text: 1})])
+    assert max(map(len, exposition({text: status(wide, usbvfiod=text)}).splitlines())) < 4096
+    string = "µ" * 126
+    assert f'product="{string}"' in exposition({"web": status(attachment(product=string))})
+
+
+def test_there_are_no_more_endpoints_than_a_controller_has() -> None:
+    many = [attachment(number, endpoints=[]) for number in range(MOST_ENDPOINTS + 1)]
+    for wrong, what in (
+        (many, "attachments"),
+        ([attachment(endpoints=[endpoint()] * (MOST_ENDPOINTS + 1))], "endpoints"),
+        ([attachment(endpoints=[endpoint(errors={str(each): 1 for each in range(MOST_ENDPOINTS + 1)})])], "errors"),
+    ):
+        with pytest.raises(ValueError, match=f"it says that it has {MOST_ENDPOINTS + 1} {what}"):
+            exposition({"web": status(*wrong)})
 
 
 def test_no_options_of_a_specification_are_told() -> None:

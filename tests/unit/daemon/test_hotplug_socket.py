@@ -20,6 +20,7 @@ from usbvfiod_core.daemon.hotplug_socket import MAX_CLIENTS, HotplugSocket
 from usbvfiod_core.daemon.peers import HOTPLUG, Gate, Policy
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.vfio_user.listener import listening
 
 # -- the protocol ---------------------------------------------------------------------------------------------------
 
@@ -89,10 +90,8 @@ class HotplugRig(Rig):
         self.hub.at_once = True
         self.path = directory / "hotplug.sock"
         self.gate = Gate("hotplug socket", Policy(), HOTPLUG)
-        self.socket = HotplugSocket(
-            self.loop, self.attachments, {"toys": self.backend}, backend, self.gate, path=str(self.path)
-        )
-        self.socket.start()
+        self.socket = HotplugSocket(self.loop, self.attachments, {"toys": self.backend}, backend, self.gate)
+        self.socket.start(listening(str(self.path), None))
 
     def client(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

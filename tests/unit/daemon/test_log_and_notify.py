@@ -154,8 +154,16 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert [entry["message"] for entry in entries] == ["serving x", "careful", "theirs too", "it failed"]
     assert entries[0]["level"] == "info"
     assert entries[0]["logger"] == "usbvfiod_core.daemon.somewhere"
-    assert entries[0]["time"].endswith("+00:00")
     assert "ValueError: two\nlines" in entries[3]["exception"]
+
+
+@pytest.mark.parametrize(
+    ("created", "told"),
+    [(0.0, "1970-01-01T00:00:00.000+00:00"), (1_234_567_890.0625, "2009-02-13T23:31:30.062+00:00")],
+)
+def test_times_are_of_rfc_3339(created: float, told: str) -> None:
+    record = logging.makeLogRecord({"msg": "x", "levelname": "INFO", "created": created})
+    assert json.loads(log.JsonFormatter().format(record))["time"] == told
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from usbvfiod_core import ConfigError, DeviceInfo
 from usbvfiod_core.daemon.matching import Kind, find, find_again, kind_of, matching, rank
+from usbvfiod_core.visible import visible
 
 STICK = DeviceInfo("usbfs", "/dev/bus/usb/002/003", 0x0781, 0x5581, "Ultra", serial="A1", port_path="2-1.4")
 TWIN = DeviceInfo("usbfs", "/dev/bus/usb/002/004", 0x0781, 0x5581, "Ultra", serial="B2", port_path="2-1.3")
@@ -50,6 +51,16 @@ DEVICES = [STICK, TWIN, MOUSE]
 )
 def test_what_an_address_means(address: str, info: DeviceInfo | None) -> None:
     assert find(address, DEVICES) is info
+
+
+@pytest.mark.parametrize("serial", ["V\xffsQ\x82RP9\x87", "\1\2\3", "A\tB", "\u202eA", "[A]", "A:B", "A B"])
+def test_a_serial_number_can_be_given_as_it_is_shown(serial: str) -> None:
+    """That of many an ST-Link is twelve bytes of anything."""
+    probe = DeviceInfo("usbfs", "/dev/bus/usb/001/009", 0x0483, 0x3748, "STLink\x7f", serial=serial)
+    other = replace(probe, address="/dev/bus/usb/001/010", serial="V")
+    for address in (f"0483:3748:{serial}", f"0483:3748:{visible(serial)}"):
+        assert matching(address, [other, probe]) == [probe]
+    assert matching(r"name=STLink\x7f", [probe]) == [probe]
 
 
 def test_an_address_is_compared_before_it_is_read() -> None:

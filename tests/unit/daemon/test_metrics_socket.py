@@ -22,15 +22,17 @@ from usbvfiod_core.daemon.metrics_socket import IDLE, MAX_CLIENTS, MAX_READS, MA
 from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.daemon.share import SHARE
 from usbvfiod_core.testing.loop import StepLoop
-from usbvfiod_core.xhci.statistics import EndpointStatistics
+from usbvfiod_core.usb.transfer import TransferType
+from usbvfiod_core.xhci.statistics import EndpointCounters
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost:9742\r\n\r\n"
 
 
 def attachment(number: int = 1, transfers: int = 6, **more: Any) -> dict[str, Any]:
     """An attachment as the server itself has it."""
-    endpoint = EndpointStatistics(1, 1, 0x81, "bulk", "Running", transfers, 3072, queued=2)
-    return test_exposition.attachment(number, endpoints=[endpoint], **more)
+    counters = EndpointCounters(TransferType.BULK)
+    counters.bytes, counters.latency[13], counters.nanoseconds = 3072, transfers, transfers << 12
+    return test_exposition.attachment(number, endpoints=[(0x81, counters, 2)], **more)
 
 
 class Answer:

@@ -91,6 +91,39 @@ def test_a_device_that_hangs_holds_the_others_up_for_two_seconds(
     assert ports(rig) == {"2-1": 2, "2-2": 1}
 
 
+@pytest.mark.parametrize("address", ["2-1", "0403:0001", "name=Toy 0403:0001"])
+def test_a_device_that_comes_again_while_the_one_before_opens(rig: Rig, threads: Threads, address: str) -> None:
+    """As a stick that resets itself does on a busy host. Nobody says again that it is there."""
+    rig.backend.pull_out("2-1")
+    rig.backend.put_in("2-1", "0403:0001")
+    start(rig, address)
+    [attachment] = rig.attachments
+    rig.loop.advance(OPEN_NOTICE)
+    for _ in range(3):
+        rig.backend.pull_out("2-1")
+        rig.backend.put_in("2-1", "0403:0001")
+        rig.loop.advance(10)
+        threads.finish("2-1")
+        rig.loop.advance(1)
+        assert (attachment.state, list(threads.opening)) == (State.OPENING, ["2-1"])
+    threads.finish("2-1")
+    assert (attachment.state, ports(rig)) == (State.PLUGGED, {address: 1})
+    assert attachment.failures == 0
+
+
+def test_a_device_that_goes_while_it_opens_is_waited_for(rig: Rig, threads: Threads) -> None:
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    rig.backend.pull_out("2-1")
+    rig.loop.advance(10)
+    threads.finish("2-1")
+    rig.loop.advance(1)
+    assert (attachment.state, attachment.reason) == (State.WAITING, "it is not there")
+    lists = rig.backend.lists
+    rig.loop.advance(1000)
+    assert rig.backend.lists == lists
+
+
 def test_a_device_that_is_detached_while_it_opens_is_closed(rig: Rig, threads: Threads) -> None:
     start(rig, "2-1")
     [attachment] = rig.attachments

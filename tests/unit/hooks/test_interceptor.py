@@ -80,6 +80,33 @@ def test_a_wrapper_that_submits_sees_every_endpoint() -> None:
     assert device.route(0x81, BULK) == device.submit
 
 
+def test_a_wrapper_that_cancels_cancels_what_is_taken_back() -> None:
+    class Counting(WrappedDevice):
+        def cancel(self, transfer: Transfer) -> None:
+            seen.append(transfer)
+            self.device.cancel(transfer)
+
+    seen: list[Transfer] = []
+    inner = FakeDevice()
+    inner.keeps_requests = True
+    plain, counting = WrappedDevice(inner), Counting(inner)
+    assert (plain.keeps_requests, counting.keeps_requests) == (True, False)
+    transfer = WatchedTransfer(0x81, BULK, 8)
+    counting.take_back(transfer)
+    assert (seen, inner.taken_back) == ([transfer], [])
+    plain.take_back(transfer)
+    assert inner.taken_back == [transfer]
+
+
+def test_what_nobody_intercepts_is_taken_back_by_the_device(fake: FakeDevice, stack: Stack) -> None:
+    bench = stack(Bulk())
+    intercepted, other = bench.submit(0x81, BULK, 8), bench.submit(0x83, INTERRUPT, 8)
+    for transfer in (intercepted, other):
+        bench.device.take_back(transfer)
+    assert [transfer.endpoint for transfer in fake.taken_back] == [0x83]
+    assert intercepted.status is other.status is TransferStatus.CANCELLED
+
+
 def test_the_order_of_interceptors(fake: FakeDevice, stack: Stack) -> None:
     calls: list[str] = []
 

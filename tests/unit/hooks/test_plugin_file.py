@@ -11,8 +11,9 @@ import pytest
 
 from usbvfiod_core.daemon.config_file import read
 from usbvfiod_core.errors import PluginError
+from usbvfiod_core.hooks.loading import Plugin
 from usbvfiod_core.hooks.plugin_file import load_file
-from usbvfiod_core.hooks.registry import Plugin, Registry
+from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.hooks.settings import PluginSelection, Settings
 from usbvfiod_core.usb.backend import DeviceInfo
 

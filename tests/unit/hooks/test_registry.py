@@ -22,7 +22,8 @@ from usbvfiod_core import (
     WrappedDevice,
     hookimpl,
 )
-from usbvfiod_core.hooks.registry import OBSERVER_FAILURES, Plugin, Registry, hook_signatures
+from usbvfiod_core.hooks.loading import Plugin, hook_signatures
+from usbvfiod_core.hooks.registry import OBSERVER_FAILURES, Registry
 from usbvfiod_core.hooks.settings import Settings
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -101,7 +102,7 @@ def test_a_plugin_is_recorded_with_its_hooks() -> None:
 
 def test_a_misspelt_hook_is_named_with_the_one_that_is_meant() -> None:
     error = refused(usbvfiod_register_backend=lambda register: None)
-    assert error == "there is no hook usbvfiod_register_backend; did you mean usbvfiod_register_backends?"
+    assert error == "there is no hook usbvfiod_register_backend; did you mean 'usbvfiod_register_backends'?"
 
 
 def test_one_misspelt_hook_disables_the_whole_plugin() -> None:

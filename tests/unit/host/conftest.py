@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from usbvfiod_core.host import reading
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.operations import OperationFailed
 from usbvfiod_core.host.options import HostOptions
+from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
@@ -24,6 +28,7 @@ INTERFACES = (Interface(0, 255, 0, 0, ENDPOINTS), Interface(0, 255, 0, 0, ENDPOI
 FIRST = Configuration(INTERFACES, 1, attributes=0xA0).pack()
 SECOND = Configuration(INTERFACES[:1], 2).pack()
 DESCRIPTORS = DeviceDescriptor(0x200, 0, 0, 0, 64, 0x1209, 0x0001, 0x100, num_configurations=2).pack() + FIRST + SECOND
+DESCRIPTION = Description(name="scripted", speed=Speed.HIGH, descriptors=DESCRIPTORS, configuration=1)
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +40,19 @@ def host_that_answers_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 class ScriptedDevice(HostDevice):
     """`calls` is what was asked of it, in order; `failures` says which operations fail, by name, and how."""
 
-    def __init__(self, loop: Loop, options: HostOptions, **more: object) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        options: HostOptions,
+        description: Description = DESCRIPTION,
+        ownership: Ownership | None = None,
+    ) -> None:
         self.calls: list[tuple[object, ...]] = []
         self.failures: dict[str, TransferStatus | Exception] = {}
         self.answers: dict[int, tuple[TransferStatus, bytes]] = {}
         self.in_flight: list[Transfer] = []
         self.unclaimed: dict[int, str] = {}
-        settings: dict[str, object] = {"descriptors": DESCRIPTORS, "configuration": 1, **more}
-        super().__init__(loop, name="scripted", speed=Speed.HIGH, options=options, **settings)  # type: ignore[arg-type]
+        super().__init__(loop, description, options, ownership)
 
     def asked(self) -> list[tuple[object, ...]]:
         """What was asked of it since the last time."""
@@ -106,11 +116,11 @@ class ScriptedDevice(HostDevice):
 
 
 class Bench(DeviceBench):
-    """A bench whose device is a ScriptedDevice."""
+    """A bench whose device is a ScriptedDevice, of which DESCRIPTION is true but for what `known` says."""
 
-    def __init__(self, options: HostOptions | None = None, **more: object) -> None:
+    def __init__(self, options: HostOptions | None = None, **known: Any) -> None:
         loop = StepLoop()
-        self.scripted = ScriptedDevice(loop, options or HostOptions(), **more)
+        self.scripted = ScriptedDevice(loop, options or HostOptions(), replace(DESCRIPTION, **known))
         super().__init__(self.scripted, loop)
 
 

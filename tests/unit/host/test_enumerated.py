@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.host.conftest import DESCRIPTORS, IN
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.enumerated import EnumeratedDevice
 from usbvfiod_core.host.operations import OperationFailed, Then
 from usbvfiod_core.host.options import EnumeratedOptions
@@ -26,14 +27,8 @@ class Remote(EnumeratedDevice):
     def __init__(self) -> None:
         self.begun: list[tuple[object, ...]] = []
         self.end: Callable[[OperationFailed | None], object] = lambda failure: None
-        super().__init__(
-            StepLoop(),
-            name="remote",
-            speed=Speed.HIGH,
-            descriptors=DESCRIPTORS,
-            configuration=None,
-            options=EnumeratedOptions(),
-        )
+        description = Description(name="remote", speed=Speed.HIGH, descriptors=DESCRIPTORS)
+        super().__init__(StepLoop(), description, EnumeratedOptions())
 
     def start(self, transfer: Transfer) -> None:
         self.begun.append(("start", transfer.endpoint))

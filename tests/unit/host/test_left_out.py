@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from usbvfiod_core import Speed
@@ -65,6 +67,39 @@ def test_nothing_reaches_the_device_there(caplog: pytest.LogCaptureFixture) -> N
     assert case.events.notes == ["without interface 70, which the host cannot give"]
     assert caplog.messages == ["scripted: the guest gets it without interface 70: usbfs has numbers below 64 only"]
     case.close()
+
+
+def printer(number: int, alternate: int = 0) -> Interface:
+    return replace(interface(number, 0x81 if alternate else 0x82, alternate=alternate), class_code=7)
+
+
+PRINTERS = Configuration((interface(0, 0x83), printer(1), printer(1, 2), interface(2, 0x84), printer(0x21)))
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 0x21])
+@pytest.mark.parametrize(
+    ("index", "request_type", "number"),
+    [
+        (0x0100, 0xA1, 1),
+        (0x0102, 0xA1, 1),  # interface 1, its setting 2; interface 2 is another
+        (0x2100, 0xA1, 0x21),
+        (0x0101, 0xA1, 1),  # there is no such setting: as any other request
+        (0x0002, 0xA1, 2),  # no printer
+        (0x0100, 0x21, 0),  # no GET_DEVICE_ID
+        (0x0100, 0x81, 0),
+    ],
+)
+def test_a_printers_device_id(left: int, index: int, request_type: int, number: int) -> None:
+    """It has the interface in the high byte of wIndex and its setting in the low one (USB printer class 1.1, 4.2.1)."""
+    raw = DeviceDescriptor(0x200, 0, 0, 0, 64, 0x1209, 1, 1).pack() + PRINTERS.pack()
+    bench = Bench(descriptors=raw)
+    bench.scripted.unclaimed = {left: left_out.BY_LINUX}
+    bench.device.attach(bench.events)
+    bench.scripted.answers[0] = (COMPLETED, b"")
+    transfer = bench.control(SetupPacket(request_type, 0, 0, index, 0))
+    assert transfer.status is (STALL if left == number else COMPLETED)
+    assert bench.scripted.asked() == ([] if left == number else [("start", 0)])
+    bench.close()
 
 
 def test_what_is_left_out_is_looked_at_after_each_configuration_and_reset(caplog: pytest.LogCaptureFixture) -> None:

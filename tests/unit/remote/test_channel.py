@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from usbvfiod_core.remote import Channel, Link, PeerError
+from usbvfiod_core.remote import MESSAGES, Channel, Link, PeerError
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 
 
 class Lines:
     """A reader of messages that have their length, one byte, in front; 255 is a fault."""
+
+    backlog = False
 
     def __init__(self) -> None:
         self.got: list[bytes] = []
@@ -95,36 +98,59 @@ class Bytes:
     unfinished = 0
 
     def __init__(self) -> None:
-        self.messages = 0
+        self.messages = self._left = 0
+
+    @property
+    def backlog(self) -> bool:
+        return self._left > 0
 
     def windows(self) -> list[memoryview]:
+        assert not self.backlog
         return [memoryview(bytearray(256))]
 
     def received(self, count: int) -> None:
-        self.messages += count
+        self._left += count
+        taken = min(self._left, MESSAGES)
+        self.messages += taken
+        self._left -= taken
 
 
 def test_many_small_messages_are_taken_by_and_by() -> None:
-    loop, reader, many = StepLoop(), Bytes(), 4096
+    """Also those that have come with others: between two turns of a loop everybody else has one."""
+    reader, many = Bytes(), 4096
     lost: list[str] = []
     seen = [0]
-    (ours, peer), (near, far) = socket.socketpair(), socket.socketpair()
-    with peer, near, far:
+
+    class Counted(StepLoop):
+        def _step(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+            super()._step(callback, args)
+            seen.append(reader.messages)
+
+    loop, (ours, peer) = Counted(), socket.socketpair()
+    with peer:
         channel = Channel(loop, Link(ours), reader, lost.append, timeout=5.0)
         channel.start()
-
-        def another() -> None:
-            seen.append(reader.messages)
-            if reader.messages == many:
-                near.recv(1)
-
-        loop.add_reader(near.fileno(), another)
-        far.send(b"x")
         peer.sendall(bytes(many))
         loop.run_ready()
-        assert max(after - before for before, after in pairwise(seen)) <= 256, "others wait for one reading at most"
+        assert max(after - before for before, after in pairwise(seen)) <= 2 * MESSAGES
         assert (reader.messages, lost) == (many, [])
-        loop.remove_reader(near.fileno())
+        channel.close()
+
+
+def test_whoever_pauses_does_not_wait_for_a_flood() -> None:
+    reader, paused, lost = Bytes(), list[int](), list[str]()
+    loop, (ours, peer) = StepLoop(), socket.socketpair()
+    with peer:
+        channel = Channel(loop, Link(ours), reader, lost.append, timeout=5.0)
+        channel.start()
+        peer.sendall(bytes(4096))
+        channel.pause(lambda: paused.append(reader.messages), split=True)
+        assert paused == [0]
+        channel.go_on()
+        reader.received(256)
+        channel.pause(lambda: paused.append(reader.messages), split=True)
+        loop.run_ready()
+        assert (paused, lost) == ([0, 256], []), "what has come is taken before"
         channel.close()
 
 

@@ -189,6 +189,48 @@ def test_streams_of_a_companion() -> None:
     assert [Companion(attributes=value).max_streams for value in (0, 1, 4, 16, 31)] == [0, 2, 16, 65536, 65536]
 
 
+def test_streams_of_an_interface() -> None:
+    def bulk(address: int, exponent: int) -> Endpoint:
+        return Endpoint(address, 2, 1024, companion=Companion(attributes=exponent))
+
+    isochronous = Endpoint(0x84, 1, 1024, 1, companion=Companion(attributes=1))  # Mult, and no streams
+    some = Interface(0, 8, endpoints=(bulk(0x81, 4), bulk(0x02, 5), bulk(0x83, 0), Endpoint(0x04, 2, 512), isochronous))
+    assert some.streams() == (16, [0x81, 0x02])
+    assert Interface(0, 8, endpoints=(bulk(0x81, 0), isochronous)).streams() == (0, [])
+
+
+def test_an_endpoint_is_found_in_the_settings_that_are_set() -> None:
+    settings = [Interface(3, 1, alternate=each, endpoints=(Endpoint(0x81, 1, 8 << each),)) for each in range(3)]
+    other = Interface(7, 3, endpoints=(Endpoint(0x82, 3, 8),))
+    configuration = Configuration((*settings, other))
+    assert configuration.find(0x81, {}) == (settings[0], settings[0].endpoints[0])
+    assert configuration.find(0x81, {3: 2}) == (settings[2], settings[2].endpoints[0])
+    assert configuration.find(0x82, {3: 1}) == (other, other.endpoints[0])
+    assert configuration.find(0x82, {7: 1}) is None
+    assert configuration.find(0x01, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("speed", "type", "interval", "frames", "seconds"),
+    [
+        (Speed.LOW, TransferType.INTERRUPT, 10, 10, 0.010),
+        (Speed.FULL, TransferType.INTERRUPT, 255, 255, 0.255),
+        (Speed.FULL, TransferType.INTERRUPT, 0, 1, 0.001),
+        (Speed.FULL, TransferType.ISOCHRONOUS, 1, 1, 0.001),
+        (Speed.FULL, TransferType.ISOCHRONOUS, 4, 8, 0.008),
+        (Speed.HIGH, TransferType.INTERRUPT, 4, 8, 0.001),
+        (Speed.HIGH, TransferType.ISOCHRONOUS, 0, 1, 0.000125),
+        (Speed.SUPER, TransferType.INTERRUPT, 255, 1 << 15, 4.096),
+    ],
+)
+def test_how_often_a_periodic_endpoint_is_served(
+    speed: Speed, type: TransferType, interval: int, frames: int, seconds: float
+) -> None:
+    endpoint = Endpoint(0x81, type, 8, interval)
+    assert endpoint.period(speed) == frames
+    assert endpoint.period(speed) * speed.frame == pytest.approx(seconds)
+
+
 @pytest.mark.parametrize("text", ["", "Flash Drive", "Größe", "键盘", "🙂", "x" * 126])
 def test_strings_are_read_back(text: str) -> None:
     packed = usb.string_descriptor(text)

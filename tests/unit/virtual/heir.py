@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 
+from tests import handed_over
 from usbvfiod_core.options import from_text
 from usbvfiod_core.testing.device_bench import DeviceBench
-from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.device import Device
-from usbvfiod_core.usb.handover import Handover
 from usbvfiod_core.virtual import VirtualBackend
-
-
-def travelled(handover: Handover) -> Handover:
-    """As it comes out of a socket: what JSON makes of the state, and other descriptors of the same open files."""
-    state = json.loads(json.dumps(handover.state))
-    return Handover(state, {name: os.dup(fd) for name, fd in handover.descriptors.items()})
-
-
-def settle(device: Device, loop: StepLoop) -> None:
-    """Wait until nothing goes on in the device."""
-    settled: list[None] = []
-    device.when_settled(lambda: settled.append(None))
-    assert loop.run_until(lambda: bool(settled), PATIENCE)
-    assert len(settled) == 1
 
 
 def heir(
     device: Device, kind: str, options: Mapping[str, str], loop: StepLoop, new_loop: StepLoop | None = None
 ) -> Device:
     """The device that goes on in the place of `device`, which is forgotten, and whose loop is closed."""
-    settle(device, loop)
-    given = travelled(device.hand_over())
     backend = VirtualBackend()
-    made = backend.take_over(
-        kind, from_text(backend.kinds[kind], options), StepLoop() if new_loop is None else new_loop, given
-    )
-    device.forget()
-    assert loop.watched == ()
-    loop.close()
-    return made
+    parsed, other = from_text(backend.kinds[kind], options), StepLoop() if new_loop is None else new_loop
+    return handed_over.heir(device, loop, lambda given: backend.take_over(kind, parsed, other, given))
 
 
 class Relay:

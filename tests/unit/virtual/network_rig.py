@@ -40,6 +40,7 @@ class NetworkRig:
         self.device = device
         self.usb: UsbDevice = self.guest.plug(device)
         self.peer = self.accept()
+        self._told: tuple[int, int, bytes] | None = None
 
     def accept(self) -> socket.socket:
         """The program's end of a connection."""
@@ -77,7 +78,14 @@ class NetworkRig:
         return [bytes(each) for each in format.unpack(memoryview(block), max_frame=9000, max_frames=9000)]
 
     def notification(self) -> tuple[int, int, bytes]:
-        """bNotification, wValue and data of the next notification."""
+        """bNotification, wValue and data of the next notification that says something new."""
+        while (told := self.next_notification()) == self._told:
+            pass
+        self._told = told
+        return told
+
+    def next_notification(self) -> tuple[int, int, bytes]:
+        """The same of the next one, also if it repeats the one before."""
         got = self.usb.interrupt_in(NOTIFY, 16)
         kind, notification, value, index, length = struct.unpack_from("<BBHHH", got)
         assert (kind, index) == (0xA1, 0)

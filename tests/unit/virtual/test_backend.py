@@ -69,7 +69,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 
 def test_flash_needs_an_image() -> None:
     loop = StepLoop()
-    with pytest.raises(ConfigError, match="image is missing; it is a path"):
+    with pytest.raises(ConfigError, match="the option 'image' is missing; it is a path"):
         open_device(VirtualBackend(), "flash", {}, loop)
     loop.close()
 

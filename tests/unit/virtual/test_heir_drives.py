@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.handed_over import settle, travelled
 from tests.unit.virtual.drive import BULK_IN, BULK_OUT, Drive, cdb_10, read_10, write_10
-from tests.unit.virtual.heir import Relay, heir, settle, travelled
+from tests.unit.virtual.heir import Relay, heir
 from tests.unit.virtual.uas_drive import (
     ABORT_TASK,
     BIG,

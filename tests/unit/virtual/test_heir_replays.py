@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.virtual.heir import Relay, travelled
+from tests.handed_over import travelled
+from tests.unit.virtual.heir import Relay
 from tests.unit.virtual.test_replay import (
     BULK_IN,
     BULK_OUT,
@@ -20,6 +21,7 @@ from tests.unit.virtual.test_replay import (
     Stage,
 )
 from tests.unit.virtual.test_replay_drive import IN, INQUIRY, OUT, Recorded, block, read_10, write_10
+from tests.unit.virtual.test_replay_order import ONE_INTERFACE, hung_up
 from usbvfiod_core.capture.usbmon import Packet
 from usbvfiod_core.testing.device_bench import DeviceBench, WatchedTransfer
 from usbvfiod_core.testing.loop import StepLoop
@@ -101,6 +103,18 @@ def test_what_waits_for_a_question_still_does(stage: RelayedStage) -> None:
     stage.bench.cancel(early)
     stage.write(BULK_OUT, b"ask")
     assert stage.read(BULK_IN, 512).data == b"answer"
+
+
+def test_what_waits_until_all_is_read_still_does(tmp_path: Path) -> None:
+    stage = RelayedStage(tmp_path, ONE_INTERFACE)
+    hung_up(stage)
+    stage.play()
+    assert stage.read(INTERRUPT_IN, 16, INTERRUPT).data == b"carrier"
+    stage.write(BULK_OUT, b"\n")
+    assert [stage.read(BULK_IN, length).data for length in (3, 512)] == [b"log", b"in: "]
+    assert stage.read(INTERRUPT_IN, 16, INTERRUPT).data == b"no carrier"
+    assert stage.bench is not None
+    stage.bench.close()
 
 
 def test_a_chunk_that_was_given_in_part_goes_on(stage: RelayedStage) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.virtual.heir import Relay, heir, travelled
+from tests.handed_over import travelled
+from tests.unit.virtual.heir import Relay, heir
 from usbvfiod_core.options import from_text
 from usbvfiod_core.state import StateError
 from usbvfiod_core.testing.backend import open_device

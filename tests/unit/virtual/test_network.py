@@ -379,6 +379,14 @@ def test_the_carrier_follows_the_connection(rig: NetworkRig) -> None:
         assert rig.receive() == [frame(b"new")]
 
 
+def test_the_connection_is_told_more_than_once(rig: NetworkRig) -> None:
+    """Linux's driver forgets what it is told while it opens its interface."""
+    rig.notification()
+    assert [rig.next_notification() for _ in range(2)] == [(0x00, 1, b"")] * 2
+    rig.device.command(["link", "down"])
+    assert [rig.next_notification() for _ in range(2)] == [(0x00, 0, b"")] * 2
+
+
 def test_a_program_that_makes_no_sense_is_left(rig: NetworkRig) -> None:
     assert [rig.notification()[0] for _ in range(2)] == [0x2A, 0x00]
     rig.peer.sendall(b"HTTP/1.1 400 Bad Request\r\n")
@@ -415,7 +423,8 @@ def test_the_user_pulls_the_cable(rig: NetworkRig) -> None:
 
 def test_words_it_does_not_understand(open_rig: OpenRig) -> None:
     device = open_rig().device
-    for words in ([], ["link"], ["link", "sideways"], ["pull"]):
+    assert device.command([]).endswith("understands: link up|down")
+    for words in (["link"], ["link", "sideways"], ["pull"]):
         with pytest.raises(ConfigError, match=r"understands: link up\|down"):
             device.command(words)
 

@@ -142,10 +142,9 @@ def test_places_there_are_not(tablet: Desk, place: tuple[str, str]) -> None:
     ("words", "message"),
     [
         (
-            (),
+            ("jump",),
             r"Mouse understands: move X Y; click \[BUTTON\]; press \[BUTTON...\]; release .*; scroll LINES$",
         ),
-        (("jump",), "Mouse understands: move X Y; click"),
         (("move", "1"), "Mouse understands: move X Y$"),
         (("move", "1", "2", "3"), "Mouse understands: move X Y$"),
         (("move", "left", "2"), "'left' is not a "),
@@ -160,6 +159,10 @@ def test_what_it_does_not_understand(kind: type[Pointer], words: tuple[str, ...]
     with pytest.raises(ConfigError, match=message.replace("Mouse", pointer.product)):
         pointer.command(words)
     assert pointer.buttons == 0
+
+
+def test_it_says_what_it_understands() -> None:
+    assert Mouse(StepLoop()).command(()).startswith("usbvfiod Mouse understands: move X Y; click [BUTTON]; ")
 
 
 def test_a_driver_that_does_not_read(mouse: Desk) -> None:

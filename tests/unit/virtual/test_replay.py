@@ -53,9 +53,9 @@ COMPLETED = TransferStatus.COMPLETED
 class Stage:
     """A recording, the device made of it, and a driver."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, configuration: Configuration = CONFIGURATION) -> None:
         self.talk = Conversation()
-        self.talk.enumerate(DEVICE, CONFIGURATION, STRINGS)
+        self.talk.enumerate(DEVICE, configuration, STRINGS)
         self.path = path / "recorded.pcapng"
         self.loop = StepLoop()
         self.bench: DeviceBench | None = None

@@ -219,6 +219,12 @@ def test_a_link_that_somebody_has_replaced_is_left(open_port: OpenPort, tmp_path
     assert os.readlink(link) == "/dev/null"
 
 
+def test_who_says_something_to_it_is_told_where_the_other_end_is(open_port: OpenPort, tmp_path: Path) -> None:
+    link = tmp_path / "port"
+    with pytest.raises(ConfigError, match=f"takes no words; the other end is {link}$"):
+        open_port(link=str(link)).device.command(["hello"])
+
+
 def test_carrier_is_on(open_port: OpenPort) -> None:
     assert open_port().state() == CARRIER | DATA_SET_READY
 

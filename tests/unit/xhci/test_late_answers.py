@@ -185,6 +185,36 @@ def test_what_another_endpoint_has_in_the_same_page_is_not_lost(rig: Rig, kept: 
     assert rig.ram.read(kept.buffer, LENGTH) == OWN[:LENGTH]
 
 
+def test_a_device_that_forgets_its_windows(rig: Rig, kept: Kept) -> None:
+    """What it was given is known without it."""
+    kept.late.transfer.windows.clear()
+    kept.late.transfer.actual = 1 << 40
+    answered = WAYS["Stop Endpoint"](rig)
+    rig.bus.pause(CANCEL_TIMEOUT * 1.1)
+    assert answered()
+    rig.ram.write(kept.buffer, OWN[:LENGTH])
+    kept.late.write()
+    assert rig.ram.read(kept.buffer, LENGTH) == OWN[:LENGTH]
+
+
+def test_a_device_that_has_released_a_window(rig: Rig, kept: Kept) -> None:
+    """A `with` over it is enough. The other transfers of the page are taken back and go on."""
+    pipe = rig.usb.pipe(INTERRUPT_IN)
+    td = pipe.submit(length=8, buffer=kept.buffer + LENGTH)
+    rig.device.cancels = True
+    rig.device.cancel = _all_but(rig, kept.late.transfer)  # type: ignore[method-assign,assignment]
+    rig.device.held[INTERRUPT_IN][0].windows[0].release()
+    answered = WAYS["Stop Endpoint"](rig)
+    rig.bus.pause(CANCEL_TIMEOUT * 1.1)
+    assert answered()
+    rig.device.cancelled.clear()
+    kept.late.write()
+    rig.usb.pipe(INTERRUPT_IN).submit(length=8, buffer=kept.buffer + LENGTH + 8)
+    rig.device.held[INTERRUPT_IN][0].complete(TransferStatus.COMPLETED, 8)
+    rig.handle()
+    assert codes(td.events) == [spec.CC_SUCCESS]
+
+
 def test_two_that_are_kept_in_the_same_page(rig: Rig, kept: Kept) -> None:
     """The neighbour's transfer is asked for, and kept as well: both are answered, one after the other."""
     neighbour = kept.buffer + LENGTH

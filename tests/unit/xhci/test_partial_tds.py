@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given as examples
-from hypothesis import settings
-from hypothesis import strategies as st
 
-from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CHAIN, IOC, ISP, Event, Rig, Speed, make, of_type, spec
-from usbvfiod_core.usb.transfer import Transfer, TransferStatus
+from tests.unit.xhci.kit import BULK_IN, BULK_OUT, CHAIN, IOC, Event, Rig, Speed, make, of_type, spec
+from usbvfiod_core.usb.descriptors import Endpoint
+from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 
 PART = 4096
 PARTS = 6
@@ -137,6 +135,57 @@ def test_a_part_is_of_whole_packets(rig: Rig) -> None:
     assert told(writer.push(last=True)) == [(1, spec.CC_SUCCESS, PART + 1), (2, spec.CC_SUCCESS, PART + 1)]
 
 
+@pytest.mark.parametrize("packet_size", [7, 60, 1023])
+def test_a_part_is_of_the_packets_of_the_endpoint(rig: Rig, packet_size: int) -> None:
+    """An odd size divides no part that is a power of two. Of several Event Data TRBs the last will do that ends with a
+    packet."""
+    rig.usb.configure_endpoints(add=[Endpoint(BULK_IN, TransferType.BULK, packet_size)], drop=[BULK_IN])
+    writer = Writer(rig, BULK_IN, part=PART)
+    assert writer.push() == []
+    assert rig.device.submitted == []
+    whole = 3 * packet_size
+    writer.pipe.ring.push(make.normal(writer.buffer + PART, whole - PART % packet_size, CHAIN))
+    writer.pipe.ring.push(make.event_data(2, IOC | CHAIN))
+    writer.pipe.ring.push(make.normal(writer.buffer + 2 * PART, 1, CHAIN))
+    writer.pipe.ring.push(make.event_data(3, IOC | CHAIN))
+    rig.device.answers(BULK_IN, text(PART + whole - PART % packet_size))
+    writer.pipe.doorbell()
+    first, second = told(rig.events())
+    assert (first, second) == ((1, spec.CC_SUCCESS, PART), (2, spec.CC_SUCCESS, whole - PART % packet_size))
+
+
+@pytest.mark.parametrize("address", [BULK_IN, BULK_OUT])
+def test_a_rest_without_data_is_no_packet(rig: Rig, address: int) -> None:
+    writer = Writer(rig, address)
+    rig.device.answers(address, TransferStatus.COMPLETED)
+    writer.push()
+    writer.pipe.ring.push(make.normal(writer.buffer, 0, CHAIN))
+    writer.pipe.ring.push(make.event_data(2, IOC))
+    writer.pipe.doorbell()
+    assert told(rig.events()) == [(2, spec.CC_SUCCESS, 0)]
+    assert [each.length for each in rig.device.submitted] == [PART]
+
+
+def test_a_td_without_data_is_one_packet_however_it_is_written(rig: Rig) -> None:
+    pipe = rig.usb.pipe(BULK_OUT)
+    rig.device.auto_out.add(BULK_OUT)
+    for trb in (make.normal(0, 0, CHAIN), make.event_data(1, IOC | CHAIN), make.event_data(2, IOC)):
+        pipe.ring.push(trb)
+        pipe.doorbell()
+    assert told(rig.events()) == [(1, spec.CC_SUCCESS, 0), (2, spec.CC_SUCCESS, 0)]
+    assert [each.length for each in rig.device.submitted] == [0]
+
+
+def test_a_rest_that_is_skipped_has_parts_of_any_length(rig: Rig) -> None:
+    writer = Writer(rig, BULK_IN)
+    rig.device.answers(BULK_IN, text(100))
+    writer.push()
+    writer.pipe.ring.push(make.normal(writer.buffer, 77, CHAIN))
+    writer.pipe.ring.push(make.event_data(2, IOC | CHAIN))
+    writer.pipe.doorbell()
+    assert told(rig.events()) == [(2, spec.CC_SHORT_PACKET, 0)]
+
+
 def test_what_is_half_written_behind_the_event_data_is_left(rig: Rig, reader: Writer) -> None:
     reader.push(doorbell=False)
     reader.pipe.ring.push(make.normal(reader.buffer + PART, PART, CHAIN))
@@ -225,56 +274,3 @@ def test_a_part_that_fails_halts_the_endpoint(rig: Rig, reader: Writer) -> None:
     assert reader.pipe.state == spec.EP_HALTED
     reader.pipe.recover()
     rig.works()
-
-
-# -- in any way --------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@examples(
-    parts=st.lists(
-        st.tuples(st.sampled_from([0, 1, 512, 1024, 2048, 3000, 4096]), st.booleans(), st.booleans()),
-        min_size=1,
-        max_size=8,
-    ),
-    short=st.none() | st.integers(0, 20_000),
-)
-def test_parts_in_any_way(parts: list[tuple[int, bool, bool]], short: int | None) -> None:
-    """Parts of any length, with or without a doorbell and a stop behind each, and a device that ends the data anywhere:
-    the data is whole and in order, and each Event Data TRB is told once, with what was moved since the one before."""
-    rig = Rig()
-    total = sum(size for size, _, _ in parts)
-    data, given = text(total if short is None else min(short, total)), 0
-
-    def more(transfer: Transfer) -> bytes:
-        nonlocal given
-        piece = data[given : given + transfer.length]
-        given += len(piece)
-        return piece
-
-    rig.device.answers(BULK_IN, *[more] * 2 * len(parts))
-    pipe, buffer = rig.bulk_in, rig.ram.allocate(max(total, 1), align=4096)
-    events: list[Event] = []
-    done = 0
-    for number, (size, doorbell, halt) in enumerate(parts, 1):
-        last = number == len(parts)
-        pipe.ring.push(make.normal(buffer + done, size, CHAIN | ISP))
-        pipe.ring.push(make.event_data(number, IOC | (0 if last else CHAIN)))
-        done += size
-        if doorbell or last:
-            pipe.doorbell()
-            events += of_type(rig.events(), spec.TRB_TRANSFER_EVENT)
-            if halt and not last:
-                stop(rig)
-                pipe.doorbell()
-                events += of_type(rig.events(), spec.TRB_TRANSFER_EVENT)
-    told_parts = [event for event in events if event.is_event_data]
-    assert [event.parameter for event in told_parts] == list(range(1, len(parts) + 1))
-    assert rig.ram.read(buffer, len(data)) == data
-    assert sum(event.length for event in told_parts) == given == len(data)
-    moved = 0
-    for (size, _, _), event in zip(parts, told_parts, strict=True):
-        assert event.length == max(min(size, len(data) - moved), 0)
-        moved += size
-    assert pipe.state == spec.EP_RUNNING
-    rig.close()

@@ -28,6 +28,22 @@ def test_disconnect(hub: Callable[..., Hub], speed: Speed) -> None:
     assert it.device.closed
 
 
+@pytest.mark.faults("fake device: close raised")
+def test_a_device_that_does_not_want_to_close(hub: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+    it = hub(USB2)
+    gone: list[int] = []
+    it.bus.controller.hub.unplugged = lambda port_id, device: gone.append(port_id)
+    it.device.close = _refuse  # type: ignore[method-assign]
+    it.bus.unplug(it.port.port_id)
+    assert it.events() == 1
+    assert (gone, it.port.connected) == ([1], False)
+    assert "close raised" in caplog.text
+
+
+def _refuse() -> None:
+    raise RuntimeError("I stay")
+
+
 def test_a_device_that_says_it_is_gone(hub: Callable[..., Hub]) -> None:
     it = hub(USB2)
     gone: list[tuple[int, object]] = []

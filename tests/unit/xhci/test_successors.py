@@ -142,6 +142,27 @@ def test_interrupt_out_that_would_lose_is_waited_for_and_interrupt_in_is_not(rig
     assert report.result() == b"report"
 
 
+def test_what_a_device_leaves_under_way_is_not_waited_for(rig: Rig) -> None:
+    rig.device.cancel_loses = rig.device.keeps_requests = True
+    reading = rig.usb.submit_in(BULK_IN, 64)
+    rig.bulk_out.submit(b"not waited for")
+    done = begin(rig)
+    assert {each.endpoint for each in rig.device.taken_back} == {BULK_IN, BULK_OUT}
+    assert rig.device.cancelled == rig.device.taken_back
+    assert done == [True]
+    rig.controller = hand_over(rig.bus)
+    rig.device.answers(BULK_IN, b"read")
+    assert reading.result() == b"read"
+
+
+def test_what_the_driver_stops_is_not_kept(rig: Rig) -> None:
+    rig.device.cancel_loses = rig.device.keeps_requests = True
+    rig.usb.submit_in(BULK_IN, 64)
+    rig.bulk_in.stop()
+    assert [each.endpoint for each in rig.device.cancelled] == [BULK_IN]
+    assert rig.device.taken_back == []
+
+
 def test_interrupt_out_that_the_device_does_not_take_is_sent_again(rig: Rig) -> None:
     rig.device.cancel_loses = True
     idle = rig.usb.submit_out(INTERRUPT_OUT, b"beep")

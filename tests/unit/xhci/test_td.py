@@ -16,6 +16,7 @@ from usbvfiod_core.xhci.td import Td, TdFault, collect
 
 RING = 0x10_0000
 DATA = 0x20_0000
+CONTEXT = DATA + 0xF_0000
 NEXT = DATA + 0x10_0000  # a region of its own that follows without a gap
 GET = SetupPacket(0x80, 6, 0x100, 0, 18)
 SET = SetupPacket(0x00, 9, 1, 0, 0)
@@ -42,7 +43,7 @@ class Ring:
 
     def collect(self, *, is_in: bool = True, control: bool = False) -> Td | None:
         type = TransferType.CONTROL if control else TransferType.BULK
-        return collect(self.ring, self.memory, type, is_in=is_in)
+        return collect(self.ring, self.memory, type, CONTEXT, is_in=is_in)
 
     def faults(self, index: int, *, is_in: bool = True, control: bool = False) -> None:
         """The TRB at `index` is named as the wrong one, and the ring stays where it was."""
@@ -308,5 +309,5 @@ def test_only_bulk_and_interrupt_tds_come_in_parts(ring: Ring, type: TransferTyp
     else:
         ring.put(make.trb(spec.TRB_ISOCH, parameter=DATA, status=1024, control=CHAIN))
     ring.put(make.event_data(1, IOC | CHAIN))
-    assert collect(ring.ring, ring.memory, type, is_in=True) is None
+    assert collect(ring.ring, ring.memory, type, CONTEXT, is_in=True) is None
     assert ring.ring.address == RING

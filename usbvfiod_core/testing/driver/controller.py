@@ -15,8 +15,6 @@ from .rings import EventRing
 from .trb import Event
 
 _SLICE = 0.1
-_LATE = scaled(1.0)
-"""Seconds by which an interrupt may come after its event, on a machine that has other things to do."""
 LINUX_EVENTS = 128
 """Half a segment of Linux's event rings: after so many events and one it writes ERDP before it goes on."""
 _TRANSFER = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
@@ -68,6 +66,7 @@ class ControllerSide:
         self.port_changes: set[int] = set()
         self.other_events: list[Event] = []
         self.lost_interrupts = 0
+        self.late = scaled(1.0)
         self._interrupters = interrupters
         self._tags = 0
         self._pipes: dict[int, PipeTarget] = {}
@@ -77,7 +76,7 @@ class ControllerSide:
     def next_event(self, timeout: float | None = None, interrupter: int = 0) -> Event:
         """Take the next event of an interrupter as it is; nobody else learns of it. Raises DriverTimeoutError."""
         ring = self.event_rings[interrupter]
-        self._wait(lambda: ring.waiting, "no event", timeout, lambda: 0)
+        self._wait(lambda: ring.waiting, "no event", timeout, None)
         event = ring.take()
         assert event is not None
         self.acknowledge(interrupter)
@@ -245,7 +244,9 @@ class ControllerSide:
         else:
             self.other_events.append(event)
 
-    def _wait(self, condition: Callable[[], bool], what: str, timeout: float | None, handle: Callable[[], int]) -> None:
+    def _wait(
+        self, condition: Callable[[], bool], what: str, timeout: float | None, handle: Callable[[], int] | None
+    ) -> None:
         bus = self.bus
         deadline = bus.clock() + (self.timeout if timeout is None else timeout)
         if self.linux and self.interrupts:
@@ -253,14 +254,14 @@ class ControllerSide:
                 remaining = deadline - bus.clock()
                 if remaining <= 0:
                     raise DriverTimeoutError(self._state(f"{what} in time"))
-                if self._signalled(remaining):
+                if self._signalled(remaining) and handle is not None:
                     handle()
             return
         signalled = True
         while True:
-            if handle() and not signalled:
-                if not self._signalled(min(_LATE, max(deadline - bus.clock(), 0.0))):  # it may be on its way
-                    self.lost_interrupts += 1
+            if handle is not None:
+                if not signalled:
+                    self._await_late_interrupt(max(deadline - bus.clock(), 0.0))
                 handle()
             if condition():
                 return
@@ -273,6 +274,12 @@ class ControllerSide:
                 signalled = self._signalled(min(remaining, _SLICE))
             else:
                 bus.pause(min(remaining, 0.001))
+
+    def _await_late_interrupt(self, timeout: float) -> None:
+        """If there are events, their interrupt has to come, and may be on its way. To take them before would tell the
+        controller that none is needed any more."""
+        if any(ring.waiting for ring in self.event_rings) and not self._signalled(min(self.late, timeout)):
+            self.lost_interrupts += 1
 
     def _signalled(self, timeout: float) -> bool:
         """Wait for an interrupt; whether there was one."""

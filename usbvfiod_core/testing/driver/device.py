@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Unpack
 
 from ...usb import descriptors as usb
@@ -119,23 +120,24 @@ class UsbDevice(Slot):
             return
         if value is None or not chosen:
             raise DriverError(f"the device has no configuration {value}")
+        settings = chosen[0].first_settings
         endpoints = [
             endpoint
             for interface in chosen[0].interfaces
-            if interface.alternate == 0
+            if interface.alternate == settings[interface.number]
             for endpoint in interface.endpoints
         ]
-        self.configure_endpoints(add=endpoints, drop=list(self.pipes))
+        self.configure_endpoints(add=_usable(endpoints), drop=list(self.pipes))
         self.control_out(0, requests.SET_CONFIGURATION, value, 0)
         self.configuration = chosen[0]
-        self._alternates = {interface.number: 0 for interface in chosen[0].interfaces}
+        self._alternates = settings
 
     def set_interface(self, number: int, alternate: int) -> None:
         """Exchange the endpoints of an interface's alternate settings, then SET_INTERFACE."""
         old = self.interface(number)
         new = self.interface(number, alternate)
         drop = [endpoint.address for endpoint in old.endpoints]
-        self.configure_endpoints(add=list(new.endpoints), drop=drop)
+        self.configure_endpoints(add=_usable(new.endpoints), drop=drop)
         self.control_out(requests.RECIPIENT_INTERFACE, requests.SET_INTERFACE, alternate, number)
         self._alternates[number] = alternate
 
@@ -152,11 +154,12 @@ class UsbDevice(Slot):
 
         Returns how many streams there are: 1 to that. Raises DriverError if there are none.
         """
-        endpoints = [each for each in self.interface(number).endpoints if each.companion and each.companion.max_streams]
-        limit = self.driver.capabilities.max_streams
-        count = min([count, limit, *(each.companion.max_streams for each in endpoints if each.companion)])
-        if not endpoints or count < 1:
+        interface = self.interface(number)
+        most, addresses = interface.streams()
+        count = min(count, self.driver.capabilities.max_streams, most)
+        if count < 1:
             raise DriverError(f"interface {number} has no streams")
+        endpoints = [each for each in interface.endpoints if each.address in addresses]
         self.configure_endpoints(add=endpoints, drop=[each.address for each in endpoints], streams=count)
         return count
 
@@ -382,3 +385,12 @@ def _interval(speed: Speed, interval: int) -> int:
     if speed in (Speed.FULL, Speed.LOW):
         return min(max((max(interval, 1) * 8).bit_length() - 1, 3), 10)
     return min(max(interval, 1), 16) - 1
+
+
+def _usable(endpoints: Iterable[usb.Endpoint]) -> list[usb.Endpoint]:
+    """Without those that systems pass over: of number 0, and the second of an address."""
+    found: dict[int, usb.Endpoint] = {}
+    for endpoint in endpoints:
+        if endpoint.address & 0x0F:
+            found.setdefault(endpoint.address, endpoint)
+    return list(found.values())

@@ -37,7 +37,7 @@ class GuestDriver(SlotDriver):
     It checks the controller on the way and raises `ProtocolError` for what the specification forbids.
     `devices` are the devices by slot id; `port_changes` the ports whose Port Status Change Events came (the owner
     clears it); `other_events` what is neither transfer, command nor port; `lost_interrupts` counts events that were
-    found without a signal long after.
+    found without a signal long after: `late` seconds, which whoever holds the controller up makes more.
     """
 
     def __init__(
