@@ -24,7 +24,7 @@ from usbvfiod_core.rights import open_node
 from usbvfiod_core.state import unpack
 
 from . import binding
-from .binding import Context, Handle, Libusb
+from .binding import Libusb, WrappedNode
 from .status import ERROR_BUSY, ERROR_IO, ERROR_NO_DEVICE, error_code
 
 if TYPE_CHECKING:
@@ -88,10 +88,8 @@ class LibusbBackend(Backend):
             raise CannotHandOver("its speed is not known to this host")
         libusb = self._library()
         try:
-            context = libusb.open_context()
-            handle = context.wrapSysDevice(fd)
-            noted = Taken.take_over(device, state.taken, fds.get("taken"))
-            made = _made(libusb, context, handle, fd, loop, device, options, noted)
+            node = WrappedNode.wrap(libusb, fd)
+            made = _made(node, loop, device, options, Taken.take_over(device, state.taken, fds.get("taken")))
             made.take_state(state)
         except libusb.USBError as error:
             raise DeviceError(_libusb_problem(device, error)) from error
@@ -99,22 +97,18 @@ class LibusbBackend(Backend):
 
     def _open(self, fd: int, device: SysfsDevice, options: HostOptions, loop: Loop) -> Device:
         """The device whose node is open as `fd`, which is closed if this fails. Raises DeviceError."""
-        context = handle = None
-        note = Taken(device, notes=options.reattach)
-        libusb = None
+        libusb = node = None
+        taken = Taken(device, notes=options.reattach)
         try:
             libusb = self._library()
-            context = libusb.open_context()
-            handle = context.wrapSysDevice(fd)
-            opened = _made(libusb, context, handle, fd, loop, device, options, note)
+            node = WrappedNode.wrap(libusb, fd)
+            opened = _made(node, loop, device, options, taken)
             opened.take()
             return opened
         except BaseException as error:
-            if handle is not None:
-                handle.getDevice().close()
-            if context is not None:
-                context.close()
-            note.not_taken()
+            if node is not None:
+                node.unwrap()
+            taken.not_taken()
             os.close(fd)
             if libusb is not None and isinstance(error, libusb.USBError):
                 raise DeviceError(_libusb_problem(device, error)) from error
@@ -127,35 +121,13 @@ class LibusbBackend(Backend):
             return self._libusb
 
 
-def _made(
-    libusb: Libusb,
-    context: Context,
-    handle: Handle,
-    fd: int,
-    loop: Loop,
-    device: SysfsDevice,
-    options: HostOptions,
-    noted: Taken,
-) -> LibusbDevice:
-    """The device behind a wrapped descriptor."""
+def _made(node: WrappedNode, loop: Loop, device: SysfsDevice, options: HostOptions, taken: Taken) -> LibusbDevice:
+    """The device behind a wrapped node."""
     from .device import LibusbDevice  # whoever only lists devices, or asks for help, need not wait for it
 
     assert device.speed is not None
-    return LibusbDevice(
-        libusb,
-        context,
-        handle,
-        fd,
-        loop,
-        name=device.label,
-        speed=device.speed,
-        descriptors=device.descriptors,
-        configuration=device.configuration,
-        options=options,
-        reset_quirk=device.reset_quirk,
-        ownership=Ownership(device, fd),
-        taken=noted,
-    )
+    description = device.description(device.speed)  # and no streams: the binding has none
+    return LibusbDevice(node, loop, description, options, Ownership(device, node.fd), taken)
 
 
 def _open_problem(device: SysfsDevice, error: OSError) -> str:

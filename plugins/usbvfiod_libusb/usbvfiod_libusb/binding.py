@@ -9,6 +9,7 @@ import ctypes
 import importlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -104,6 +105,31 @@ class Libusb(Protocol):
     def open_context(self) -> Context:
         """A context of its own for one device, which looks for no devices. Raises USBError."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedNode:
+    """A device's open node, `fd`, that libusb has wrapped, in a context of its own."""
+
+    libusb: Libusb
+    context: Context
+    handle: Handle
+    fd: int
+
+    @classmethod
+    def wrap(cls, libusb: Libusb, fd: int) -> WrappedNode:
+        """Raises USBError."""
+        context = libusb.open_context()
+        try:
+            return cls(libusb, context, context.wrapSysDevice(fd), fd)
+        except BaseException:
+            context.close()
+            raise
+
+    def unwrap(self) -> None:
+        """Let libusb forget it; the descriptor stays open."""
+        self.handle.getDevice().close()
+        self.context.close()
 
 
 class _Usb1:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from usbvfiod_core import DeviceError, DeviceEvents, Handover, Loop, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core import DeviceError, DeviceEvents, Handover, Loop, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host import left_out
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.found import Hands, NodeHands
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
@@ -27,10 +27,11 @@ from usbvfiod_core.state import pack
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.handover import NotSettled
 
-from .binding import Context, Handle, Libusb, NativeTransfer
+from .binding import NativeTransfer, WrappedNode
 from .events import ContextEvents
 from .interfaces import Interfaces, numbers_and_endpoints
-from .limits import warn_of_control_limit
+from .limits import CONTROL_LIMIT, is_cut, warn_of_control_limit
+from .pieces import Ways
 from .state import LibusbState
 from .status import (
     ERROR_BUSY,
@@ -42,71 +43,50 @@ from .status import (
     submit_error,
 )
 from .transfers import NativeTransfers, Result
+from .waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-CONTROL_LIMIT = 4096
-"""Bytes in the data stage of a control transfer; libusb for Linux refuses more."""
-MEMORY_PATIENCE = 1.0
-"""Seconds that a transfer waits for the kernel to have memory for it."""
-_MEMORY_PAUSE = 0.01
 _CONFIGURE_TRIES = 3
 _RETURN_PATIENCE = 2.0
 """Seconds that `release` waits for transfers that it has cancelled."""
 
 
 class LibusbDevice(HostDevice):
-    """See the module. `fd` is the device's open node; it is closed with the device. Made in any thread."""
+    """See the module. The node is closed with the device. Made in any thread."""
 
     def __init__(
         self,
-        libusb: Libusb,
-        context: Context,
-        handle: Handle,
-        fd: int,
+        node: WrappedNode,
         loop: Loop,
-        *,
-        name: str,
-        speed: Speed,
-        descriptors: bytes,
-        configuration: int | None,
+        description: Description,
         options: HostOptions,
-        reset_quirk: bool = False,
-        ownership: Ownership | None = None,
+        ownership: Ownership | None,
         taken: Taken,
         hands: Hands | None = None,
     ) -> None:
-        super().__init__(
-            loop,
-            name=name,
-            speed=speed,
-            descriptors=descriptors,
-            configuration=configuration,
-            options=options,
-            max_streams=0,  # the binding has no streams
-            reset_quirk=reset_quirk,
-            ownership=ownership,
-        )
-        self._libusb = libusb
-        self._context = context
-        self._handle = handle
-        self._fd = fd
-        self._interfaces = Interfaces(libusb, handle, fd, name)
-        self._numbers, self._owners = numbers_and_endpoints(descriptors)
-        self._set = configuration
+        super().__init__(loop, description, options, ownership)
+        self._node = node
+        self._libusb = node.libusb
+        self._handle = node.handle
+        self._interfaces = Interfaces(node.libusb, node.handle, node.fd, self.name)
+        self._numbers, self._owners = numbers_and_endpoints(description.descriptors)
+        self._set = description.configuration
+        self._alternates: dict[int, int] = {}
+        """Alternate settings other than 0, by interface."""
+        self._ways = Ways(self._packet_size, self._start, self._stop)
+        self._is_over = False
         self._taken = taken
-        self._hands = NodeHands(fd) if hands is None else hands
+        self._hands = NodeHands(node.fd) if hands is None else hands
         self._in_flight: dict[Transfer, NativeTransfer] = {}
         self._stopping: set[Transfer] = set()
-        self._waiting: deque[tuple[Transfer, float]] = deque()
-        """Transfers for which the kernel had no memory, each with the time at which it is given up."""
+        self._waiting = Waiting(loop, self._send, self.limits.no_memory)
         self._ended: list[NativeTransfer] = []
         self._results: list[Result] = []
         self._taken_back = TransferStatus.ERROR
         """What a transfer ends with that was cancelled, but not by `stop`."""
-        self._paused = False
-        self._natives = NativeTransfers(handle, self._native_ended)
-        self._events_of_context = ContextEvents(loop, context, self._ready)
+        self._natives = NativeTransfers(node.handle, self._native_ended)
+        self._events_of_context = ContextEvents(loop, node.context, self._ready)
 
     def take(self) -> None:
         """Claim the interfaces of the present configuration, and go. In any thread, once. Raises USBError or
@@ -126,16 +106,23 @@ class LibusbDevice(HostDevice):
         device = self.enumerated_state()
         if self._in_flight or self._waiting:
             raise NotSettled(f"{self.name} has transfers in flight")
-        left_out = {str(number): reason for number, reason in self._interfaces.left_out.items()}
-        state = LibusbState(device, self._taken.state(), self._set, list(self._interfaces.held), left_out)
-        return Handover(pack(state), {"device": self._fd, **self._taken.descriptors})
+        interfaces = self._interfaces
+        state = LibusbState(
+            device,
+            self._taken.state(),
+            self._set,
+            list(interfaces.held),
+            dict(interfaces.left_out),
+            dict(self._alternates),
+        )
+        return Handover(pack(state), {"device": self._node.fd, **self._taken.descriptors})
 
     def take_state(self, state: LibusbState) -> None:
         """Go on, as a new device, where that of another process was. In any thread. Raises USBError."""
         self.take_enumerated_state(state.device)
-        self._set = state.set
+        self._set, self._alternates = state.set, state.alternates
         self._interfaces.take_again(state.held)
-        self._interfaces.left_out.update((int(number), reason) for number, reason in state.left_out.items())
+        self._interfaces.left_out.update(state.left_out)
 
     def attach(self, events: DeviceEvents) -> None:
         super().attach(events)
@@ -143,55 +130,55 @@ class LibusbDevice(HostDevice):
 
     def forget(self) -> None:
         super().forget()
-        self._paused = True
+        self._waiting.paused = True
         self._events_of_context.pause()
         self._natives.close()
-        self._handle.getDevice().close()
-        self._context.close()
-        os.close(self._fd)
+        self._node.unwrap()
+        os.close(self._node.fd)
         self._taken.forget()
 
     # -- on the loop's thread -----------------------------------------------------------------------------------------
 
     def start(self, transfer: Transfer) -> None:
-        if self._waiting:
-            self._waiting.append((transfer, self._loop.time() + MEMORY_PATIENCE))
-        elif not self._send(transfer):
-            self._waiting.append((transfer, self._loop.time() + MEMORY_PATIENCE))
-            self._loop.call_later(_MEMORY_PAUSE, self._retry)
+        self._ways.start(transfer)
 
     def stop(self, transfer: Transfer) -> None:
+        self._ways.stop(transfer)
+
+    def _start(self, transfer: Transfer) -> bool:
+        if self._is_over:
+            return False
+        self._waiting.start(transfer)
+        return True
+
+    def _stop(self, transfer: Transfer) -> None:
         native = self._in_flight.get(transfer)
         if native is not None:
             self._stopping.add(transfer)
             self._cancel(native)
             return
-        for each in self._waiting:
-            if each[0] is transfer:
-                self._waiting.remove(each)
-                transfer.complete(TransferStatus.CANCELLED)
-                return
+        self._waiting.stop(transfer)
 
     def pause(self) -> None:
-        self._paused = True
+        self._waiting.paused = True
         self._events_of_context.pause()
 
     def resume(self) -> None:
-        self._paused = False
+        self._ways.look_again()
         self._events_of_context.watch()
-        if self._waiting:
-            self._loop.call_soon(self._retry)
+        self._waiting.resume()
 
     def left_out(self) -> Mapping[int, str]:
         return self._interfaces.left_out
 
     def released(self) -> None:
+        self._is_over = True
         self._complete(self._results)
-        left = [*self._in_flight, *(transfer for transfer, _ in self._waiting)]
+        left = [*self._in_flight, *self._waiting.end()]
         self._in_flight.clear()
-        self._waiting.clear()
         for transfer in left:
             transfer.complete(TransferStatus.DISCONNECTED)
+        self._ways.end()
 
     def claimed(self) -> list[int]:
         return self._interfaces.held
@@ -205,6 +192,7 @@ class LibusbDevice(HostDevice):
             self._interfaces.drop()
             self._configure(value)
             self._set = value
+            self._alternates.clear()
         except self._libusb.USBError as error:
             raise operation_failed("release the interfaces", error) from error
         except ClaimLost:
@@ -231,6 +219,7 @@ class LibusbDevice(HostDevice):
             f"set setting {alternate} of interface {interface}",
             lambda: self._handle.setInterfaceAltSetting(interface, alternate),
         )
+        self._alternates[interface] = alternate
 
     def clear_halt(self, endpoint: int) -> None:
         self._do(f"clear the halt of endpoint {endpoint:#04x}", lambda: self._handle.clearHalt(endpoint))
@@ -241,6 +230,7 @@ class LibusbDevice(HostDevice):
         if not numbers and self.host_drivers():
             return  # the host has configured it, and uses it until the guest configures it
         failure = None
+        self._alternates.clear()
         try:
             self._handle.resetDevice()
         except self._libusb.USBError as error:
@@ -271,17 +261,20 @@ class LibusbDevice(HostDevice):
                 present = self._set
                 self._taken.give_back(self._hands, configuration=present, released=released, lost=self.is_lost)
             self._natives.close()
-            self._handle.getDevice().close()
-            self._context.close()
+            self._node.unwrap()
         finally:
-            os.close(self._fd)
+            os.close(self._node.fd)
             self._taken.end()
 
     # -- own, on the loop's thread ------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if not self._paused:
+        if not self._waiting.paused:
             self._events_of_context.watch()
+
+    def _packet_size(self, endpoint: int) -> int:
+        found = self.find_endpoint(endpoint, self._alternates)
+        return 0 if found is None else found[1].packet_size
 
     def _send(self, transfer: Transfer, length: int | None = None) -> bool:
         """Submit it, or complete it if that is refused; False if the kernel has no memory for it now."""
@@ -312,7 +305,7 @@ class LibusbDevice(HostDevice):
             if setup.is_in and setup.kind == requests.TYPE_STANDARD:
                 # Less may be asked for if no more is there; `_finish` sees whether there was.
                 return self._send(transfer, CONTROL_LIMIT)
-            warn_of_control_limit(self.name, CONTROL_LIMIT, setup)
+            warn_of_control_limit(self.name, setup)
         status = submit_error(error, has_recipient=setup is None or self.has_recipient(setup))
         log.debug("%s: %r is refused: %s", self.name, transfer, error)
         transfer.complete(status)
@@ -327,20 +320,6 @@ class LibusbDevice(HostDevice):
             packet.status = TransferStatus.MISSED
         transfer.complete(TransferStatus.COMPLETED)
 
-    def _retry(self) -> None:
-        """Send what waits for memory, in order. What has waited too long fails."""
-        while self._waiting and not self._paused:
-            transfer, deadline = self._waiting[0]
-            late = self._loop.time() >= deadline
-            sent = self._send(transfer)
-            if not sent and not late:
-                self._loop.call_later(_MEMORY_PAUSE, self._retry)
-                return
-            self._waiting.popleft()
-            if not sent:
-                self.limits.no_memory()
-                transfer.complete(TransferStatus.ERROR)
-
     def _native_ended(self, native: NativeTransfer) -> None:
         """libusb's callback, inside its event handling: transfers are completed after it."""
         self._ended.append(native)
@@ -348,7 +327,7 @@ class LibusbDevice(HostDevice):
     def _ready(self) -> None:
         self._handle_events(0)
         self._complete(self._take_results())
-        if self._fd in self._events_of_context.removed:
+        if self._node.fd in self._events_of_context.removed:
             self.gone()
 
     def _complete(self, results: list[Result]) -> None:
@@ -357,15 +336,13 @@ class LibusbDevice(HostDevice):
             if status is TransferStatus.DISCONNECTED:
                 self.suspect_now()
             elif status is TransferStatus.CANCELLED:
-                if actual and actual == transfer.length and not transfer.packets:
+                if self.had_ended(transfer, actual, stopped=transfer in self._stopping):
                     status = TransferStatus.COMPLETED  # it won the race
                 elif transfer not in self._stopping:
                     status = self._taken_back
                     self.suspect_now()
             self._stopping.discard(transfer)
-            setup = transfer.setup
-            if setup is not None and setup.is_in and actual == CONTROL_LIMIT < setup.length:
-                log.warning("%s: libusb cannot read more than %d bytes of %s", self.name, CONTROL_LIMIT, setup)
+            if transfer.setup is not None and is_cut(self.name, transfer, actual, self.active_configuration()):
                 status = TransferStatus.ERROR
             transfer.complete(status, actual)
 
@@ -378,7 +355,7 @@ class LibusbDevice(HostDevice):
 
     def _handle_events(self, seconds: float) -> None:
         try:
-            self._context.handleEventsTimeout(seconds)
+            self._node.context.handleEventsTimeout(seconds)
         except self._libusb.USBError as error:
             if error_code(error) != ERROR_INTERRUPTED:
                 log.warning("%s: libusb's event handling: %s", self.name, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from usbvfiod_core.host.state import EnumeratedState, TakenState
 from usbvfiod_core.state import U8
@@ -16,5 +16,7 @@ class LibusbState:
     taken: TakenState
     set: U8 | None
     held: list[U8]
-    left_out: dict[str, str]
+    left_out: dict[U8, str]
     """By interface, why it cannot be claimed."""
+    alternates: dict[U8, U8] = field(default_factory=dict)
+    """Alternate settings other than 0, by interface."""

@@ -325,7 +325,7 @@ class MassStorageQuirks(Interceptor):
 
     def _request(self, transfer: InterceptedTransfer, setup: SetupPacket) -> None:
         key = (setup.request_type, setup.request)
-        interface = setup.index & 0xFF
+        interface = self.layout.interface_of(self._configuration, setup)
         storage = self.layout.is_storage(self._configuration, interface)
         if self._readonly and not self._is_harmless(setup, key, storage):
             transfer.refuse(_STALL)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from usbvfiod_core import TransferType
+from usbvfiod_core import SetupPacket, TransferType
 from usbvfiod_core.usb.descriptors import Configuration, Interface
+from usbvfiod_core.usb.recipients import interface_of
 
 from .information_units import COMMAND_PIPE, DATA_IN_PIPE, DATA_OUT_PIPE, PIPE_USAGE, STATUS_PIPE
 
@@ -41,13 +42,13 @@ class Layout:
         self.storage: set[int] = set()
         self.others: set[int] = set()
         self._interfaces: dict[tuple[int, int], int] = {}
-        self._counts: dict[int, int] = {}
+        self._configurations: dict[int, Configuration] = {}
 
     def add(self, raw: bytes, hidden: bytes = b"") -> None:
         """Take what a configuration descriptor says, with all that belongs to it; `hidden` is the same with what the
         guest does not see, whose endpoints are there all the same. Raises DescriptorError."""
         configuration = Configuration.unpack(raw)
-        is_first = configuration.value not in self._counts  # of two with the same value it is the one that is chosen
+        is_first = configuration.value not in self._configurations  # of two with one value it is chosen
         whole = Configuration.unpack(hidden) if hidden else configuration
         for interface in whole.interfaces:
             addresses = {endpoint.address for endpoint in interface.endpoints}
@@ -57,7 +58,7 @@ class Layout:
                 self.others |= addresses
         if not is_first:
             return
-        self._counts[configuration.value] = len({interface.number for interface in configuration.interfaces})
+        self._configurations[configuration.value] = configuration
         for interface in filter(is_mass_storage, configuration.interfaces):
             key = (configuration.value, interface.number)
             setting = Setting(interface.number, interface.alternate, interface.protocol, _pipes(interface))
@@ -66,7 +67,7 @@ class Layout:
 
     def has(self, configuration: int) -> bool:
         """Whether there is a configuration of this value, which may be 0."""
-        return configuration in self._counts
+        return configuration in self._configurations
 
     def is_storage(self, configuration: int | None, interface: int) -> bool:
         """Whether an interface is one of mass storage."""
@@ -78,7 +79,12 @@ class Layout:
 
     def interface_count(self, configuration: int) -> int:
         """How many interfaces a configuration has."""
-        return self._counts.get(configuration, 0)
+        found = self._configurations.get(configuration)
+        return 0 if found is None else len({interface.number for interface in found.interfaces})
+
+    def interface_of(self, configuration: int | None, setup: SetupPacket) -> int:
+        """The number of the interface that a request to an interface is for."""
+        return interface_of(setup, None if configuration is None else self._configurations.get(configuration))
 
     def first_settings(self, configuration: int) -> list[Setting]:
         """The settings that hold when a configuration has been chosen (USB 2.0 9.2.3)."""

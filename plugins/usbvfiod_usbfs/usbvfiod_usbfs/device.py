@@ -10,6 +10,7 @@ from typing import Final
 
 from usbvfiod_core import CannotHandOver, DeviceError, Handover
 from usbvfiod_core.host.configurations import configurations
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.operations import ClaimLost, OperationFailed
 from usbvfiod_core.host.options import HostOptions
@@ -22,22 +23,18 @@ from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
 from usbvfiod_core.usb.device import DeviceEvents, Loop
 from usbvfiod_core.usb.handover import NotSettled
+from usbvfiod_core.usb.recipients import interface_of
 from usbvfiod_core.usb.requests import SetupPacket
-from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType
 
 from . import ioctl as usbfs
 from .handle import Handle
 from .isochronous import IsochronousLane
-from .lane import Lane
+from .lane import Lane, bulk_cut
 from .urb import Urb, Urbs
 
 log = logging.getLogger(__name__)
 
-CUT: Final = 1 << 20
-"""Bytes of one bulk URB where the host controller takes scattered memory: a sixteenth of what usbfs has for all."""
-CUT_ONE_PIECE: Final = 64 << 10
-"""Where it does not: Linux then looks for memory in one piece."""
 MAX_STREAMS: Final = 63
 """Streams asked for; the guest's controller has no more for an endpoint."""
 _CONFIGURE_TRIES: Final = 3
@@ -49,14 +46,14 @@ class UsbfsState:
 
     device: EnumeratedState
     taken: TakenState
-    alternates: dict[str, U8]
+    alternates: dict[U8, U8]
     """Alternate settings other than 0, by interface."""
     streams: list[list[U8]]
     """Endpoints that have streams, by those that got them together."""
     max_streams: U16
     claimed: list[U8]
     released: list[U8]
-    left_out: dict[str, str]
+    left_out: dict[U8, str]
     """By interface, why it cannot be claimed."""
 
 
@@ -67,34 +64,23 @@ class UsbfsDevice(HostDevice):
         self,
         loop: Loop,
         handle: Handle,
-        device: SysfsDevice,
-        speed: Speed,
+        description: Description,
         options: HostOptions,
-        max_streams: int,
+        ownership: Ownership,
         taken: Taken,
     ) -> None:
-        self.ownership = Ownership(device, handle.fd)
-        super().__init__(
-            loop,
-            name=device.label,
-            speed=speed,
-            descriptors=device.descriptors,
-            configuration=device.configuration,
-            options=options,
-            max_streams=max_streams,
-            reset_quirk=device.reset_quirk,
-            ownership=self.ownership,
-        )
+        super().__init__(loop, description, options, ownership)
+        self.ownership = ownership
         self.handle = handle
         self.taken = taken
         self.urbs = Urbs(handle.fd, loop, self.gone, handle.ioctl)
         self.urbs.refused = self._refused
         self.urbs.ended_early = self.suspect_now
         self.urbs.starved = self.limits.no_memory
-        self._cut = CUT if handle.capabilities & usbfs.CAP_BULK_SCATTER_GATHER else CUT_ONE_PIECE
+        self._capabilities = handle.capabilities
         self._interfaces = {  # of two configurations with one value, Linux means the first
             raw[5]: _interface_numbers(Configuration.unpack(raw))
-            for raw in reversed(configurations(device.descriptors))
+            for raw in reversed(configurations(description.descriptors))
         }
         self._alternates: dict[int, int] = {}
         """Alternate settings other than 0, by interface."""
@@ -152,22 +138,22 @@ class UsbfsDevice(HostDevice):
         state = UsbfsState(
             device,
             self.taken.state(),
-            {str(number): alternate for number, alternate in self._alternates.items()},
+            dict(self._alternates),
             sorted(map(list, together)),
             self.max_streams,
             list(self.handle.claimed),
             list(self.handle.released),
-            {str(number): reason for number, reason in self.handle.left_out.items()},
+            dict(self.handle.left_out),
         )
         return Handover(pack(state), {"device": self.handle.fd, **self.taken.descriptors})
 
     def take_state(self, state: UsbfsState) -> None:
         """Go on, as a new device, where that of another process was."""
         self.take_enumerated_state(state.device)
-        self._alternates = {int(number): alternate for number, alternate in state.alternates.items()}
+        self._alternates = state.alternates
         self._streams = {each: together for together in state.streams for each in together}
         self.handle.claimed, self.handle.released = state.claimed, state.released
-        self.handle.left_out = {int(number): reason for number, reason in state.left_out.items()}
+        self.handle.left_out = state.left_out
 
     def forget(self) -> None:
         super().forget()
@@ -197,7 +183,9 @@ class UsbfsDevice(HostDevice):
         self.handle.take_again(interfaces)
 
     def set_interface(self, interface: int, alternate: int) -> None:
-        for endpoint in self._setting(interface, self._alternates.get(interface, 0)):
+        configuration = self.active_configuration()
+        settings = {} if configuration is None else configuration.first_settings | self._alternates
+        for endpoint in self._setting(interface, settings.get(interface, 0)):
             self._free_streams(endpoint.address)
         self.handle.set_interface(interface, alternate)
         self._alternates[interface] = alternate
@@ -284,7 +272,7 @@ class UsbfsDevice(HostDevice):
             assert urb.bounce is not None
             setup = SetupPacket.unpack(memoryview(urb.bounce)[:8])
             if setup.recipient == requests.RECIPIENT_INTERFACE:
-                return setup.index & 0xFF, False
+                return interface_of(setup, self.active_configuration()), False
             if setup.recipient != requests.RECIPIENT_ENDPOINT:
                 return None, False
             endpoint = setup.index & 0xFF
@@ -292,14 +280,12 @@ class UsbfsDevice(HostDevice):
         return (None, False) if found is None else (found[0].number, kind != usbfs.URB_TYPE_CONTROL)
 
     def _new_lane(self, transfer: Transfer) -> Lane | IsochronousLane:
-        if transfer.type is not TransferType.ISOCHRONOUS:
-            return Lane(self.urbs, self._cut)
-        interval = 0.001
         found = self._find(transfer.endpoint)
-        if found is not None:
-            exponent = min(max(found[1].interval, 1), 16) - 1
-            interval = (0.000125 if self.speed >= Speed.HIGH else 0.001) * (1 << exponent)
-        return IsochronousLane(self.urbs, self._loop, interval)
+        if transfer.type is not TransferType.ISOCHRONOUS:
+            packet_size = 0 if found is None else found[1].packet_size
+            return Lane(self.urbs, bulk_cut(self._capabilities, packet_size), packet_size)
+        frames = 1 if found is None else found[1].period(self.speed)
+        return IsochronousLane(self.urbs, self._loop, frames * self.speed.frame)
 
     def _change_streams(self, transfer: Transfer) -> None:
         """Allocate an endpoint's streams before the first transfer that wants one, free them before one that wants
@@ -318,7 +304,7 @@ class UsbfsDevice(HostDevice):
         found = self._find(endpoint)
         if found is None:
             raise OperationFailed(TransferStatus.ERROR, f"there is no endpoint {endpoint:#04x} in this setting")
-        streams, endpoints = streams_of(found[0])
+        streams, endpoints = found[0].streams()
         if endpoint not in endpoints:
             raise OperationFailed(TransferStatus.ERROR, f"endpoint {endpoint:#04x} has no streams")
         self.handle.alloc_streams(min(streams, self.max_streams), endpoints)
@@ -340,13 +326,7 @@ class UsbfsDevice(HostDevice):
             self._free_streams(next(iter(self._streams)))
 
     def _find(self, endpoint: int) -> tuple[Interface, Endpoint] | None:
-        configuration = self.active_configuration()
-        for interface in () if configuration is None else configuration.interfaces:
-            if interface.alternate == self._alternates.get(interface.number, 0):
-                for each in interface.endpoints:
-                    if each.address == endpoint:
-                        return interface, each
-        return None
+        return self.find_endpoint(endpoint, self._alternates)
 
     def _setting(self, number: int, alternate: int) -> tuple[Endpoint, ...]:
         configuration = self.active_configuration()
@@ -369,7 +349,8 @@ def open_device(loop: Loop, handle: Handle, device: SysfsDevice, options: HostOp
         if active is not None:
             handle.take(_interface_numbers(active), lambda: who_has_node(device))
             max_streams = _probe_streams(handle, active) if speed.is_usb3 else 0
-        return UsbfsDevice(loop, handle, device, speed, options, max_streams, taken)
+        description = device.description(speed, max_streams)
+        return UsbfsDevice(loop, handle, description, options, Ownership(device, handle.fd), taken)
     except BaseException:
         taken.found.repair(handle, handle.let_go())
         taken.not_taken()
@@ -386,28 +367,19 @@ def take_device_over(
         raise CannotHandOver("its speed is not known to this host")
     if state.taken.path is not None and taken is None:
         raise CannotHandOver(f"the descriptor of {state.taken.path} has not come with it")
-    made = UsbfsDevice(
-        loop, handle, device, speed, options, state.max_streams, Taken.take_over(device, state.taken, taken)
-    )
+    description, ownership = device.description(speed, state.max_streams), Ownership(device, handle.fd)
+    made = UsbfsDevice(loop, handle, description, options, ownership, Taken.take_over(device, state.taken, taken))
     made.take_state(state)
     return made
 
 
-def streams_of(interface: Interface) -> tuple[int, list[int]]:
-    """The streams that every endpoint with streams of a setting has, and these endpoints."""
-    able = [each for each in interface.endpoints if each.type is TransferType.BULK and each.companion is not None]
-    able = [each for each in able if each.companion is not None and each.companion.max_streams]
-    counts = [each.companion.max_streams for each in able if each.companion is not None]
-    return min(counts, default=0), [each.address for each in able]
-
-
 def _probe_streams(handle: Handle, configuration: Configuration) -> int:
     """How many streams the host's controller really gives the device's endpoints; 0 for none. Only trying tells. Every
-    interface is in setting 0 afterwards, where the guest expects it."""
+    interface is in its first setting afterwards, where the guest expects it."""
     least = MAX_STREAMS
     tried = False
     for interface in configuration.interfaces:
-        streams, endpoints = streams_of(interface)
+        streams, endpoints = interface.streams()
         if not streams or interface.number in handle.left_out:
             continue
         tried = True
@@ -419,7 +391,7 @@ def _probe_streams(handle: Handle, configuration: Configuration) -> int:
                 handle.free_streams(endpoints)
             finally:
                 if interface.alternate:
-                    handle.set_interface(interface.number, 0)
+                    handle.set_interface(interface.number, configuration.first_settings[interface.number])
         except OperationFailed:
             return 0
     return least if tried else 0

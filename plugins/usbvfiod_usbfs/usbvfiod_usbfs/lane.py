@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from usbvfiod_core.host.pieces import Job, PieceLane
+from usbvfiod_core.host.pieces import Job, PieceLane, whole_packets
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
 
 from . import ioctl as usbfs
@@ -12,8 +12,15 @@ from . import windows as memory
 from .status import RETRY, URB_STATUS, submit_status
 from .urb import Urb, Urbs
 
+CUT: Final = 1 << 20
+"""Bytes of one bulk URB where the host controller takes scattered memory: a sixteenth of what usbfs has for all."""
+CUT_ONE_PIECE: Final = 64 << 10
+"""Where it does not: Linux then looks for memory in one piece."""
+CUT_WHOLE_PACKETS: Final = 16 << 10
+"""Where it wants whole packets in each piece of scattered memory (EHCI, OHCI, UHCI), and these are not: Linux makes
+pieces of this size (USB_SG_SIZE), and refuses the URB then."""
 SMALLEST_CUT: Final = 16 << 10
-"""Bytes below which a bulk transfer is not cut for want of memory; a multiple of every bulk packet size."""
+"""Bytes below which a bulk transfer is not cut for want of memory."""
 
 _SETUP: Final = 8
 _TYPES: Final = {
@@ -24,11 +31,20 @@ _TYPES: Final = {
 }
 
 
-class Lane(PieceLane[Urb]):
-    """The transfers of one endpoint, or of one of its streams."""
+def bulk_cut(capabilities: int, packet_size: int) -> int:
+    """Bytes of one bulk URB of an endpoint, on a host controller with these CAP_*."""
+    if not capabilities & usbfs.CAP_BULK_SCATTER_GATHER:
+        return CUT_ONE_PIECE
+    divides = not packet_size or not CUT_WHOLE_PACKETS % packet_size
+    return CUT if divides or capabilities & usbfs.CAP_NO_PACKET_SIZE_LIM else CUT_WHOLE_PACKETS
 
-    def __init__(self, urbs: Urbs, cut: int) -> None:
-        super().__init__(cut)
+
+class Lane(PieceLane[Urb]):
+    """The transfers of one endpoint, or of one of its streams; `packet_size` is 0 for one that has none."""
+
+    def __init__(self, urbs: Urbs, cut: int, packet_size: int) -> None:
+        super().__init__(cut, packet_size)
+        self._smallest = whole_packets(SMALLEST_CUT, packet_size)
         self._urbs = urbs
 
     # -- Owner ---------------------------------------------------------------------------------------------------------
@@ -51,11 +67,11 @@ class Lane(PieceLane[Urb]):
             self._urbs.free(urb)
             if code not in RETRY:
                 return submit_status(code, job.transfer.type)
-            if size <= SMALLEST_CUT or job.transfer.type is not TransferType.BULK:
+            if size <= self._smallest or job.transfer.type is not TransferType.BULK:
                 self._urbs.wait_for_memory(self)
                 return None
             while cut >= size:
-                cut = max(cut // 2, SMALLEST_CUT)
+                cut = max(whole_packets(cut // 2, self._packet_size), self._smallest)
             size = cut
 
     def discard(self, request: Urb) -> None:

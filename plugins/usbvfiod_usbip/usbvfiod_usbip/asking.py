@@ -7,9 +7,10 @@ from typing import Final
 from usbvfiod_core import DeviceAway, DeviceError, SetupPacket
 from usbvfiod_core.remote import Link, LinkLost, Patience
 from usbvfiod_core.usb import requests
-from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, STRING
+from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, STRING, parse_string
 
 from . import wire
+from .turns import ServerAway
 from .wire import Exported
 
 _LANGUAGE: Final = 0x0409
@@ -26,8 +27,8 @@ class RequestFailed(Exception):
 
 
 class Asking:
-    """A conversation with the server behind a link. Every method raises DeviceAway if nothing, or an end, is the
-    answer, and DeviceError for one that makes no sense."""
+    """A conversation with the server behind a link. Every method raises ServerAway if nothing is the answer, DeviceAway
+    if an end is, and DeviceError for one that makes no sense."""
 
     def __init__(self, link: Link, where: str, patience: Patience) -> None:
         self._link = link
@@ -71,10 +72,11 @@ class Asking:
             try:
                 head = self._descriptor(CONFIGURATION, index, 9)
                 total = int.from_bytes(head[2:4], "little")
-                if len(head) == 9 and total >= 9:
-                    found.append(self._descriptor(CONFIGURATION, index, total))
+                if len(head) < 9 or total < 9:
+                    break
+                found.append(self._descriptor(CONFIGURATION, index, total))
             except RequestFailed:
-                continue  # its kernel shows none of it either
+                break  # its kernel reads no further either
         return b"".join(found)
 
     def string(self, index: int) -> str:
@@ -82,12 +84,9 @@ class Asking:
         if not index:
             return ""
         try:
-            data = self._descriptor(STRING, index, 255, _LANGUAGE)
+            return parse_string(self._descriptor(STRING, index, 255, _LANGUAGE)).strip()
         except RequestFailed:
             return ""
-        if len(data) < 2 or data[1] != STRING:
-            return ""
-        return data[2 : data[0]].decode("utf-16-le", "replace").strip("\0 ")
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
@@ -126,10 +125,14 @@ class Asking:
         try:
             self._link.send_all(data, self._patience)
         except LinkLost as error:
-            raise DeviceAway(f"{self._where}: {error}") from None
+            raise self._away(error) from None
 
     def _receive(self, count: int) -> bytes:
         try:
             return self._link.receive_exactly(count, self._patience)
         except LinkLost as error:
-            raise DeviceAway(f"{self._where}: {error}") from None
+            raise self._away(error) from None
+
+    def _away(self, error: LinkLost) -> DeviceAway:
+        kind = ServerAway if self._link.silent else DeviceAway
+        return kind(f"{self._where}: {error}")

@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from queue import SimpleQueue
 from typing import Final, NamedTuple, TypeVar
 
@@ -22,13 +21,9 @@ from usbvfiod_core import (
     Loop,
     Speed,
 )
-from usbvfiod_core.remote import Link, Patience, Place, connect, link_taken_over, parse_place
-from usbvfiod_core.state import unpack
-from usbvfiod_core.usb.descriptors import DeviceDescriptor
+from usbvfiod_core.remote import Place, parse_place
 
-from .asking import Asking, RequestFailed
 from .options import UsbipConfig, UsbipOptions
-from .session import Session
 from .wire import PORT, Exported
 
 HOSTS: Final = "USBVFIOD_USBIP_HOSTS"
@@ -38,8 +33,6 @@ LIST_SECONDS: Final = 3
 SILENCE: Final = 30.0
 """Seconds for which a server that has not answered is not asked again what it exports, to list it."""
 
-_SUPER_PACKET: Final = 9
-"""bMaxPacketSize0 of a SuperSpeed device, an exponent (USB 3.2 table 9-11)."""
 _BUSID: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
 _IDENTITY: Final = re.compile(r"([0-9A-Fa-f]{4}):([0-9A-Fa-f]{4})(?::(.+))?", re.DOTALL)
 _FORMS: Final = "HOST[:PORT]/BUSID, HOST[:PORT]/VID:PID[:SERIAL] or */VID:PID[:SERIAL]"
@@ -96,36 +89,22 @@ class UsbipBackend(Backend):
         return found
 
     def open(self, address: str, options: UsbipOptions, loop: Loop) -> Device:
+        from .importing import import_device, import_with_serial
+
         parsed = parse_address(address)
         if parsed.serial is not None:
-            return _with_serial(address, parsed.serial, self._choose(parsed, options), options, loop)
+            return import_with_serial(address, parsed.serial, self._choose(parsed, options), options, loop)
         if parsed.place is not None and parsed.busid:
             place, busid = parsed.place, parsed.busid
         else:
             place, device = _only(address, self._choose(parsed, options))
             busid = device.busid
-        link, session, made = _imported(place, busid, options, parsed.identity)
-        return _device(loop, link, session, options, place, made)
+        return import_device(place, busid, options, loop, parsed.identity)
 
     def take_over(self, address: str, options: UsbipOptions, loop: Loop, handover: Handover) -> Device:
-        from .device import UsbipDevice
-        from .state import UsbipState
+        from .importing import take_over
 
-        state = unpack(UsbipState, handover.state)
-        session = Session.made_of(state.session)
-        with link_taken_over(handover) as link:
-            device = UsbipDevice(
-                loop,
-                link,
-                session,
-                options,
-                where=state.where,
-                name=state.name,
-                speed=state.speed,
-                descriptors=state.descriptors,
-            )
-            device.take_state(state)
-        return device
+        return take_over(options, loop, handover)
 
     def check(self, address: str, options: UsbipOptions) -> Speed | None:
         if parse_address(address).place is None and not self.places():
@@ -187,8 +166,9 @@ class UsbipBackend(Backend):
 
 def _exports(place: Place, options: UsbipOptions) -> list[Exported]:
     """What a server exports now. Raises DeviceError."""
-    with closing(connect(place, options)) as link:
-        return Asking(link, str(place), Patience(options.timeout)).exported()
+    from .importing import exports  # most users of the plugin list devices, and have none of another machine
+
+    return exports(place, options)
 
 
 def _only(address: str, found: Sequence[tuple[Place, Exported]]) -> tuple[Place, Exported]:
@@ -221,75 +201,3 @@ def _each(places: Sequence[Place], ask: Callable[[Place], T]) -> Iterator[tuple[
         if isinstance(result, BaseException) and not isinstance(result, DeviceError):
             raise result
         yield place, result
-
-
-def _with_serial(
-    address: str, serial: str, chosen: Sequence[tuple[Place, Exported]], options: UsbipOptions, loop: Loop
-) -> Device:
-    """The one with this serial number, which only an imported device tells."""
-    others = []
-    for place, device in chosen:
-        link, session, made = _imported(place, device.busid, options)
-        if made.serial == serial:
-            return _device(loop, link, session, options, place, made)
-        link.close()
-        others.append(made.serial or "none")
-    raise DeviceAway(f"{address}: there are only others of its kind, with the serial numbers {', '.join(others)}")
-
-
-class _Made(NamedTuple):
-    """What is known of an imported device."""
-
-    name: str
-    serial: str
-    speed: Speed
-    descriptors: bytes
-
-
-def _imported(place: Place, busid: str, options: UsbipOptions, identity: str = "") -> tuple[Link, Session, _Made]:
-    """Import a device. Raises DeviceError."""
-    link = connect(place, options)
-    try:
-        asking = Asking(link, str(place), Patience(options.timeout))
-        exported = asking.take(busid)
-        descriptors = asking.descriptors()
-        device = DeviceDescriptor.unpack(descriptors[:18])
-        found = f"{device.vendor_id:04x}:{device.product_id:04x}"
-        if identity not in ("", found):
-            raise DeviceAway(f"{place}/{busid} has become another device, {found}")
-        words = [asking.string(device.manufacturer), asking.string(device.product)]
-        made = _Made(
-            " ".join(filter(None, words)) or found,
-            asking.string(device.serial_number),
-            _speed(exported, device),
-            descriptors,
-        )
-        return link, Session(exported.number, asking.sequence), made
-    except RequestFailed as error:
-        link.close()
-        raise DeviceError(f"{place}/{busid} does not tell what it is: {error}") from None
-    except BaseException:
-        link.close()
-        raise
-
-
-def _speed(exported: Exported, device: DeviceDescriptor) -> Speed:
-    """There are servers that call SuperSpeed devices high-speed ones."""
-    if exported.speed is None:
-        raise DeviceError(f"{exported.busid} has a speed that is not known")
-    if device.usb_version >= 0x0300 and device.max_packet_size_0 == _SUPER_PACKET and not exported.speed.is_usb3:
-        return Speed.SUPER
-    return exported.speed
-
-
-def _device(loop: Loop, link: Link, session: Session, options: UsbipOptions, place: Place, made: _Made) -> Device:
-    try:
-        from .device import UsbipDevice  # whoever only lists devices need not wait for it
-
-        where, descriptors = str(place), made.descriptors
-        return UsbipDevice(
-            loop, link, session, options, where=where, name=made.name, speed=made.speed, descriptors=descriptors
-        )
-    except BaseException:
-        link.close()
-        raise

@@ -11,29 +11,32 @@ from usbvfiod_core import (
     Loop,
     NotSettled,
     SetupPacket,
-    Speed,
     Timer,
     Transfer,
     TransferStatus,
     TransferType,
 )
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.enumerated import EnumeratedDevice
 from usbvfiod_core.host.operations import OperationFailed, Then
+from usbvfiod_core.host.taken_endpoints import serves
 from usbvfiod_core.remote import Channel, Link
 from usbvfiod_core.state import pack
 from usbvfiod_core.usb import requests
-from usbvfiod_core.usb.descriptors import Configuration, Endpoint
 from usbvfiod_core.usb.device import DeviceEvents
 
 from .lane import IsochronousLane, Lane
 from .options import UsbipOptions
-from .session import Request, Session
+from .request import Request
+from .session import Session
 from .state import UsbipState
 
 log = logging.getLogger(__name__)
 
 OPERATION: Final = 15.0
 """Seconds that a server's host may take for an operation; Linux waits 5 for the device."""
+READERS: Final = 1.0
+"""Seconds for transfers to adopt what was left under way."""
 
 _PORT_RESET: Final = 4
 """The feature PORT_RESET of a hub (USB 2.0 table 11-17): servers reset the device when it is set at the device."""
@@ -45,21 +48,19 @@ class UsbipDevice(EnumeratedDevice):
 
     exclusive = False
     cancel_loses = True
+    keeps_requests = True
 
     def __init__(
         self,
         loop: Loop,
         link: Link,
         session: Session,
+        description: Description,
         options: UsbipOptions,
         *,
         where: str,
-        name: str,
-        speed: Speed,
-        descriptors: bytes,
     ) -> None:
-        super().__init__(loop, name=name, speed=speed, descriptors=descriptors, configuration=None, options=options)
-        self._descriptors = descriptors
+        super().__init__(loop, description, options)
         self._link = link
         self._where = where
         self._session = session
@@ -69,11 +70,13 @@ class UsbipDevice(EnumeratedDevice):
         self._lanes: dict[int, Lane | IsochronousLane] = {}
         self._alternates: dict[int, int] = {}
         """Alternate settings other than 0, by interface."""
+        self._readers: Timer | None = None
 
     def attach(self, events: DeviceEvents) -> None:
         super().attach(events)
         if not self._channel.closed:
             self._channel.start()
+            self._expect_readers()
 
     # -- EnumeratedContract --------------------------------------------------------------------------------------------
 
@@ -88,6 +91,13 @@ class UsbipDevice(EnumeratedDevice):
         lane = self._lanes.get(transfer.endpoint)
         if lane is not None:
             lane.stop(transfer)
+
+    def stop_for_now(self, transfer: Transfer) -> None:
+        lane = self._lanes.get(transfer.endpoint)
+        if isinstance(lane, Lane):
+            lane.stop_for_now(transfer)
+        else:
+            self.stop(transfer)
 
     def resume(self) -> None:
         # What an endpoint is like may have changed.
@@ -144,10 +154,16 @@ class UsbipDevice(EnumeratedDevice):
     # -- going on in another process -----------------------------------------------------------------------------------
 
     def when_settled(self, done: Callable[[], object]) -> None:
-        super().when_settled(lambda: self._channel.pause(done))
+        def settled() -> None:
+            if self._readers is not None:
+                self._readers.cancel()
+            self._channel.pause(done)
+
+        super().when_settled(settled)
 
     def go_on(self) -> None:
         self._channel.go_on()
+        self._expect_readers()
 
     def hand_over(self) -> Handover:
         fd = self._link.hand_over()
@@ -161,20 +177,30 @@ class UsbipDevice(EnumeratedDevice):
             self.name,
             self.speed,
             self._descriptors,
-            {str(number): alternate for number, alternate in self._alternates.items()},
+            dict(self._alternates),
         )
         return Handover(pack(state), {"link": fd})
 
     def take_state(self, state: UsbipState) -> None:
         """Go on, as a new device, where that of another process was."""
         self.take_enumerated_state(state.device)
-        self._alternates = {int(number): alternate for number, alternate in state.alternates.items()}
+        self._alternates = state.alternates
 
     def forget(self) -> None:
         self._gone = self._closed = True
         self._channel.forget()
 
     # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _expect_readers(self) -> None:
+        """What was left under way is for transfers that begin at once; what none of them wants is taken back."""
+        if self._session.kept:
+            self._readers = self._loop.call_later(READERS, self._no_readers)
+
+    def _no_readers(self) -> None:
+        self._readers = None
+        if not self._channel.closed:
+            self._session.drop_kept()
 
     def _settings_zero(self, done: Then) -> None:
         """The server's host has put alternate settings back after a reset: for the guest they are 0."""
@@ -218,6 +244,7 @@ class UsbipDevice(EnumeratedDevice):
         if self._channel.closed:
             done(OperationFailed(TransferStatus.DISCONNECTED))
             return
+        self._session.drop_kept()  # what it is read from changes
         request = Request(0, [], 0, back, is_in=False, setup=setup.pack())
         timer = self._loop.call_later(OPERATION, too_late)
         self._session.submit(request)
@@ -226,37 +253,21 @@ class UsbipDevice(EnumeratedDevice):
         """None for an endpoint that is not there, or of another type: Linux's server drops requests to the one without
         an answer, and ends the connection because of the other."""
         made: Lane | IsochronousLane
-        endpoint = self._find(transfer.endpoint)
+        found = self.find_endpoint(transfer.endpoint, self._alternates)
+        endpoint = None if found is None else found[1]
         if transfer.setup is not None:
             made = Lane(self._session, self._loop, self._cut)
-        elif endpoint is None or endpoint.type is not transfer.type:
+        elif endpoint is None or not serves(endpoint.type, transfer.type):
             return None
-        elif transfer.type is TransferType.BULK:
-            made = Lane(self._session, self._loop, self._cut)
+        elif endpoint.type is TransferType.BULK:
+            made = Lane(self._session, self._loop, self._cut, endpoint.packet_size)
         else:
-            interval, seconds = self._interval(endpoint)
-            if transfer.type is TransferType.INTERRUPT:
-                made = Lane(self._session, self._loop, self._cut, interval, max(seconds, 0.001))
+            frames = endpoint.period(self.speed)
+            seconds = frames * self.speed.frame
+            if endpoint.type is TransferType.INTERRUPT:
+                made = Lane(self._session, self._loop, self._cut, endpoint.packet_size, frames, max(seconds, 0.001))
             else:
                 size = endpoint.packet_size * endpoint.transactions
-                made = IsochronousLane(self._session, self._loop, seconds, interval, size)
+                made = IsochronousLane(self._session, self._loop, seconds, frames, size)
         self._lanes[transfer.endpoint] = made
         return made
-
-    def _interval(self, endpoint: Endpoint) -> tuple[int, float]:
-        """How often a periodic endpoint is served, in (micro)frames and in seconds (USB 2.0 table 9-13)."""
-        frame = 0.000125 if self.speed >= Speed.HIGH else 0.001
-        if self.speed < Speed.HIGH and endpoint.type is TransferType.INTERRUPT:
-            count = max(endpoint.interval, 1)
-        else:
-            count = 1 << min(max(endpoint.interval, 1), 16) - 1
-        return count, count * frame
-
-    def _find(self, address: int) -> Endpoint | None:
-        configuration: Configuration | None = self.active_configuration()
-        for interface in () if configuration is None else configuration.interfaces:
-            if interface.alternate == self._alternates.get(interface.number, 0):
-                for each in interface.endpoints:
-                    if each.address == address:
-                        return each
-        return None

@@ -14,7 +14,8 @@ from usbvfiod_core.usb.device import Loop, Timer
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus, part
 
 from . import wire
-from .session import Request, Session
+from .request import Request
+from .session import Session
 
 GRACE: Final = 0.75
 """Seconds for the server to say what became of a transfer that is cancelled; the controller waits for one."""
@@ -30,8 +31,10 @@ class Lane(PieceLane[Request]):
                 once, whether the device has something to say or not
     """
 
-    def __init__(self, session: Session, loop: Loop, cut: int, interval: int = 0, pace: float = 0.0) -> None:
-        super().__init__(cut)
+    def __init__(
+        self, session: Session, loop: Loop, cut: int, packet_size: int = 0, interval: int = 0, pace: float = 0.0
+    ) -> None:
+        super().__init__(cut, packet_size)
         self._session = session
         self._loop = loop
         self._interval = interval
@@ -50,6 +53,21 @@ class Lane(PieceLane[Request]):
         if job is not None and transfer not in self._graces:
             self._graces[transfer] = self._loop.call_later(GRACE, self._no_answer, job)
 
+    def stop_for_now(self, transfer: Transfer) -> None:
+        """`stop`, but the requests stay under way, for the next transfer."""
+        job = self._jobs.get(transfer)
+        if job is None or job.stopping or transfer in self._held or transfer.setup is not None:
+            self.stop(transfer)
+            return
+        for request in job.requests[::-1]:
+            if self._session.keep(request):
+                job.requests.remove(request)
+        if job.requests:
+            self.stop(transfer)
+        else:
+            job.stopping = True
+            self.cut_short(job, CANCELLED)
+
     def end(self, status: TransferStatus) -> None:
         """The connection is gone, and every request has come back: what has not been sent ends as well."""
         for job in list(self._jobs.values()):
@@ -61,10 +79,12 @@ class Lane(PieceLane[Request]):
 
     def send(self, job: Job[Request], offset: int, size: int) -> int:
         transfer = job.transfer
-        whole = size == transfer.length
+        windows = transfer.windows if size == transfer.length else part(transfer.windows, offset, size)
+        if self._session.kept and transfer.setup is None and self._adopt(job, windows, size):
+            return size
         request = Request(
             transfer.endpoint,
-            transfer.windows if whole else part(transfer.windows, offset, size),
+            windows,
             size,
             lambda status, actual: self.back(job, request, size, status, actual),
             is_in=transfer.is_in and (transfer.setup is None or size > 0),
@@ -93,6 +113,17 @@ class Lane(PieceLane[Request]):
         super().finish(job)
 
     # -- own -----------------------------------------------------------------------------------------------------------
+
+    def _adopt(self, job: Job[Request], windows: list[memoryview], size: int) -> bool:
+        """Let a request that was kept go on for this transfer; whether there is one."""
+        request = self._session.adopt(job.transfer.endpoint, windows, size)
+        if request is None:
+            return False
+        request.windows = windows
+        request.back = lambda status, actual: self.back(job, request, size, status, actual)
+        job.requests.append(request)
+        self._loop.call_soon(self._session.go_on_with, request)
+        return True
 
     def _no_answer(self, job: Job[Request]) -> None:
         """The server does not say what became of it; if it does, nobody hears."""

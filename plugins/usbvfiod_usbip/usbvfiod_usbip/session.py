@@ -7,23 +7,23 @@ since servers disagree about it, and Linux sends that answer late if the transfe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from usbvfiod_core.host.urb_status import PACKET_STATUS, URB_STATUS
-from usbvfiod_core.remote import Outgoing, PeerError
-from usbvfiod_core.state import require
+from usbvfiod_core.remote import Outgoing, PeerError, Unwanted
 from usbvfiod_core.usb.transfer import TransferStatus, behind, part, scatter
 
 from . import wire
+from .kept import Kept, digest_of
+from .request import Request, nobody
 from .state import GhostState, SessionState, UnlinkState
 
 _SCRATCH: Final = memoryview(bytearray(1 << 16))
 """Where goes what nobody wants."""
 _GHOSTS: Final = 1024
 """Requests whose answer was not waited for, of which one may still come, that are remembered."""
-_STRAYS: Final = 4096
-"""Answers to CMD_UNLINK that come twice, or for one that is no longer remembered, before that is no mishap any more."""
 
 CANCELLED: Final = TransferStatus.CANCELLED
 
@@ -36,61 +36,12 @@ class Sender(Protocol):
     def withdraw(self, message: Outgoing) -> bool: ...
 
 
-class Request:
-    """One CMD_SUBMIT. `back` is called once, with how it ended and how many bytes were moved.
-
-    endpoint    its address; 0 for endpoint 0
-    windows     where IN data goes, or where OUT data is; together `length` bytes
-    packets     (offset, length) of an isochronous one's packets in the transfer's buffer
-    results     of an isochronous one: (status, bytes) of each packet, once it is back; IN data has been put at the
-                offsets then
-    """
-
-    __slots__ = (
-        "back",
-        "endpoint",
-        "interval",
-        "is_in",
-        "length",
-        "outgoing",
-        "packets",
-        "results",
-        "sequence",
-        "setup",
-        "unlinked",
-        "windows",
-    )
-
-    def __init__(
-        self,
-        endpoint: int,
-        windows: list[memoryview],
-        length: int,
-        back: Callable[[TransferStatus, int], object],
-        *,
-        is_in: bool,
-        setup: bytes = bytes(8),
-        packets: tuple[tuple[int, int], ...] = (),
-        interval: int = 0,
-    ) -> None:
-        self.endpoint = endpoint
-        self.windows = windows
-        self.length = length
-        self.back = back
-        self.is_in = is_in
-        self.setup = setup
-        self.packets = packets
-        self.interval = interval
-        self.results: list[tuple[TransferStatus, int]] = []
-        self.sequence = 0
-        self.unlinked = False
-        self.outgoing: Outgoing | None = None
-
-
 class Session:
     """A `Reader` for a `Channel`, which `sender` is. `sequence` is the last number that was used."""
 
-    def __init__(self, number: int, sequence: int) -> None:
+    backlog: Final = False  # it reads one header at a time
+
+    def __init__(self, number: int, sequence: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.sender: Sender | None = None
         self.messages = 0
         self.unfinished = 0
@@ -99,10 +50,11 @@ class Session:
         self._open: dict[int, Request] = {}
         self._ghosts: dict[int, Request] = {}
         """Requests that have ended here, and whose answer may still come."""
+        self.kept = Kept()
+        """Requests that nobody waits for now: see `keep`."""
         self._unlinks: dict[int, int] = {}
         """CMD_UNLINKs without an answer: what each is for."""
-        self._strays = 0
-        """Answers to CMD_UNLINKs that are not waited for, since the last one was sent."""
+        self._unwanted = Unwanted(clock)
         self._head = memoryview(bytearray(wire.HEADER))
         self._filled = 0
         self._body: list[memoryview] = []
@@ -141,13 +93,11 @@ class Session:
         assert self.sender is not None
         if request.unlinked or self._open.get(request.sequence) is not request:
             return
-        assert request.outgoing is not None
-        if self.sender.withdraw(request.outgoing):
+        if request.outgoing is not None and self.sender.withdraw(request.outgoing):
             del self._open[request.sequence]
             request.back(CANCELLED, 0)
             return
         request.unlinked = True
-        self._strays = 0
         sequence = self._next()
         self._unlinks[sequence] = request.sequence
         if len(self._unlinks) > _GHOSTS:
@@ -156,6 +106,50 @@ class Session:
         parts = (wire.CMD_UNLINK, sequence, self._number, direction, request.endpoint & 15, request.sequence)
         self.sender.send(wire.UNLINK.pack(*parts))
 
+    def keep(self, request: Request) -> bool:
+        """Leave a request under way for whoever adopts it, as taking it back would not tell what it has moved: its
+        windows are free, and `back` is not called. One that was not sent yet is forgotten, as it is sent again. Of an
+        endpoint's requests the newest is kept first. False if it cannot be, as it is being answered."""
+        if request.unlinked or self._open.get(request.sequence) is not request:
+            return False
+        if self._answered is not None and self._answered[0] is request:
+            return False
+        assert self.sender is not None
+        del self._open[request.sequence]
+        if request.outgoing is None or not self.sender.withdraw(request.outgoing):
+            if not request.is_in:
+                request.digest = digest_of(request.windows)
+            self.kept.add(request)
+        request.windows, request.back, request.outgoing = [], nobody, None
+        return True
+
+    def adopt(self, endpoint: int, windows: list[memoryview], length: int) -> Request | None:
+        """The oldest request of this endpoint that is kept, if it is for so many bytes, and writes those of `windows`:
+        the caller gives it those and `back`, and then calls `go_on_with`. None if there is none; then nothing is kept
+        of the endpoint any more."""
+        request = self.kept.take(endpoint, windows, length)
+        if request is None:
+            self.drop_kept(endpoint)
+        elif request.answer is None:
+            self._open[request.sequence] = request
+        return request
+
+    def go_on_with(self, request: Request) -> None:
+        """Of one that was adopted: call `back`, if what was asked for has come meanwhile."""
+        if request.answer is not None:
+            back, (status, actual) = request.back, request.answer
+            request.unstore(actual)
+            request.windows, request.back, request.answer = [], nobody, None
+            back(URB_STATUS.get(status, TransferStatus.ERROR), actual)
+
+    def drop_kept(self, endpoint: int | None = None) -> None:
+        """Nobody wants what is kept, of an endpoint or of all: take it back."""
+        for request in self.kept.remove(endpoint):
+            if request.answer is None:
+                self._open[request.sequence] = request
+                self.unlink(request)
+                self.abandon(request)
+
     def abandon(self, request: Request) -> bool:
         """Wait no longer for an answer: the windows are not used any more, and `back` is not called. Whether it was
         still open."""
@@ -163,6 +157,7 @@ class Session:
             return False
         del self._open[request.sequence]
         self._release(request)
+        request.store = None
         if self._answered is not None and self._answered[0] is request:
             _, _, status, actual = self._answered
             self._answered = (request, False, status, actual)
@@ -183,10 +178,11 @@ class Session:
             self._number,
             self._sequence,
             [
-                GhostState(each.sequence, each.endpoint, each.is_in, each.length, list(map(list, each.packets)))
+                GhostState(each.sequence, each.endpoint, each.is_in, each.length, list(each.packets))
                 for each in self._ghosts.values()
             ],
             [UnlinkState(*each) for each in self._unlinks.items()],
+            self.kept.saved_state(),
         )
 
     @classmethod
@@ -194,23 +190,23 @@ class Session:
         """The session that goes on where that of another process was. Raises StateError."""
         made = cls(state.number, state.sequence)
         for each in state.ghosts:
-            for packet in each.packets:
-                require(len(packet) == 2, "session.ghosts", "a packet has an offset and a length")
             ghost = Request(
                 each.endpoint,
                 [],
                 each.length,
-                _nobody,
+                nobody,
                 is_in=each.is_in,
-                packets=tuple((offset, length) for offset, length in each.packets),
+                packets=tuple(each.packets),
             )
             ghost.sequence = each.sequence
             made._ghosts[each.sequence] = ghost
         made._unlinks = {each.sequence: each.victim for each in state.unlinks}
+        made.kept.take_over(state.kept)
         return made
 
     def end(self, status: TransferStatus) -> None:
         """The connection is gone: everything that is open ends."""
+        self.kept.remove()
         still_open, self._open = list(self._open.values()), {}
         for request in still_open:
             request.back(status, 0)
@@ -255,6 +251,8 @@ class Session:
         if command != wire.RET_SUBMIT:
             raise PeerError(f"a message of the kind {command}")
         request = self._open.get(sequence)
+        if request is None:
+            request = self.kept.find(sequence)
         wanted = request is not None
         if request is None:
             request = self._ghosts.pop(sequence, None)
@@ -275,7 +273,10 @@ class Session:
             self._body_left = size + len(self._table)
         else:
             self._data = self._table = memoryview(b"")
-            if size and wanted and not request.packets:
+            if size and request in self.kept:
+                request.store = memoryview(bytearray(size))
+                self._body = [request.store]
+            elif size and wanted and not request.packets:
                 self._body = part(request.windows, 0, size)
             else:
                 self._body = self._into_scratch(size)
@@ -293,8 +294,12 @@ class Session:
             self._take_packets(request, wanted, status, actual)
         if not wanted:
             return
+        if request in self.kept:
+            self.kept.answered(request, status, actual)
+            return
         del self._open[request.sequence]
         self._release(request)
+        request.unstore(actual)
         result = URB_STATUS.get(status, TransferStatus.ERROR)
         if result is CANCELLED and not request.unlinked:
             result = TransferStatus.ERROR
@@ -326,9 +331,9 @@ class Session:
         """RET_UNLINK. Of a request that has been answered it says nothing new, and may come at any time."""
         victim = self._unlinks.pop(sequence, None)
         if victim is None:
-            self._strays += 1
-            if not 0 < sequence <= self._sequence or self._strays > _STRAYS:
+            if not 0 < sequence <= self._sequence:
                 raise PeerError(f"an answer to unlinking {sequence}, which was not asked for")
+            self._unwanted.count()  # it comes twice, or is no longer remembered
             return
         request = self._open.pop(victim, None)
         if request is not None:
@@ -342,7 +347,7 @@ class Session:
     def _forget(self, request: Request) -> None:
         """An answer may still come, and nobody waits for it."""
         request.windows = []
-        request.back = _nobody
+        request.back = nobody
         self._ghosts[request.sequence] = request
         if len(self._ghosts) > _GHOSTS:
             del self._ghosts[next(iter(self._ghosts))]
@@ -357,7 +362,3 @@ class Session:
         """Room for what nobody wants: the same again and again."""
         whole, rest = divmod(size, len(_SCRATCH))
         return [_SCRATCH] * whole + ([_SCRATCH[:rest]] if rest else [])
-
-
-def _nobody(status: TransferStatus, actual: int) -> None:
-    """Nobody waits for it."""

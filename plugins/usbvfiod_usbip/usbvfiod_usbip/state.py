@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from usbvfiod_core import Speed
 from usbvfiod_core.host.state import EnumeratedState
@@ -17,7 +17,7 @@ class GhostState:
     endpoint: U8
     is_in: bool
     length: U32
-    packets: list[list[U32]]
+    packets: list[tuple[U32, U32]]
 
 
 @dataclass
@@ -29,13 +29,29 @@ class UnlinkState:
 
 
 @dataclass
+class KeptState:
+    """A request that was left under way: see `Kept`. `digest` is that of what it writes; `status` is Linux's if it was
+    answered, for so many bytes, and `data` what came with that."""
+
+    sequence: U32
+    endpoint: U8
+    length: U32
+    digest: bytes
+    status: int | None
+    moved: U32
+    data: bytes
+
+
+@dataclass
 class SessionState:
-    """See `Session`, between two messages, while nothing is open."""
+    """See `Session`, between two messages, while nothing is open. `kept` requests are in the order in which they were
+    made."""
 
     number: U32
     sequence: U32
     ghosts: list[GhostState]
     unlinks: list[UnlinkState]
+    kept: list[KeptState] = field(default_factory=list)
 
 
 @dataclass
@@ -48,4 +64,4 @@ class UsbipState:
     name: str
     speed: Speed
     descriptors: bytes
-    alternates: dict[str, U8]
+    alternates: dict[U8, U8]

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from usbvfiod_core import (
     Backend,
     ConfigError,
     Device,
-    DeviceError,
     DeviceInfo,
     Handover,
     Loop,
     SettingError,
     Speed,
 )
-from usbvfiod_core.errors import DeviceAway
-from usbvfiod_core.remote import LinkLost, Patience, PeerError, connect, link_taken_over
-from usbvfiod_core.remote.place import Place
 from usbvfiod_core.state import pack, unpack
+from usbvfiod_core.usb.descriptors import DeviceDescriptor
 
 from .address import Address, parse_address
-from .description import describe
-from .device import UsbredirDevice
-from .filters import accepts, parse_filter
 from .options import UsbredirOptions
-from .peer import Description, Peer
-from .pool import LEFT, Pool
-from .state import PoolState, SharedState, UsbredirState
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .pool import Pool
+    from .state import PoolState
 
 
 class UsbredirBackend(Backend):
-    """`usbredir:HOST:PORT`, `usbredir:unix=PATH`, `usbredir:listen=HOST:PORT`, `usbredir:listen=PATH`."""
+    """`usbredir:HOST:PORT`, `usbredir:unix=PATH`, `usbredir:listen=HOST:PORT`, `usbredir:listen=PATH`.
+
+    What speaks the protocol is imported with the first device: many have the plugin, and none of another machine.
+    """
 
     name = "usbredir"
     options = UsbredirOptions
@@ -65,47 +60,29 @@ class UsbredirBackend(Backend):
     def look_up(self, address: str, options: UsbredirOptions) -> DeviceInfo | None:
         if self._loop is None:
             return None  # no server: looking would use up the connection
-        peer, device = self._described(address, options, self._loop)
-        peer.description = device
-        self._pool(parse_address(address), self._loop).offer(peer, news=False)
+        from .opening import look_at
+
+        where = self._checked(address, options)
+        found = look_at(self._pool(where, self._loop), where, options)
+        device = DeviceDescriptor.unpack(found.descriptors)
         return DeviceInfo(
-            self.name, address, device.vendor_id, device.product_id, device.name, device.serial, device.speed
+            self.name, address, device.vendor_id, device.product_id, found.name, found.serial, found.speed
         )
 
     def open(self, address: str, options: UsbredirOptions, loop: Loop) -> Device:
-        peer, device = self._described(address, options, loop)
-        pool = self._pool(parse_address(address), loop)
-        return UsbredirDevice(
-            loop,
-            peer,
-            name=device.name,
-            speed=device.speed,
-            descriptors=device.descriptors,
-            configuration=device.configuration,
-            options=options,
-            max_streams=device.max_streams,
-            free=lambda peer: pool.park(peer, LEFT),
-        )
+        from .opening import open_device
+
+        where = self._checked(address, options)
+        return open_device(self._pool(where, loop), where, options, loop)
 
     def take_over(self, address: str, options: UsbredirOptions, loop: Loop, handover: Handover) -> Device:
-        state = unpack(UsbredirState, handover.state)
-        pool = self._pool(parse_address(address), loop)
-        with link_taken_over(handover) as link:
-            device = UsbredirDevice(
-                loop,
-                Peer.taken_over(link, state.peer),
-                name=state.name,
-                speed=state.speed,
-                descriptors=state.descriptors,
-                configuration=None,
-                options=options,
-                max_streams=state.max_streams,
-                free=lambda peer: pool.park(peer, LEFT),
-            )
-            device.take_state(state)
-        return device
+        from .opening import take_over
+
+        return take_over(self._pool(parse_address(address), loop), options, loop, handover)
 
     def hand_over_shared(self) -> Handover:
+        from .state import SharedState
+
         pools: dict[str, PoolState] = {}
         descriptors: dict[str, int] = {}
         for where, pool in self._pools.items():
@@ -116,6 +93,8 @@ class UsbredirBackend(Backend):
         return Handover(pack(SharedState(pools)), descriptors) if pools else Handover()
 
     def take_over_shared(self, loop: Loop, handover: Handover) -> None:
+        from .state import SharedState
+
         for number, (where, state) in enumerate(unpack(SharedState, handover.state).pools.items()):
             prefix = f"{number}/"
             own = {
@@ -155,7 +134,13 @@ class UsbredirBackend(Backend):
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
+    def _checked(self, address: str, options: UsbredirOptions) -> Address:
+        self.check(address, options)
+        return parse_address(address)
+
     def _pool(self, where: Address, loop: Loop) -> Pool:
+        from .pool import Pool
+
         with self._lock:
             pool = self._pools.get(where.text)
             if pool is None:
@@ -166,53 +151,6 @@ class UsbredirBackend(Backend):
         for changed in [*self._listeners]:
             changed()
 
-    def _described(self, address: str, options: UsbredirOptions, loop: Loop) -> tuple[Peer, Description]:
-        """The other end that an address means, with a device to give, and what the device is. Raises DeviceError."""
-        where = parse_address(address)
-        self.check(address, options)
-        pool = self._pool(where, loop)
-        if where.listens:
-            pool.listen(options.timeout, options.filter)
-        while (peer := pool.take()) is not None:
-            try:
-                return self._accepted(peer, options)
-            except DeviceAway:
-                pool.park(peer)
-            except (LinkLost, PeerError) as error:
-                peer.link.close()
-                log.info("%s: a client is of no use: %s", where, error)
-            except BaseException:
-                peer.link.close()
-                raise
-        if where.listens:
-            raise DeviceAway("no client has come" if not pool.waits else "no client has a device to give")
-        if pool.waits:
-            raise DeviceAway(f"{where} has no device to give now")
-        link = connect(where.place or Place("", 0), _on_the_way(where, options))
-        peer = Peer(link, str(where), options.filter)
-        try:
-            return self._accepted(peer, options)
-        except DeviceAway:
-            pool.park(peer)
-            raise
-        except (LinkLost, PeerError) as error:
-            link.close()
-            raise DeviceAway(f"{where}: {error}") from None
-        except BaseException:
-            link.close()
-            raise
-
-    def _accepted(self, peer: Peer, options: UsbredirOptions) -> tuple[Peer, Description]:
-        if peer.description is not None:
-            description, peer.description = peer.description, None
-            return peer, description
-        patience = Patience(options.timeout)
-        device = peer.wait_for_device(patience)
-        if options.filter is not None and not accepts(parse_filter(options.filter), device, peer.interfaces):
-            peer.reject(patience)
-            raise DeviceError(f"{peer.name}: the filter refuses {device.vendor_id:04x}:{device.product_id:04x}")
-        return peer, describe(peer, patience)
-
 
 def _known(address: str) -> Address:
     """As `parse_address`, of one that may be wrong."""
@@ -220,7 +158,3 @@ def _known(address: str) -> Address:
         return parse_address(address)
     except ConfigError:
         return Address(address)
-
-
-def _on_the_way(where: Address, options: UsbredirOptions) -> UsbredirOptions:
-    return options if where.path is None else replace(options, unix=where.path)

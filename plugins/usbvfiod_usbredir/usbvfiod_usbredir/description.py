@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from usbvfiod_core import Speed
 from usbvfiod_core.errors import DeviceError
-from usbvfiod_core.host.configurations import configurations
+from usbvfiod_core.host.configurations import configurations, endpoints
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.remote import Patience
 from usbvfiod_core.usb.descriptors import Configuration, DeviceDescriptor
+from usbvfiod_core.usb.told_speed import believable
 
-from .endpoints import streams_of
 from .messages import AllocBulkStreams, FreeBulkStreams, SetAltSetting
-from .peer import Description, Peer
+from .peer import Peer
 from .spec import SPEEDS, Capability, Status, Type, endpoint_index
 
 MOST_STREAMS: Final = 256
-_USB_3: Final = 0x0300
 
 
 def describe(peer: Peer, patience: Patience) -> Description:
@@ -30,20 +29,17 @@ def describe(peer: Peer, patience: Patience) -> Description:
     device = DeviceDescriptor.unpack(descriptors)
     words = [peer.read_string(index, patience).strip() for index in (device.manufacturer, device.product)]
     name = " ".join(filter(None, words)) or f"{device.vendor_id:04x}:{device.product_id:04x}"
-    by_descriptor = Speed.SUPER if device.usb_version >= _USB_3 else Speed.HIGH
-    speed = SPEEDS.get(peer.device.speed, by_descriptor)
+    speed = believable(SPEEDS.get(peer.device.speed), device, endpoints(descriptors))
     streams = 0
     if speed.is_usb3 and peer.has(Capability.BULK_STREAMS) and configuration is not None:
         streams = _probe_streams(peer, descriptors, configuration, patience)
     return Description(
-        name,
-        peer.read_string(device.serial_number, patience),
-        device.vendor_id,
-        device.product_id,
-        speed,
-        descriptors,
-        configuration,
-        streams,
+        name=name,
+        serial=peer.read_string(device.serial_number, patience),
+        speed=speed,
+        descriptors=descriptors,
+        configuration=configuration,
+        max_streams=streams,
     )
 
 
@@ -51,10 +47,10 @@ def _probe_streams(peer: Peer, descriptors: bytes, value: int, patience: Patienc
     """How many streams the other end's controller gives the device's endpoints; 0 for none. Only trying tells."""
     raws = [raw for raw in configurations(descriptors) if raw[5] == value]
     settings = Configuration.unpack(raws[0]).interfaces if raws else ()
-    wanted = [each for each in settings if streams_of(each)[0]]
+    wanted = [each for each in settings if each.streams()[0]]
     least = 0
     for setting in wanted:
-        count, endpoints = streams_of(setting)
+        count, endpoints = setting.streams()
         count = min(count, MOST_STREAMS)
         mask = sum(1 << endpoint_index(each) for each in endpoints)
         selected = peer.ask(SetAltSetting(setting.number, setting.alternate), Type.ALT_SETTING_STATUS, patience)

@@ -10,14 +10,17 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from usbvfiod_core import Handover, Loop, NotSettled, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core import Handover, Loop, NotSettled, Transfer, TransferStatus, TransferType
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.enumerated import EnumeratedDevice
 from usbvfiod_core.host.operations import OperationFailed, Then
+from usbvfiod_core.host.pieces import whole_packets
+from usbvfiod_core.host.taken_endpoints import serves
 from usbvfiod_core.state import pack, require
 from usbvfiod_core.usb import requests
+from usbvfiod_core.usb.descriptors import Interface
 from usbvfiod_core.usb.device import DeviceEvents, Timer
 
-from .endpoints import find, interval_of, is_serial_data, setting_of, streams_of
 from .exchange import Exchange
 from .isochronous import InboundStream, OutboundStream
 from .lane import Lane
@@ -42,7 +45,8 @@ from .options import BulkReceiving, UsbredirOptions
 from .parser import Packet
 from .peer import Peer
 from .probe import Probe
-from .pushed import Pushed
+from .pushed import Pushed, is_serial_data
+from .running import Running
 from .spec import Capability, Status, Type, endpoint_index, transfer_status
 from .state import UsbredirState
 
@@ -51,14 +55,13 @@ log = logging.getLogger(__name__)
 RELEASE_PATIENCE: Final = 2.0
 """Seconds that the other end has for resetting a device that is given back."""
 BULK_PIECE: Final = 1 << 20
-"""Bytes of one bulk packet, a multiple of every packet size."""
+"""Bytes of one bulk packet, made whole packets of the endpoint."""
 SHORT_BULK_PIECE: Final = 0xFC00
 """The same where lengths have 16 bits."""
 _BULK_TRANSFERS: Final = 8
 """How many transfers the other end keeps in flight when it reads ahead."""
 
 _AnyLane = Lane | Pushed | InboundStream | OutboundStream
-_RUNNING: Final = Pushed | InboundStream | OutboundStream
 
 
 class UsbredirDevice(EnumeratedDevice):
@@ -73,25 +76,12 @@ class UsbredirDevice(EnumeratedDevice):
         self,
         loop: Loop,
         peer: Peer,
-        *,
-        name: str,
-        speed: Speed,
-        descriptors: bytes,
-        configuration: int | None,
+        description: Description,
         options: UsbredirOptions,
-        max_streams: int = 0,
-        free: Callable[[Peer], object] = lambda peer: None,
+        *,
+        free: Callable[[Peer], object] = lambda peer: peer.link.close(),
     ) -> None:
-        super().__init__(
-            loop,
-            name=name,
-            speed=speed,
-            descriptors=descriptors,
-            configuration=configuration,
-            options=options,
-            max_streams=max_streams,
-        )
-        self._descriptors = descriptors
+        super().__init__(loop, description, options)
         self._options = options
         self._peer = peer
         self._free = free
@@ -117,7 +107,7 @@ class UsbredirDevice(EnumeratedDevice):
         if not self._gone:
             self._exchange.start()
             for lane in self._lanes.values():
-                if isinstance(lane, _RUNNING):
+                if isinstance(lane, Running):
                     lane.go_on()
             self._probe.start()
 
@@ -232,7 +222,7 @@ class UsbredirDevice(EnumeratedDevice):
         device = self.enumerated_state()
         if not (self._exchange.idle and all(lane.idle for lane in self._lanes.values())):
             raise NotSettled(f"{self.name} has transfers in flight")
-        running = [lane.saved_state(end) for end, lane in self._lanes.items() if isinstance(lane, _RUNNING)]
+        running = [lane.saved_state() for lane in self._lanes.values() if isinstance(lane, Running)]
         state = UsbredirState(
             device,
             self.name,
@@ -241,7 +231,7 @@ class UsbredirDevice(EnumeratedDevice):
             self.max_streams,
             self._peer.saved_state(),
             self._exchange.saved_state(),
-            {str(number): alternate for number, alternate in self._settings.items()},
+            dict(self._settings),
             sorted(self._streams),
             [each for each in running if each is not None],
         )
@@ -250,16 +240,16 @@ class UsbredirDevice(EnumeratedDevice):
     def take_state(self, state: UsbredirState) -> None:
         """Go on, as a new device, where that of another process was. Raises StateError."""
         self.take_enumerated_state(state.device)
-        self._settings = {int(number): alternate for number, alternate in state.settings.items()}
+        self._settings = state.settings
         self._streams = set(state.streams)
         self._exchange.take_over(state.given_up)
         self._peer.parser.take_over(state.peer.parser)
         for index, each in enumerate(state.running):
             path = f"running[{index}]"
-            end = find(self.active_configuration(), self._settings, each.endpoint)
-            lane = None if end is None else self._new_lane(each.endpoint, end.type)
-            require(isinstance(lane, _RUNNING), path, "no endpoint that the other end reads or plays by itself")
-            assert isinstance(lane, _RUNNING)
+            found = self.find_endpoint(each.endpoint, self._settings)
+            lane = None if found is None else self._new_lane(each.endpoint, found[1].type)
+            require(isinstance(lane, Running), path, "no endpoint that the other end reads or plays by itself")
+            assert isinstance(lane, Running)
             lane.take_over(each, path)
             self._lanes[each.endpoint] = lane
 
@@ -304,8 +294,8 @@ class UsbredirDevice(EnumeratedDevice):
     def _change_streams(self, transfer: Transfer) -> None:
         """Allocate an endpoint's streams before the first transfer that wants one, free them before one that wants
         none."""
-        interface = setting_of(self.active_configuration(), self._settings, transfer.endpoint)
-        count, endpoints = (0, []) if interface is None else streams_of(interface)
+        found = self.find_endpoint(transfer.endpoint, self._settings)
+        count, endpoints = (0, []) if found is None else found[0].streams()
         if transfer.stream_id and (not count or not self.max_streams):
             transfer.complete(TransferStatus.ERROR)
             return
@@ -347,11 +337,11 @@ class UsbredirDevice(EnumeratedDevice):
             case Type.INTERRUPT_PACKET | Type.ISO_PACKET | Type.BUFFERED_BULK_PACKET:
                 lane = self._lanes.get(message.endpoint)
                 if not (isinstance(lane, Pushed | InboundStream) and lane.came(message.status, packet.data)):
-                    self._exchange.unwanted()
+                    self._exchange.unwanted.count()
             case Type.INTERRUPT_RECEIVING_STATUS | Type.ISO_STREAM_STATUS | Type.BULK_RECEIVING_STATUS:
                 lane = self._lanes.get(message.endpoint)
-                self._exchange.unwanted()  # none says anything new twice
-                if isinstance(lane, Pushed | InboundStream | OutboundStream):
+                self._exchange.unwanted.count()  # none says anything new twice
+                if isinstance(lane, Running):
                     lane.told(message.status)
             case Type.DEVICE_DISCONNECT:
                 self._disconnected = True
@@ -360,7 +350,7 @@ class UsbredirDevice(EnumeratedDevice):
                     self._exchange.tell(DeviceDisconnectAck())
                 self._end("it has been unplugged there")
             case _:
-                self._exchange.unwanted()
+                self._exchange.unwanted.count()
                 self._peer.learn(packet)
 
     def _link_lost(self, reason: str) -> None:
@@ -381,13 +371,16 @@ class UsbredirDevice(EnumeratedDevice):
         loop, exchange = self._loop, self._exchange
         if type is TransferType.CONTROL:
             return Lane(loop, exchange, Type.CONTROL_PACKET, _control, MOST_CONTROL)
-        configuration = self.active_configuration()
-        endpoint = find(configuration, self._settings, address)
-        if endpoint is None or endpoint.type is not type:
+        found = self.find_endpoint(address, self._settings)
+        if found is None or not serves(found[1].type, type):
             return None
+        interface, endpoint = found
+        if type is not TransferType.ISOCHRONOUS:
+            type = self._described_type(interface, address)
         if type is TransferType.ISOCHRONOUS:
             kind = InboundStream if endpoint.is_in else OutboundStream
-            return kind(loop, exchange, address, interval_of(endpoint, self.speed), self._options.buffer / 1000)
+            interval = endpoint.period(self.speed) * self.speed.frame
+            return kind(loop, exchange, address, interval, self._options.buffer / 1000)
         size = max(endpoint.packet_size, 1)
         if type is TransferType.INTERRUPT:
             if not endpoint.is_in:
@@ -397,12 +390,16 @@ class UsbredirDevice(EnumeratedDevice):
             endpoint.is_in
             and self._options.bulk_receiving is BulkReceiving.AUTO
             and self._peer.has(Capability.BULK_RECEIVING)
-            and is_serial_data(configuration, self._settings, address)
+            and is_serial_data(self.active_configuration(), interface)
         ):
             begin = StartBulkReceiving(0, size, address, _BULK_TRANSFERS)
             return Pushed(loop, exchange, begin, StopBulkReceiving(0, address), size, keeps=True)
-        wide = self._peer.has(Capability.BULK_LENGTH_32_BITS)
-        return Lane(loop, exchange, Type.BULK_PACKET, _bulk, BULK_PIECE if wide else SHORT_BULK_PIECE)
+        piece = BULK_PIECE if self._peer.has(Capability.BULK_LENGTH_32_BITS) else SHORT_BULK_PIECE
+        return Lane(loop, exchange, Type.BULK_PACKET, _bulk, whole_packets(piece, endpoint.packet_size))
+
+    def _described_type(self, interface: Interface, address: int) -> TransferType:
+        """By its descriptor, as the other end goes by that: at low speed systems take bulk endpoints for others."""
+        return next(each.type for each in interface.endpoints if each.address == address)
 
     def _end_lanes(self, endpoints: set[int] | None = None, status: TransferStatus = TransferStatus.ERROR) -> None:
         """The transfers of these endpoints, or of all, are over: what the other end does next ends them there."""

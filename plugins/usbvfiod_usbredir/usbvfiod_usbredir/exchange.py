@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from usbvfiod_core import Loop
-from usbvfiod_core.remote import Bucket, Channel, Outgoing, PeerError
+from usbvfiod_core.remote import MESSAGES, Channel, Outgoing, PeerError, Unwanted
 from usbvfiod_core.state import require
 
 from .messages import BufferedBulkPacket, CancelDataPacket, InterruptPacket, IsoPacket
@@ -26,13 +26,10 @@ _ANSWERS: Final = {
     Type.CONTROL_PACKET,
     Type.BULK_PACKET,
 }
+_PUSHED: Final = (InterruptPacket, IsoPacket, BufferedBulkPacket)
+"""What the other end sends as it comes."""
 MOST_GIVEN_UP: Final = 4096
 """Requests whose answer nobody waits for any more, and which has not come."""
-UNWANTED_RATE: Final = 16384
-"""Packets a second that may come and be of no use: as many as two endpoints have microframes, of which a guest takes
-none for a while."""
-MOST_UNWANTED: Final = 2 * UNWANTED_RATE
-"""The same at once."""
 _NOWHERE: Final = memoryview(bytearray(1 << 16))
 _UNSOLICITED: Final = 1 << 16
 """Bytes of data that may come unasked with one packet."""
@@ -65,15 +62,16 @@ class Exchange:
         *,
         timeout: float,
     ) -> None:
-        self._loop = loop
         self._peer = peer
         self._told = told
         self._requests: dict[int, Request] = {}
         self._given_up = 0
-        self._unwanted = Bucket(MOST_UNWANTED, 1 / UNWANTED_RATE, loop.time())
+        self.unwanted = Unwanted(loop.time)
         self._detached = False
         self.messages = 0
-        """Packets that have come."""
+        """Packets that have been taken."""
+        self.backlog = False
+        """Whether there may be more that have come."""
         peer.place = self._place
         self._channel = Channel(loop, peer.link, self, lost, timeout=timeout)
 
@@ -126,15 +124,6 @@ class Exchange:
         if parser.receiving == request.id:
             parser.divert(_nowhere(parser.unfinished))
 
-    def unwanted(self) -> None:
-        """A packet that has come is of no use. Raises PeerError if there are too many: each takes time that others
-        could have."""
-        unwanted = self._unwanted
-        unwanted.refill(self._loop.time())
-        unwanted.left -= 1
-        if unwanted.left < 0:
-            raise PeerError("it sends and sends what nobody has asked for")
-
     @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
@@ -152,6 +141,11 @@ class Exchange:
 
     def detach(self) -> bool:
         """End it, and leave the link to the peer; not where something is half sent. Whether that was done."""
+        while self.backlog and not self._channel.closed:
+            try:
+                self.received(0)
+            except PeerError:
+                return False
         self._detached = self._channel.detach()
         if self._detached:
             self._requests.clear()
@@ -208,10 +202,17 @@ class Exchange:
         return self._peer.parser.buffers()
 
     def received(self, count: int) -> None:
-        """Raises PeerError."""
+        """Take so many bytes, and no more than `MESSAGES` packets. Raises PeerError."""
+        most = self.messages + MESSAGES
+        self.backlog = False
         for packet in self._peer.parser.received(count):
             self._packet(packet)
-            if self._channel.closed and not self._detached:
+            if self._detached:
+                continue
+            if self._channel.closed:
+                return
+            if self.messages >= most:
+                self.backlog = True
                 return
 
     # -- own ---------------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class Exchange:
         return self._channel.send(self._peer.packed(message, id=id, data=length), *data, soon=soon)
 
     def _place(self, message: Any, id: int, length: int) -> Sequence[memoryview] | None:
-        if isinstance(message, InterruptPacket | IsoPacket | BufferedBulkPacket):
+        if isinstance(message, _PUSHED):
             if length > _UNSOLICITED:
                 raise PeerError(f"it sent {length} bytes unasked")
             return None

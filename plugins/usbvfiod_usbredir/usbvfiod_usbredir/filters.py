@@ -51,11 +51,6 @@ def parse_filter(text: str) -> list[Rule]:
     return rules
 
 
-def check_filter(text: str) -> None:
-    """As `parse_filter`, for an option."""
-    parse_filter(text)
-
-
 def accepts(rules: list[Rule], device: DeviceConnect, interfaces: InterfaceInfo) -> bool:
     """Whether a device may be used. Its interfaces beside others that are HID, and no boot devices, decide nothing:
     many devices have one for their buttons."""

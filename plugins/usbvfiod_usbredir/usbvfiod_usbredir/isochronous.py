@@ -12,16 +12,13 @@ from collections import deque
 from typing import Final
 
 from usbvfiod_core import Loop, Transfer, TransferStatus
-from usbvfiod_core.state import require
 from usbvfiod_core.usb.device import Timer
-from usbvfiod_core.usb.transfer import behind
+from usbvfiod_core.usb.transfer import behind, part, scatter
 
 from .exchange import Exchange
-from .lane import first
 from .messages import IsoPacket, StartIsoStream, StopIsoStream
-from .pushed import fill
-from .spec import Status, transfer_status
-from .state import PacketState, RunningState
+from .running import Running, failure
+from .spec import Status
 
 IDLE: Final = 0.5
 """Seconds without a transfer after which the stream is stopped."""
@@ -30,69 +27,21 @@ MOST_PACKETS, MOST_URBS = 32, 16
 """What stock hosts take in one URB, and how many URBs."""
 
 
-class _Stream:
+class _Stream(Running):
     """`interval` are the seconds between two packets, `buffer` those in flight at the other end."""
 
     def __init__(self, loop: Loop, exchange: Exchange, endpoint: int, interval: float, buffer: float) -> None:
-        self._loop = loop
-        self._exchange = exchange
-        self._endpoint = endpoint
-        self._interval = interval
         packets = max(1, min(round(URB_SECONDS / interval), MOST_PACKETS))
         urbs = max(3, min(round(buffer / (packets * interval)), MOST_URBS))
-        self._start = StartIsoStream(endpoint, packets, urbs)
-        self._kept = 2 * packets * urbs
-        self._transfers: deque[Transfer] = deque()
-        self._packets: deque[tuple[int, bytes | bytearray]] = deque()
-        """Of the device, which nobody has asked for yet."""
-        self._running = self._watched = False
-        self._started = 0
-
-    def start(self, transfer: Transfer) -> None:
-        """A transfer behind those before it."""
-        self._started += 1
-        self._transfers.append(transfer)
-        if not self._running:
-            self._running = True
-            self._exchange.tell(self._start)
-
-    def end(self, status: TransferStatus) -> None:
-        """End all: the other end has stopped, or nobody is there any more."""
-        self._running = False
-        transfers, self._transfers = self._transfers, deque()
-        for transfer in transfers:
-            for packet in transfer.packets:
-                packet.status = status
-            transfer.complete(status, 0)
+        self._ahead = 2 * packets * urbs
+        """Packets by which the device or the guest may be ahead of the other."""
+        super().__init__(loop, exchange, endpoint, StartIsoStream(endpoint, packets, urbs), self._ahead)
+        self._interval = interval
+        self._watched = False
 
     def told(self, status: int) -> None:
-        """The other end tells how it stands."""
         if status != Status.SUCCESS and self._running:
-            result = transfer_status(status)
-            self.end(TransferStatus.ERROR if result is TransferStatus.CANCELLED else result)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no transfer is under way."""
-        return not self._transfers
-
-    def saved_state(self, endpoint: int) -> RunningState | None:
-        """What another process has to know; None if the other end does nothing."""
-        if not self._running:
-            return None
-        return RunningState(endpoint, False, [PacketState(status, bytes(data)) for status, data in self._packets])
-
-    def take_over(self, state: RunningState, path: str) -> None:
-        """Be the one that another process had. Raises StateError."""
-        most = self._kept if isinstance(self, InboundStream) else 0
-        require(len(state.packets) <= most, f"{path}.packets", f"there are {len(state.packets)}")
-        require(not state.paused, f"{path}.paused", "it is never told to stop for a while")
-        self._running = True
-        self._packets.extend((each.status, each.data) for each in state.packets)
-
-    def go_on(self) -> None:
-        """On the loop's thread: it may be used from now on."""
-        self._watch_idle()
+            self.end(failure(status))
 
     def _watch_idle(self) -> None:
         if not self._transfers and not self._watched:
@@ -113,9 +62,6 @@ class _Stream:
 class InboundStream(_Stream):
     """From the device."""
 
-    def __init__(self, loop: Loop, exchange: Exchange, endpoint: int, interval: float, buffer: float) -> None:
-        super().__init__(loop, exchange, endpoint, interval, buffer)
-
     def start(self, transfer: Transfer) -> None:
         super().start(transfer)
         self._pump()
@@ -127,16 +73,12 @@ class InboundStream(_Stream):
             transfer.complete(TransferStatus.CANCELLED, 0)
             self._watch_idle()
 
-    def end(self, status: TransferStatus) -> None:
-        self._packets.clear()
-        super().end(status)
-
     def came(self, status: int, data: bytes | bytearray) -> bool:
         """A packet of the device; whether none is lost by that."""
         if not self._running:
             return False
         self._packets.append((status, data))
-        lost = len(self._packets) > self._kept
+        lost = len(self._packets) > self._ahead
         if lost:
             self._packets.popleft()
         self._pump()
@@ -148,11 +90,8 @@ class InboundStream(_Stream):
             for packet in transfer.packets:
                 status, data = self._packets.popleft()
                 packet.actual = min(len(data), packet.length)
-                fill(behind(transfer.windows, packet.offset), data[: packet.actual])
-                result = transfer_status(status)
-                if len(data) > packet.length:
-                    result = TransferStatus.BABBLE
-                packet.status = TransferStatus.ERROR if result is TransferStatus.CANCELLED else result
+                scatter(memoryview(data)[: packet.actual], behind(transfer.windows, packet.offset))
+                packet.status = TransferStatus.BABBLE if len(data) > packet.length else failure(status)
             transfer.complete(TransferStatus.COMPLETED, sum(packet.actual for packet in transfer.packets))
         self._watch_idle()
 
@@ -162,6 +101,7 @@ class OutboundStream(_Stream):
 
     def __init__(self, loop: Loop, exchange: Exchange, endpoint: int, interval: float, buffer: float) -> None:
         super().__init__(loop, exchange, endpoint, interval, buffer)
+        self._most_kept = 0  # nothing comes from the device
         self._times: deque[float] = deque()
         """When each transfer is over, by the loop's clock."""
         self._timer: Timer | None = None
@@ -170,14 +110,14 @@ class OutboundStream(_Stream):
         super().start(transfer)
         before = self._times[-1] if self._times else self._loop.time()
         self._times.append(before + len(transfer.packets) * self._interval)
-        if self._exchange.unsent > self._kept:
+        if self._exchange.unsent > self._ahead:
             for packet in transfer.packets:
                 packet.status = TransferStatus.MISSED  # the network does not keep the pace
             self._set_timer()
             return
         for packet in transfer.packets:
             # A copy: its memory is the guest's again when its time is over, whether it has been sent or not.
-            data = b"".join(first(behind(transfer.windows, packet.offset), packet.length))
+            data = b"".join(part(transfer.windows, packet.offset, packet.length))
             self._exchange.tell(IsoPacket(self._endpoint, 0, len(data)), memoryview(data))
         self._set_timer()
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from usbvfiod_core import Loop, Transfer, TransferStatus
 from usbvfiod_core.remote import PeerError
-from usbvfiod_core.usb.transfer import behind
+from usbvfiod_core.usb.transfer import part
 
 from .exchange import Exchange, Request
 from .parser import Packet
@@ -100,7 +100,7 @@ class Lane:
         job.asked = min(transfer.length - job.moved, self._piece)
         windows = transfer.windows
         if job.asked < transfer.length:
-            windows = first(behind(windows, job.moved), job.asked)
+            windows = part(windows, job.moved, job.asked)
         is_in = transfer.is_in
         job.request = self._exchange.ask(
             self._message(transfer, job.asked),
@@ -140,14 +140,3 @@ class Lane:
         del self._jobs[job.transfer]
         job.transfer.complete(status, job.moved)
         self._pump()
-
-
-def first(windows: list[memoryview], count: int) -> list[memoryview]:
-    """The first `count` bytes of windows."""
-    some = []
-    for window in windows:
-        if not count:
-            break
-        some.append(window[:count])
-        count -= len(some[-1])
-    return some

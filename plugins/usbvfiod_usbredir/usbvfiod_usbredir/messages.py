@@ -299,14 +299,34 @@ SHAPES: Final[dict[int, Shape]] = {
     Type.BUFFERED_BULK_PACKET: Shape(BufferedBulkPacket, Sender.HOST, (("IIBB", None),), MOST_BULK, _all_data),
 }
 
-_TYPES: Final[dict[type[Any], Type]] = {shape.message: Type(number) for number, shape in SHAPES.items()}
+_TYPES: Final[dict[type[Any], int]] = {shape.message: int(number) for number, shape in SHAPES.items()}
 
 
-@lru_cache(maxsize=1024)
-def layout(type: int, common: int) -> Struct:
-    """The fields of a type of packet between two sides that have the capabilities `common` (a bit mask)."""
-    fields = SHAPES[type].fields
-    return Struct("<" + "".join(format for format, needs in fields if needs is None or common & needs.mask))
+class Form(NamedTuple):
+    """How a type of packet looks between two sides. `fields` is without the header, `whole` with it; `sent` is the
+    number of the message's fields that are sent, the first ones."""
+
+    type: int
+    shape: Shape
+    fields: Struct
+    whole: Struct
+    sent: int
+
+
+@lru_cache(maxsize=64)
+def forms(common: int, sender: Sender = Sender.BOTH) -> dict[int, Form]:
+    """Those of all types of packets that `sender` may send, between two sides that have the capabilities `common` (a
+    bit mask); of a hello, what every one has."""
+    header = header_of(common).format
+    made = {}
+    for type, shape in SHAPES.items():
+        if not shape.sender & sender:
+            continue
+        format = "".join(format for format, needs in shape.fields if needs is None or common & needs.mask)
+        fields = Struct(f"<{format}")
+        count = len(fields.unpack(bytes(fields.size)))
+        made[int(type)] = Form(int(type), shape, fields, Struct(header + format), count)
+    return made
 
 
 def header_of(common: int) -> Struct:
@@ -316,29 +336,19 @@ def header_of(common: int) -> Struct:
 
 def pack(message: Any, *, id: int = 0, common: int = 0, data: int | bytes = b"") -> bytes:
     """A packet. `data` is what goes with it; or how many bytes of it, which the caller sends behind."""
-    type = _TYPES[message.__class__]
-    if type is Type.HELLO:
+    kind = message.__class__
+    if kind is Hello:
         text: bytes = message.version.encode()[: _VERSION - 1].ljust(_VERSION, b"\0")
         capabilities: bytes = message.capabilities.to_bytes(4, "little")
-        return b"".join((HEADER.pack(type, len(text) + len(capabilities), id), text, capabilities))
-    fixed, header = layout(type, common), header_of(common)
+        return b"".join((HEADER.pack(Type.HELLO, len(text) + len(capabilities), id), text, capabilities))
+    form = forms(common)[_TYPES[kind]]
     # Fields whose capability the sides do not share are the last ones of their message.
-    fields = fixed.pack(*message[: _count(type, common)])
-    tail, length = (b"", data) if isinstance(data, int) else (data, len(data))
-    return b"".join((header.pack(type, fixed.size + length, id), fields, tail))
+    if isinstance(data, int):
+        return form.whole.pack(form.type, form.fields.size + data, id, *message[: form.sent])
+    return form.whole.pack(form.type, form.fields.size + len(data), id, *message[: form.sent]) + data
 
 
-def unpack(type: int, common: int, fields: bytes | memoryview) -> Any:
-    """The message in the fields of a packet; of a hello, in all that follows the header."""
-    shape = SHAPES[type]
-    if type == Type.HELLO:
-        version = bytes(fields[:_VERSION]).split(b"\0")[0].decode("ascii", "replace")
-        return Hello(version, int.from_bytes(fields[_VERSION:], "little"))
-    return shape.message(*layout(type, common).unpack(fields))
-
-
-@lru_cache(maxsize=1024)
-def _count(type: int, common: int) -> int:
-    """How many fields a type of packet has."""
-    fixed = layout(type, common)
-    return len(fixed.unpack(bytes(fixed.size)))
+def unpack_hello(fields: bytes | memoryview) -> Hello:
+    """The message in all that follows the header."""
+    version = bytes(fields[:_VERSION]).split(b"\0")[0].decode("ascii", "replace")
+    return Hello(version, int.from_bytes(fields[_VERSION:], "little"))

@@ -9,7 +9,11 @@ from enum import Enum
 from usbvfiod_core import option
 from usbvfiod_core.remote import RemoteOptions
 
-from .filters import check_filter
+
+def _check_filter(text: str) -> None:
+    from .filters import parse_filter  # few have one
+
+    parse_filter(text)
 
 
 class BulkReceiving(Enum):
@@ -27,7 +31,7 @@ class UsbredirOptions(RemoteOptions):
     filter: str | None = option(
         None,
         "Which devices are accepted, as rules `class,vendor,product,version,allow` with | between them; -1 for any.",
-        check=check_filter,
+        check=_check_filter,
     )
     buffer: int = option(
         32, "Milliseconds of isochronous data that the other end keeps in flight.", lowest=8, highest=128

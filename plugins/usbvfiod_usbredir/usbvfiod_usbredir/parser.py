@@ -15,14 +15,17 @@ from typing import Any, Final, NamedTuple
 
 from usbvfiod_core.remote import PeerError
 from usbvfiod_core.state import StateError, require
+from usbvfiod_core.usb.transfer import behind, part, scatter
 
-from .messages import SHAPES, Hello, Sender, header_of, layout, pack, unpack
+from .messages import Hello, Sender, forms, header_of, pack, unpack_hello
 from .spec import HEADER, Capability, Type
 from .state import ParserState
 
 BUFFER: Final = 8 << 10
-"""More than any packet is without its data. Also the bytes of small packets, some hundreds of them, that are looked at
-in one go while other devices wait."""
+"""More than any packet is without its data."""
+
+
+_HELLO: Final = int(Type.HELLO)
 
 
 class Packet(NamedTuple):
@@ -57,6 +60,7 @@ class Parser:
         self._buffer = memoryview(bytearray(BUFFER))
         self._start = self._end = 0
         self._header = HEADER
+        self._forms = forms(0, sender)
         self._partial: tuple[int, int, Any, int, bytearray | None] | None = None
         """A packet whose data is still coming: type, id, message, length, where it is kept if it is kept here."""
         self._room: list[memoryview] = []
@@ -66,23 +70,23 @@ class Parser:
 
     def buffers(self) -> list[memoryview]:
         """Where the next bytes belong, for `recvmsg_into`; never empty."""
+        self._tidy()
         return [*self._room, self._buffer[self._end :]]
 
     def received(self, count: int) -> Iterator[Packet]:
-        """So many bytes have come: the packets that are whole with them. Use it up before the next call of anything.
-        Raises PeerError, after which nothing more can be read."""
+        """So many bytes have come: the packets that are whole with them, and those before them that were not taken.
+        Whoever has taken some may leave the others for the next call. Raises PeerError, after which nothing more can be
+        read."""
+        in_place = min(count, self._left)
+        self._end += count - in_place
         if self._partial is not None:
-            in_place = min(count, self._left)
-            self._room = _behind(self._room, in_place)
+            self._room = behind(self._room, in_place)
             self._left -= in_place
-            count -= in_place
             if self._left:
                 return
             yield self._whole()
-        self._end += count
         while (packet := self._next()) is not None:
             yield packet
-        self._tidy()
 
     def heard(self, data: bytes) -> Iterator[Packet]:
         """As `received`, of data that has come another way."""
@@ -140,38 +144,41 @@ class Parser:
         require(len(state.kept) == (0 if data is None else state.moved), "peer.parser.kept", "it is of another length")
         if data is not None:
             data[: state.moved] = state.kept
-        self._room = _behind(self._room, state.moved)
+        self._room = behind(self._room, state.moved)
         self._left -= state.moved
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _next(self) -> Packet | None:
         """The next packet in the buffer; None if it is not whole, of which what may be said of it is kept."""
-        available = self._end - self._start
-        if available < self._header.size:
+        if self._end - self._start < self._header.size:
             return None
         type, length, id = self._header.unpack_from(self._buffer, self._start)
-        shape = SHAPES.get(type)
-        if shape is None or not shape.sender & self._sender:
+        form = self._forms.get(type)
+        if form is None:
             raise PeerError(f"it sent a packet of type {type}, which is not for it to send")
-        if (type == Type.HELLO) != (self.peer is None):
+        if (type == _HELLO) != (self.peer is None):
             said = "hello twice" if self.peer is not None else f"a packet of type {type} before hello"
             raise PeerError(f"it sent {said}")
-        fixed = layout(type, self.common).size
+        shape, fields = form.shape, form.fields
+        fixed = fields.size
         if not fixed <= length <= fixed + shape.most:
             raise PeerError(f"it sent a packet of type {type} with {length} bytes")
-        if type == Type.HELLO:
+        if type == _HELLO:
             fixed = length
         start = self._start + self._header.size
-        if available < self._header.size + fixed:
+        end = start + fixed
+        if self._end < end:
             return None
-        message = unpack(type, self.common, self._buffer[start : start + fixed])
+        self._start = end
+        if type == _HELLO:
+            message: Any = unpack_hello(self._buffer[start:end])
+            self._hello(message, length)
+            return Packet(type, id, message, 0, b"")
+        message = shape.message(*fields.unpack_from(self._buffer, start))
         data = length - fixed
         if shape.data is not None and (said_data := shape.data(message, self._sender)) != data:
             raise PeerError(f"it sent a packet of type {type} with {data} bytes that says {said_data}")
-        self._start = start + fixed
-        if type == Type.HELLO:
-            self._hello(message, length)
         if data:
             return self._with_data(type, id, message, data)
         return Packet(type, id, message, 0, b"")
@@ -185,6 +192,7 @@ class Parser:
         self.peer = message
         self.common = self.own & message.capabilities
         self._header = header_of(self.common)
+        self._forms = forms(self.common, self._sender)
 
     def _with_data(self, type: int, id: int, message: Any, length: int) -> Packet | None:
         room = self._place(message, id, length)
@@ -196,10 +204,14 @@ class Parser:
                 return Packet(type, id, message, length, data)
             kept = bytearray(length)
             room = [memoryview(kept)]
+        room = part(room, 0, length)
+        if (missing := length - sum(map(len, room))) > 0:
+            raise PeerError(f"it sent {missing} bytes more than were asked for")
         here = min(length, self._end - self._start)
+        scatter(self._buffer[self._start : self._start + here], room)
         self._partial = type, id, message, length, kept
         self._left = length - here
-        self._room = _fill(room, self._buffer[self._start : self._start + here], length)
+        self._room = behind(room, here)
         self._start += here
         return None if self._left else self._whole()
 
@@ -210,34 +222,11 @@ class Parser:
         return Packet(type, id, message, length, b"" if kept is None else kept)
 
     def _tidy(self) -> None:
-        """Make room behind what is in the buffer, which is less than the fields of one packet."""
+        """Make room behind what is in the buffer."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        if not self._start:
+            return
         rest = bytes(self._buffer[self._start : self._end])
         self._start, self._end = 0, len(rest)
         self._buffer[: len(rest)] = rest
-
-
-def _fill(room: Sequence[memoryview], data: memoryview, length: int) -> list[memoryview]:
-    """Put `data` at the start of `room`, of which `length` bytes are used; what is left of them."""
-    rest, at = [], 0
-    for window in room:
-        if not length:
-            break
-        used = window[:length]
-        length -= len(used)
-        part = min(len(used), len(data) - at)
-        if part:
-            used[:part] = data[at : at + part]
-            at += part
-        if part < len(used):
-            rest.append(used[part:])
-    if length:
-        raise PeerError(f"it sent {length} bytes more than were asked for")
-    return rest
-
-
-def _behind(room: list[memoryview], count: int) -> list[memoryview]:
-    while room and count >= len(room[0]):
-        count -= len(room.pop(0))
-    if count:
-        room[0] = room[0][count:]
-    return room

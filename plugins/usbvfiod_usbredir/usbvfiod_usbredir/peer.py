@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
-from usbvfiod_core import Speed
 from usbvfiod_core.errors import DeviceAway, DeviceError
+from usbvfiod_core.host.description import Description
 from usbvfiod_core.remote import Link, LinkLost, Patience, PeerError
 from usbvfiod_core.state import StateError, require
 from usbvfiod_core.usb import requests
@@ -42,20 +42,6 @@ _MOST_UNREAD: Final = 1000
 _ENGLISH: Final = 0x0409
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """One device. `descriptors` are its device descriptor with all configurations behind it."""
-
-    name: str
-    serial: str
-    vendor_id: int
-    product_id: int
-    speed: Speed
-    descriptors: bytes
-    configuration: int | None
-    max_streams: int
-
-
 Place = Callable[[Any, int, int], "Sequence[memoryview] | None"]
 
 
@@ -71,6 +57,8 @@ class Peer:
         self.parser = Parser(ALL_CAPABILITIES, Sender.HOST, self._placed)
         self.place: Place = lambda message, id, length: None
         self.device: DeviceConnect | None = None
+        self.had_device = False
+        """Whether it has given one, be it gone or not."""
         self.interfaces = InterfaceInfo(0, *[bytes(32)] * 4)
         self.endpoints = EndpointInfo(b"\xff" * 32, bytes(32), bytes(32))
         self.description: Description | None = None
@@ -152,6 +140,7 @@ class Peer:
                 self.endpoints = packet.message
             case Type.DEVICE_CONNECT:
                 self.device = packet.message
+                self.had_device = True
             case Type.DEVICE_DISCONNECT:
                 self.device = None
 
@@ -229,6 +218,9 @@ class Peer:
         while True:
             for position, packet in enumerate(self._unread):
                 if packet.type == Type.DEVICE_DISCONNECT:
+                    del self._unread[: position + 1]
+                    self.learn(packet)
+                    self.acknowledge(patience)
                     raise DeviceAway(f"{self.name}: the device has just gone")
                 if packet.type == type and packet.id == id:
                     del self._unread[position]
@@ -239,15 +231,21 @@ class Peer:
                 raise LinkLost(f"{self.name} does not answer") from None
 
     def read_descriptors(self, patience: Patience) -> bytes:
-        """The device descriptor with all configurations behind it. Raises DeviceError, LinkLost, PeerError."""
+        """The device descriptor and the configurations behind it, up to the first that the device refuses: Linux reads
+        no further either. Raises DeviceError, LinkLost, PeerError."""
         device = self._descriptor(DEVICE, 0, 18, patience)
         descriptors = bytearray(device)
         for index in range(min(DeviceDescriptor.unpack(device).num_configurations, _MOST_CONFIGURATIONS)):
-            head = self._descriptor(CONFIGURATION, index, 9, patience)
-            total = max(int.from_bytes(head[2:4], "little"), len(head)) if len(head) >= 4 else 0
-            if total < 9:
-                raise DeviceError(f"{self.name}: the device has no configuration descriptor {index}")
-            descriptors += self._descriptor(CONFIGURATION, index, min(total, _MOST_DESCRIPTORS), patience)
+            try:
+                head = self._descriptor(CONFIGURATION, index, 9, patience)
+                total = max(int.from_bytes(head[2:4], "little"), len(head)) if len(head) >= 4 else 0
+                if total < 9:
+                    raise DeviceError(f"{self.name}: the device has no configuration descriptor {index}")
+                descriptors += self._descriptor(CONFIGURATION, index, min(total, _MOST_DESCRIPTORS), patience)
+            except DeviceError as error:
+                if not index or isinstance(error, DeviceAway):
+                    raise
+                break
         return bytes(descriptors)
 
     def read_configuration(self, patience: Patience) -> int | None:

@@ -9,17 +9,16 @@ to begin again.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Final
 
 from usbvfiod_core import Loop, Transfer, TransferStatus
 from usbvfiod_core.remote import PeerError
-from usbvfiod_core.state import require
-from usbvfiod_core.usb.transfer import behind
+from usbvfiod_core.usb.descriptors import Configuration, Interface
+from usbvfiod_core.usb.transfer import behind, scatter
 
 from .exchange import Exchange
-from .spec import Status, transfer_status
-from .state import PacketState, RunningState
+from .running import Running, failure
+from .spec import Status
 
 IDLE: Final = 1.0
 """Seconds for which a guest that does not ask is still thought to be there."""
@@ -29,37 +28,26 @@ ENOUGH: Final = 1024
 """Packets of bulk data that wait for the guest before the other end is told to stop."""
 MOST_UNDER_WAY: Final = 3072
 """Packets that may come of what the other end had read before it heard of that."""
+_CDC: Final = 0x02
+_ACM: Final = 0x02
+_CDC_DATA: Final = 0x0A
 
 
-class Pushed:
-    """Transfers of one endpoint. `begin` and `stop_it` are the messages for the other end; a packet with less than
-    `packet_size` bytes ends a transfer; `keeps`: nothing may get lost."""
+class Pushed(Running):
+    """`begin` and `stop_it` are the messages for the other end; a packet with less than `packet_size` bytes ends a
+    transfer; `keeps`: nothing may get lost."""
 
     def __init__(
         self, loop: Loop, exchange: Exchange, begin: Any, stop_it: Any, packet_size: int, *, keeps: bool = False
     ) -> None:
-        self._loop = loop
-        self._exchange = exchange
-        self._begin = begin
+        most_kept = ENOUGH + MOST_UNDER_WAY if keeps else MOST_KEPT
+        super().__init__(loop, exchange, begin.endpoint, begin, most_kept)
+        self.can_pause = keeps
         self._stop_it = stop_it
         self._packet_size = packet_size
-        self._transfers: deque[Transfer] = deque()
-        self._packets: deque[tuple[int, bytes | bytearray]] = deque()
-        self._keeps = keeps
-        self._running = False
-        self._paused = False
-        """Whether the other end was told to stop because there is enough; it is still running for the guest."""
-        self._started = 0
-        """Transfers so far."""
 
     def start(self, transfer: Transfer) -> None:
-        """A transfer behind those before it."""
-        self._started += 1
-        transfer.actual = 0
-        self._transfers.append(transfer)
-        if not self._running:
-            self._running = True
-            self._exchange.tell(self._begin)
+        super().start(transfer)
         self._pump()
 
     def stop(self, transfer: Transfer) -> None:
@@ -70,14 +58,6 @@ class Pushed:
                 self._watch_idle()
             transfer.complete(TransferStatus.CANCELLED)
 
-    def end(self, status: TransferStatus) -> None:
-        """End all: the other end has stopped, or nobody is there any more."""
-        self._running = self._paused = False
-        self._packets.clear()
-        transfers, self._transfers = self._transfers, deque()
-        for transfer in transfers:
-            transfer.complete(status)
-
     def came(self, status: int, data: bytes | bytearray) -> bool:
         """A packet of the device; whether none is lost by that."""
         if not self._running:
@@ -85,49 +65,20 @@ class Pushed:
         self._packets.append((status, data))
         self._pump()
         kept = len(self._packets)
-        if not self._keeps:
-            if kept > MOST_KEPT:
-                self._packets.popleft()
-                return False
-        elif kept > ENOUGH + MOST_UNDER_WAY:
-            raise PeerError("it goes on to send data after it was told to stop")
-        elif kept > ENOUGH and not self._paused:
+        if kept > self._most_kept:
+            if self.can_pause:
+                raise PeerError("it goes on to send data after it was told to stop")
+            self._packets.popleft()
+            return False
+        if self.can_pause and kept > ENOUGH and not self._paused:
             self._paused = True
             self._exchange.tell(self._stop_it)
         return True
 
     def told(self, status: int) -> None:
-        """The other end tells how it stands: that it has begun or stopped as it was told to, or by itself."""
         if status != Status.SUCCESS and self._running:
             self._pump()
-            self.end(transfer_status(status))
-
-    # -- going on in another process -----------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Whether no transfer is under way."""
-        return not self._transfers
-
-    def saved_state(self, endpoint: int) -> RunningState | None:
-        """What another process has to know; None if the other end does nothing."""
-        if not self._running:
-            return None
-        return RunningState(
-            endpoint, self._paused, [PacketState(status, bytes(data)) for status, data in self._packets]
-        )
-
-    def take_over(self, state: RunningState, path: str) -> None:
-        """Be the one that another process had, which `go_on` sets going. Raises StateError."""
-        most = ENOUGH + MOST_UNDER_WAY if self._keeps else MOST_KEPT
-        require(len(state.packets) <= most, f"{path}.packets", f"there are {len(state.packets)}")
-        require(self._keeps or not state.paused, f"{path}.paused", "it is never told to stop")
-        self._running, self._paused = True, state.paused
-        self._packets.extend((each.status, each.data) for each in state.packets)
-
-    def go_on(self) -> None:
-        """On the loop's thread: it may be used from now on."""
-        self._watch_idle()
+            self.end(failure(status))
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
@@ -139,13 +90,12 @@ class Pushed:
             status, data = self._packets.popleft()
             transfer = self._transfers[0]
             if status != Status.SUCCESS:
-                result = transfer_status(status)
                 self._transfers.popleft()
-                transfer.complete(TransferStatus.ERROR if result is TransferStatus.CANCELLED else result)
+                transfer.complete(failure(status))
                 continue
             room = transfer.length - transfer.actual
             moved = min(len(data), room)
-            fill(behind(transfer.windows, transfer.actual), data[:moved])
+            scatter(memoryview(data)[:moved], behind(transfer.windows, transfer.actual))
             transfer.actual += moved
             if len(data) > room:
                 self._transfers.popleft()
@@ -168,12 +118,8 @@ class Pushed:
             self._packets.clear()
 
 
-def fill(windows: list[memoryview], data: bytes | bytearray) -> None:
-    """Copy `data` to the start of `windows`, which have room for it."""
-    at = 0
-    for window in windows:
-        part = data[at : at + len(window)]
-        if not part:
-            return
-        window[: len(part)] = part
-        at += len(part)
+def is_serial_data(configuration: Configuration | None, interface: Interface) -> bool:
+    """Whether what goes through the endpoints of this interface is the data of a serial port (CDC ACM)."""
+    if configuration is None or interface.class_code != _CDC_DATA:
+        return False
+    return any((each.class_code, each.subclass) == (_CDC, _ACM) for each in configuration.interfaces)

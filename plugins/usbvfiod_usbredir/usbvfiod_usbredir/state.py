@@ -105,6 +105,6 @@ class UsbredirState:
     max_streams: U32
     peer: PeerState
     given_up: list[GivenUpState]
-    settings: dict[str, U8]
+    settings: dict[U8, U8]
     streams: list[U8]
     running: list[RunningState]

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from web_browser import Seen, chromium, missing
-from web_rig import Rig, guest_of
+from web_rig import Rig
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "web.png"
 LARGEST = 150_000
@@ -36,7 +36,7 @@ def look(directory: Path) -> bytes:
         seen = Seen(browser)
         seen.size(*SIZE)
         browser.get(rig.page().address)
-        with guest_of(home) as driver:
+        with home.guest() as driver:
             usb = driver.enumerate(1)
 
             def moved() -> bool:

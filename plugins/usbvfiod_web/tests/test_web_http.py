@@ -358,3 +358,21 @@ def test_wrong_options_are_named(tmp_path: Path, options: list[str], message: st
     with ServerProcess(tmp_path, ["web", *options], pass_fds=(0,)) as process:
         assert process.wait() == 2
     assert message in process.log
+
+
+def test_the_page_is_as_closed_after_a_server_was_replaced(rig: Rig, page: Page) -> None:
+    """Who was let in sees the new one, and nobody else anything."""
+    old = vm(page.until(lambda view: products(view, "one")), "one")["pid"]
+    rig.upgrade("one")
+    view = page.until(lambda view: vm(view, "one")["pid"] not in (old, None) and products(view, "one"))
+    assert products(view, "one")["usbvfiod Keyboard"] == "plugged"
+    body = b'{"vm": "one", "number": 1}'
+    for given in ({"Cookie": None}, {"Origin": "http://example.com"}, {"Host": "example.com", "Origin": None}):
+        for method, path in (("GET", "/events"), ("POST", "/do/detach")):
+            assert page.ask(method, path, body, Content_Type="application/json", **given)[0] in (400, 403), given
+    assert products(page.until(lambda view: products(view, "one")), "one")["usbvfiod Keyboard"] == "plugged"
+    assert page.do("attach", vm="one", device="virtual:mouse?name=later")["ok"]
+    view = page.until(lambda view: "usbvfiod Mouse" in products(view, "one"))
+    (number,) = (each["number"] for each in vm(view, "one")["attachments"] if each["product"] == "usbvfiod Mouse")
+    answer = page.do("detach", vm="one", number=number)
+    assert answer["ok"], answer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from web_rig import Rig, guest_of, holder, products, vm
+from web_rig import Rig, holder, products, vm
 
 KEYS = ("--device", "virtual:keyboard?name=keys")
 
@@ -33,7 +33,7 @@ def test_a_move_is_whole_or_not_at_all(rig: Rig) -> None:
     two = rig.server("two", refuses="1-3")
     page = rig.page()
     page.until(lambda view: len(view["devices"]) == 2 and vm(view, "one")["up"] and vm(view, "two")["up"])
-    with guest_of(one) as first, guest_of(two) as second:
+    with one.guest() as first, two.guest() as second:
         for port in ("1-2", "1-3"):
             assert page.do("attach", vm="one", device=port)["ok"]
         usb = first.enumerate(2)
@@ -118,7 +118,7 @@ def test_rates_are_of_what_the_guest_moves(rig: Rig) -> None:
     page = rig.page()
     page.until(lambda view: view["devices"])
     assert page.do("attach", vm="one", device="1-2")["ok"]
-    with guest_of(one) as driver:
+    with one.guest() as driver:
         usb = driver.enumerate(1)
 
         def busy(view: dict[str, Any]) -> bool:
@@ -170,7 +170,7 @@ def test_a_capture_is_downloaded_while_it_runs(rig: Rig) -> None:
     page = rig.page()
     page.until(lambda view: view["devices"])
     assert page.do("attach", vm="one", device="1-2")["ok"]
-    with guest_of(one) as driver, ThreadPoolExecutor() as pool:
+    with one.guest() as driver, ThreadPoolExecutor() as pool:
         usb = driver.enumerate(1)
         started = page.do("capture", vm="one", number=1)
         assert (started["ok"], started["file"]) == (True, "one-Adapter-x-y.pcapng")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from web_browser import Seen, chromium, missing
-from web_rig import Page, Rig, guest_of
+from web_rig import Page, Rig
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -70,7 +70,7 @@ def test_two_servers_and_a_device(rig: Rig, page: Page, seen: Seen, tmp_path: Pa
     seen.press("Attach Serial Adapter")
     seen.wait_for("Serial Adapter", "in db")
     seen.until(lambda: "Serial Adapter is plugged into port 1" in seen.text, "it is not said")
-    with guest_of(db) as driver:
+    with db.guest() as driver:
         usb = driver.enumerate(1)
 
         def rate() -> bool:
@@ -105,7 +105,7 @@ def test_two_servers_and_a_device(rig: Rig, page: Page, seen: Seen, tmp_path: Pa
     seen.button("Move Serial Adapter").send_keys(Keys.ENTER)
     seen.wait_for("Serial Adapter", "in web")
     seen.wait_for("db", "Nothing is attached.")
-    with guest_of(web) as driver:
+    with web.guest() as driver:
         assert driver.enumerate(1).bulk_in(0x81, 512) == bytes(512)
 
     # A server that is killed and started again under it.

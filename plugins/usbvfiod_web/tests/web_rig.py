@@ -14,10 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.e2e.process import ServerProcess
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import GuestDriver
-from usbvfiod_core.testing.limits import PATIENCE, wait_until
+from tests.e2e.upgrade_rig import end, patient, serving
+from usbvfiod_core.testing.limits import PATIENCE
 
 PLUGIN = Path(__file__).parent / "shelf.py"
 
@@ -160,15 +158,12 @@ class Rig:
         self._stack.enter_context(page.process)
         return page
 
-
-@contextmanager
-def guest_of(server: ServerProcess) -> Iterator[GuestDriver]:
-    """A VM with its guest."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
-    try:
-        yield GuestDriver(bus).start()
-    finally:
-        bus.close()
+    def upgrade(self, name: str) -> None:
+        """Have another process take the place of a server; it ends with the rig."""
+        socket_path = self.place / f"{name}.sock"
+        done = patient(socket_path)
+        assert done.returncode == 0, done.stderr
+        self._stack.callback(end, serving(socket_path))
 
 
 def vm(view: dict[str, Any], name: str) -> dict[str, Any]:
@@ -185,9 +180,3 @@ def holder(view: dict[str, Any], port: str) -> str | None:
     """The VM that has the host's device at a port."""
     found = next((each["holder"] for each in view["devices"] if each["id"] == port), None)
     return found["vm"] if found else None
-
-
-def wait_for_end(page: Page) -> int:
-    """The exit code."""
-    wait_until(lambda: page.process.process.poll() is not None, "usbvfiod web has not ended")
-    return page.process.process.returncode

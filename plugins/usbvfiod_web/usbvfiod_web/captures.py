@@ -79,7 +79,12 @@ class Captures:
         if len(self._running) >= MAX_CAPTURES:
             raise Refused("request", f"{MAX_CAPTURES} captures run already; stop one")
         result: Json = {}
-        link = await Link.connect(server.path, lambda event: result.update(event))
+
+        def heard(event: Json) -> None:
+            if event.get("event") == "capture":
+                result.update(packets=event["packets"], dropped=event["dropped"])
+
+        link = await Link.connect(server.path, heard)
         capture = Capture(server, attachment, link)
         capture.result = result
         reading, writing = os.pipe2(os.O_CLOEXEC)

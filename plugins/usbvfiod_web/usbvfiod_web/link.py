@@ -73,8 +73,7 @@ class Link:
             raise Lost(error.strerror or str(error)) from None
         if link.greeting.get("control") != PROTOCOL:
             writer.close()
-            refusal = link.greeting.get("error")
-            raise Lost(str(refusal.get("message")) if isinstance(refusal, dict) else "it is another program")
+            raise Lost(link.greeting["error"]["message"] if "error" in link.greeting else "it is another program")
         link._task = asyncio.create_task(link._read())
         return link
 
@@ -106,8 +105,7 @@ class Link:
         finally:
             self._waiting.pop(number, None)
         if not answer["ok"]:
-            error = answer.get("error") or {}
-            raise Refused(str(error.get("kind")), str(error.get("message")))
+            raise Refused(answer["error"]["kind"], answer["error"]["message"])
         return answer
 
     def close(self, why: str = "it was closed") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import time
@@ -30,6 +31,10 @@ AGAIN: Final = 5.0
 SAME: Final = 3.0
 """Seconds in which the same news of a device from several servers is one."""
 MAX_SERVERS: Final = 100
+MAX_LISTED: Final = 1024
+"""Attachments of a server, and devices that it lists: it has 255 ports."""
+MAX_SHOWN: Final = 1 << 20
+"""Characters of JSON of what is shown of a server; every page gets it whenever anything is new."""
 MAX_LINES: Final = 200
 LONGEST: Final = 1000
 """Characters of a line of the log, and of why a server is not there."""
@@ -83,7 +88,11 @@ class Server:
         """Raises whatever hinders that it is shown, and has then forgotten what it has said: what a server makes up is
         not to keep the others from being shown."""
         try:
-            view("", [self])
+            for what, listed in (("attachments", self.attachments), ("devices", self.devices)):
+                if len(listed) > MAX_LISTED:
+                    raise Lost(f"it says that it has more than {MAX_LISTED} {what}")
+            if len(json.dumps(view("", [self]))) > MAX_SHOWN:
+                raise Lost(f"it says more than {MAX_SHOWN} characters of what it has")
         except Exception:
             self.forget()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from usbvfiod_core.daemon.config import OWN_BACKENDS
@@ -57,7 +57,11 @@ def identity(device: Json) -> str:
 def usable(devices: Iterable[Json], wanted: str) -> Json | None:
     """The device of this identity in a server's list; by the backend that can use it, or else that is preferred."""
     found = [device for device in devices if identity(device) == wanted]
-    return min(found, key=lambda device: (bool(device["note"]), _preference(device)), default=None)
+    return _preferred(found) if found else None
+
+
+def _preferred(devices: Sequence[Json]) -> Json:
+    return min(devices, key=lambda device: (bool(device["note"]), _preference(device)))
 
 
 def _preference(device: Json) -> tuple[int, str]:
@@ -75,10 +79,12 @@ def _devices(servers: list[Shown]) -> list[Json]:
     }
     listed: dict[str, list[tuple[Shown, Json]]] = {}
     for server in servers:
-        for wanted in dict.fromkeys(identity(device) for device in server.devices if device["backend"] != MADE):
-            device = usable(server.devices, wanted)
-            if server.up and device is not None:
-                listed.setdefault(wanted, []).append((server, device))
+        same: dict[str, list[Json]] = {}
+        for device in server.devices if server.up else ():
+            if device["backend"] != MADE:
+                same.setdefault(identity(device), []).append(device)
+        for wanted, devices in same.items():
+            listed.setdefault(wanted, []).append((server, _preferred(devices)))
     return [_device(key, listed[key], holders.get(key)) for key in sorted(listed, key=_natural)]
 
 

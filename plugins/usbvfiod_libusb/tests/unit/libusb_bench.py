@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from fake_libusb import FakeContext, FakeHandle, FakeLibusb, FakeTransfer, descriptors
+from usbvfiod_libusb.binding import WrappedNode
 from usbvfiod_libusb.device import LibusbDevice
 
 from usbvfiod_core import Speed, TransferStatus
@@ -29,7 +30,9 @@ class Bench(DeviceBench):
         errors: dict[str, list[int]] | None = None,
     ) -> None:
         self.libusb = FakeLibusb()
-        self.sysfs = SysfsDevice("1-1", 1, 2, 0x0403, 0x6001, configuration=configuration)
+        self.sysfs = SysfsDevice(
+            "1-1", 1, 2, 0x0403, 0x6001, product="fake", configuration=configuration, descriptors=raw
+        )
         loop = StepLoop(virtual_time=False)
         self.libusb.open_context()
         self.context: FakeContext = self.libusb.contexts[0]
@@ -38,19 +41,10 @@ class Bench(DeviceBench):
         assert self.context.handle is not None
         self.handle: FakeHandle = self.context.handle
         self.handle.errors |= errors or {}
+        node = WrappedNode(self.libusb, self.context, self.handle, self.fd)
+        description = self.sysfs.description(Speed.HIGH)
         self.libusb_device = LibusbDevice(
-            self.libusb,
-            self.context,
-            self.handle,
-            self.fd,
-            loop,
-            name="fake",
-            speed=Speed.HIGH,
-            descriptors=raw,
-            configuration=configuration,
-            options=options or HostOptions(),
-            taken=Taken(self.sysfs),
-            hands=self,
+            node, loop, description, options or HostOptions(), None, Taken(self.sysfs), hands=self
         )
         self.libusb_device.take()
         super().__init__(self.libusb_device, loop)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 import pytest
-from fake_libusb import FakeHandle, FakeLibusb, descriptors
+from fake_libusb import FakeHandle, FakeLibusb
 from libusb_bench import SET_CONFIGURATION, Bench
+from usbvfiod_libusb.binding import WrappedNode
 from usbvfiod_libusb.device import LibusbDevice
 from usbvfiod_libusb.state import LibusbState
 
+from tests.handed_over import travelled
 from usbvfiod_core import Speed, TransferStatus, TransferType
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.taken import Taken
@@ -22,28 +21,16 @@ from usbvfiod_core.usb.handover import CannotHandOver, NotSettled
 
 def heir(bench: Bench) -> tuple[LibusbDevice, StepLoop, FakeLibusb]:
     """The device of another process, which has a libusb and a descriptor of its own; the first one is forgotten."""
-    given = bench.libusb_device.hand_over()
-    state = unpack(LibusbState, json.loads(json.dumps(given.state)))
-    fds = {name: os.dup(fd) for name, fd in given.descriptors.items()}
+    given = travelled(bench.libusb_device.hand_over())
+    state, fds = unpack(LibusbState, given.state), given.descriptors
     libusb, loop = FakeLibusb(), StepLoop(virtual_time=False)
-    context = libusb.open_context()
-    handle = context.wrapSysDevice(fds["device"])
+    node = WrappedNode.wrap(libusb, fds["device"])
+    handle = node.handle
     assert isinstance(handle, FakeHandle)
     handle.already = set(state.held)
-    made = LibusbDevice(
-        libusb,
-        context,
-        handle,
-        fds["device"],
-        loop,
-        name="fake",
-        speed=Speed.HIGH,
-        descriptors=descriptors(),
-        configuration=1,
-        options=HostOptions(),
-        taken=Taken.take_over(bench.sysfs, state.taken, fds.get("taken")),
-        hands=bench,
-    )
+    taken = Taken.take_over(bench.sysfs, state.taken, fds.get("taken"))
+    description = bench.sysfs.description(Speed.HIGH)
+    made = LibusbDevice(node, loop, description, HostOptions(), None, taken, hands=bench)
     made.take_state(state)
     bench.libusb_device.forget()
     assert bench.loop.watched == ()

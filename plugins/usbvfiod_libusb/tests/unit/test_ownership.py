@@ -85,6 +85,15 @@ def test_numbers_that_libusb_has_not_are_left_out(monkeypatch: pytest.MonkeyPatc
     bench.close()
 
 
+@pytest.mark.parametrize(("index", "expected"), [(0x0700, TransferStatus.ERROR), (0x0701, TransferStatus.STALL)])
+def test_a_printers_device_id_has_its_interface_in_the_high_byte(index: int, expected: TransferStatus) -> None:
+    """libusb does not say what is wrong; a request to what is not there is stalled."""
+    bench = Bench(raw=descriptors((Configuration((Interface(7, 7, 1, 2), Interface(2, 0xFF))),))).configured()
+    bench.handle.submit_errors = [status.ERROR_IO]
+    assert bench.control(SetupPacket(0xA1, 0, 0, index, 0)).status is expected
+    bench.close()
+
+
 def test_a_device_of_which_linux_has_nothing_is_not_opened() -> None:
     with pytest.raises(DeviceError, match="Linux has none of its interfaces"):
         Bench(errors={"claim": [status.ERROR_INVALID_PARAM] * 2})

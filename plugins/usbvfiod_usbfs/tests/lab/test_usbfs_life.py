@@ -13,6 +13,7 @@ import pytest
 from usbvfiod_usbfs.backend import UsbfsBackend
 
 from tests.lab.gadgets import Gadget, gadget_zero, keyboard
+from tests.lab.prepared import PROGRAM, Prepared
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core import DeviceError
 from usbvfiod_core.host.options import HostOptions
@@ -71,8 +72,8 @@ def test_the_driver_gets_its_device_back() -> None:
 def test_the_driver_gets_its_device_back_from_a_server_that_is_told_to_end(tmp_path: Path) -> None:
     with Gadget([keyboard()]) as gadget:
         device = gadget.bind()
-        command = [sys.executable, "-m", "usbvfiod_core", "--socket-path", str(tmp_path / "socket")]
-        server = subprocess.Popen([*command, "--backend", "usbfs", "--device", device.port])
+        options = ["--socket-path", str(tmp_path / "socket"), "--backend", "usbfs", "--device", device.port]
+        server = Prepared([*PROGRAM, *options])
         try:
             wait_until(lambda: device.drivers == {0: "usbfs"}, "the server takes the device")
             server.send_signal(signal.SIGTERM)

@@ -18,11 +18,11 @@ CUT = 64 << 10
 class LaneKit:
     """A lane; what it completes is in `ended`."""
 
-    def __init__(self, kernel: FakeKernel, loop: StepLoop) -> None:
+    def __init__(self, kernel: FakeKernel, loop: StepLoop, packet_size: int = 0) -> None:
         self.kernel, self.loop = kernel, loop
         self.lost = 0
         self.urbs: Urbs = urbs_of(kernel, loop, self._lost)
-        self.lane = Lane(self.urbs, CUT)
+        self.lane = Lane(self.urbs, CUT, packet_size)
         self.ended: list[Transfer] = []
 
     def _lost(self) -> None:

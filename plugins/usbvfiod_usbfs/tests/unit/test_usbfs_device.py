@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from fake_usbfs import UAS, FakeKernel, handle_of, sysfs_device
 from usbvfiod_usbfs import ioctl as usbfs
-from usbvfiod_usbfs.device import CUT, CUT_ONE_PIECE, UsbfsDevice, open_device
+from usbvfiod_usbfs.device import UsbfsDevice, open_device
+from usbvfiod_usbfs.lane import bulk_cut
 
 from usbvfiod_core import DeviceError
 from usbvfiod_core.host import programs
@@ -229,17 +230,18 @@ def test_a_configuration_of_value_0_is_one(kernel: FakeKernel) -> None:
     case.bench.close()
 
 
-def test_how_far_transfers_are_cut_depends_on_the_controller(kernel: FakeKernel) -> None:
-    for capabilities, cut in ((usbfs.CAP_BULK_SCATTER_GATHER, CUT), (0, CUT_ONE_PIECE)):
-        kernel.capabilities = capabilities
-        case = Case(kernel, ONE)
-        kernel.respond = None
-        case.bench.submit(0x02, TransferType.BULK, bytes(CUT))
-        assert kernel.inflight[0].length == cut
-        for urb in list(kernel.inflight):
-            kernel.finish(urb)
-        case.loop.run_ready()
-        kernel.submitted.clear()
+def test_how_far_transfers_are_cut_depends_on_the_controller_and_the_endpoint(kernel: FakeKernel) -> None:
+    odd = Configuration((Interface(0, 255, endpoints=(Endpoint(0x81, 2, 512), Endpoint(0x02, 2, 48))),))
+    for configuration, packet_size in ((ONE, 512), (odd, 48)):
+        for kernel.capabilities in (usbfs.CAP_BULK_SCATTER_GATHER, 0):
+            case = Case(kernel, configuration)
+            kernel.respond = None
+            case.bench.submit(0x02, TransferType.BULK, bytes(2 << 20))
+            cut = bulk_cut(kernel.capabilities, packet_size)
+            assert kernel.inflight[0].length == cut - cut % packet_size
+            for urb in list(kernel.inflight):
+                kernel.finish(urb)
+            case.loop.run_ready()
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,6 @@ def test_every_transfer_ends_once_in_order_and_with_its_data(data: st.DataObject
     sent: deque[bytes] = deque()
     transfers: list[WatchedTransfer] = []
     stopped: set[WatchedTransfer] = set()
-    counter = 0
     got: dict[int, bytes] = {}
 
     def submit() -> None:
@@ -120,13 +119,11 @@ def test_every_transfer_ends_once_in_order_and_with_its_data(data: st.DataObject
             way.lane.stop(transfer)
 
     def finish() -> None:
-        nonlocal counter
         if kernel.inflight:
             urb: Submitted = kernel.inflight[0]
             if urb.data:
                 got[urb.data[0]] = got.get(urb.data[0], b"") + urb.data
             kernel.finish(urb)
-            counter += 1
             if data.draw(st.booleans()):
                 loop.run_ready()
 

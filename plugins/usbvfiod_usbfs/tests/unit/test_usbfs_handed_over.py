@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fake_usbfs import FakeKernel, sysfs_device
 from usbvfiod_usbfs.device import UsbfsState, open_device, take_device_over
 from usbvfiod_usbfs.handle import Handle
 
+from tests.handed_over import travelled
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.state import unpack
@@ -62,9 +62,8 @@ class Heirs:
     def hand_over(self) -> list[object]:
         """What is done to the device by it."""
         self.kernel.calls.clear()
-        given = self.device.hand_over()
-        state = unpack(UsbfsState, json.loads(json.dumps(given.state)))
-        fds = {name: os.dup(fd) for name, fd in given.descriptors.items()}
+        given = travelled(self.device.hand_over())
+        state, fds = unpack(UsbfsState, given.state), given.descriptors
         loop = StepLoop()
         heir = take_device_over(loop, self.handle(fds["device"]), self.found(), HostOptions(), state, fds["taken"])
         self.device.forget()

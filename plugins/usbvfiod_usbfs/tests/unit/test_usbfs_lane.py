@@ -10,7 +10,8 @@ import pytest
 from fake_usbfs import FakeKernel
 from lane_kit import BULK, CUT, LaneKit, result
 from usbvfiod_usbfs import ioctl as usbfs
-from usbvfiod_usbfs.lane import SMALLEST_CUT, Lane
+from usbvfiod_usbfs.lane import CUT as LONGEST
+from usbvfiod_usbfs.lane import CUT_ONE_PIECE, CUT_WHOLE_PACKETS, SMALLEST_CUT, Lane, bulk_cut
 from usbvfiod_usbfs.urb import PATIENCE
 
 from usbvfiod_core.testing.device_bench import WatchedTransfer
@@ -229,7 +230,7 @@ def test_memory_is_given_in_turn(way: LaneKit) -> None:
     way.kernel.limit = 2 * SMALLEST_CUT
     mine = [way.submit(bytes(SMALLEST_CUT)) for _ in range(12)]
     theirs = []
-    for endpoint, lane in enumerate([Lane(way.urbs, CUT), Lane(way.urbs, CUT)], 3):
+    for endpoint, lane in enumerate([Lane(way.urbs, CUT, 512), Lane(way.urbs, CUT, 512)], 3):
         for _ in range(4):
             transfer = WatchedTransfer(endpoint, BULK, bytes(SMALLEST_CUT))
             lane.start(transfer)
@@ -255,6 +256,47 @@ def test_pieces_are_smaller_where_memory_is_short(way: LaneKit) -> None:
     for start in range(0, CUT, SMALLEST_CUT):
         way.finish((0, data[start : start + SMALLEST_CUT]))
     assert (result(reading), reading.data) == ((COMPLETED, CUT), data)
+
+
+@pytest.mark.parametrize("limit", [16 << 20, SMALLEST_CUT, CUT + 48])
+@pytest.mark.parametrize("packet_size", [0, 7, 8, 48, 60, 64, 512, 1000, 1024, 1027, 2047])
+def test_pieces_are_whole_packets(kernel: FakeKernel, loop: StepLoop, packet_size: int, limit: int) -> None:
+    """A piece that ends with a part of a packet ends the transfer for the device; asked for, it is a babble."""
+    way = LaneKit(kernel, loop, packet_size)
+    kernel.limit = limit
+    data = os.urandom(2 * CUT + 5)
+    sent, asked = way.submit(data), []
+    while kernel.inflight:
+        asked.append(kernel.inflight[0].data)
+        way.finish()
+    assert (result(sent), b"".join(asked)) == ((COMPLETED, len(data)), data)
+    assert [len(piece) % max(packet_size, 1) for piece in asked[:-1]] == [0] * (len(asked) - 1)
+    assert len(asked) > 2
+    reading, start = way.submit(len(data)), 0
+    while kernel.inflight:
+        size = kernel.inflight[0].length
+        assert start + size == len(data) or not size % max(packet_size, 1)
+        way.finish((0, data[start : start + size]))
+        start += size
+    assert (result(reading), reading.data) == ((COMPLETED, len(data)), data)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "packet_size", "cut"),
+    [
+        (0, 512, CUT_ONE_PIECE),
+        (0, 48, CUT_ONE_PIECE),
+        (usbfs.CAP_BULK_SCATTER_GATHER, 0, LONGEST),
+        (usbfs.CAP_BULK_SCATTER_GATHER, 64, LONGEST),
+        (usbfs.CAP_BULK_SCATTER_GATHER, 1024, LONGEST),
+        (usbfs.CAP_BULK_SCATTER_GATHER, 48, CUT_WHOLE_PACKETS),
+        (usbfs.CAP_BULK_SCATTER_GATHER, 1000, CUT_WHOLE_PACKETS),
+        (usbfs.CAP_BULK_SCATTER_GATHER | usbfs.CAP_NO_PACKET_SIZE_LIM, 1000, LONGEST),
+    ],
+)
+def test_how_far_transfers_are_cut(capabilities: int, packet_size: int, cut: int) -> None:
+    """Linux refuses scattered memory in pieces that are not whole packets where the host controller minds."""
+    assert bulk_cut(capabilities, packet_size) == cut
 
 
 @pytest.mark.parametrize("type", [TransferType.CONTROL, TransferType.INTERRUPT])
@@ -313,6 +355,22 @@ def test_a_cancelled_transfer_says_what_was_moved(way: LaneKit) -> None:
     way.lane.stop(transfer)
     way.loop.run_ready()
     assert (result(transfer), transfer.data) == ((CANCELLED, 4), b"half")
+
+
+@pytest.mark.parametrize(
+    ("is_in", "moved", "status"),
+    [(True, 13, COMPLETED), (True, 65, COMPLETED), (True, 64, CANCELLED), (True, 0, CANCELLED), (False, 13, CANCELLED)],
+)
+def test_a_short_packet_ends_what_is_cancelled_in_the_same_moment(
+    kernel: FakeKernel, loop: StepLoop, is_in: bool, moved: int, status: TransferStatus
+) -> None:
+    """Linux says "cancelled" of an URB that had just ended. What the device sends next is for the next transfer."""
+    way = LaneKit(kernel, loop, 64)
+    transfer = way.submit(128 if is_in else bytes(128))
+    kernel.finish(kernel.inflight[0], -errno.ENOENT, bytes(moved) if is_in else moved)
+    way.lane.stop(transfer)
+    loop.run_ready()
+    assert result(transfer) == (status, moved)
 
 
 def test_what_is_done_may_win_the_race(way: LaneKit) -> None:

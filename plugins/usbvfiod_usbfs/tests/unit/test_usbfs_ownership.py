@@ -117,6 +117,18 @@ def test_what_was_never_claimed_is_not_lost(kernel: FakeKernel, code: int) -> No
     case.bench.close()
 
 
+def test_a_printer_that_is_taken_and_asked_for_its_device_id(kernel: FakeKernel) -> None:
+    """The low byte of wIndex, 1, is a setting: the interface of that number is still ours."""
+    printers = Configuration((Interface(0, 7), Interface(0, 7, alternate=1), Interface(1, 255)))
+    case = Case(kernel, printers)
+    case.bench.control(SET_CONFIGURATION)
+    kernel.submit_errors.append(-errno.EBUSY)
+    case.bench.control(SetupPacket(0xA1, 0, 0, 0x0001, 0))
+    assert case.lost
+    assert "interface 0" in case.device.why_gone()
+    case.bench.close()
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "name"),
     [

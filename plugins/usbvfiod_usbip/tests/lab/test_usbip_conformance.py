@@ -1,63 +1,73 @@
-"""The backend under the suites that every backend has to pass, against the kernel's usbip-host and Debian's usbipd."""
+"""The backend under the suites that every backend has to pass, against the kernel's usbip-host and Debian's usbipd, in
+networks that are near, far, and lose packets."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from usbvfiod_usbip.backend import UsbipBackend
 from usbvfiod_usbip.options import UsbipOptions
 
+from tests.lab.conformance import GadgetZeroConformance, KeyboardConformance, OnGadget
 from tests.lab.exporting import Exported, Host
+from tests.lab.far import NETWORKS
 from tests.lab.gadgets import Gadget, keyboard
+from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core import Device, Loop
-from usbvfiod_core.testing.conformance import DeviceConformance
+from usbvfiod_core.testing.conformance import BackendConformance
 
 pytestmark = pytest.mark.long
 """Against a server in Python it is a test of every run: tests/unit/test_usbip_conformance.py."""
 
 
-class Exporting:
-    """A gadget that the tests of a class share, exported."""
+class Exporting(OnGadget):
+    """The gadget, exported at the other end of each network."""
 
-    host: Host
-    gadget: Gadget
+    network: str
     exported: Exported
 
     @classmethod
-    def make_gadget(cls) -> Gadget:
-        raise NotImplementedError
+    @contextmanager
+    def offered(cls, device: HostUsbDevice) -> Iterator[None]:
+        with Host() as host, host.network(*NETWORKS[cls.network]), host.export(device) as cls.exported:
+            yield
 
+    @pytest.fixture(scope="class", autouse=True, params=NETWORKS)
     @classmethod
-    def setup_class(cls) -> None:
-        cls.host = Host()
-        cls.gadget = cls.make_gadget()
-        cls.exported = cls.host.export(cls.gadget.bind())
-
-    @classmethod
-    def teardown_class(cls) -> None:
-        cls.exported.__exit__(None, None, None)
-        cls.gadget.remove()
-        cls.host.__exit__(None, None, None)
+    def _plugged(cls, request: pytest.FixtureRequest) -> Iterator[None]:
+        cls.network = request.param
+        with cls.make_gadget() as cls.gadget, cls.offered(cls.gadget.bind()):
+            yield
 
     def make_device(self, loop: Loop) -> Device:
         self.exported.wait_free()  # the one before may still be on its way back
         return UsbipBackend().open(self.exported.address, UsbipOptions(), loop)
 
     def unplug(self, device: Device) -> None:
-        self.gadget.unbind()
-        self.gadget.bind()
+        super().unplug(device)
         self.exported.bind()
 
 
-class TestKeyboard(Exporting, DeviceConformance):
-    """A device with an endpoint that has nothing to say."""
+class TestKeyboard(Exporting, KeyboardConformance):
+    pass
 
-    @classmethod
-    def make_gadget(cls) -> Gadget:
-        return Gadget([keyboard()])
 
-    # It has one setting, and neither isochronous endpoints nor streams.
-    test_alternate_settings_are_chosen_one_by_one = None  # type: ignore[assignment]
-    test_endpoints_are_those_of_the_alternate_setting = None  # type: ignore[assignment]
-    test_isochronous_packets_end_in_order = None  # type: ignore[assignment]
-    test_isochronous_transfers_are_cancelled = None  # type: ignore[assignment]
-    test_streams_wait_and_are_cancelled_one_by_one = None  # type: ignore[assignment]
+class TestData(Exporting, GadgetZeroConformance):
+    pass
+
+
+class TestSuperSpeedData(Exporting, GadgetZeroConformance):
+    speed = "super"
+
+
+class TestBackend(BackendConformance):
+    @pytest.fixture(autouse=True)
+    def _exported(self) -> Iterator[None]:
+        with Host() as host, Gadget([keyboard()]) as gadget, host.export(gadget.bind()) as exported:
+            self.address = exported.address
+            yield
+
+    def make_backend(self) -> UsbipBackend:
+        return UsbipBackend()

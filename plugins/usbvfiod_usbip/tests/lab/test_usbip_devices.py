@@ -86,6 +86,20 @@ def test_a_drive_recovers_from_stalls_and_resets(passed: Pass, tmp_path: Path, s
 
 
 @pytest.mark.long
+def test_uas(host: Host, machine: Machine, tmp_path: Path) -> None:
+    """At high speed, without streams. The driver there may have been in the middle of a command when usbip-host took
+    the drive from it, and QEMU's gives the answer to that to whoever asks first, until it is reset."""
+    with ExitStack() as stack:
+
+        def give(device: HostUsbDevice, *options: str) -> Passed:
+            exported = stack.enter_context(host.export(device))
+            address = f"usbip:{exported.address}?reset=always"
+            return stack.enter_context(Passed("usbip", device, tmp_path, *options, address=address))
+
+        devices.test_uas(give, machine, "usbip")
+
+
+@pytest.mark.long
 def test_a_serial_port(passed: Pass) -> None:
     devices.test_a_serial_port_both_ways_through_open_and_close(passed, 64)
 

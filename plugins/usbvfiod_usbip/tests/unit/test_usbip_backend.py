@@ -13,6 +13,7 @@ from usbvfiod_usbip.asking import Asking
 from usbvfiod_usbip.backend import Address, UsbipBackend, parse_address
 from usbvfiod_usbip.options import UsbipConfig, UsbipOptions
 
+from tests.lab.usbip import SPEEDS
 from tests.lab.usbip_devices import SourceSink
 from tests.lab.usbip_exporter import Exporter, virtual_keyboard
 from tests.unit.remote.slow_link import Clock, SlowLink
@@ -148,15 +149,28 @@ def test_ipv6() -> None:
         opened(f"{exporter.host}/1-1").close()
 
 
-def test_a_superspeed_device_that_is_called_a_high_speed_one() -> None:
+@pytest.mark.parametrize(
+    ("is_one", "called", "speed"),
+    [
+        ("super", "high", Speed.SUPER),
+        ("super", "unknown", Speed.SUPER),
+        ("high", "unknown", Speed.HIGH),
+        ("high", "low", Speed.HIGH),
+        ("high", "super", Speed.HIGH),
+        ("high", "full", Speed.FULL),
+    ],
+)
+def test_a_speed_that_cannot_be(monkeypatch: pytest.MonkeyPatch, is_one: str, called: str, speed: Speed) -> None:
+    monkeypatch.setitem(SPEEDS, "unknown", 0)
+
     def make() -> SourceSink:
-        device = SourceSink("super")
-        device.speed = "high"
+        device = SourceSink(is_one)
+        device.speed = called
         return device
 
     with Exporter({"1-1": make}) as exporter:
         device = opened(f"{exporter.host}/1-1")
-        assert device.speed is Speed.SUPER
+        assert device.speed is speed
         device.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +12,16 @@ from usbvfiod_usbip.backend import UsbipBackend
 from usbvfiod_usbip.lane import GRACE
 from usbvfiod_usbip.options import UsbipOptions
 
+from tests.classes import wordy
 from tests.lab.usbip import Server, Urb
 from tests.lab.usbip_devices import BULK_IN, BULK_OUT, INTERRUPT_IN, ISOCHRONOUS_IN, ISOCHRONOUS_OUT, Fault, SourceSink
 from tests.lab.usbip_exporter import Exporter
-from usbvfiod_core import TransferStatus, TransferType
+from usbvfiod_core import SetupPacket, Speed, TransferStatus, TransferType
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, Configuration, Endpoint, Interface
 
 COMPLETED, STALL, DISCONNECTED = TransferStatus.COMPLETED, TransferStatus.STALL, TransferStatus.DISCONNECTED
 CANCELLED = TransferStatus.CANCELLED
@@ -30,14 +33,20 @@ class Far(SourceSink):
     """The device; the newest one is the one that was imported."""
 
     last: Far
+    configuration = b""
+    """In the place of its own."""
 
     def __init__(self) -> None:
         super().__init__("high")
+        if self.configuration:
+            self.table[CONFIGURATION] = self.configuration
+        self.asked: dict[int, list[int]] = defaultdict(list)
         Far.last = self
         self.unlinks = 0
         self.mute = False
 
     def submit(self, urb: Urb, server: Server) -> None:
+        self.asked[urb.address].append(urb.length)
         if not self.mute:
             super().submit(urb, server)
 
@@ -115,6 +124,55 @@ def test_a_transfer_longer_than_a_server_takes_is_cut(exporter: Exporter) -> Non
     rig.bench.close()
 
 
+class Wordy(SourceSink):
+    def control(self, request_type: int, request: int, *rest: int, data: bytes) -> bytes | None:
+        if request != 6:
+            return super().control(request_type, request, *rest, data=data)
+        return wordy.answered(SetupPacket(request_type, request, *rest))
+
+
+def test_descriptors_of_any_length() -> None:
+    with Exporter({"1-1": Wordy}) as exporter:
+        loop = StepLoop(virtual_time=False)
+        bench = DeviceBench(UsbipBackend().open(f"{exporter.host}/1-1", UsbipOptions(), loop), loop)
+        assert bench.device.name == f"{'M' * 126} {'P' * 125}"
+        wordy.check(bench)
+        bench.close()
+
+
+def test_configurations_are_as_many_as_the_device_gives() -> None:
+    class Refusing(Wordy):
+        def control(self, request_type: int, request: int, *rest: int, data: bytes) -> bytes | None:
+            refused = (request, rest[0]) == (6, 0x0201)
+            return None if refused else super().control(request_type, request, *rest, data=data)
+
+    with Exporter({"1-1": Refusing}) as exporter:
+        loop = StepLoop(virtual_time=False)
+        bench = DeviceBench(UsbipBackend().open(f"{exporter.host}/1-1", UsbipOptions(), loop), loop)
+        read = [bench.control(SetupPacket(0x80, 6, 0x0200 | index, 0, 9)).status for index in range(2)]
+        assert read == [COMPLETED, STALL]
+        assert set_configuration(bench, 1).status is COMPLETED
+        bench.close()
+
+
+@pytest.mark.parametrize("packet_size", [48, 60, 511])
+def test_what_is_cut_is_cut_into_whole_packets(exporter: Exporter, packet_size: int) -> None:
+    ends = tuple(Endpoint(address, TransferType.BULK, packet_size) for address in (BULK_IN, BULK_OUT))
+    Far.configuration = Configuration((Interface(0, 0xFF, endpoints=ends),)).pack()
+    try:
+        rig = Rig(exporter, largest=64)
+    finally:
+        Far.configuration = b""
+    data = bytes(range(250)) * 1000
+    out, back = rig.bench.submit(BULK_OUT, BULK, data), rig.bench.submit(BULK_IN, BULK, len(data))
+    rig.bench.wait(out, back)
+    assert (out.actual, back.actual, b"".join(rig.far.received[BULK_OUT])) == (len(data), len(data), data)
+    for lengths in ([len(piece) for piece in rig.far.received[BULK_OUT]], rig.far.asked[BULK_IN]):
+        assert len(lengths) > 2
+        assert {length % packet_size for length in lengths[:-1]} == {0}
+    rig.bench.close()
+
+
 def test_a_server_that_does_not_answer_keeps_no_memory(rig: Rig) -> None:
     rig.far.mute = True
     transfer = rig.bench.submit(BULK_IN, BULK, 4096)
@@ -152,6 +210,30 @@ def test_a_reset_is_the_hubs_and_settings_are_0_after_it(rig: Rig) -> None:
     assert rig.far.requests == [PORT_RESET, bytes.fromhex("010b000001000000")]
     assert rig.bench.events.disconnections == 0
     assert set_configuration(rig.bench, 1).status is COMPLETED
+
+
+class Slow(Far):
+    configuration = Configuration(
+        (Interface(0, 0xFF, endpoints=(Endpoint(BULK_IN, BULK, 8), Endpoint(BULK_OUT, BULK, 8))),)
+    ).pack()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speed = "low"
+        self.table[DEVICE] = self.table[DEVICE][:7] + b"\x08" + self.table[DEVICE][8:]
+
+
+@pytest.mark.parametrize("type", [BULK, INTERRUPT])
+def test_bulk_endpoints_at_low_speed(type: TransferType) -> None:
+    """A guest's Linux makes interrupt endpoints of them, and so does the other end's."""
+    with Exporter({"1-1": Slow}) as exporter:
+        rig = Rig(exporter)
+        assert rig.bench.device.speed is Speed.LOW
+        read = rig.bench.submit(BULK_IN, type, 8)
+        sent = rig.bench.submit(BULK_OUT, type, b"there")
+        rig.bench.wait(read, sent)
+        assert (read.status, read.actual, sent.status) == (COMPLETED, 8, COMPLETED)
+        rig.bench.close()
 
 
 def test_isochronous_packets_that_are_shorter_than_they_may_be(rig: Rig) -> None:
@@ -195,7 +277,7 @@ def test_transfers_are_cancelled_while_others_go_on(rig: Rig) -> None:
     assert rig.bench.submit(BULK_IN, BULK, 512) is not None
 
 
-@pytest.mark.parametrize(("address", "type"), [(0x8E, BULK), (BULK_IN, INTERRUPT), (ISOCHRONOUS_IN, ISOCHRONOUS)])
+@pytest.mark.parametrize(("address", "type"), [(0x8E, BULK), (BULK_IN, ISOCHRONOUS), (ISOCHRONOUS_IN, ISOCHRONOUS)])
 def test_linux_is_not_asked_for_endpoints_that_it_would_say_nothing_of(
     rig: Rig, address: int, type: TransferType
 ) -> None:

@@ -7,6 +7,7 @@ import random
 import tracemalloc
 
 import pytest
+from test_usbip_kept import adopt
 from test_usbip_session import Rig, submitted, unlinked
 from usbvfiod_usbip import wire
 
@@ -20,7 +21,7 @@ def good(rig: Rig, rng: random.Random) -> list[bytes]:
     answers = []
     for _ in range(rng.randrange(1, 6)):
         length = rng.choice((0, 1, 64, 512, 5000))
-        kind = rng.randrange(4)
+        kind = rng.randrange(5)
         if kind == 0:
             request, _ = rig.request(length)
             answers.append(submitted(request.sequence, rng.randbytes(rng.randrange(length + 1))))
@@ -34,6 +35,12 @@ def good(rig: Rig, rng: random.Random) -> list[bytes]:
             table = b"".join(wire.PACKET.pack(index * 8, 8, size, 0) for index, size in enumerate(sizes))
             data = rng.randbytes(sum(sizes))
             answers.append(submitted(request.sequence, data + table, actual=len(data), packets=count))
+        elif kind == 3:
+            request, _ = rig.request(length)
+            assert rig.session.keep(request)
+            answers.append(submitted(request.sequence, rng.randbytes(rng.randrange(length + 1))))
+            if rng.random() < 0.5:
+                adopt(rig, length)
         else:
             request, _ = rig.request(length)
             rig.session.unlink(request)

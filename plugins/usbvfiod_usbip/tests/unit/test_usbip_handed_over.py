@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import socket
@@ -10,19 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from usbvfiod_usbip import device
 from usbvfiod_usbip.backend import UsbipBackend
 from usbvfiod_usbip.options import UsbipOptions
 
+from tests.handed_over import Relay
 from tests.lab.usbip import Server, Urb
 from tests.lab.usbip_devices import BULK_IN, BULK_OUT, INTERRUPT_IN, Fault, SourceSink
 from tests.lab.usbip_exporter import Exporter
-from usbvfiod_core import CannotHandOver, Device, Handover, NotSettled, TransferStatus, TransferType
+from usbvfiod_core import CannotHandOver, Handover, NotSettled, TransferStatus, TransferType
 from usbvfiod_core.remote.tls import TlsLink
 from usbvfiod_core.state import StateError
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
-from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
-from usbvfiod_core.testing.loop import StepLoop
 
 COMPLETED, CANCELLED = TransferStatus.COMPLETED, TransferStatus.CANCELLED
 BULK, INTERRUPT = TransferType.BULK, TransferType.INTERRUPT
@@ -38,48 +37,27 @@ class Far(SourceSink):
         Far.last = self
         self.late: list[tuple[Urb, Server]] = []
         self.keeps = False
-        """Whether transfers are answered only by `answer_late`, even if they have been unlinked."""
+        """Whether transfers are left to the test, but for control transfers."""
+        self.unlinkings = 0
 
     def submit(self, urb: Urb, server: Server) -> None:
-        if self.keeps:
+        if self.keeps and urb.address & 0x7F:
             self.late.append((urb, server))
         else:
             super().submit(urb, server)
 
+    def unlinked(self, urb: Urb) -> None:
+        self.unlinkings += 1
 
-class Rig:
-    """`hand_over` puts another device, on another loop, in the place of the one that there is."""
+
+class Rig(Relay):
+    """A device that was imported from `exporter`."""
 
     def __init__(self, exporter: Exporter, **options: Any) -> None:
+        super().__init__(UsbipBackend, f"{exporter.host}/1-1", UsbipOptions(**options))
         self.exporter = exporter
-        self.options = UsbipOptions(**options)
-        self.address = f"{exporter.host}/1-1"
-        self.loop = StepLoop(virtual_time=False)
-        self.device: Device = UsbipBackend().open(self.address, self.options, self.loop)
-        self.bench = DeviceBench(self.device, self.loop)
         self.far = Far.last
         assert set_configuration(self.bench, 1).status is COMPLETED
-
-    def settle(self) -> None:
-        settled: list[None] = []
-        self.device.when_settled(lambda: settled.append(None))
-        assert self.loop.run_until(lambda: bool(settled), PATIENCE)
-
-    def told(self) -> Handover:
-        given = self.device.hand_over()
-        copies = {name: os.dup(fd) for name, fd in given.descriptors.items()}
-        return Handover(json.loads(json.dumps(given.state)), copies)
-
-    def hand_over(self) -> None:
-        self.settle()
-        given = self.told()
-        loop = StepLoop(virtual_time=False)
-        device = UsbipBackend().take_over(self.address, self.options, loop, given)
-        self.device.forget()
-        assert self.loop.watched == ()
-        self.loop.close()
-        self.device, self.loop = device, loop
-        self.bench = DeviceBench(device, loop)
 
 
 @pytest.fixture
@@ -108,7 +86,7 @@ def test_every_byte_arrives_once(rig: Rig) -> None:
         out = rig.bench.submit(BULK_OUT, BULK, data)
         rig.bench.wait(out)
         sent += data
-        for transfer in waiting:
+        for transfer in waiting[::-1]:
             rig.bench.cancel(transfer)
         rig.bench.wait(*waiting)
         rig.hand_over()
@@ -141,6 +119,114 @@ def test_an_answer_that_comes_late_is_no_news_to_the_next_one(rig: Rig) -> None:
     assert (again.status, again.actual) == (COMPLETED, 1024)
 
 
+# -- what waits for the device ----------------------------------------------------------------------------------------
+
+
+def waiting(rig: Rig, endpoint: int, type: TransferType, length: int) -> tuple[Urb, Server]:
+    """A transfer that waits at the device, as a keyboard's does, and was taken back to the guest's ring."""
+    rig.far.keeps = True
+    transfer = rig.bench.submit(endpoint, type, length)
+    rig.loop.run_ready()
+    wait_until(lambda: bool(rig.far.late), "the server has not heard of the transfer")
+    rig.device.take_back(transfer)
+    rig.bench.wait(transfer)
+    assert (transfer.status, transfer.actual) == (CANCELLED, 0)
+    return rig.far.late.pop()
+
+
+@pytest.mark.parametrize(("endpoint", "type"), [(INTERRUPT_IN, INTERRUPT), (BULK_IN, BULK)])
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_nothing_that_is_read_gets_lost(rig: Rig, endpoint: int, type: TransferType, moment: str) -> None:
+    """What the device says before the old process has settled, when nobody reads, and when the new one does."""
+    urb, server = waiting(rig, endpoint, type, 64)
+    if moment == "before":
+        server.complete(urb, b"a key")
+        rig.loop.advance(0.05)
+    rig.settle()
+    if moment == "between":
+        server.complete(urb, b"a key")
+    rig.hand_over()
+    again, behind = rig.bench.submit(endpoint, type, 64), rig.bench.submit(endpoint, type, 64)
+    if moment == "after":
+        server.complete(urb, b"a key")
+    rig.bench.wait(again)
+    assert (again.status, again.data) == (COMPLETED, b"a key")
+    assert not behind.completions
+    wait_until(lambda: bool(rig.far.late), "the server has not heard of the transfer behind it")
+    server.complete(rig.far.late.pop()[0], b"another")
+    rig.bench.wait(behind)
+    assert (behind.status, behind.data) == (COMPLETED, b"another")
+    assert rig.far.unlinkings == 0
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("largest", [4, 1024])
+def test_nothing_is_written_twice(exporter: Exporter, answered: bool, largest: int) -> None:
+    """Three transfers, in pieces of 4 KiB or whole, of which the device has taken some when they are taken back."""
+    rig = Rig(exporter, largest=largest)
+    try:
+        data = [random.Random(number).randbytes(10_000) for number in range(3)]
+        rig.far.keeps = True
+        transfers = [rig.bench.submit(BULK_OUT, BULK, each) for each in data]
+        pieces = 9 if largest == 4 else 3
+        assert rig.loop.run_until(lambda: len(rig.far.late) == pieces, PATIENCE)
+        urbs, rig.far.late = rig.far.late, []
+        for urb, server in urbs[:2]:
+            server.complete(urb)
+        rig.loop.advance(0.05)
+        for transfer in transfers[::-1]:
+            if transfer.status is None:
+                rig.device.take_back(transfer)
+        rig.bench.wait(*transfers)
+        if answered:
+            for urb, server in urbs[2:]:
+                server.complete(urb)
+        rig.hand_over()
+        again = [
+            rig.bench.submit(BULK_OUT, BULK, whole[transfer.actual :])
+            for transfer, whole in zip(transfers, data, strict=True)
+            if transfer.actual < len(whole)
+        ]
+        rig.loop.advance(0.05)
+        if not answered:
+            for urb, server in urbs[2:]:
+                server.complete(urb)
+        rig.bench.wait(*again)
+        assert {each.status for each in again} == {COMPLETED}
+        assert b"".join(urb.data for urb, _ in urbs) == b"".join(data)
+        assert (rig.far.late, rig.far.unlinkings) == ([], 0), "nothing was sent again"
+    finally:
+        rig.bench.close()
+
+
+def test_nothing_gets_lost_either_if_nobody_takes_the_place(rig: Rig) -> None:
+    urb, server = waiting(rig, INTERRUPT_IN, INTERRUPT, 64)
+    rig.settle()
+    server.complete(urb, b"a key")
+    rig.device.go_on()
+    again = rig.bench.submit(INTERRUPT_IN, INTERRUPT, 64)
+    rig.bench.wait(again)
+    assert (again.status, again.data, rig.far.unlinkings) == (COMPLETED, b"a key", 0)
+
+
+def test_what_no_transfer_wants_is_taken_back_after_a_moment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "READERS", 0.05)
+    waiting(rig, INTERRUPT_IN, INTERRUPT, 64)
+    rig.hand_over()
+    assert rig.loop.run_until(lambda: rig.far.unlinkings == 1, PATIENCE)
+    rig.far.keeps = False
+    again = rig.bench.submit(INTERRUPT_IN, INTERRUPT, 64)
+    rig.bench.wait(again)
+    assert (again.status, again.actual) == (COMPLETED, 64)
+
+
+def test_a_setting_changes_what_is_read(rig: Rig) -> None:
+    waiting(rig, INTERRUPT_IN, INTERRUPT, 64)
+    rig.far.keeps = False
+    assert set_interface(rig.bench, 1, 1).status is COMPLETED
+    assert rig.far.unlinkings == 1
+
+
 def test_what_comes_in_between_is_read_by_whoever_goes_on(rig: Rig) -> None:
     """The old one, if the new one does not; it reads nothing before it is told so."""
     rig.settle()
@@ -171,7 +257,7 @@ def test_what_makes_no_sense_is_refused_and_the_descriptor_stays_the_callers(rig
     given.state["session"]["ghosts"] = [
         {"sequence": 1, "endpoint": 1, "is_in": True, "length": 8, "packets": [[1]]},
     ]
-    with pytest.raises(StateError, match="a packet has an offset and a length"):
+    with pytest.raises(StateError, match=r"session.ghosts\[0\].packets\[0\]: 2 values are expected, not 1"):
         UsbipBackend().take_over(rig.address, rig.options, rig.loop, given)
     (fd,) = given.descriptors.values()
     os.close(fd)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 from usbvfiod_usbip import wire
-from usbvfiod_usbip.session import Request, Session
+from usbvfiod_usbip.request import Request
+from usbvfiod_usbip.session import Session
 
-from usbvfiod_core.remote import Outgoing, PeerError
+from usbvfiod_core.remote import Outgoing, PeerError, unwanted
 from usbvfiod_core.usb.transfer import TransferStatus
 
 COMPLETED, CANCELLED, ERROR = TransferStatus.COMPLETED, TransferStatus.CANCELLED, TransferStatus.ERROR
@@ -45,7 +46,8 @@ class Rig:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        self.session = Session(NUMBER, 2)
+        self.now = 0.0
+        self.session = Session(NUMBER, 2, lambda: self.now)
         self.session.sender = self.wire
         self.back: list[tuple[int, TransferStatus, int]] = []
 
@@ -195,6 +197,9 @@ def test_what_was_not_sent_yet_is_not_sent(rig: Rig) -> None:
     assert (rig.back, rig.wire.sent) == ([(3, CANCELLED, 0)], [])
 
 
+# -- what comes late ---------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("size", [48, 60, 1 << 20])
 def test_what_is_given_up_writes_nothing_any_more(rig: Rig, size: int) -> None:
     request, memory = rig.request(200_000)
@@ -250,14 +255,16 @@ def test_faults_of_the_server(rig: Rig, answer: bytes, said: str) -> None:
         rig.feed(answer)
 
 
-def test_answers_that_come_again_and_again(rig: Rig) -> None:
+def test_answers_that_come_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unwanted, "MOST", 200)
+    monkeypatch.setattr(unwanted, "RATE", 16)
+    rig = Rig()
     request, _ = rig.request(100)
     rig.session.unlink(request)
-    rig.feed(unlinked(4) * 4097)  # the first of them is waited for
-    another, _ = rig.request(100)
-    rig.session.unlink(another)
-    rig.feed(unlinked(4) * 4096)
-    with pytest.raises(PeerError, match="unlinking 4,"):
+    rig.feed(unlinked(4) * 201)  # the first of them is waited for
+    rig.now += 0.5
+    rig.feed(unlinked(4) * 8)
+    with pytest.raises(PeerError, match="nobody has asked for"):
         rig.feed(unlinked(4))
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from usbvfiod_usbredir import messages as m
-from usbvfiod_usbredir.endpoints import streams_of
 from usbvfiod_usbredir.messages import Sender, bulk_packet, pack
 from usbvfiod_usbredir.parser import Packet, Parser
 from usbvfiod_usbredir.spec import ALL_CAPABILITIES, SPEEDS, Capability, Status, Type, endpoint_index
@@ -422,7 +421,7 @@ class RedirHost:
                 index = endpoint_index(endpoint.address)
                 types[index], intervals[index], numbers[index] = endpoint.type, endpoint.interval, interface.number
                 sizes[2 * index : 2 * index + 2] = endpoint.packet_size.to_bytes(2, "little")
-                streams[4 * index : 4 * index + 4] = streams_of(interface)[0].to_bytes(4, "little")
+                streams[4 * index : 4 * index + 4] = interface.streams()[0].to_bytes(4, "little")
         self.send(m.EndpointInfo(bytes(types), bytes(intervals), bytes(numbers), bytes(sizes), bytes(streams)))
         columns = [
             bytes(getattr(each, name) for each in interfaces).ljust(32, b"\0")

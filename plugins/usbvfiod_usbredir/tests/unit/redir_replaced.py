@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import random
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from tests.e2e.upgrade_rig import runs
-from usbvfiod_core.testing.limits import PATIENCE, wait_until
+from tests.e2e.upgrade_rig import end, serving
+from usbvfiod_core import UsbvfiodError
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.testing.served import ServerProcess
 
@@ -35,9 +33,10 @@ class Replaced:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(UsbvfiodError):  # nobody serves if the first has ended
+            self.pid = serving(self._control)
         if self.pid != self._first:
-            os.kill(self.pid, signal.SIGTERM)
-            wait_until(lambda: not runs(self.pid), "the server does not end")
+            end(self.pid)
 
     def upgrade(self, work: Callable[[], object]) -> int:
         """Replace it while `work` is done again and again; how often that was."""
@@ -50,10 +49,7 @@ class Replaced:
                 count += 1
             _, said = upgrade.communicate(timeout=10 * PATIENCE)
         assert upgrade.returncode == 0, said
-        with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(PATIENCE)
-            control.connect(str(self._control))
-            old, self.pid = self.pid, int(json.loads(control.makefile().readline())["pid"])
+        old, self.pid = self.pid, serving(self._control)
         assert self.pid != old
         work()
         return count

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redir_host
 from redir_bench import bench_at_host
 from redir_host import RedirHost, some
-from usbvfiod_usbredir import exchange
 from usbvfiod_usbredir import messages as m
 from usbvfiod_usbredir.messages import bulk_packet
 from usbvfiod_usbredir.spec import ALL_CAPABILITIES, Capability, Status
 
 from usbvfiod_core import Device, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core.remote import unwanted
 from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, INTERRUPT_IN, FakeDevice
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface, bulk_endpoint
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.virtual import VirtualBackend
 from usbvfiod_core.virtual.image import Image
@@ -37,11 +39,12 @@ COMPLETED = TransferStatus.COMPLETED
 class Held:
     """A scripted device at the host, held by the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, *configurations: Configuration) -> None:
         self.device: FakeDevice | None = None
+        self._configurations = configurations or None
 
     def __call__(self, loop: StepLoop) -> Device:
-        self.device = FakeDevice(speed=Speed.HIGH)
+        self.device = FakeDevice(speed=Speed.HIGH, configurations=self._configurations)
         return self.device
 
     @property
@@ -60,6 +63,29 @@ def run(bench: DeviceBench, condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         bench.loop.run_until(lambda: bool(condition()), 0.005)
+
+
+@pytest.mark.parametrize("type", [TransferType.BULK, TransferType.INTERRUPT])
+def test_bulk_endpoints_at_low_speed(type: TransferType) -> None:
+    """A guest's Linux makes interrupt endpoints of them, the other end goes by their descriptors."""
+    endpoints = tuple(Endpoint(each, TransferType.BULK, 8) for each in (BULK_IN, BULK_OUT))
+    made: list[FakeDevice] = []
+
+    def slow(loop: StepLoop) -> Device:
+        made.append(FakeDevice(Speed.LOW, configurations=[Configuration((Interface(0, 0xFF, endpoints=endpoints),))]))
+        made[0].auto_out.add(BULK_OUT)
+        return made[0]
+
+    with bench_at_host(slow) as (bench, host):
+        assert bench.device.speed is Speed.LOW
+        configured(bench)
+        host.call(lambda: made[0].answers(BULK_IN, b"8 bytes", b"more"))
+        read = [bench.submit(BULK_IN, type, 8) for _ in range(2)]
+        sent = bench.submit(BULK_OUT, type, b"there")
+        bench.wait(*read, sent)
+        assert [each.data for each in read] == [b"8 bytes", b"more"]
+        assert (sent.status, made[0].received[BULK_OUT]) == (COMPLETED, [b"there"])
+        assert not host.heard(m.StartInterruptReceiving)
 
 
 def test_interrupt_endpoints_are_read_ahead_and_stopped_when_nobody_asks() -> None:
@@ -140,6 +166,59 @@ def test_long_transfers_go_in_pieces_and_end_with_a_short_packet(capabilities: i
         assert [each.length for each in held.it.submitted if each.endpoint == BULK_IN] == [piece, piece, 512]
 
 
+@pytest.mark.parametrize(("called", "speed"), [(0, Speed.HIGH), (1, Speed.FULL), (3, Speed.HIGH), (255, Speed.HIGH)])
+def test_a_speed_that_cannot_be(monkeypatch: pytest.MonkeyPatch, called: int, speed: Speed) -> None:
+    """QEMU calls a device low-speed whose speed its libusb does not know."""
+    monkeypatch.setitem(redir_host._SPEED, Speed.HIGH, called)
+    with bench_at_host(Held()) as (bench, _):
+        assert bench.device.speed is speed
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_configurations_are_as_many_as_the_device_gives(refused: int) -> None:
+    """As Linux has it: what comes behind one that is refused is not read."""
+    ends = tuple(bulk_endpoint(address, Speed.HIGH) for address in (BULK_IN, BULK_OUT))
+    interface = Interface(0, 0xFF, endpoints=ends)
+
+    def make(loop: StepLoop) -> Device:
+        device = FakeDevice(configurations=[Configuration((interface,), value) for value in (1, 2, 3)])
+
+        def answer(transfer: Transfer) -> bytes | TransferStatus:
+            assert transfer.setup is not None
+            data = device.standard_request(transfer.setup, b"")
+            told = data is not None and transfer.setup.value != 0x0200 | refused
+            return data[: transfer.setup.length] if told and data is not None else TransferStatus.STALL
+
+        device.answers_request(0x80, 6, answer)
+        return device
+
+    with bench_at_host(make) as (bench, _):
+        read = [bench.control(SetupPacket(0x80, 6, 0x0200 | index, 0, 255)) for index in range(3)]
+        bench.wait(*read)
+        assert [each.status is COMPLETED for each in read] == [index < refused for index in range(3)]
+
+
+@pytest.mark.parametrize("capabilities", [ALL_CAPABILITIES, some(Capability.EP_INFO_MAX_PACKET_SIZE)])
+@pytest.mark.parametrize("packet_size", [48, 60, 511])
+def test_pieces_are_whole_packets(packet_size: int, capabilities: int) -> None:
+    ends = tuple(Endpoint(address, TransferType.BULK, packet_size) for address in (BULK_IN, BULK_OUT))
+    held = Held(Configuration((Interface(0, 0xFF, endpoints=ends),)))
+    length = (5 << 20) // 2
+    with bench_at_host(held, capabilities) as (bench, host):
+        configured(bench)
+        host.call(lambda: held.it.auto_out.add(BULK_OUT))
+        host.call(lambda: held.it.answers(BULK_IN, *[lambda transfer: bytes(transfer.length)] * 50))
+        sent, read = (
+            bench.submit(each, TransferType.BULK, data) for each, data in ((2, bytes(length)), (0x81, length))
+        )
+        bench.wait(sent, read)
+        assert (sent.actual, read.actual) == (length, length)
+        for address in (BULK_IN, BULK_OUT):
+            pieces = [each.length for each in held.it.submitted if each.endpoint == address]
+            assert len(pieces) > 2
+            assert {piece % packet_size for piece in pieces[:-1]} == {0}
+
+
 def _serial_port(loop: StepLoop) -> Device:
     return open_device(VirtualBackend(), "serial", {}, loop)
 
@@ -215,8 +294,8 @@ def test_a_broken_host_costs_its_device_and_nothing_else(attack: Callable[[Redir
     "message", [m.IsoStreamStatus(0, 0x81), m.InterruptPacket(INTERRUPT_IN, 0, 0)], ids=["statuses", "packets"]
 )
 def test_a_flood_of_what_nobody_has_asked_for_ends(message: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "UNWANTED_RATE", 1)
-    monkeypatch.setattr(exchange, "MOST_UNWANTED", 200)
+    monkeypatch.setattr(unwanted, "RATE", 1)
+    monkeypatch.setattr(unwanted, "MOST", 200)
     with bench_at_host(Held()) as (bench, host):
         configured(bench)
         flood = 150 * m.pack(message, id=0, common=host.parser.common)

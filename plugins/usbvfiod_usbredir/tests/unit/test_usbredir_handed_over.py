@@ -21,11 +21,11 @@ from usbvfiod_usbredir.options import UsbredirOptions
 from usbvfiod_usbredir.parser import Packet, Parser
 from usbvfiod_usbredir.spec import ALL_CAPABILITIES
 
+from tests.handed_over import Relay
 from usbvfiod_core import CannotHandOver, Device, Handover, NotSettled, Speed, TransferStatus, TransferType
 from usbvfiod_core.remote.tls import TlsLink
 from usbvfiod_core.state import StateError
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
-from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.fake_device import BULK_IN, BULK_OUT, INTERRUPT_IN, FakeDevice
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
@@ -35,15 +35,12 @@ COMPLETED, CANCELLED = TransferStatus.COMPLETED, TransferStatus.CANCELLED
 BULK, INTERRUPT = TransferType.BULK, TransferType.INTERRUPT
 
 
-class Rig:
-    """`hand_over` puts another device, on another loop, in the place of the one that there is."""
+class Rig(Relay):
+    """A device that a host in Python gives away."""
 
     def __init__(self, directory: Path, make: Callable[[StepLoop], Device], configuration: int = 1) -> None:
         self.waiting = WaitingHost(directory / "host.sock", make)
-        self.address, self.options = f"unix={self.waiting.path}", UsbredirOptions()
-        self.loop = StepLoop(virtual_time=False)
-        self.device = UsbredirBackend().open(self.address, self.options, self.loop)
-        self.bench = DeviceBench(self.device, self.loop)
+        super().__init__(UsbredirBackend, f"unix={self.waiting.path}", UsbredirOptions())
         self.host: RedirHost = self.waiting.host()
         assert set_configuration(self.bench, configuration).status is COMPLETED
 
@@ -53,27 +50,6 @@ class Rig:
             if self.loop.run_until(lambda: bool(condition()), 0.005):
                 return
         raise AssertionError("it does not come to that")
-
-    def settle(self) -> None:
-        settled: list[None] = []
-        self.device.when_settled(lambda: settled.append(None))
-        assert self.loop.run_until(lambda: bool(settled), PATIENCE)
-
-    def told(self) -> Handover:
-        given = self.device.hand_over()
-        copies = {name: os.dup(fd) for name, fd in given.descriptors.items()}
-        return Handover(json.loads(json.dumps(given.state)), copies)
-
-    def hand_over(self) -> None:
-        self.settle()
-        given = self.told()
-        loop = StepLoop(virtual_time=False)
-        device = UsbredirBackend().take_over(self.address, self.options, loop, given)
-        self.device.forget()
-        assert self.loop.watched == ()
-        self.loop.close()
-        self.device, self.loop = device, loop
-        self.bench = DeviceBench(device, loop)
 
     def close(self) -> None:
         self.bench.close()

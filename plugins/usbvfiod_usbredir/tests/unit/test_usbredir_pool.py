@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +11,15 @@ from pathlib import Path
 import pytest
 from redir_bench import WaitingHost
 from redir_host import RedirHost
-from usbvfiod_usbredir import backend
 from usbvfiod_usbredir import messages as m
+from usbvfiod_usbredir import opening
 from usbvfiod_usbredir.backend import UsbredirBackend
 from usbvfiod_usbredir.options import UsbredirOptions
+from usbvfiod_usbredir.parser import Packet
 from usbvfiod_usbredir.pool import MOST_WAITING
+from usbvfiod_usbredir.spec import Type
 
+from tests.handed_over import travelled
 from usbvfiod_core import Device, DeviceError, Handover, Speed
 from usbvfiod_core.errors import DeviceAway
 from usbvfiod_core.remote import Listener
@@ -49,9 +50,7 @@ class Served:
 
     def told(self) -> Handover:
         """What another process gets."""
-        given = self.backend.hand_over_shared()
-        copies = {name: os.dup(fd) for name, fd in given.descriptors.items()}
-        return Handover(json.loads(json.dumps(given.state)), copies)
+        return travelled(self.backend.hand_over_shared())
 
     def succeed(self, given: Handover) -> None:
         """Another process goes on, with a loop of its own."""
@@ -73,11 +72,21 @@ class Served:
             assert time.monotonic() < deadline
             self.loop.run_until(lambda: bool(condition()), 0.005)
 
-    def client(self, path: Path, *, connects: bool = True) -> RedirHost:
+    def client(self, path: Path, *, connects: bool = True, kind: type[RedirHost] = RedirHost) -> RedirHost:
         stream = socket.socket(socket.AF_UNIX)
         stream.connect(str(path))
-        self.clients.append(RedirHost(stream, loopback, connects=connects))
+        self.clients.append(kind(stream, loopback, connects=connects))
         return self.clients[-1]
+
+
+class Losing(RedirHost):
+    """Its device is pulled out as soon as it is asked for something."""
+
+    def _packet(self, packet: Packet) -> None:
+        if packet.type == Type.CONTROL_PACKET:
+            self.pull_out()
+        else:
+            super()._packet(packet)
 
 
 @pytest.fixture
@@ -172,7 +181,7 @@ def without_a_device(served: Served, directory: Path) -> RedirHost:
 def test_a_client_may_have_its_device_later_and_another_one_after_that(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "LEFT", PATIENCE)
+    monkeypatch.setattr(opening, "LEFT", PATIENCE)
     client = without_a_device(served, tmp_path)
     with pytest.raises(DeviceAway, match="has a device"):
         served.open()
@@ -196,7 +205,7 @@ def test_who_brings_no_other_device_is_sent_away(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """usbredirect stays connected, and only when it has ended a service starts it for the device that is back."""
-    monkeypatch.setattr(backend, "LEFT", 0.05)
+    monkeypatch.setattr(opening, "LEFT", 0.05)
     with pytest.raises(DeviceAway):
         served.open()
     client = served.client(tmp_path / "usb.sock")
@@ -207,6 +216,22 @@ def test_who_brings_no_other_device_is_sent_away(
     served.client(tmp_path / "usb.sock")
     served.run(lambda: served.changes == 3)
     give_back(served.open(), served.loop)
+
+
+def test_who_loses_its_device_before_it_is_opened_is_sent_away(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "LEFT", 0.05)
+    with pytest.raises(DeviceAway):
+        served.open()
+    client = served.client(tmp_path / "usb.sock", kind=Losing)
+    served.run(lambda: served.changes == 1)
+    with pytest.raises(DeviceAway, match="no client has"):
+        served.open()
+    served.run(lambda: served.changes == 2)
+    assert len(client.heard(m.DeviceDisconnectAck)) == 1
+    with pytest.raises(DeviceAway, match="no client has come"):
+        served.open()
 
 
 def pull_and_wait(served: Served, client: RedirHost) -> None:

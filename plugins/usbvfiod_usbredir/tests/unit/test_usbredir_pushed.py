@@ -6,14 +6,16 @@ from typing import Any, cast
 
 import pytest
 from usbvfiod_usbredir.exchange import Exchange
+from usbvfiod_usbredir.messages import StartBulkReceiving, StopBulkReceiving
 from usbvfiod_usbredir.pushed import ENOUGH, IDLE, MOST_KEPT, MOST_UNDER_WAY, Pushed
+from usbvfiod_usbredir.spec import Status
 
 from usbvfiod_core import Transfer, TransferStatus, TransferType
 from usbvfiod_core.remote import PeerError
 from usbvfiod_core.testing.loop import StepLoop
 
-BEGIN, STOP = "begin", "stop"
 SIZE = 64
+BEGIN, STOP = StartBulkReceiving(0, SIZE, 0x81, 8), StopBulkReceiving(0, 0x81)
 
 
 class Rig:
@@ -24,7 +26,7 @@ class Rig:
 
     def __init__(self, *, keeps: bool) -> None:
         self.loop = StepLoop()
-        self.told: list[str] = []
+        self.told: list[object] = []
         self.pushed = Pushed(self.loop, cast(Exchange, self), BEGIN, STOP, SIZE, keeps=keeps)
         self.got: list[bytes] = []
 
@@ -105,3 +107,11 @@ def test_who_does_not_come_back_is_not_waited_for() -> None:
         assert rig.told.count(STOP) - rig.told.count(BEGIN) == 0
         rig.read()
         assert rig.told[-1] == BEGIN
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_end_that_stops_by_itself_has_cancelled_nothing(keeps: bool) -> None:
+    rig = Rig(keeps=keeps)
+    waiting = rig.read()
+    rig.pushed.told(Status.CANCELLED)
+    assert waiting.status is TransferStatus.ERROR

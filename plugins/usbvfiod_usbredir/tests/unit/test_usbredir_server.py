@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,40 @@ def test_it_is_replaced_while_a_drive_of_the_other_end_is_in_use(tmp_path: Path,
                 bus.close()
         wait_until(lambda: host.stopped, "the server has not hung up")
         host.close()
+
+
+def test_it_is_replaced_while_it_waits_for_others(tmp_path: Path) -> None:
+    """One client's drive is in use, another one waits behind it, and a third comes when the new process listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    control, image = tmp_path / "control.sock", tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    words = ["--device", f"usbredir:listen=127.0.0.1:{port}", "--control-path", str(control)]
+    with ServerProcess(tmp_path / "usb.sock", words) as server:
+        bus = server.connect()
+        driver = GuestDriver(bus).start()
+
+        def client(make: Callable[[StepLoop], Device]) -> RedirHost:
+            return RedirHost(socket.create_connection(("127.0.0.1", port)), make)
+
+        first = client(lambda loop: Flash(Image(str(image)), loop, speed=Speed.HIGH))
+        guest = driver.enumerate()
+        work = Exchange(MassStorage(guest), 2048)
+        work()
+        before = [each for each in first.seen if isinstance(each, m.Reset | m.SetConfiguration)]
+        with Replaced(server, control) as replaced:
+            second = client(loopback)
+            replaced.upgrade(work)
+            work.compare()
+            assert [each for each in first.seen if isinstance(each, m.Reset | m.SetConfiguration)] == before
+            assert not second.stopped
+            for leaving in (first, second):
+                leaving.close()
+                gone(guest)
+                third = client(loopback) if leaving is second else None
+                guest = driver.enumerate(guest.port.port_id)
+                use(guest)
+            assert third is not None
+            bus.close()
+    wait_until(lambda: third.stopped, "the server has not hung up")
+    third.close()
