@@ -21,7 +21,6 @@ from tests.bench import control
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import ServerProcess
 from tests.e2e.test_killed import survive
-from tests.e2e.test_life import guest
 from tests.timers import lateness
 from tests.unit.virtual.test_loopback import IN, OUT, Cable
 from usbvfiod_core import TransferType
@@ -99,7 +98,7 @@ def test_a_signal_ends_an_idle_server_at_once(number: signal.Signals, serve: Ser
 def test_it_takes_little_memory_of_its_own(serve: Serve, image: Path) -> None:
     devices = [f"--device=virtual:flash?image={image}&readonly=true"] * 3
     server = serve(*devices, "--device=virtual:keyboard", "--device=virtual:loopback")
-    with guest(server) as driver:
+    with server.guest() as driver:
         for port in driver.connected_ports():
             usb = driver.enumerate(port.port_id)
             if usb.descriptor and usb.descriptor.product_id == 0x0011:
@@ -126,7 +125,7 @@ def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> No
         return server.status("voluntary_ctxt_switches") - before
 
     if connected:
-        with guest(server) as driver:
+        with server.guest() as driver:
             driver.enumerate(9)
             usb = driver.enumerate(1)
             usb.submit_in(0x81, 8)
@@ -139,7 +138,7 @@ def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> No
 
 def test_further_clients_are_turned_away_at_once(serve: Serve, image: Path) -> None:
     server = serve("--device", f"virtual:flash?image={image}")
-    with guest(server):
+    with server.guest():
         for _ in range(20):
             started = time.monotonic()
             with socket.socket(socket.AF_UNIX) as other:

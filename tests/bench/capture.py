@@ -46,9 +46,10 @@ def drive(directory: Path) -> Iterator[tuple[ServerProcess, MassStorage, Path]]:
 
 
 def measure(
-    directory: Path, rounds: int = 24, count: int = 200, snap_length: int | None = None
+    directory: Path, rounds: int = 80, count: int = 30, snap_length: int | None = None
 ) -> tuple[list[Comparison], list[Figure]]:
-    """Reads with a capture to a file beside reads without one, by turns; and the packets that were dropped."""
+    """Reads with a capture to a file beside reads without one, by turns, short ones, since a machine with other
+    work has its moods; and the packets that were dropped."""
     comparisons = {size: Comparison(f"{name} reads, captured", "reads/s", TARGET) for name, size in SIZES.items()}
     dropped = packets = 0
     arguments = {} if snap_length is None else {"snap_length": snap_length}

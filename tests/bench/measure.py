@@ -83,7 +83,7 @@ def cpu_seconds(pid: int) -> float:
     for task in os.listdir(f"/proc/{pid}/task"):
         try:
             total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             pass  # a thread that has just ended
     return total / 1e9
 

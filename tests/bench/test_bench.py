@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import capture, control, metrics, micro, plugins, real_devices
+from tests.bench import capture, control, fronted, metrics, micro, plugins, real_devices
 from tests.bench.measure import Comparison, Figure, cpu_seconds, number
 from usbvfiod_core import TransferType
 from usbvfiod_core.daemon.places import VARIABLE
@@ -48,6 +48,14 @@ def test_what_a_capture_costs_is_measured(tmp_path: Path) -> None:
     comparisons, figures = capture.measure(tmp_path, rounds=2, count=10)
     assert [len(each.ratios) for each in comparisons] == [2, 2]
     assert figures[0].median < 100
+
+
+@pytest.mark.long
+def test_what_is_held_of_a_server_costs_what_was_measured(tmp_path: Path) -> None:
+    comparisons, [front] = fronted.measure(tmp_path, starts=1, rounds=2, count=10)
+    assert [len(each.ratios) for each in comparisons] == [2, 2]
+    assert all(ratio > 0 for each in comparisons for ratio in each.ratios)
+    assert front.median == 0
 
 
 def test_a_transfer_that_nobody_intercepts_takes_the_same_way() -> None:
@@ -131,4 +139,4 @@ def test_real_devices_are_compared_round_by_round() -> None:
 def test_being_looked_at_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
     figures = metrics.measure(tmp_path, rounds=1, seconds=0.2)
-    assert [len(figure.samples) for figure in figures] == [1, 1]
+    assert [len(figure.samples) for figure in figures] == [1, 1, 1, 1]

@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from tests.heard import no_traceback
+from usbvfiod_core.pci.interrupts import Mechanism
+from usbvfiod_core.testing.bus import SocketBus
+from usbvfiod_core.testing.client import VfioUserClient
+from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 COMMAND = (sys.executable, "-m", "usbvfiod_core")
@@ -73,6 +78,16 @@ class ServerProcess:
         busy machine."""
         lines = [line for line in self.log.splitlines() if ": error: " in line or ": warning: " in line]
         return [line for line in lines if not _SLOWNESS.search(line)]
+
+    @contextmanager
+    def guest(self, interrupts: Mechanism = Mechanism.MSIX) -> Iterator[GuestDriver]:
+        """A VM's driver on a new connection, which is closed at the end as it is, as when a VMM is killed."""
+        with closing(self.connect(interrupts)) as bus:
+            yield GuestDriver(bus).start()
+
+    def connect(self, interrupts: Mechanism = Mechanism.MSIX) -> SocketBus:
+        """A bus over a new connection, once it serves."""
+        return SocketBus(VfioUserClient.connect(self.socket_path, wait=PATIENCE), interrupts=interrupts)
 
     def wait_ready(self) -> ServerProcess:
         """Wait until it says that it serves. Raises AssertionError with its log if it ends instead."""

@@ -10,8 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import ServerProcess
-from tests.e2e.test_life import guest
-from usbvfiod_core.testing.driver import DriverError, UsbDevice
+from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 RUDE = '''
@@ -164,7 +163,7 @@ def install(directory: Path, **plugins: str) -> dict[str, str]:
 
 
 def check_drive(server: ServerProcess, port_id: int = 9) -> None:
-    with guest(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate(port_id))
         for number in range(5):
             assert bytes(disk.read(number, 1)) == number.to_bytes(8, "little") * 64
@@ -182,19 +181,12 @@ def rude(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def enumerate_all(driver: object) -> dict[int, UsbDevice]:
-    from usbvfiod_core.testing.driver import GuestDriver
-
-    assert isinstance(driver, GuestDriver)
-    return {port.port_id: driver.enumerate(port.port_id) for port in driver.connected_ports()}
-
-
 @pytest.mark.parametrize("where", ["submit", "twice", "reset", "close"])
 def test_a_rude_device_harms_nobody_else(where: str, serve: Serve, rude: dict[str, str], image: Path) -> None:
     server = serve(
         "--device", f"rude:{where}", "--device", f"virtual:flash?image={image}", environment=rude, tracebacks=True
     )
-    with guest(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate(9))
         if where != "reset":
             usb = driver.enumerate(1)
@@ -209,7 +201,7 @@ def test_a_rude_device_harms_nobody_else(where: str, serve: Serve, rude: dict[st
             driver.port(1).write(1 << 4)  # a reset that the device answers with an exception
         for number in range(20):
             assert bytes(disk.read(number, 1)) == number.to_bytes(8, "little") * 64
-    with guest(server) as driver:
+    with server.guest() as driver:
         assert bytes(MassStorage(driver.enumerate(9)).read(3, 1)) == (3).to_bytes(8, "little") * 64
     assert server.terminate() == 0
     assert not server.socket_path.exists()
@@ -270,7 +262,7 @@ def test_a_bad_interceptor_fails_its_transfers_only(serve: Serve, image: Path, t
     environment = install(tmp_path / "site", bad=BAD_INTERCEPTOR)
     loopback = ("--device", "virtual:loopback?speed=high")
     server = serve(*loopback, "--device", f"virtual:flash?image={image}", environment=environment)
-    with guest(server) as driver:
+    with server.guest() as driver:
         usb = driver.enumerate(1)
         for direction, call in ((0x80, lambda: usb.bulk_in(0x81, 512)), (0, lambda: usb.bulk_out(0x01, bytes(512)))):
             address = next(each.address for each in usb.interface(0).endpoints if each.address & 0x80 == direction)

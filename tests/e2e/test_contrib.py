@@ -16,7 +16,7 @@ import pytest
 import usbvfiod_usbip
 import usbvfiod_usbredir
 from usbvfiod_usbfs.backend import UsbfsBackend
-from usbvfiod_web import web
+from usbvfiod_web.command import web
 
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.metrics import metrics

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import COMMAND, ServerProcess
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE, scaled
 from usbvfiod_core.testing.mass_storage import MassStorage
 from usbvfiod_core.virtual.flash import EJECTED
@@ -49,20 +45,10 @@ def ask(run: Run, control: Path) -> Ask:
     return ask
 
 
-@contextmanager
-def guest_of(server: ServerProcess) -> Iterator[GuestDriver]:
-    """A VM with its guest, until it ends."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
-    try:
-        yield GuestDriver(bus).start()
-    finally:
-        bus.close()
-
-
 def test_an_ejected_drive_is_told_of(serve: Serve, run: Run, ask: Ask, control: Path, image: Path) -> None:
     """Until the next guest finds the medium again."""
     server = serve("--control-path", control, "--device", f"virtual:flash?image={image}")
-    with guest_of(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate())
         disk.test_unit_ready()
         [attachment] = ask("list")["attachments"]
@@ -72,10 +58,10 @@ def test_an_ejected_drive_is_told_of(serve: Serve, run: Run, ask: Ask, control: 
         assert (attachment["state"], attachment["reason"], attachment["note"]) == ("plugged", "", EJECTED)
         assert EJECTED in run("list", "--control-path", control).stdout
         assert EJECTED in server.log
-    with guest_of(server) as driver:
+    with server.guest() as driver:
         MassStorage(driver.enumerate()).test_unit_ready()
         assert ask("list")["attachments"][0]["note"] == ""
-    with guest_of(server) as driver:
+    with server.guest() as driver:
         usb = driver.enumerate()
         MassStorage(usb).command(bytes((0x1B, 0, 0, 0, 2, 0)))
         assert ask("detach", "1")["attachment"]["note"] == ""
@@ -92,7 +78,7 @@ def test_the_log_tells_of_devices_and_of_what_the_guest_does_with_them(
     server = serve("--control-path", control, "--device", device)
     drive = "usbvfiod Flash Drive (drive.img)"
     who = f"{drive} ({device})"
-    with guest_of(server) as driver:
+    with server.guest() as driver:
         usb = driver.enumerate()
         assert run("log-level", "debug", "--control-path", control).returncode == 0
         MassStorage(usb).read(0, 1)

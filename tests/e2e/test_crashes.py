@@ -174,11 +174,22 @@ def held(server: Fronted) -> list[str]:
 
 def open_in(pid: int) -> list[str]:
     """The same of any process."""
-    found = []
-    for fd in os.listdir(place := f"/proc/{pid}/fd"):
+    return list(descriptors(pid).values())
+
+
+def descriptors(pid: int) -> dict[Path, str]:
+    """What a process has open, by its place in /proc; without what it closes meanwhile."""
+    found = {}
+    for place in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            found.append(os.readlink(f"{place}/{fd}"))
+            found[place] = os.readlink(place)
     return found
+
+
+def state_of(server: Fronted) -> Path:
+    """The place of the state that the front holds for its servers."""
+    (place,) = [place for place, name in descriptors(server.process.pid).items() if "usbvfiod-state" in name]
+    return place
 
 
 def memory_files(server: Fronted) -> list[str]:
@@ -302,9 +313,7 @@ def test_a_state_that_makes_no_sense_is_let_go(
 ) -> None:
     with closing(SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))) as bus:
         GuestDriver(bus).start()
-        place = Path(f"/proc/{server.process.pid}/fd")
-        (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
-        with (place / fd).open("r+b", buffering=0) as state:
+        with state_of(server).open("r+b", buffering=0) as state:
             change(state)
         memory = memory_files(server)
         server.kill_server()
@@ -360,9 +369,7 @@ def test_a_descriptor_that_was_not_held(tmp_path: Path, drive: Path, lost: str) 
 
 def attempts(server: Fronted) -> int:
     """How many servers in a row have crashed soon, as the state says that is held."""
-    place = Path(f"/proc/{server.process.pid}/fd")
-    (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
-    state = StateFile.opened(os.open(place / fd, os.O_RDWR))
+    state = StateFile.opened(os.open(state_of(server), os.O_RDWR))
     try:
         return state.attempts
     finally:
@@ -411,9 +418,7 @@ def test_an_answer_that_may_have_been_sent(server: Fronted) -> None:
         expected = bus.read(0)
         os.kill(server.server, signal.SIGSTOP)
         request = wire.REGION_MESSAGE.pack(77, wire.REGION_READ, wire.REGION_MESSAGE.size, 0, 0, 0, 0, 4)
-        place = Path(f"/proc/{server.process.pid}/fd")
-        (fd,) = [fd for fd in os.listdir(place) if "usbvfiod-state" in os.readlink(place / fd)]
-        state = StateFile(os.open(place / fd, os.O_RDWR))
+        state = StateFile(os.open(state_of(server), os.O_RDWR))
         marks = state.area("session").cast("Q")
         state.area("input")[marks[0] : marks[0] + len(request)] = request
         marks[1] = marks[0] + len(request)

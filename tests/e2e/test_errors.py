@@ -60,7 +60,7 @@ def check(result: subprocess.CompletedProcess[str], code: int, *messages: str) -
         (["--socket-path", "{s}", "--device", "virtual:flash?image={i}&speed=warp"], ["speed", "warp"]),
         (["--socket-path", "{s}", "--device", "virtual:keyboard?port=16"], ["port 16", "--usb2-ports"]),
         (["--socket-path", "{s}", "-q", *["--device", "virtual:keyboard"] * 9], ["no free USB 2 port", "--usb2-ports"]),
-        (["--socket-path", "{s}", "--usb2-ports", "0"], ["--usb2-ports", "1<=x<=254"]),
+        (["--socket-path", "{s}", "--usb2-ports", "0"], ["--usb2-ports", "0 is not a whole number from 1 to 254"]),
         (["--socket-path", "{s}", "--usb2-ports", "200", "--usb3-ports", "100"], ["more than the 255 ports"]),
         (["--socket-path", "{s}", "--device", "virtual:flash?image={i}&port=1"], ["port 1", "USB 3"]),
         (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -94,6 +96,20 @@ def test_as_wireshark_calls_it(
     code, lines, errors = program.ask("--capture", "--extcap-interface=usbvfiod-web-x", f"--fifo={fifo}")
     assert (code, lines) == (1, [])
     assert errors == "usbvfiod: usbvfiod-web-x is not there any more; refresh the list of interfaces\n"
+
+
+def test_ctrl_c_is_nothing_to_complain_of(program: Program) -> None:
+    """A terminal sends it to tshark and to this program, before it captures as well."""
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(Path(program.environment["USBVFIOD_CONTROL"]) / "web.sock"))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        process = program.start("--extcap-interfaces")
+        server, _ = listener.accept()
+        process.send_signal(signal.SIGINT)
+        server.close()
+    assert process.communicate(timeout=PATIENCE) == ("extcap {version=0.1.0}{display=usbvfiod}\n", "")
+    assert process.returncode == 0
 
 
 def test_options_as_wireshark_writes_them() -> None:

@@ -191,7 +191,7 @@ def test_mistakes_are_those_of_the_server_or_its_own(run: Run, tmp_path: Path) -
     for arguments, message in (
         (["--nonsense"], "No such option"),
         (["--fd", "5"], "--fd cannot be used with a front"),
-        (["--crashes", "-1", "--"], "not in the range"),
+        (["--crashes", "-1", "--"], "-1 is not a whole number from 0 up"),
     ):
         done = run("front", *arguments)
         assert done.returncode == 2

@@ -15,8 +15,6 @@ from tests.e2e.conftest import Serve
 from tests.e2e.process import ServerProcess
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.errors import UsbvfiodError
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE
 
@@ -55,7 +53,7 @@ class Days:
         """A client comes, a device is attached, captured, enumerated and detached, and some requests are refused."""
         self.number += 1
         kinds = (*DEVICES, f"flash?image={self.image}", f"flash?image={self.image}&transport=uas&name=x")
-        bus = SocketBus(VfioUserClient.connect(self.server.socket_path, wait=PATIENCE))
+        bus = self.server.connect()
         with ControlConnection(self.control, PATIENCE) as connection, tempfile.TemporaryFile() as capture:
             try:
                 spec = f"virtual:{kinds[self.number % len(kinds)]}"

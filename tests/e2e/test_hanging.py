@@ -13,8 +13,6 @@ import pytest
 from tests.e2e.conftest import Run, Serve
 from usbvfiod_core.daemon.loop import MAX_THREADS
 from usbvfiod_core.daemon.opening import SLOW
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE, scaled
 from usbvfiod_core.testing.mass_storage import MassStorage
@@ -49,7 +47,7 @@ def test_nothing_waits_for_openings_that_hang(serve: Serve, run: Run, image: Pat
     hanging = [word for number in range(MAX_THREADS + 3) for word in ("--device", f"hanging:{number}?name=h{number}")]
     options = ["--plugin-files", "--plugin", path, "--control-path", control, *hanging]
     server = serve(*options, "--device", f"virtual:flash?image={image}&name=drive")
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
+    bus = server.connect()
     disk = MassStorage(GuestDriver(bus).start().enumerate())
     began = time.monotonic()
     disk.command(bytes((0x2A, 8, 0, 0, 0, 0, 0, 0, 1, 0)), data=bytes(512))  # written and flushed

@@ -14,10 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import ServerProcess
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import GuestDriver
-from usbvfiod_core.testing.limits import PATIENCE, scaled
+from usbvfiod_core.testing.limits import scaled
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 VMM = """
@@ -51,16 +48,12 @@ def be_killed(server: ServerProcess, chance: random.Random) -> None:
 
 def usable(server: ServerProcess) -> None:
     """A new VMM finds both devices at their ports, and they work."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
-    try:
-        driver = GuestDriver(bus).start()
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate(9))
         assert bytes(disk.read(77, 1)) == (77).to_bytes(8, "little") * 64
         keyboard = driver.enumerate(1)
         assert keyboard.descriptor is not None
         assert (keyboard.descriptor.vendor_id, keyboard.descriptor.product_id) == (0x1209, 0x0002)
-    finally:
-        bus.close()
 
 
 def survive(serve: Serve, run: Run, image: Path, tmp_path: Path, rounds: int) -> tuple[int, int]:

@@ -6,15 +6,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from random import random
 
 import pytest
 
 from tests.e2e.conftest import Serve
-from tests.e2e.process import ServerProcess
 from usbvfiod_core import UsbvfiodError
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.testing.bus import SocketBus
@@ -26,16 +24,6 @@ from usbvfiod_core.testing.mass_storage import MassStorage
 MEBIBYTE = 1 << 20
 
 
-@contextmanager
-def guest(server: ServerProcess, interrupts: Mechanism = Mechanism.MSIX) -> Iterator[GuestDriver]:
-    """A driver on a new connection; afterwards the connection is closed as it is, as when a VMM is killed."""
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE), interrupts=interrupts)
-    try:
-        yield GuestDriver(bus).start()
-    finally:
-        bus.close()
-
-
 def block(number: int) -> bytes:
     """What the fixture `image` has in a block."""
     return number.to_bytes(8, "little") * 64
@@ -43,7 +31,7 @@ def block(number: int) -> bytes:
 
 def test_a_drive_is_served(serve: Serve, image: Path) -> None:
     server = serve("--device", f"virtual:flash?image={image}")
-    with guest(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate())
         assert disk.read_capacity() == (8 * 2048, 512)
         assert bytes(disk.read(77, 2)) == block(77) + block(78)
@@ -58,7 +46,7 @@ def test_a_drive_is_served(serve: Serve, image: Path) -> None:
 def test_interrupts_are_those_that_are_offered(serve: Serve, image: Path) -> None:
     server = serve("--interrupts", "intx,msi", "--device", f"virtual:flash?image={image}")
     for mechanism in (Mechanism.INTX, Mechanism.MSI):
-        with guest(server, mechanism) as driver:
+        with server.guest(mechanism) as driver:
             assert bytes(MassStorage(driver.enumerate()).read(77, 2)) == block(77) + block(78)
             assert driver.lost_interrupts == 0
     with VfioUserClient.connect(server.socket_path, wait=PATIENCE) as client:
@@ -73,7 +61,7 @@ def test_several_devices_take_ports_in_order_and_the_pinned_one_first(serve: Ser
         "--device=loopback?port=9",
         "--device=keyboard?port=1",
     )
-    with guest(server) as driver:
+    with server.guest() as driver:
         found = {port.port_id: driver.enumerate(port.port_id) for port in driver.connected_ports()}
     products = {port_id: usb.descriptor.product_id for port_id, usb in found.items() if usb.descriptor}
     keyboard, flash, loopback = 2, 0x11, 0xA4A0
@@ -85,7 +73,7 @@ def test_a_client_that_comes_back_finds_its_devices(how: str, serve: Serve, imag
     server = serve("--device", f"virtual:flash?image={image}")
     files = server.open_files()
     for turn in range(6):
-        with guest(server) as driver:
+        with server.guest() as driver:
             disk = MassStorage(driver.enumerate())
             assert driver.devices[1].port.port_id == 9
             if turn:
@@ -101,7 +89,7 @@ def test_a_client_that_comes_back_finds_its_devices(how: str, serve: Serve, imag
 
 def test_a_second_client_is_turned_away_and_the_first_is_served_on(serve: Serve, image: Path) -> None:
     server = serve("--device", f"virtual:flash?image={image}")
-    with guest(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate())
         for _ in range(20):
             with socket.socket(socket.AF_UNIX) as second:
@@ -119,7 +107,7 @@ def test_a_listening_descriptor(serve: Serve, tmp_path: Path) -> None:
         fd = listener.fileno()
         server = serve("--fd", str(fd), "--device", "virtual:keyboard", pass_fds=[fd], socket_path=path)
     for _ in range(2):
-        with guest(server) as driver:
+        with server.guest() as driver:
             assert driver.enumerate().port.port_id == 1
     assert server.terminate() == 0
     assert path.exists()  # not the server's own
@@ -157,7 +145,7 @@ def test_a_signal_in_the_middle_of_writing(number: signal.Signals, serve: Serve,
         time.sleep(random() * 0.01)  # at any time of a write
         server.process.send_signal(number)
 
-    with guest(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate())
         stop = threading.Thread(target=interrupt)
         stop.start()
@@ -182,7 +170,7 @@ def test_a_signal_in_the_middle_of_writing(number: signal.Signals, serve: Serve,
 def test_a_signal_while_transfers_wait_for_ever(serve: Serve) -> None:
     """A keyboard's interrupt transfer is in flight, and will never complete."""
     server = serve("--device", "virtual:keyboard", "--device", "virtual:loopback")
-    with guest(server) as driver:
+    with server.guest() as driver:
         for port in driver.connected_ports():
             usb = driver.enumerate(port.port_id)
             for interface in usb.configuration.interfaces if usb.configuration else ():
@@ -197,7 +185,7 @@ def test_a_signal_while_transfers_wait_for_ever(serve: Serve) -> None:
 def test_a_client_killed_in_the_middle_of_transfers(serve: Serve, image: Path) -> None:
     server = serve("--device", f"virtual:flash?image={image}", "--device", "virtual:keyboard")
     for turn in range(10):
-        with guest(server) as driver:
+        with server.guest() as driver:
             for port in driver.connected_ports():
                 usb = driver.enumerate(port.port_id)
                 if port.port_id == 9:
@@ -206,7 +194,7 @@ def test_a_client_killed_in_the_middle_of_transfers(serve: Serve, image: Path) -
                     usb.submit_in(disk.device.interface(0).endpoints[0].address, 512)
                 else:
                     usb.submit_in(0x81, 8)
-    with guest(server) as driver:
+    with server.guest() as driver:
         disk = MassStorage(driver.enumerate(9))
         assert [disk.read(turn, 1)[0] for turn in range(10)] == list(range(10))
     assert server.errors == []
@@ -238,7 +226,7 @@ def test_an_idle_server_sleeps(connected: bool, serve: Serve, image: Path) -> No
 
     with ExitStack() as stack:
         if connected:
-            driver = stack.enter_context(guest(server))
+            driver = stack.enter_context(server.guest())
             driver.enumerate(9)
             driver.enumerate(1).submit_in(0x81, 8)
         server.wait_for(sleeps)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Run, Serve
-from tests.e2e.test_control import guest_of
 from tests.lab.guest_classes import NetworkAdapter
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
@@ -41,7 +40,7 @@ def test_frames_and_what_the_user_sees(
     server = serve("--control-path", control, "--device", f"virtual:network?socket={path}&name=lan")
     peer, _ = listening.accept()
     peer.settimeout(PATIENCE)
-    with peer, peer.makefile("rb") as incoming, guest_of(server) as driver:
+    with peer, peer.makefile("rb") as incoming, server.guest() as driver:
         adapter = NetworkAdapter(driver.enumerate())
         adapter.send(FRAMES[:10])
         for frame in FRAMES[:10]:

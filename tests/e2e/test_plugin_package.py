@@ -10,7 +10,6 @@ import pytest
 
 from tests.e2e import venv
 from tests.e2e.process import ServerProcess
-from tests.e2e.test_life import guest
 from tests.e2e.venv import ROOT, call
 from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
 from usbvfiod_core.xhci import spec
@@ -51,7 +50,7 @@ def test_a_guest_uses_its_device(environment: Path, tmp_path: Path) -> None:
     command = (str(environment / "python"), "-m", "usbvfiod_core")
     with ServerProcess(tmp_path, ["--device", "dice:die?sides=20&seed=1"], command=command) as server:
         server.wait_ready()
-        with guest(server) as driver:
+        with server.guest() as driver:
             usb = driver.enumerate()
             rolls = {usb.control_in(0xC0, 1, 0, 0, 1)[0] for _ in range(200)}
         assert server.terminate() == 0
@@ -65,7 +64,7 @@ def test_a_guest_meets_an_injected_fault_and_a_masked_interface(environment: Pat
     options = [part for device in devices for part in ("--device", device)]
     with ServerProcess(tmp_path, options, command=command) as server:
         server.wait_ready()
-        with guest(server) as driver:
+        with server.guest() as driver:
             keyboard, source = driver.enumerate(1), driver.enumerate(9)
             assert source.bulk_in(0x81, 512) == bytes(512)
             assert source.submit_in(0x81, 512).wait().completion_code == spec.CC_STALL
@@ -84,7 +83,7 @@ def test_a_guest_cannot_write_to_a_drive_that_is_read_only(environment: Path, tm
     device = f"virtual:flash?image={image}&mass-storage-quirks.readonly=true&mass-storage-quirks.quirks=u,m"
     with ServerProcess(tmp_path, ["--device", device], command=command) as server:
         server.wait_ready()
-        with guest(server) as driver:
+        with server.guest() as driver:
             storage = MassStorage(driver.enumerate())
             with pytest.raises(ScsiError) as error:
                 storage.write(0, b"x" * 512)

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import Run, Serve
 from usbvfiod_core.daemon.report import WITHHELD
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
 from usbvfiod_core.testing.driver import GuestDriver
-from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 
 
@@ -20,7 +17,7 @@ def test_devices_are_kept_from_the_guest_for_a_while(serve: Serve, run: Run, tmp
     )
     arguments = ("--control-path", control)
 
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
+    bus = server.connect()
     usb = GuestDriver(bus).start().enumerate(9)
     MassStorage(usb).read(0, 1)
     refused = run("quiesce", *arguments, "--wait", "0")
@@ -36,7 +33,7 @@ def test_devices_are_kept_from_the_guest_for_a_while(serve: Serve, run: Run, tmp
     assert run("list", *arguments).stdout.count(WITHHELD) == 3
     bus.close()
 
-    bus = SocketBus(VfioUserClient.connect(server.socket_path, wait=PATIENCE))
+    bus = server.connect()
     driver = GuestDriver(bus).start()
     assert not any(driver.port(port_id).connected for port_id in range(1, 16))
     lines = run("resume", *arguments).stdout.splitlines()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.test_front import Fronted
-from tests.e2e.test_life import block, guest
+from tests.e2e.test_life import block
 from tests.e2e.upgrade_rig import patient
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.errors import UsbvfiodError
@@ -120,7 +120,7 @@ def test_a_plugin_gets_nothing_that_it_was_not_given(
         assert lines, kind
         assert all("usbvfiod_register_needs" in line for line in lines)
     assert len(server.errors) == len(set(server.errors)), server.log
-    with guest(server) as driver:
+    with server.guest() as driver:
         assert bytes(MassStorage(driver.enumerate(9)).read(3, 1)) == block(3)
     assert server.terminate() == 0
 
@@ -255,7 +255,7 @@ def test_every_virtual_device_is_opened(tmp_path: Path, serve: Serve, image: Pat
         devices = [word for spec in specs for word in ("--device", f"virtual:{spec}")]
         server = serve(*devices, environment={"USBVFIOD_SANDBOX": "kill"})
         assert server.log.count("is plugged into port") == len(specs), server.log
-        with guest(server) as driver:
+        with server.guest() as driver:
             assert bytes(MassStorage(driver.enumerate(9)).read(3, 1)) == block(3)
         assert server.errors == []
         assert server.terminate() == 0

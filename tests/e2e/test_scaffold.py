@@ -58,6 +58,7 @@ def test_their_checks_pass(kind: str, environment: Path, projects: dict[str, Pat
     assert "All checks passed!" in done.stdout
     assert "Success: no issues found in 2 source files" in done.stdout
     assert " passed" in done.stdout.splitlines()[-1]
+    assert ("the suite does not know how to unplug this device" in done.stdout) == (kind == "backend")
     assert "sh ci.sh" in (project / ".github/workflows/checks.yml").read_text()
     assert "${{ vars.USBVFIOD }}" in (project / ".github/workflows/checks.yml").read_text()
 

@@ -7,7 +7,6 @@ import re
 import select
 import signal
 import subprocess
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ import pytest
 from tests.e2e.conftest import Run, Serve
 from tests.e2e.process import COMMAND
 from tests.terminal import Terminal
+from usbvfiod_core.cli.ending import UNREACHABLE
 from usbvfiod_core.daemon.places import VARIABLE
-from usbvfiod_core.testing.bus import SocketBus
-from usbvfiod_core.testing.client import VfioUserClient
-from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage
 
@@ -39,8 +36,7 @@ def order(text: str, *names: str) -> list[str]:
 def test_on_a_terminal(serve: Serve, tmp_path: Path, image: Path) -> None:
     web = serve("--device", f"virtual:flash?image={image}&name=stick", socket_path=tmp_path / "web.sock")
     with Terminal([*COMMAND, "top", "--interval", "0.2"], 110, 20) as top:
-        bus = SocketBus(VfioUserClient.connect(web.socket_path, wait=PATIENCE))
-        with closing(bus), GuestDriver(bus) as driver:
+        with web.guest() as driver:
             disk = MassStorage(driver.enumerate())
 
             def reads(text: str) -> bool:
@@ -104,7 +100,10 @@ def test_a_terminal_that_is_not_fit() -> None:
 
 
 def test_for_programs(serve: Serve, run: Run, tmp_path: Path) -> None:
-    assert "no server of this user is found" in run("top", "--once").stderr
+    for json_or_text in ([], ["--json"]):
+        done = run("top", "--once", *json_or_text)
+        assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+        assert "no server of this user is found" in done.stderr
     serve("--device", "virtual:keyboard?name=keys", socket_path=tmp_path / "web.sock")
     done = run("top", "--once", "--interval", "0.1")
     assert (done.returncode, done.stderr) == (0, "")

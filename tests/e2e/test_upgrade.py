@@ -18,7 +18,6 @@ from tests.e2e.failing_heir import PHASES, WAYS
 from tests.e2e.upgrade_rig import GuestAtWork, Upgradable, heir, patient, usages
 from usbvfiod_core.cli import main, upgrade
 from usbvfiod_core.cli.control import ControlConnection
-from usbvfiod_core.testing.driver import controller
 from usbvfiod_core.testing.limits import PATIENCE, scaled, wait_until
 
 FROZEN = ("freeze", "state", "accept", "go")
@@ -265,8 +264,6 @@ def test_a_hundred_failures(
 ) -> None:
     """Of every phase in every way, three times each and more; one server goes on after 25 of them, and is replaced
     then."""
-    # An interrupt may wait as long as the guest does for the one that hangs, which is five seconds.
-    monkeypatch.setattr(controller, "_LATE", PATIENCE)
     ways = [(phase, way) for way in WAYS for phase in PHASES] + [("format", "other"), ("format", "lacking")]
     attempts: list[Callable[[], object]] = [lambda: lacking_the_plugin(toy)]
     attempts += [partial(failing, toy, monkeypatch, capsys, *each) for each in ways]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,9 +54,8 @@ class Upgradable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.pid != self.server.process.pid and runs(self.pid):
-            os.kill(self.pid, 15)
-            wait_until(lambda: not runs(self.pid), "the server does not end")
+        if self.pid != self.server.process.pid:
+            end(self.pid)
         self.server.__exit__(kind, error, trace)
 
     def ask(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -65,8 +65,7 @@ class Upgradable:
 
     def serving(self) -> int:
         """The process that answers."""
-        with ControlConnection(self.control, PATIENCE) as control:
-            return int(control.request("status")["server"]["pid"])
+        return serving(self.control)
 
     def type(self, text: str) -> None:
         """At the keyboard."""
@@ -75,7 +74,7 @@ class Upgradable:
 
     def upgrade(self, *arguments: str) -> None:
         """Replace it, which must succeed, and wait until the old process is gone."""
-        done = self.ask("upgrade", *arguments)
+        done = patient(self.control, *arguments)
         assert done.returncode == 0, f"{done.stderr}\n{self.server.log}"
         self.follow()
 
@@ -97,6 +96,7 @@ class GuestAtWork:
         self._random = random.Random(seed)
         self._bus = SocketBus(VfioUserClient.connect(rig.server.socket_path, wait=PATIENCE))
         self._driver = GuestDriver(self._bus).start()
+        self._driver.late = PATIENCE  # what is pending is told by the new server, for which the guest waits
         self._ports = [port.port_id for port in self._driver.connected_ports()]
         found = {
             device.descriptor.product_id: device
@@ -196,6 +196,19 @@ def runs(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def serving(control: Path) -> int:
+    """The process that answers at a control socket."""
+    with ControlConnection(control, PATIENCE) as connection:
+        return int(connection.request("status")["server"]["pid"])
+
+
+def end(pid: int) -> None:
+    """Have a server end that is nobody's child."""
+    if runs(pid):
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not runs(pid), "the server does not end")
 
 
 def heir(phase: str, way: str) -> tuple[str, ...]:

@@ -30,26 +30,15 @@ CONFIGURATION = (0x04, 0x10, 0x3C, 0x50, 0x52, 0x70, 0x72, 0x82, 0x90)
 IRQ_FLAGS = (0x21, 0x22, 0x24, 0x09, 0x11, 0x0A, 0x12, 0x0C, 0x14, 0x01, 0x3F, 0)
 
 
-class Client:
-    """`descriptors` are what it sends, by what they are."""
+class Speaker:
+    """Says anything at `near`, a socket that does not block. `descriptors` are what it sends, by what they are."""
 
-    def __init__(self, actions: Actions, watch: Watch, stack: ExitStack) -> None:
+    def __init__(self, actions: Actions, near: socket.socket, stack: ExitStack) -> None:
         self.actions = actions
-        self.loop = WatchedLoop(watch)
-        stack.callback(self.loop.close)
-        self.near, far = socket.socketpair()
-        stack.callback(self.near.close)
-        self.near.setblocking(False)
+        self.near = near
+        near.setblocking(False)
         self.closed = False
         self.replies = b""
-        self.server = ControllerServer(self.loop, fd=far.detach(), on_closed=self._closed)
-        self.server.transport.start()
-        stack.callback(self.loop.run_ready)
-        stack.callback(self.server.transport.close)
-        backend = VirtualBackend()
-        for kind in ("keyboard", "loopback"):
-            device = backend.open(kind, {}, self.loop)
-            stack.callback(partial(self.server.controller.unplug, self.server.controller.plug(device)))
         self.memory = [self._file(PAGES << 12, sealed) for sealed in (True, False)]
         read_only = os.open(f"/proc/self/fd/{self.memory[0]}", os.O_RDONLY | os.O_CLOEXEC)
         pipe = os.pipe()
@@ -61,8 +50,11 @@ class Client:
         for fd in self.descriptors:
             stack.callback(os.close, fd)
 
-    def _closed(self) -> None:
-        self.closed = True
+    def pause(self) -> None:
+        """Let the server do what it can now."""
+
+    def pass_time(self, seconds: float) -> None:
+        """Let it have so much time."""
 
     @staticmethod
     def _file(size: int, sealed: bool) -> int:
@@ -163,12 +155,12 @@ class Client:
             try:
                 self.near.sendmsg([part], ancillary)
             except BlockingIOError:
-                self.loop.run_ready()
+                self.pause()
                 self.receive()
             except OSError:
                 return
             if number or self.actions.flag():
-                self.loop.run_ready()
+                self.pause()
 
     def receive(self) -> None:
         """Take what the server has answered; it must be whole replies in the end."""
@@ -211,7 +203,7 @@ class Client:
         os.ftruncate(self.memory[1], self.actions.pick((0, 0x1000, PAGES << 12)))
 
     def wait(self) -> None:
-        self.loop.advance(self.actions.pick((0.001, 0.05, 1.1, 11.0)))
+        self.pass_time(self.actions.pick((0.001, 0.05, 1.1, 11.0)))
 
     def check_replies(self) -> None:
         at = 0
@@ -227,46 +219,80 @@ class Client:
 
 
 MESSAGES = (
-    Client.dma_map,
-    Client.dma_map,
-    Client.dma_unmap,
-    Client.set_irqs,
-    Client.set_irqs,
-    Client.region_write,
-    Client.region_write,
-    Client.region_write,
-    Client.region_read,
-    Client.write_multi,
-    Client.information,
-    Client.anything,
-    Client.noise,
-    Client.reset,
+    Speaker.dma_map,
+    Speaker.dma_map,
+    Speaker.dma_unmap,
+    Speaker.set_irqs,
+    Speaker.set_irqs,
+    Speaker.region_write,
+    Speaker.region_write,
+    Speaker.region_write,
+    Speaker.region_read,
+    Speaker.write_multi,
+    Speaker.information,
+    Speaker.anything,
+    Speaker.noise,
+    Speaker.reset,
 )
 DEEDS = (
-    Client.scribble,
-    Client.scribble,
-    Client.play_with_eventfds,
-    Client.make_eventfd_block,
-    Client.truncate,
-    Client.wait,
-    Client.receive,
+    Speaker.scribble,
+    Speaker.scribble,
+    Speaker.play_with_eventfds,
+    Speaker.make_eventfd_block,
+    Speaker.truncate,
+    Speaker.wait,
+    Speaker.receive,
 )
+
+
+class Client(Speaker):
+    """The same to a server in this process, whose turns are watched."""
+
+    def __init__(self, actions: Actions, watch: Watch, stack: ExitStack) -> None:
+        near, far = socket.socketpair()
+        stack.callback(near.close)
+        self.loop = WatchedLoop(watch)
+        stack.callback(self.loop.close)
+        self.server = ControllerServer(self.loop, fd=far.detach(), on_closed=self._closed)
+        self.server.transport.start()
+        stack.callback(self.loop.run_ready)
+        stack.callback(self.server.transport.close)
+        backend = VirtualBackend()
+        for kind in ("keyboard", "loopback"):
+            device = backend.open(kind, {}, self.loop)
+            stack.callback(partial(self.server.controller.unplug, self.server.controller.plug(device)))
+        super().__init__(actions, near, stack)
+
+    def pause(self) -> None:
+        self.loop.run_ready()
+
+    def pass_time(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+
+    def _closed(self) -> None:
+        self.closed = True
+
+
+def converse(client: Speaker, most: int = MOST_ACTIONS) -> None:
+    """Say hello, mostly, and do so many things."""
+    actions = client.actions
+    if not actions.rarely():
+        client.send(hello(), [])
+    for _ in range(most):
+        if not actions or client.closed:
+            break
+        what = actions.below(len(MESSAGES) + len(DEEDS))
+        if what < len(MESSAGES):
+            client.send(*MESSAGES[what](client))
+        else:
+            DEEDS[what - len(MESSAGES)](client)
 
 
 def play(actions: Actions, watch: Watch) -> None:
     """One conversation."""
     with ExitStack() as stack:
         client = Client(actions, watch, stack)
-        if not actions.rarely():
-            client.send(hello(), [])
-        for _ in range(MOST_ACTIONS):
-            if not actions or client.closed:
-                break
-            what = actions.below(len(MESSAGES) + len(DEEDS))
-            if what < len(MESSAGES):
-                client.send(*MESSAGES[what](client))
-            else:
-                DEEDS[what - len(MESSAGES)](client)
+        converse(client)
         client.loop.run_ready()
         client.receive()
         client.loop.advance(2.5)

@@ -16,6 +16,7 @@ from tests.fuzz.watch import FindError, Watch, WatchedLoop
 from tests.unit.daemon.control_rig import ControlRig
 from usbvfiod_core.daemon.hotplug_socket import HotplugSocket
 from usbvfiod_core.daemon.peers import HOTPLUG, REQUESTS, Gate, Policy
+from usbvfiod_core.vfio_user.listener import listening
 
 MOST_ACTIONS = 60
 CLIENTS = 4
@@ -82,10 +83,8 @@ class Rig:
         self.loop = self.rig.loop
         path = _directory() / "hotplug"
         gate = Gate("hotplug socket", Policy(), HOTPLUG)
-        self.hotplug = HotplugSocket(
-            self.loop, self.rig.attachments, {"toys": self.rig.backend}, "toys", gate, path=str(path)
-        )
-        self.hotplug.start()
+        self.hotplug = HotplugSocket(self.loop, self.rig.attachments, {"toys": self.rig.backend}, "toys", gate)
+        self.hotplug.start(listening(str(path), None))
         self.paths = (str(self.rig.path), str(self.rig.path), str(path))
         self.answers: dict[socket.socket, bytes] = {}
         node = self.rig.backend.put_in(PLACES[0]).address

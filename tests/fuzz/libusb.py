@@ -9,6 +9,7 @@ from fake_libusb import FakeContext, FakeLibusb, FakeTransfer
 from usbvfiod_libusb import device as device_module
 from usbvfiod_libusb import interfaces as interfaces_module
 from usbvfiod_libusb import status as libusb
+from usbvfiod_libusb.binding import WrappedNode
 from usbvfiod_libusb.device import LibusbDevice
 
 from tests.fuzz import hosted
@@ -65,19 +66,10 @@ class Libusb(Hosted):
         if act.rarely():
             self.refuse()
         try:
+            node = WrappedNode(library, self.context, self.handle, fd)
+            sysfs = SysfsDevice("1-1", 1, 2, 0x1209, 1, configuration=configuration, descriptors=raw)
             device = LibusbDevice(
-                library,
-                self.context,
-                self.handle,
-                fd,
-                self.loop,
-                name="fake",
-                speed=speed,
-                descriptors=raw,
-                configuration=configuration,
-                options=options,
-                taken=Taken(SysfsDevice("1-1", 1, 2, 0x1209, 1, configuration=configuration)),
-                hands=Hands(act),
+                node, self.loop, sysfs.description(speed), options, None, Taken(sysfs), hands=Hands(act)
             )
             device.take()
         except (UsbvfiodError, FakeLibusb.USBError):

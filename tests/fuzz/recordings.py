@@ -11,7 +11,7 @@ from tests.fuzz.inputs import Actions
 from tests.fuzz.watch import FindError, Watch, WatchedLoop
 from usbvfiod_core.capture import pcapng, usbmon
 from usbvfiod_core.capture.recorded_device import RecordedDevice
-from usbvfiod_core.capture.recording import completions, read_recording
+from usbvfiod_core.capture.recording import read_recording
 from usbvfiod_core.capture.scrubbed_file import scrub_file
 from usbvfiod_core.errors import UsbvfiodError
 from usbvfiod_core.testing.device_bench import DeviceBench
@@ -221,7 +221,7 @@ def play(actions: Actions, watch: Watch) -> None:
     for traffic in recording.devices:
         recorded = RecordedDevice(traffic)
         _ = recorded.identity, recorded.shown, recorded.remarks, recorded.known_speed, traffic.where
-        for exchange in completions(traffic):
+        for exchange in traffic.ended:
             _ = exchange.setup, exchange.status, exchange.asked, exchange.moved, exchange.is_cut, exchange.seconds
         if not recorded.problems and not recorded.is_hub:
             replay(Actions(data[::-1][:200]), recorded, watch)

@@ -3,6 +3,7 @@
 TARGETS = {
     "client": "a vfio-user client with real descriptors",
     "controller": "a guest's driver, with all virtual devices",
+    "succession": "a guest's driver whose controller is taken over at any moment, with torn event ring tables",
     "control": "clients of the control socket and the hotplug socket",
     "storage": "a guest with a drive behind the plugin mass-storage-quirks",
     "descriptors": "what devices and the host's kernel say of devices",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,11 @@ from tests.fuzz.engine import Target, generated, load
 from tests.fuzz.inputs import Actions
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import FindError, TooSlowError, Watch, WatchedLoop
+from tests.unit.xhci import succession as successors
+from usbvfiod_core.testing.driver import DriverTimeoutError
+from usbvfiod_core.xhci.state import ControllerState
 
-SECONDS = 1.7
+SECONDS = 1.5
 
 
 @contextmanager
@@ -143,6 +147,33 @@ def test_what_a_thread_closes_a_moment_later_is_not_left(tmp_path: Path) -> None
     Target(close_later).once(b"")
     for each in threads:
         each.join()
+
+
+@pytest.mark.parametrize("name", ["moved", "enqueue"])
+def test_a_successor_that_was_told_something_wrong_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of a transfer was moved is lost, or the last event is written over."""
+    tell = successors.as_text
+
+    def wrong(state: ControllerState) -> Any:
+        told = tell(state)
+        for slot in told["slots"]:
+            for ring in (ring for endpoint in slot["endpoints"] for ring in endpoint["rings"]):
+                if name == "moved":
+                    ring["moved"] = None
+        events = told["interrupters"][0]["ring"]
+        if name == "enqueue" and events["enqueue"]:
+            events["enqueue"] -= 1
+        return told
+
+    monkeypatch.setattr(successors, "as_text", wrong)
+    target, corpus = Target(load("succession")), stored("succession")
+
+    def play_all() -> None:
+        for number in range(300):
+            target.once(generated("succession", number, corpus))
+
+    with pytest.raises((FindError, DriverTimeoutError)):
+        play_all()
 
 
 def test_the_same_bytes_are_the_same_story() -> None:
