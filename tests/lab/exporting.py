@@ -11,23 +11,20 @@ stand in /exchange/exported.json, as a list, once they are exported. They stay i
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from tests.lab.far import Far, modprobe, run, wait_listening
-from tests.lab.usb_device import DEVICES, HostUsbDevice
+from tests.lab.standing import stand
+from tests.lab.usb_device import HostUsbDevice, at_path
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 DRIVER = Path("/sys/bus/usb/drivers/usbip-host")
 ADDRESSES = Path("/exchange/exported.json")
-LONGEST = 1800.0
-"""Seconds after which that ends by itself."""
 PORT = 3240
 KEEPALIVE = (2, 1, 2)
 """Seconds, interval and probes after which a host notices that an importer is gone; see docs/remote.md."""
@@ -106,15 +103,8 @@ class Exported:
 
 def main(ports: Sequence[str]) -> None:
     """Export until the file is removed."""
-    deadline = time.monotonic() + LONGEST
     with Host() as host, ExitStack() as stack:
-        found = [HostUsbDevice(DEVICES / port, int((DEVICES / port / "devnum").read_text())) for port in ports]
-        addresses = [stack.enter_context(host.export(device)).address for device in found]
-        written = ADDRESSES.with_suffix(".new")
-        written.write_text(json.dumps(addresses))
-        written.rename(ADDRESSES)
-        while ADDRESSES.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        stand(ADDRESSES, [stack.enter_context(host.export(at_path(port))).address for port in ports])
 
 
 if __name__ == "__main__":

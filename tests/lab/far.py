@@ -35,7 +35,6 @@ _LISTENS = "0A"
 """In /proc/net/tcp (include/net/tcp_states.h)."""
 _LIMIT = ("limit", "100000")
 """Packets that wait: netem's own 1000 are less than 100 ms of what the lab moves, and the rest would be lost."""
-_numbers = itertools.count(1)
 
 
 class Far:
@@ -45,14 +44,13 @@ class Far:
     """
 
     def __init__(self) -> None:
-        number = next(_numbers)
+        modprobe("veth")
+        number = _make_namespace()
         self.name = f"far{number}"
         self.address, self.near_address = f"10.{100 + number}.0.2", f"10.{100 + number}.0.1"
         self._near = f"near{number}"
         self._networks: list[tuple[str, ...]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        modprobe("veth")
-        run("ip", "netns", "add", self.name)
         try:
             words = ("type", "veth", "peer", "name", "eth0", "netns", self.name)
             run("ip", "link", "add", self._near, *words)
@@ -142,6 +140,21 @@ class Far:
         way = ("netem", *_LIMIT, *parameters) if parameters else ("pfifo",)
         for prefix, device in (((), self._near), (self.prefix, "eth0")):
             run(*prefix, "tc", "qdisc", "replace", "dev", device, "root", *way)
+
+
+def _make_namespace() -> int:
+    """The first number of which there is no "far" yet; another process may have some, or be making one right now."""
+    for number in itertools.count(1):
+        place = Path(f"/run/netns/far{number}")
+        if place.exists():
+            continue
+        try:
+            run("ip", "netns", "add", place.name)
+            return number
+        except RuntimeError:
+            if not place.exists():
+                raise
+    raise AssertionError("there are more numbers")
 
 
 def listens(port: int, process: int) -> bool:

@@ -6,15 +6,14 @@ that file is removed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import os
 import select
 import socket
 import subprocess
 import sys
 import threading
-import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -34,6 +33,7 @@ from tests.lab import gadgets
 from tests.lab.card import Card
 from tests.lab.gadgets import Gadget
 from tests.lab.machine import Machine, wire
+from tests.lab.standing import stand
 from tests.lab.usb_device import HostUsbDevice
 from tests.lab.usbip import Attachment, attach
 from tests.lab.usbip_virtual import Exported
@@ -41,8 +41,6 @@ from usbvfiod_core.usb.device import Loop
 from usbvfiod_core.virtual.device import VirtualDevice
 
 OFFER = Path("/exchange/offer.json")
-LONGEST = 1800.0
-"""Seconds after which an offer ends by itself."""
 IMAGE = Path("/exchange/offer.img")
 """Of the drives; the test makes it."""
 PATTERN = 1
@@ -83,26 +81,44 @@ def serial_port() -> Iterator[list[HostUsbDevice]]:
 @contextmanager
 def _echo(node: Path) -> Iterator[None]:
     """Be the far end that says back what it is told: a terminal, or a MIDI port."""
-    far = os.open(node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-    if os.isatty(far):
-        tty.setraw(far)
+    far = _open(node)
     ended = threading.Event()
-    echo = threading.Thread(target=_say_back, args=(far, ended))
+    echo = threading.Thread(target=_say_back, args=(node, far, ended))
     echo.start()
     yield
     ended.set()
     echo.join()
-    os.close(far)  # the gadget waits for it
 
 
-def _say_back(far: int, ended: threading.Event) -> None:
+def _open(node: Path) -> int:
+    far = os.open(node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    if os.isatty(far):
+        tty.setraw(far)
+    return far
+
+
+def _say_back(node: Path, far: int, ended: threading.Event) -> None:
+    """Whoever takes the device from its kernel's drivers, as usbip-host does, takes its configuration away: a gadget's
+    terminal hangs up then, and is opened again."""
     held = b""
-    while not ended.is_set():
-        readable, writable, _ = select.select([far] if len(held) < 65536 else [], [far] if held else [], [], 0.2)
-        if readable:
-            held += os.read(far, 4096)
-        if writable:
-            held = held[os.write(far, held[:4096]) :]
+    try:
+        while not ended.is_set():
+            readable, writable, _ = select.select([far] if len(held) < 65536 else [], [far] if held else [], [], 0.2)
+            try:
+                if readable:
+                    said = os.read(far, 4096)
+                    if not said:
+                        raise OSError(errno.EIO, "it has hung up")
+                    held += said
+                if writable:
+                    held = held[os.write(far, held[:4096]) :]
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                os.close(far)
+                far, held = _open(node), b""
+    finally:
+        os.close(far)  # the gadget waits for it
 
 
 @contextmanager
@@ -245,13 +261,8 @@ OFFERS: dict[str, Callable[[], AbstractContextManager[list[HostUsbDevice]]]] = {
 
 def main(name: str) -> None:
     """Offer until OFFER is removed."""
-    deadline = time.monotonic() + LONGEST
     with OFFERS[name]() as devices:
-        written = OFFER.with_suffix(".new")
-        written.write_text(json.dumps([device.port for device in devices]))
-        written.rename(OFFER)
-        while OFFER.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        stand(OFFER, [device.port for device in devices])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.lab.prepared import PreparedServer
 from tests.lab.usb_device import HostUsbDevice
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
@@ -22,8 +24,8 @@ class Passed:
     """`usbvfiod --backend BACKEND --device NODE` and a guest: `device` is the device as the guest has it.
 
     With `by_port` it is named by its place, where it may come back, or by any other `address`. Without `configure` the
-    guest leaves it in the Address state. Leaving `with` ends the
-    server and checks that it ended well.
+    guest leaves it in the Address state. With `fresh` the server is not a copy of a prepared process (prepared.py).
+    Leaving `with` ends the server and checks that it ended well.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class Passed:
         by_port: bool = False,
         address: str | None = None,
         configure: bool = True,
+        fresh: bool = False,
     ) -> None:
         if address is None:
             address = device.port if by_port else str(device.node)
         path, self._control = directory / "usbvfiod.sock", directory / "control.sock"
         words = ("--backend", backend, "--device", address, "--control-path", str(self._control), *options)
-        self.server = ServerProcess(path, words)
+        # On a busy machine a start takes a minute here.
+        self.server = ServerProcess(path, words, timeout=5 * PATIENCE) if fresh else PreparedServer(path, words)
         try:
             self.bus: SocketBus = self.server.connect()
             self.driver = GuestDriver(self.bus).start()
@@ -74,12 +78,24 @@ class Passed:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if value is not None:
+            value.add_note(threads(self.server.process.pid))
         self.bus.close()
         status = self.server.stop()
         if value is not None:
             value.add_note(f"usbvfiod said:\n{self.server.output}")
         elif status != 0:
             raise AssertionError(f"usbvfiod ended with status {status}:\n{self.server.output}")
+
+
+def threads(process: int) -> str:
+    """What each thread of a process waits for in the kernel, outermost call last; as far as it is still there."""
+    said = ["usbvfiod's threads wait in:"]
+    for task in sorted(Path(f"/proc/{process}/task").glob("*")):
+        with suppress(OSError):
+            calls = re.findall(r"\] (\w+)\+", (task / "stack").read_text())
+            said.append(f"  {task.name}: {' < '.join(calls) or 'no call'}")
+    return "\n".join(said)
 
 
 def ask(control: Path, request: str, **arguments: Any) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.heard import no_traceback
+from tests.lab.prepared import PROGRAM, Prepared
 from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.client import VfioUserClient
@@ -17,17 +17,21 @@ from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 
 class Served:
-    """A server process of a user, and what it says of its attachments. `close`, or leaving `with`, ends it."""
+    """A server process and what it says of its attachments. `close`, or leaving `with`, ends it. One of a `user` is
+    started anew, the others are copies of a prepared process (prepared.py)."""
 
     def __init__(self, directory: Path, *options: str, user: int | None = None) -> None:
         self.control_path = directory / "control.sock"
         log = directory / "server.log"
         self.path = directory / "usb.sock"
         arguments = ["--socket-path", self.path, "--control-path", self.control_path, *options]
-        other: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+        command = [*PROGRAM, *map(str, arguments)]
         with log.open("wb") as output:
-            command = [sys.executable, "-m", "usbvfiod_core", *map(str, arguments)]
-            self.process = subprocess.Popen(command, stderr=output, **other)
+            self.process: subprocess.Popen[bytes]
+            if user is None:
+                self.process = Prepared(command, stderr=output.fileno())
+            else:
+                self.process = subprocess.Popen(command, stderr=output, user=user, group=user, extra_groups=[])
 
         def serving() -> bool:
             assert self.process.poll() is None, log.read_text()

@@ -2,7 +2,8 @@
 
     with Redirect(device) as there, Passed("usbredir", device, directory, address=there.address) as given:
 
-It ends with its connection, so it is started again whenever it has ended, as docs/remote.md has a service do it.
+It ends with its connection, so it is started again whenever it has ended, as docs/remote.md has a service do it. One
+that comes is started when somebody waits for it: to be refused again and again takes an emulated processor as a whole.
 
 For a guest beside the lab, `python3 -m tests.lab.stock_redirect PORT...` gives away the devices at these ports. Their
 addresses stand in /exchange/redirected.json, as a list, once they can be connected, until that file is removed.
@@ -10,25 +11,23 @@ addresses stand in /exchange/redirected.json, as a list, once they can be connec
 
 from __future__ import annotations
 
-import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from tests.lab.far import Far, listens
-from tests.lab.usb_device import DEVICES, HostUsbDevice
+from tests.lab.standing import stand
+from tests.lab.usb_device import HostUsbDevice, at_path
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 ADDRESSES = Path("/exchange/redirected.json")
-LONGEST = 1800.0
-"""Seconds after which that ends by itself."""
 PORT = 3240
 """Of those for a guest beside the lab: its server, in the sandbox, connects the ports that it knows at its start."""
 _RESTART = 0.1
@@ -87,8 +86,9 @@ class Redirect:
         return f"{'listen=' if self._comes else ''}{self._host}:{self.port}"
 
     def wait(self) -> None:
-        """Wait until it can be connected; or, where it comes, until it has been started."""
-        wait_until(lambda: self.starts if self._comes else self._waits(), lambda: f"usbredirect: {self.output[-500:]}")
+        """Wait until it can be connected, unless it comes."""
+        if not self._comes:
+            wait_until(self._waits, lambda: f"usbredirect: {self.output[-500:]}")
 
     def kill(self) -> None:
         """End it, as hard as it goes; it is started again."""
@@ -140,6 +140,8 @@ class Redirect:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._wanted)
+                while self._comes and not self._ended and not (self._wanted and listens(self.port, os.getpid())):
+                    self._changed.wait(_RESTART)
                 if self._ended:
                     return
                 process = self._process = subprocess.Popen(self._words, stdout=self._output, stderr=subprocess.STDOUT)
@@ -152,18 +154,12 @@ class Redirect:
 
 def main(ports: Sequence[str]) -> None:
     """Give devices away until the file is removed, each from a machine of its own."""
-    deadline = time.monotonic() + LONGEST
     with ExitStack() as stack:
         addresses = []
         for port in ports:
-            device = HostUsbDevice(DEVICES / port, int((DEVICES / port / "devnum").read_text()))
             far = stack.enter_context(Far())
-            addresses.append(stack.enter_context(Redirect(device, far=far, port=PORT)).address)
-        written = ADDRESSES.with_suffix(".new")
-        written.write_text(json.dumps(addresses))
-        written.rename(ADDRESSES)
-        while ADDRESSES.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+            addresses.append(stack.enter_context(Redirect(at_path(port), far=far, port=PORT)).address)
+        stand(ADDRESSES, addresses)
 
 
 if __name__ == "__main__":

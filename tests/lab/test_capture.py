@@ -7,15 +7,10 @@ The devices are virtual ones, plugged into the lab's Linux over USB/IP (see usbi
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
-
-import pytest
 
 from tests.lab.test_gadgets import read_exactly
 from tests.lab.test_replay import EVENT, keys, where
@@ -28,9 +23,7 @@ from tests.unit.capture.rig import Rig, opened, records
 from usbvfiod_core.capture.taps import DeviceTap, Interface
 from usbvfiod_core.capture.usbmon import COMPLETE, SUBMIT, Record
 from usbvfiod_core.options import from_text
-from usbvfiod_core.testing.driver import GuestDriver
 from usbvfiod_core.testing.limits import PATIENCE
-from usbvfiod_core.testing.served import ServerProcess
 from usbvfiod_core.usb.device import Loop
 from usbvfiod_core.usb.requests import SET_ADDRESS, SetupPacket
 from usbvfiod_core.usb.transfer import Transfer, TransferType
@@ -172,28 +165,3 @@ def test_a_keyboard_beside_usbmon(tmp_path: Path) -> None:
     assert "taken back" in str(ours[0x81])
     assert ours[0x80] == theirs[0x80]
     assert ours[0] == theirs[0]
-
-
-@pytest.mark.long  # emulated processors; tests/e2e/test_extcap.py is its short form
-def test_tshark_captures_by_our_program(tmp_path: Path) -> None:
-    """Wireshark's own programs call the installed extcap program: they ask what runs, and capture it."""
-    control = tmp_path / "servers"
-    control.mkdir()
-    environment = {**os.environ, "HOME": str(tmp_path), "USBVFIOD_CONTROL": str(control)}
-
-    def run(*command: str) -> str:
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    run(sys.executable, "-P", "-m", "usbvfiod_core", "extcap", "install")
-    options = ("--control-path", str(control / "web.sock"), "--device", "virtual:keyboard?name=keys")
-    with (
-        ServerProcess(tmp_path / "vm.sock", options) as server,
-        closing(server.connect()) as bus,
-        GuestDriver(bus) as driver,
-    ):
-        driver.enumerate()
-        file = tmp_path / "captured.pcapng"
-        run("tshark", "-i", "usbvfiod-web-keys", "-c", "6", "-w", str(file))
-        assert len(records(file)) == 6

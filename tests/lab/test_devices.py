@@ -12,6 +12,7 @@ import subprocess
 import termios
 import threading
 import tty
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ from tests.lab.usbip import attach
 from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.mass_storage import MassStorage, ScsiError
-from usbvfiod_core.testing.uas import UasClient
+from usbvfiod_core.testing.uas import UasClient, UasError
 from usbvfiod_core.usb.transfer import TransferType
 from usbvfiod_core.xhci import spec
 
@@ -126,6 +127,8 @@ def test_uas(passed: Pass, machine: Machine, backend: str) -> None:
         client = UasClient(passed(device).device)
         assert bool(client.streams) == (backend == "usbfs")
         client.device.driver.timeout = 60.0
+        with suppress(UasError):
+            client.command(bytes(6))  # a drive that has been reset tells it once
         read = hashlib.sha256()
         for first in range(0, 2 * 2048, 1024):
             commands = [client.submit(rw_10(0x28, block, 128), 65536) for block in range(first, first + 1024, 128)]

@@ -11,10 +11,10 @@ from tests.lab import gadgets, usbip_devices
 from tests.lab.gadgets import Gadget
 from tests.lab.guest_classes import bulk_pair
 from tests.lab.passing import Pass
+from tests.lab.prepared import PreparedServer
 from tests.lab.usbip import attach
 from tests.lab.usbip_devices import BULK_IN, BULK_OUT, Fault, SourceSink
 from usbvfiod_core.testing.driver import DriverError, GuestDriver
-from usbvfiod_core.testing.served import ServerProcess
 from usbvfiod_core.xhci import spec
 
 pytestmark = pytest.mark.long_with("libusb")  # its own part is in the plugin's tests
@@ -94,7 +94,7 @@ def test_broken_descriptors_hurt_nobody_else(backend: str, tmp_path: Path, kind:
     with Gadget([gadgets.source_sink()], identity="0525:a4a0") as gadget:
         options = ["--device", f"{gadget.bind().node}?port={NEIGHBOUR}", "--device", "1209:0002"]
         with (
-            ServerProcess(tmp_path / "s.sock", ("--backend", backend, *options)) as server,
+            PreparedServer(tmp_path / "s.sock", ("--backend", backend, *options)) as server,
             attach(usbip_devices.broken(usbip_devices.malformed()[kind])) as attachment,
         ):
             attachment.wait()

@@ -8,7 +8,7 @@ from tests.lab.opened import open_bench
 from tests.lab.usbip import Server, Urb, attach
 from usbvfiod_core.testing.conformance.enumeration import configurations, get_configuration, set_configuration
 from usbvfiod_core.testing.device_bench import DeviceBench
-from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint
+from usbvfiod_core.usb.descriptors import DEVICE, Configuration, Endpoint, Interface, bulk_endpoint
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferStatus, TransferType
@@ -70,6 +70,35 @@ def test_a_value_that_two_configurations_have(backend: str) -> None:
         for _ in range(2):
             assert set_configuration(bench, 3).status is COMPLETED
             assert read(bench, 0x81) is COMPLETED
+        bench.close()
+
+
+def test_an_interface_without_a_setting_0(backend: str) -> None:
+    """It begins in the first that it has, on the host and for the guest."""
+    parts = tuple(Interface(0, 255, endpoints=(IN[each],), alternate=each) for each in (1, 2))
+    with attach(Several(Configuration(parts))) as attachment:
+        bench = open_bench(backend, attachment.wait())
+        for _ in range(2):
+            assert set_configuration(bench, 1).status is COMPLETED
+            assert read(bench, IN[1].address) is COMPLETED
+            assert choose(bench, 0, 2) is COMPLETED
+            assert read(bench, IN[2].address) is COMPLETED
+            bench.reset()
+        bench.close()
+
+
+def test_bulk_endpoints_at_low_speed(backend: str) -> None:
+    """Linux makes interrupt endpoints of them, on the host and in the guest; another guest may not."""
+    slow = Several(Configuration((Interface(0, 255, endpoints=(Endpoint(0x81, TransferType.BULK, 8),)),)))
+    slow.speed = "low"
+    slow.table[DEVICE] = slow.table[DEVICE][:7] + b"\x08" + slow.table[DEVICE][8:]
+    with attach(slow) as attachment:
+        bench = open_bench(backend, attachment.wait())
+        assert set_configuration(bench, 1).status is COMPLETED
+        for type in (TransferType.INTERRUPT, TransferType.BULK):
+            transfer = bench.submit(0x81, type, 8)
+            bench.wait(transfer)
+            assert (transfer.status, transfer.data) == (COMPLETED, b"\x81")
         bench.close()
 
 

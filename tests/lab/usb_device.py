@@ -61,6 +61,12 @@ class HostUsbDevice:
             return False
 
 
+def at_path(port: str) -> HostUsbDevice:
+    """The device at a port path, "2-1.4". Raises OSError if there is none."""
+    path = DEVICES / port
+    return HostUsbDevice(path, int((path / "devnum").read_text()))
+
+
 def at_ports(hubs: Iterable[Path], port: str) -> HostUsbDevice | None:
     """The device at a port ("1" or "1.4") of one of these root hubs (usbN in sysfs), if there is one."""
     for hub in hubs:

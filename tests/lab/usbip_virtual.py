@@ -70,7 +70,12 @@ class ServerLoop:
         raise NotImplementedError
 
     def run_blocking(self, call: Callable[[], T], then: Callable[[T | BaseException], object]) -> None:
-        raise NotImplementedError
+        result: T | BaseException
+        try:
+            result = call()  # nobody else is served by this thread
+        except Exception as error:
+            result = error
+        self.call_soon(then, result)
 
 
 class _Timer:

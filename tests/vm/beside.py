@@ -7,7 +7,6 @@ with BesideLab(lab, directory) as chain, chain.offer("drive", "usbfs"):
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -69,8 +68,7 @@ class BesideLab:
 
     def usbvfiod(self, *words: str) -> str:
         """Run a command of usbvfiod's in the lab; what it prints."""
-        command = shlex.join(["python3", "-m", "usbvfiod_core", *words])
-        return self.lab.run(f"export USBVFIOD_CONTROL={CONTROL}; {command}", COMMAND_TIMEOUT)
+        return self.lab.usbvfiod(*words, "--control-path", CONTROL, timeout=COMMAND_TIMEOUT)
 
     @contextmanager
     def made(self, name: str) -> Iterator[list[str]]:
@@ -110,7 +108,7 @@ class BesideLab:
     def _program(self, file: str, module: str, *words: str) -> Iterator[list[str]]:
         """Run a module in the lab until the end; the list that it writes to a file, whose removal ends it."""
         path = self.lab.exchange / file
-        running = self.lab.start(f"cd /usbvfiod && exec {shlex.join(['python3', '-m', module, *words])}")
+        running = self.lab.start_program(module, *words)
         try:
             deadline = time.monotonic() + scaled(START_TIMEOUT)
             while not path.exists():

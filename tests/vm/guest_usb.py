@@ -22,6 +22,15 @@ RECOVERY = re.compile(
     r"reset \S+ USB device|USB disconnect|WARNING:|BUG:|blocked for more than|timed out|not responding|"
     r"host controller died|device descriptor read|unable to enumerate"
 )
+# EVIOCSREP, with ten minutes: the kernel itself repeats a key that is down for a while, as it is where processors are
+# slow. It reports a change of these times with the next report, so there is one (EV_SYN). Mice have none (ENOSYS).
+NO_REPEAT = """open(INPUT, "+<", $ARGV[0]) or die "$ARGV[0]: $!";
+$times = pack("II", 600000, 600000);
+ioctl(INPUT, 0x40084503, $times) or $! == 38 or die "EVIOCSREP: $!";
+syswrite(INPUT, pack("qqSSl", 0, 0, 0, 0, 0)) == 24 or die "EV_SYN: $!";
+"""
+RECORDS_MAX = 64
+RECORDS_OF_A_KEY = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,40 +116,85 @@ def start_reading_input(guest: Guest, records: int, *, name: str = "", patience:
     `name` is part of the input device's name, where there are several; `patience` is in seconds, and scaled.
 
     On return the device is open: what happens from now on is read. No more records than the kernel keeps for a reader
-    whose turn does not come (EVDEV_MIN_BUFFER_SIZE of its drivers/input/evdev.c).
+    whose turn does not come (EVDEV_MIN_BUFFER_SIZE of its drivers/input/evdev.c). Keys that are down for a while are
+    not repeated.
     """
-    assert records <= 64
-    script = f"""
+    assert records <= RECORDS_MAX
+    event = _find_input(guest, name, patience)
+    reading = guest.start(f"""
+exec 4< /dev/input/{event}
+touch /tmp/reading-input
+timeout {scaled(patience):.0f} /usr/bin/dd bs=24 count={records} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
+""")
+    guest.wait_until("[ -e /tmp/reading-input ]", timeout=patience)
+    return reading
+
+
+def _find_input(guest: Guest, name: str, patience: int) -> str:
+    """The name of an input device's node, once it is there; from now on it repeats no keys."""
+    return guest.run(
+        f"""
 until [ -n "$event" ]; do
     for device in /sys/class/input/event*; do
         case "$(readlink -f $device) $(cat $device/device/name)" in */usb*{name}*) event=${{device##*/}};; esac
     done
     sleep 0.1
 done
-exec 4< /dev/input/$event
-touch /tmp/reading-input
-timeout {scaled(patience):.0f} /usr/bin/dd bs=24 count={records} <&4 2>/dev/null | hexdump -ve '1/1 "%02x"'
-"""
-    guest.run("rm -f /tmp/reading-input")
-    reading = guest.start(script)
-    guest.wait_until("[ -e /tmp/reading-input ]", timeout=patience)
-    return reading
+perl -e '{NO_REPEAT}' /dev/input/$event || exit 1
+rm -f /tmp/reading-input
+echo $event
+""",
+        patience,
+    ).strip()
 
 
 def finish_reading_input(guest: Guest, reading: Running, timeout: float = 60.0) -> list[tuple[int, int, int]]:
     """Wait for the records: (type, code, value) of each, as in linux/input-event-codes.h."""
-    data = bytes.fromhex(guest.wait(reading, timeout).strip())
+    return _records(guest.wait(reading, timeout))
+
+
+def _records(text: str) -> list[tuple[int, int, int]]:
+    data = bytes.fromhex(text.strip())
     return [struct.unpack_from("<qqHHi", data, offset)[2:] for offset in range(0, len(data), 24)]
 
 
 def start_reading_keys(guest: Guest, events: int, *, name: str = "Keyboard", patience: int = 60) -> Running:
     """As `start_reading_input`, of so many presses and releases, of three records (scan code, key, end of report)."""
-    return start_reading_input(guest, 3 * events, name=name, patience=patience)
+    return start_reading_input(guest, RECORDS_OF_A_KEY * events, name=name, patience=patience)
 
 
 def finish_reading_keys(guest: Guest, reading: Running, timeout: float = 60.0) -> list[tuple[int, int]]:
     """Wait for the keys: (code of linux/input-event-codes.h, 1 for a press and 0 for a release) of each."""
-    return [(code, value) for kind, code, value in finish_reading_input(guest, reading, timeout) if kind == 1]
+    return _keys(finish_reading_input(guest, reading, timeout))
+
+
+def _keys(records: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    return [(code, value) for kind, code, value in records if kind == 1]
+
+
+class KeyLog:
+    """All that a keyboard types from now on, for as long as a test wants: a key that comes late or twice is in it."""
+
+    def __init__(self, guest: Guest, *, name: str = "Keyboard") -> None:
+        self._guest = guest
+        self._reading = guest.start(f"""
+exec 4< /dev/input/{_find_input(guest, name, 60)}
+/usr/bin/dd bs=24 of=/tmp/keys <&4 2>/dev/null &
+echo $! > /tmp/reading-input
+wait
+hexdump -ve '1/1 "%02x"' /tmp/keys
+""")
+        guest.wait_until("[ -s /tmp/reading-input ]")
+
+    def wait(self, events: int) -> None:
+        """Wait until there are so many presses and releases; between two calls no more than RECORDS_MAX records."""
+        size = 24 * RECORDS_OF_A_KEY * events
+        self._guest.wait_until(f"found=$(stat -c %s /tmp/keys); echo $found bytes; [ $found -ge {size} ]")
+
+    def finish(self) -> list[tuple[int, int]]:
+        """Read no more; as `finish_reading_keys`."""
+        self._guest.run("kill $(cat /tmp/reading-input)")
+        return _keys(_records(self._guest.wait(self._reading)))
 
 
 def direct_io(

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.lab import prepared
 from tests.vm.guest import GuestError, GuestTimeout, Running, shared_file
 from tests.vm.system import INSIDE, System
 
@@ -52,6 +53,7 @@ class Lab(System):
 
     def __init__(self, directory: Path, *, kernel_arguments: str = "", backported: bool = False) -> None:
         self._runs: Running | None = None
+        self._prepared: Running | None = None
         self.window = os.fdopen(os.memfd_create("window"), "r+b", buffering=0)
         self.window.truncate(WINDOW_MIB << 20)
         self.bridge, inner = socket.socketpair()
@@ -95,6 +97,7 @@ class Lab(System):
         report.unlink(missing_ok=True)
         log.write_text("")
         request = shlex.quote(json.dumps([arguments, "/exchange/pytest.log"]))
+        self._start_prepared()
         self._start_pytest_runs()
         asking = f"exec 3<> {REQUESTS} 4<> {ANSWERS}; echo {request} >&3; read -r status <&4"
         running = self.start(f'{asking}; echo "pytest ended with $status"')
@@ -115,11 +118,41 @@ class Lab(System):
             raise LabFailure(output)
         return {"passed": total - skipped, "skipped": skipped}
 
+    def usbvfiod(self, *words: str, timeout: float = 120.0) -> str:
+        """Run a command of usbvfiod's in a copy of a process that has imported it (inside/prepared.py); as `run`."""
+        return self.wait(self._ask(prepared.COMMANDS, "usbvfiod_core", words), timeout)
+
+    def start_program(self, module: str, *words: str) -> Running:
+        """Start one of the programs that are prepared there, likewise; as `start`."""
+        return self._ask(prepared.PROGRAMS, module, words)
+
+    def _ask(self, fifo: str, module: str, words: Sequence[str]) -> Running:
+        self._start_prepared()
+        request = {"module": module, "arguments": words, "environment": None, "directory": str(INSIDE)}
+        request["files"] = [os.devnull, *(f"/proc/$$/fd/{number}" for number in (1, 2))]
+        request["answers"] = "/proc/$$/fd/3"
+        line = shlex.quote(json.dumps(request)).replace("$$", "'$$'")  # the shell's number
+        answers = "/run/answers.$$"
+        asking = f"mkfifo {answers}; exec 3<> {answers}; rm {answers}; echo {line} > {fifo}"
+        return self.start(f"{asking}; read -r process <&3; read -r status <&3; exit $status")
+
+    def _start_prepared(self) -> None:
+        """Have what becomes usbvfiod's servers and commands, and such programs."""
+        if not self._goes_on(self._prepared):
+            requests = " ".join(prepared.FIFOS)
+            self.run(f"rm -f {requests}; mkfifo {requests}")
+            program = f"{INSIDE}/tests/vm/inside/prepared.py"
+            self._prepared = self.start(f"exec python3 -P {program} {requests} > /exchange/prepared.log 2>&1")
+
+    def _goes_on(self, running: Running | None) -> bool:
+        if running is None:
+            return False
+        self.ended(running, 0.01)  # takes in what has been said
+        return running.id in self._running
+
     def _start_pytest_runs(self) -> None:
         """Have what runs pytest in the lab: one process for all requests (inside/pytest_runs.py)."""
-        if self._runs is not None:
-            self.ended(self._runs, 0.01)  # takes in what has been said
-        if self._runs is None or self._runs.id not in self._running:
+        if not self._goes_on(self._runs):
             options = ["-c", f"{INSIDE}/pyproject.toml", "-p", "no:cacheprovider", "-rs"]
             options += ["-p", "no:hypothesispytest", "-p", "no:anyio"]  # which take longer to load than many a test
             options += ["-o", f"timeout={TEST_TIMEOUT}", "--durations=5", "--junitxml=/exchange/report.xml"]

@@ -27,10 +27,7 @@ class ServerError(Exception):
 
 
 class UsbvfiodServer:
-    """`usbvfiod --socket-path ... --device ...`, listening when the constructor returns.
-
-    `ready_seconds` is from the process's start until it said so. Its log is kept in `log_path`.
-    """
+    """`usbvfiod --socket-path ... --device ...`, listening when the constructor returns. Its log is in `log_path`."""
 
     def __init__(
         self,
@@ -58,7 +55,6 @@ class UsbvfiodServer:
         variables = {**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(notify_path)}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, open(self.log_path, "ab") as log:
             notifications.bind(str(notify_path))
-            started = time.monotonic()
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
             )
@@ -67,7 +63,6 @@ class UsbvfiodServer:
             except BaseException:
                 self.kill()
                 raise
-            self.ready_seconds = time.monotonic() - started
 
     def __enter__(self) -> UsbvfiodServer:
         return self

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.vm import bytecode, initramfs, lab_packages
 from tests.vm import tree as debian
-from tests.vm.guest import Guest
+from tests.vm.guest import Guest, Running
 from usbvfiod_core.daemon import confinement
 from usbvfiod_core.testing import limits
 from usbvfiod_core.testing.limits import scaled
@@ -54,8 +54,12 @@ class System(Guest):
 
     def python(self, module: str, *arguments: object, timeout: float = 240.0) -> str:
         """Run a module of tests/vm/inside in it, as `run` does."""
+        return self.wait(self.start_python(module, *arguments), timeout)
+
+    def start_python(self, module: str, *arguments: object) -> Running:
+        """Start a module of tests/vm/inside in it, as `start` does."""
         words = " ".join(shlex.quote(str(argument)) for argument in arguments)
-        return self.run(f"cd {INSIDE} && exec python3 -m tests.vm.inside.{module} {words}", timeout)
+        return self.start(f"cd {INSIDE} && exec python3 -m tests.vm.inside.{module} {words}")
 
     def _write_environment(self) -> None:
         """The shell variables of all that runs in it."""

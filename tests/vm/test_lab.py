@@ -56,9 +56,11 @@ def test_it_has_the_controllers_of_both_kinds(lab: Lab) -> None:
 def test_it_runs_the_checkout_with_all_its_plugins(lab: Lab) -> None:
     (Path(lab.exchange) / "probe.py").write_text("import usbvfiod_core, sys; print(usbvfiod_core.__file__, sys.argv)\n")
     assert lab.run("python3 /exchange/probe.py a").startswith("/usbvfiod/usbvfiod_core/__init__.py ")
-    listed = lab.run("python3 -m usbvfiod_core plugins")
+    listed = lab.usbvfiod("plugins")
     for _, content in lab_packages.projects():
         assert f"{content['project']['name']} {content['project']['version']}" in listed
+    with pytest.raises(CommandError, match=r"(?s)exit status 8 .*no server answers at /run/nobody"):
+        lab.usbvfiod("list", "--control-path", "/run/nobody")
 
 
 def test_the_result_of_tests_inside_is_theirs(lab: Lab) -> None:

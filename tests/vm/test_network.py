@@ -12,7 +12,7 @@ import pytest
 
 from tests.namespace import Namespace
 from tests.vm import guest_usb
-from tests.vm.guest import Guest, GuestFactory
+from tests.vm.guest import Guest, GuestError, GuestFactory
 from tests.vm.server import UsbvfiodServer
 
 pytestmark = pytest.mark.vm
@@ -71,7 +71,11 @@ class Network:
 
     def wait_carrier(self, adapter: Adapter, is_on: bool) -> None:
         """Wait until the guest knows whether it is connected."""
-        self.guest.wait_until(f"[ $(cat /sys/class/net/{self.names[adapter.tap]}/carrier) = {int(is_on)} ]")
+        try:
+            self.guest.wait_until(f"[ $(cat /sys/class/net/{self.names[adapter.tap]}/carrier) = {int(is_on)} ]")
+        except GuestError as error:
+            error.add_note(f"{self.note(adapter)}; the server: {self.server.request('status')}")
+            raise
 
     def ping(self, adapter: Adapter) -> None:
         """The host answers all of three."""

@@ -170,6 +170,12 @@ def test_a_serial_port_through_open_and_close(beside_lab: BesideLab, backend: st
         beside_lab.guest.python("serial_echo", "/dev/ttyACM0", 8, MIB // 8)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("backend", REMOTE)
+def test_a_serial_port_of_another_machine(beside_lab: BesideLab, backend: str) -> None:
+    test_a_serial_port_through_open_and_close(beside_lab, backend)
+
+
 @pytest.mark.parametrize("mebibytes", [4, pytest.param(50, marks=pytest.mark.long)])
 def test_a_network_adapter(beside_lab: BesideLab, backend: str, mebibytes: int) -> None:
     check_network(beside_lab, backend, "ncm", "cdc_ncm", mebibytes)

@@ -34,7 +34,7 @@ def qemu() -> list[str]:
     assert line is not None
     words = shlex.split(line[0])[1:]
     assert words[-2:] == ["-drive", "file=root.img,if=virtio"]
-    return [word.replace("accel=kvm", "accel=tcg").replace("2G", "512M") for word in words[:-2]]
+    return [word.replace("accel=kvm:tcg", "accel=tcg").replace("2G", "512M") for word in words[:-2]]
 
 
 def proxmox() -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -39,3 +41,19 @@ def tshark(*arguments: str) -> str:
     command = [*tree.program_argv(tree.tree_directory(), "usr/bin/tshark"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=scaled(60))
     return result.stdout
+
+
+def installed(directory: Path) -> list[str]:
+    """How to start a tshark that captures. It looks for dumpcap and its extcap folder beside the program that runs,
+    which is the dynamic linker of the tree: so there is one of its own in `directory`, with both beside it."""
+    linker, *options, name, _ = tree.program_argv(tree.tree_directory(), "usr/bin/tshark")
+    here = directory / "linker"
+    shutil.copyfile(linker, here)
+    here.chmod(0o755)
+    programs = tree.tree_directory() / "usr/bin"
+    dumpcap = directory / "dumpcap"
+    command = shlex.join([str(here), *options, "dumpcap", str(programs / "dumpcap")])
+    dumpcap.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    dumpcap.chmod(0o755)
+    (directory / "extcap/wireshark").mkdir(parents=True)  # without it no other extcap folder is looked into
+    return [str(here), *options, name, str(programs / "tshark")]

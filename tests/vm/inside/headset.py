@@ -16,8 +16,9 @@ PATIENCE = scaled(60.0)
 RATE = RATES[1]
 COUNT = RATE // 20
 """Audio frames each way."""
-LOST = RATE // 100
-"""Audio frames that the guest's driver may lose at the start of a recording."""
+LOST = RATE
+"""Audio frames that the guest's driver may lose at the start of a recording: a second of them, for which an emulated
+processor may have to wait for its turn just then."""
 SILENCE = 30 * RATE
 """Audio frames behind what is played: it is stopped long before."""
 STREAM = ("--buffer-time=5000000", "--period-time=5000", "-t", "raw", "-f", "S16_LE", "-c", "2", "-r", str(RATE))
