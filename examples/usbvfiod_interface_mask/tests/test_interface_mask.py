@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 from usbvfiod_interface_mask import InterfaceMask, Options, usbvfiod_intercept_device
 
 from usbvfiod_core import ConfigError, SetupPacket, Speed, TransferStatus, TransferType
 from usbvfiod_core.testing.driver import DriverError, UsbDevice
+from usbvfiod_core.testing.fake_device import FakeDevice
 from usbvfiod_core.testing.guest import Guest
 from usbvfiod_core.testing.interception import intercepted
 from usbvfiod_core.usb.descriptors import Configuration, Interface, bulk_endpoint, interrupt_endpoint
@@ -154,6 +156,16 @@ def test_requests_to_what_is_hidden_are_refused(masked: Make, setup: SetupPacket
     with pytest.raises(DriverError, match="Stall"):
         td.result()
     assert here.device.requests == []
+
+
+@pytest.mark.parametrize("index", [0x0100, 0x0000])
+def test_a_printers_device_id_is_asked_of_the_interface_in_the_high_byte(usb_guest: Guest, index: int) -> None:
+    device = FakeDevice(configurations=(Configuration((Interface(0, 0xFF), Interface(1, 7))),))
+    device.answers_request(0xA1, 0, b"\0\4MF")
+    here = usb_guest.plug(intercepted(device, InterfaceMask(Options(hide=(0,))), usb_guest.bus.loop))
+    td = here.control.submit_control(SetupPacket(0xA1, 0, 0, index, 4))
+    with nullcontext() if index else pytest.raises(DriverError, match="Stall"):
+        td.result()
 
 
 def test_the_endpoints_that_are_seen_are_not_intercepted(masked: Make) -> None:

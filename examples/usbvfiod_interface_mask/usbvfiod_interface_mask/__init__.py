@@ -25,6 +25,7 @@ from usbvfiod_core import (
 )
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import CONFIGURATION, DEVICE, INTERFACE_ASSOCIATION, Configuration, Interface, walk
+from usbvfiod_core.usb.recipients import interface_of
 
 usbvfiod_requires = ">=1,<2"
 
@@ -62,6 +63,7 @@ class InterfaceMask(Interceptor):
         self.options = options
         self.hidden_endpoints: dict[int, frozenset[int]] = {}
         self.configuration: int | None = None
+        self._configurations: dict[int | None, Configuration] = {}
 
     # -- the device's life -------------------------------------------------------------------------------------------
 
@@ -90,6 +92,7 @@ class InterfaceMask(Interceptor):
             addresses = hidden if self.options.hides(interface.number) else seen
             addresses.update(endpoint.address for endpoint in interface.endpoints)
         self.hidden_endpoints.setdefault(configuration.value, frozenset(hidden - seen))
+        self._configurations.setdefault(configuration.value, configuration)
         numbers = {interface.number for interface in configuration.interfaces}
         for number in {*self.options.hide, *self.options.show} - numbers:
             log.warning("%s: configuration %d has no interface %d", self.device.name, configuration.value, number)
@@ -153,9 +156,9 @@ class InterfaceMask(Interceptor):
     interrupt = isochronous = bulk
 
     def _is_hidden(self, setup: SetupPacket) -> bool:
-        number = setup.index & 0xFF
         if setup.recipient == requests.RECIPIENT_INTERFACE:
-            return self.options.hides(number)
+            return self.options.hides(interface_of(setup, self._configurations.get(self.configuration)))
+        number = setup.index & 0xFF
         return setup.recipient == requests.RECIPIENT_ENDPOINT and bool(number & 0x7F) and self._hides(number)
 
     def _hides(self, endpoint: int) -> bool:
