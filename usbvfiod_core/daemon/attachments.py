@@ -304,6 +304,8 @@ class Attachments:
         attachment.name, attachment.port_id = device.name, port_id
         attachment.last = attachment.info
         attachment.plugs += 1
+        if attachment.failures:  # what has kept it away may have kept others, which need not wait for their own turn
+            self.inventory.look(attachment.spec.backend, event=True)
         attachment.failures = 0
         attachment.complaint = ""
         attachment.drop_fd()

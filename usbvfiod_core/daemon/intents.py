@@ -20,8 +20,9 @@ from .matching import leads_nowhere, missing
 
 log = logging.getLogger(__name__)
 
-RETRIES: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds to wait after the first, second, ... failure in a row; the last one from then on."""
+RETRIES: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
+"""Seconds to wait after the first, second, ... failure in a row; the last one from then on. A device may be away for so
+much longer than its host or its network, and that is how often a host that is down is asked for it."""
 AFTER_EVENT: Final = 1.0
 """When a device came, went or changed, a failed attachment is tried again this long after its last try at most."""
 PACE: Final = 0.1
@@ -121,6 +122,8 @@ class Attachment:
         """How often its device was lost soon after it had come."""
         self._lost: tuple[object, ...] | None = None
         self._last_try = float("-inf")
+        self._stirred = False
+        """There was an event since its last try."""
 
     def __str__(self) -> str:
         return self.spec.name or self.spec.text
@@ -224,6 +227,7 @@ class Attachment:
     def trying(self, now: float) -> None:
         """It is being opened."""
         self._last_try = now
+        self._stirred = False
         self._lost = None
 
     def lost(self, now: float) -> None:
@@ -247,9 +251,8 @@ class Attachment:
         slow while the list still has the same reason why the host does not give the device."""
         if (self.info.note or self.info.in_use) and self.withheld == instance(self.info):
             return WITHHELD_PACE
-        delay = self.delay
-        if event:
-            delay = min(delay, AFTER_EVENT)
+        self._stirred |= event
+        delay = min(self.delay, AFTER_EVENT) if self._stirred else self.delay
         return max(self._last_try + delay - now, 0.0)
 
     @property

@@ -11,7 +11,7 @@ from tests.unit.daemon.toys import Rig, ToyBackend, rig_of
 from usbvfiod_core import DeviceAway, DeviceInfo
 from usbvfiod_core.daemon.config import Config, parse_device
 from usbvfiod_core.daemon.confinement import Confinement
-from usbvfiod_core.daemon.intents import RETRIES, State
+from usbvfiod_core.daemon.intents import AFTER_EVENT, RETRIES, State
 from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.sandbox.needs import DNS
 
@@ -63,6 +63,37 @@ def test_it_comes_back_to_its_port(rig: Rig) -> None:
     rig.backend.failure = None
     assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, RETRIES[-1] + 1)
     assert attachment.port_id == 4
+
+
+def test_after_a_long_time_a_device_is_back_soon_and_its_host_was_not_asked_often(rig: Rig) -> None:
+    rig.backend.failure = DeviceAway(DOWN)
+    attachment = rig.attach("toys:server/1-2")
+    rig.loop.advance(600)
+    asked = len(rig.backend.opened)
+    rig.loop.advance(3600)
+    assert len(rig.backend.opened) - asked <= 360
+    asked = len(rig.backend.opened)
+    assert rig.loop.run_until(lambda: len(rig.backend.opened) > asked, 60)
+    rig.backend.failure = None  # right behind a try
+    assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, 10.1)
+
+
+def test_one_that_is_back_brings_the_others_back(rig: Rig) -> None:
+    """They do not wait for their own turn, which comes up to the longest delay later."""
+    rig.backend.failure = DeviceAway(DOWN)
+    one, *others = (rig.attach(f"toys:server/1-{number}") for number in range(1, 6))
+    rig.loop.advance(600)
+    asked = len(rig.backend.opened)
+    assert rig.loop.run_until(lambda: len(rig.backend.opened) == asked + 5, RETRIES[-1])
+    rig.attachments.plug(one, lambda result: None)  # from now on out of step with the others
+    rig.loop.advance(0.1)
+    assert one.state is State.WAITING
+    rig.backend.failure = None
+    assert rig.loop.run_until(lambda: one.state is State.PLUGGED, 1)
+    left = [each.next_try - rig.loop.time() for each in others if each.next_try]
+    assert len(left) == 4
+    assert min(left) > 2 * AFTER_EVENT, "the test is one of those who wait"
+    assert rig.loop.run_until(lambda: all(each.state is State.PLUGGED for each in others), AFTER_EVENT)
 
 
 def test_plugins_see_what_a_device_is_that_is_not_listed(rig: Rig) -> None:

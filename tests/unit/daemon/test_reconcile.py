@@ -362,6 +362,19 @@ def test_a_right_that_comes_late_is_noticed(rig: Rig) -> None:
     assert attachment.state is State.PLUGGED
 
 
+def test_an_event_right_behind_a_try_is_not_forgotten(rig: Rig) -> None:
+    attachment = rig.attach("toys:2-1")
+    rig.backend.failures["2-1"] = DeviceError("no permission")
+    rig.backend.put_in("2-1")
+    rig.loop.advance(200)
+    count = len(rig.backend.opened)
+    assert rig.loop.run_until(lambda: len(rig.backend.opened) > count, RETRIES[-1])
+    rig.loop.advance(0.1)
+    del rig.backend.failures["2-1"]
+    rig.backend._changed()
+    assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, 1.0)
+
+
 def test_other_devices_events_do_not_make_a_failing_one_a_burden(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.attach("toys:2-1")
     rig.backend.failures["2-1"] = DeviceError("it is busy")
