@@ -112,7 +112,7 @@ CLIENT_OF_SERVERS = {
     "daemon.answers",
     "daemon.places",
     "daemon.report",
-    "daemon.config",
+    "daemon.host_devices",
     "vfio_user.listener",
     "vfio_user.access",
     "visible",

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ..daemon.report import node, sentence
+from ..daemon.host_devices import News
+from ..daemon.report import sentence
 from ..memory import HOW_TO_SHARE, NOTICED_SIZE
 from .control import Connect, ControlConnection, control_options
 from .output import print_object, print_one_line, print_table, say
@@ -48,36 +49,16 @@ def status(as_json: bool, connect: Connect) -> None:
 @control_options
 def watch(as_json: bool, connect: Connect) -> None:
     """Print what happens to attachments, and which devices come and go, until interrupted."""
-    told = Told()
+    news = News()
     with connect() as server:
         try:
             for event in _all_events(server):
                 if as_json:
                     print_one_line(event)
-                elif told.news(event):
+                elif event["event"] != "device" or news.is_new(event):
                     say(f"{time.strftime('%H:%M:%S')}  {sentence(event)}")
         except KeyboardInterrupt:
             return
-
-
-class Told:
-    """Which changes of the host's devices a reader knows already: each backend for them has an event of its own."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[str, str]] = {}
-        """By node: the last change, and the backend that told of it first."""
-
-    def news(self, event: dict[str, Any]) -> bool:
-        """Whether `event` says what none before it did."""
-        of_host = node(event["device"]) if event["event"] == "device" else ""
-        if not of_host:
-            return True
-        change, backend = event["change"], event["device"]["backend"]
-        last = self._last.get(of_host)
-        if last is not None and last[0] == change and last[1] != backend:
-            return False
-        self._last[of_host] = change, backend
-        return True
 
 
 def _all_events(server: ControlConnection) -> Iterator[dict[str, Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from usbvfiod_core.daemon.host_devices import identity
+
 from .link import Json, Lost, Refused
 from .servers import Server, Servers
-from .view import identity, usable
+from .view import usable
 
 SETTLE: Final = 10.0
 """Seconds for a device to be plugged in after the server has answered: it may be opened slowly, and a device that

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from usbvfiod_core.daemon.host_devices import News
 from usbvfiod_core.daemon.places import VARIABLE, directory, servers
 from usbvfiod_core.daemon.report import sentence
 from usbvfiod_core.visible import visible
@@ -28,8 +29,6 @@ FORGET: Final = 600.0
 """Seconds for which a server that has gone is shown."""
 AGAIN: Final = 5.0
 """Seconds after which a server that is there and does not let us in is asked again."""
-SAME: Final = 3.0
-"""Seconds in which the same news of a device from several servers is one."""
 MAX_SERVERS: Final = 100
 MAX_LISTED: Final = 1024
 """Attachments of a server, and devices that it lists: it has 255 ports."""
@@ -128,7 +127,7 @@ class Servers:
         self._transactions: set[asyncio.Task[Any]] = set()
         self._news = asyncio.Event()
         self._lines = 0
-        self._told: dict[str, float] = {}
+        self._device_news = News()
         self.version = 0
         self.lines: deque[Json] = deque(maxlen=MAX_LINES)
         self.at_end: list[Callable[[], object]] = []
@@ -277,17 +276,9 @@ class Servers:
             server.stale = True
             if kind == "lost":
                 self.say(server.name, sentence(event), bad=True)
-            else:
-                self._say_once(sentence(event))
+            elif self._device_news.is_new(event, server.name):
+                self.say("host", sentence(event))
             self._start(self._ask(server))
-
-    def _say_once(self, text: str) -> None:
-        """Add a line of the host's, which every server tells."""
-        now, text = time.monotonic(), text[:LONGEST]
-        self._told = {each: when for each, when in self._told.items() if now - when < SAME}
-        if text not in self._told:
-            self.say("host", text)
-        self._told[text] = now
 
     async def _ask(self, server: Server) -> None:
         """Its status, and its devices if they may have changed. A server that does not answer is hung up on."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from usbvfiod_core.daemon.config import OWN_BACKENDS
+from usbvfiod_core.daemon.host_devices import identity, once
 from usbvfiod_core.host.sysfs import ALLOW, RULE
 from usbvfiod_core.visible import visible
 
@@ -49,24 +49,9 @@ def view(host: str, servers: Iterable[Shown]) -> Json:
     }
 
 
-def identity(device: Json) -> str:
-    """What the same device is called at every server and by every backend: its place, or else its address."""
-    return str(device["port_path"] or device["device"])
-
-
 def usable(devices: Iterable[Json], wanted: str) -> Json | None:
     """The device of this identity in a server's list; by the backend that can use it, or else that is preferred."""
-    found = [device for device in devices if identity(device) == wanted]
-    return _preferred(found) if found else None
-
-
-def _preferred(devices: Sequence[Json]) -> Json:
-    return min(devices, key=lambda device: (bool(device["note"]), _preference(device)))
-
-
-def _preference(device: Json) -> tuple[int, str]:
-    backend = device["backend"]
-    return (OWN_BACKENDS.index(backend) if backend in OWN_BACKENDS else len(OWN_BACKENDS), backend)
+    return next(iter(once(device for device in devices if identity(device) == wanted)), None)
 
 
 def _devices(servers: list[Shown]) -> list[Json]:
@@ -79,12 +64,8 @@ def _devices(servers: list[Shown]) -> list[Json]:
     }
     listed: dict[str, list[tuple[Shown, Json]]] = {}
     for server in servers:
-        same: dict[str, list[Json]] = {}
-        for device in server.devices if server.up else ():
-            if device["backend"] != MADE:
-                same.setdefault(identity(device), []).append(device)
-        for wanted, devices in same.items():
-            listed.setdefault(wanted, []).append((server, _preferred(devices)))
+        for device in once(each for each in server.devices if each["backend"] != MADE) if server.up else ():
+            listed.setdefault(identity(device), []).append((server, device))
     return [_device(key, listed[key], holders.get(key)) for key in sorted(listed, key=_natural)]
 
 

@@ -17,9 +17,8 @@ NODE, ONE, OTHER = "/dev/bus/usb/001/002", "/dev/bus/usb/001/003", "/dev/bus/usb
 class Some(Backend):
     """Sees devices at these addresses."""
 
-    def __init__(self, name: str, of_host: bool, addresses: tuple[str, ...]) -> None:
+    def __init__(self, name: str, addresses: tuple[str, ...]) -> None:
         self.name = name
-        self.of_host = of_host
         self.addresses = addresses
 
     def list_devices(self) -> list[DeviceInfo]:
@@ -49,12 +48,6 @@ def test_a_device_of_the_host_is_listed_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the one sees it that is taken by itself, and as the other where that does not see it."""
-    backends = (Some("libusb", True, (NODE, ONE)), Some("usbfs", True, (NODE, OTHER)), Some("far", False, (NODE,)))
-    expected = [f"far:{NODE}", f"libusb:{ONE}", f"usbfs:{NODE}", f"usbfs:{OTHER}"]
+    backends = (Some("libusb", (NODE, ONE)), Some("usbfs", (NODE, OTHER)), Some("far", ("1-2",)))
+    expected = ["far:1-2", f"usbfs:{NODE}", f"libusb:{ONE}", f"usbfs:{OTHER}"]
     assert listed(monkeypatch, capsys, *backends) == expected
-
-
-def test_backends_of_which_none_is_preferred(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert listed(monkeypatch, capsys, Some("a", True, (NODE,)), Some("b", True, (NODE,))) == [f"a:{NODE}", f"b:{NODE}"]
