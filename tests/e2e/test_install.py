@@ -48,17 +48,16 @@ def project(directory: Path) -> dict[str, str]:
 
 
 def check_beside(prefix: Path, root: Path = Path("/")) -> None:
-    """What lies beside the program names a program that is there."""
+    """What lies beside the program names a program that is there; and where systemd looks there are all units."""
     units = sorted((root / prefix.relative_to("/") / "lib/systemd/system").glob("usbvfiod*"))
-    assert {unit.name for unit in units} == {
-        path.name for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in (".service", ".socket", ".timer")
-    }
+    contributed = (path.name for path in (ROOT / "contrib/systemd").iterdir())
+    wanted = {name for name in contributed if name.endswith((".service", ".socket", ".timer"))}
+    assert {unit.name for unit in units} == (wanted if str(prefix) in ("/usr", "/usr/local") else set())
     started = [match[1] for unit in units for match in re.finditer(r"^ExecStart=(\S+)", unit.read_text(), re.M)]
     description = root / prefix.relative_to("/") / "share/vfio-user/50-usbvfiod.json"
     for program in (*started, json.loads(description.read_text())["binary"]):
         assert program.removesuffix("-opener") == str(prefix / "bin/usbvfiod")
         assert os.access(root / program.lstrip("/"), os.X_OK)
-    assert started
 
 
 def test_make_install_and_uninstall(tmp_path: Path) -> None:
@@ -76,6 +75,19 @@ def test_make_install_and_uninstall(tmp_path: Path) -> None:
         assert "_USBVFIOD_COMPLETE" in (prefix / "share" / completion).read_text()
     shell("make uninstall", HOME=str(tmp_path), PREFIX=str(prefix))
     assert [path for path in prefix.rglob("*") if not path.is_dir()] == []
+
+
+@pytest.mark.parametrize(("prefix", "units"), [("/usr/local/", True), ("/opt/usb", False)])
+def test_units_are_installed_where_systemd_looks(tmp_path: Path, prefix: str, units: bool) -> None:
+    program = tmp_path / prefix.strip("/") / "bin/usbvfiod"
+    program.parent.mkdir(parents=True)
+    for name in ("usbvfiod", "usbvfiod-opener"):
+        (program.parent / name).symlink_to("/bin/true")  # which makes empty pages
+    said = shell(shlex.join(["contrib/install-files", str(program), str(tmp_path), prefix]))
+    assert ("no systemd units" in said) != units
+    check_beside(Path(prefix), tmp_path)
+    shell(shlex.join(["contrib/install-files", "remove", str(tmp_path), prefix]))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {program, program.with_name("usbvfiod-opener")}
 
 
 def test_the_demonstrations_environment_has_no_tools_and_its_advice_works(tmp_path: Path) -> None:
