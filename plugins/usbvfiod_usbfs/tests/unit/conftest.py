@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,10 +14,7 @@ from usbvfiod_core.testing.loop import StepLoop
 def kernel() -> Iterator[FakeKernel]:
     made = FakeKernel()
     yield made
-    try:
-        os.close(made.fd)
-    except OSError:
-        pass  # the device has closed it
+    made.close()
 
 
 @pytest.fixture

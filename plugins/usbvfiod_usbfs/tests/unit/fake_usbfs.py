@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from usbvfiod_usbfs import ioctl as usbfs
 from usbvfiod_usbfs.handle import Handle
+from usbvfiod_usbfs.ioctl import Ioctl
 from usbvfiod_usbfs.urb import Urbs
 
 from usbvfiod_core.host.sysfs import SysfsDevice
@@ -92,6 +93,18 @@ class FakeKernel:
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         self.unplugged = False
         self.loses_data = False
+        self.handles: list[Handle] = []
+
+    def handle(self, ioctl: Ioctl | None = None) -> Handle:
+        """The descriptor, for a device that owns and closes it."""
+        handle = Handle(self.fd, ioctl or self.ioctl)
+        self.handles.append(handle)
+        return handle
+
+    def close(self) -> None:
+        """Close the descriptor, unless a device has: its number may be another file's by now."""
+        if all(handle.fd == self.fd for handle in self.handles):
+            os.close(self.fd)
 
     @property
     def used(self) -> int:
@@ -250,10 +263,6 @@ def urbs_of(kernel: FakeKernel, loop: StepLoop, lost: Callable[[], object] = lam
     urbs = Urbs(kernel.fd, loop, lost, kernel.ioctl)
     urbs.watch()
     return urbs
-
-
-def handle_of(kernel: FakeKernel) -> Handle:
-    return Handle(kernel.fd, kernel.ioctl)
 
 
 ONE_INTERFACE = Configuration((Interface(0, class_code=255, endpoints=(Endpoint(0x81, 2, 512),)),))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_usbfs import UAS, FakeKernel, handle_of, sysfs_device
+from fake_usbfs import UAS, FakeKernel, sysfs_device
 from usbvfiod_usbfs import ioctl as usbfs
 from usbvfiod_usbfs.device import UsbfsDevice, open_device
 from usbvfiod_usbfs.lane import bulk_cut
@@ -42,7 +42,7 @@ class Case:
         self.kernel = kernel
         self.loop = StepLoop()
         self.sysfs = sysfs_device(*configurations, **more)  # type: ignore[arg-type]
-        self.device: UsbfsDevice = open_device(self.loop, handle_of(kernel), self.sysfs, options)
+        self.device: UsbfsDevice = open_device(self.loop, kernel.handle(), self.sysfs, options)
         self.bench = DeviceBench(self.device, self.loop)
         answered(kernel)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 
 import pytest
@@ -145,4 +144,4 @@ def test_every_transfer_ends_once_in_order_and_with_its_data(data: st.DataObject
     assert alive == [transfer for transfer in transfers if transfer not in stopped]
     assert way.urbs.inflight == 0
     loop.close()
-    os.close(kernel.fd)
+    kernel.close()

@@ -12,7 +12,6 @@ import pytest
 from fake_usbfs import FakeKernel, sysfs_device
 from usbvfiod_usbfs import ioctl as usbfs
 from usbvfiod_usbfs.device import open_device
-from usbvfiod_usbfs.handle import Handle
 
 from usbvfiod_core import DeviceError
 from usbvfiod_core.host.options import HostOptions
@@ -40,7 +39,7 @@ class Host:
         self.is_set(configuration)
         device = sysfs_device(ONE, TWO, configuration=configuration, drivers=drivers, directory=self.directory)
         loop = StepLoop()
-        opened = open_device(loop, Handle(self.kernel.fd, self.ioctl), device, HostOptions(reattach=reattach))
+        opened = open_device(loop, self.kernel.handle(self.ioctl), device, HostOptions(reattach=reattach))
         return DeviceBench(opened, loop)
 
     def ioctl(self, fd: int, request: int, argument: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from fake_usbfs import FakeKernel, Submitted, handle_of, sysfs_device
+from fake_usbfs import FakeKernel, Submitted, sysfs_device
 from usbvfiod_usbfs.device import open_device
 
 from tests.classes import wordy
@@ -23,7 +23,7 @@ def test_every_length(kernel: FakeKernel) -> None:
     kernel.respond = respond
     loop = StepLoop()
     configurations = [Configuration.unpack(each) for each in wordy.CONFIGURATIONS]
-    device = open_device(loop, handle_of(kernel), sysfs_device(*configurations), HostOptions())
+    device = open_device(loop, kernel.handle(), sysfs_device(*configurations), HostOptions())
     bench = DeviceBench(device, loop)
     wordy.check(bench)
     bench.close()

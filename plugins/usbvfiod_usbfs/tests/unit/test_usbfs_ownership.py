@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from fake_usbfs import ONE_INTERFACE, UAS, FakeKernel, Submitted, handle_of, sysfs_device
+from fake_usbfs import ONE_INTERFACE, UAS, FakeKernel, Submitted, sysfs_device
 from usbvfiod_usbfs.device import open_device
 
 from usbvfiod_core.host.options import HostOptions, ResetPolicy
@@ -41,7 +41,7 @@ class Case:
         self.kernel = kernel
         self.loop = StepLoop()
         sysfs = sysfs_device(*(configurations or (TYPES, OTHER)), **more)  # type: ignore[arg-type]
-        self.device = open_device(self.loop, handle_of(kernel), sysfs, options)
+        self.device = open_device(self.loop, kernel.handle(), sysfs, options)
         self.bench = DeviceBench(self.device, self.loop)
         kernel.calls.clear()
 
