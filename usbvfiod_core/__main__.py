@@ -4,7 +4,6 @@ the rest being loaded. So does a front, which is there as long as its server."""
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
 from . import search_path
@@ -18,7 +17,7 @@ def main() -> int:
         print(version_line())
         return 0
     search_path.clean()
-    if sys.argv[1:2] == ["front"] and "_USBVFIOD_COMPLETE" not in os.environ:
+    if sys.argv[1:2] == ["front"]:
         from . import front
 
         if (words := front.plain(sys.argv[2:])) is not None:

@@ -56,8 +56,8 @@ _OWN: Final = ("MAINPID", "FDSTORE", "FDSTOREREMOVE", "FDNAME", "FDPOLL", "BARRI
 
 
 def plain(arguments: Sequence[str]) -> tuple[list[str], int] | None:
-    """The server's options, and after how many crashes to give up, of the words behind `front`; None for what needs a
-    parser: help, or a mistake."""
+    """The server's options, and after how many crashes to give up, of the words behind `front`, as `cli/front` reads
+    them with click, which a front does without; None for what needs that."""
     rest, crashes = list(arguments), CRASHES
     while rest and rest[0] != "--":
         word, equals, value = rest[0].partition("=")
@@ -70,8 +70,10 @@ def plain(arguments: Sequence[str]) -> tuple[list[str], int] | None:
         crashes = int(value)
         del rest[0]
     if rest[:1] == ["--"]:
-        return rest[1:], crashes
-    return None if {"-h", "--help"} & set(rest) else (rest, crashes)
+        del rest[0]
+    elif {"-h", "--help", "--", "--crashes"} & {word.partition("=")[0] for word in rest}:
+        return None
+    return None if rest and not rest[0].startswith("-") else (rest, crashes)
 
 
 def front(options: Sequence[str], crashes: int = CRASHES) -> int:
@@ -160,6 +162,8 @@ class Front:
         if not pid:
             try:
                 _become(self._command, environment, handed)
+            except OSError as error:
+                _say(f"error: {self._command[0]} cannot be started: {error.strerror}")
             finally:
                 os._exit(127)
         self._children.add(pid)

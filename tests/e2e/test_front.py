@@ -12,11 +12,15 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.e2e.conftest import Run
 from tests.e2e.process import ServerProcess
 from tests.e2e.upgrade_rig import runs
+from usbvfiod_core.cli.command import application
 from usbvfiod_core.front import ROOM, plain
+from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 COMMAND = (sys.executable, "-P", "-m", "usbvfiod_core", "front")
@@ -169,6 +173,14 @@ def test_what_is_said_without_end_keeps_no_signal_from_the_front(tmp_path: Path)
         front.stdout.close()
 
 
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    """As after an upgrade of Python."""
+    code = "import sys; from usbvfiod_core import front; front.COMMAND = ('/gone/python',); sys.exit(front.front([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 127
+    assert done.stderr == "usbvfiod: error: /gone/python cannot be started: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [
@@ -176,15 +188,29 @@ def test_what_is_said_without_end_keeps_no_signal_from_the_front(tmp_path: Path)
         (["--", "-h"], (["-h"], 5)),
         (["--crashes", "3", "--", "-v"], (["-v"], 3)),
         (["--crashes=0", "-v"], (["-v"], 0)),
-        (["-v", "--crashes=0"], (["-v", "--crashes=0"], 5)),
+        (["-v", "--crashes=0"], None),
         (["--crashes", "x"], None),
         (["--crashes"], None),
         (["--help"], None),
+        (["list"], None),
         ([], ([], 5)),
     ],
 )
 def test_its_own_words(words: list[str], found: object) -> None:
     assert plain(words) == found
+
+
+WORDS = ("--crashes", "--crashes=2", "--crashes=x", "3", "007", "-1", "٣", "--", "-v", "-h", "--fd", "a.sock")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(WORDS), max_size=5))
+def test_its_own_words_mean_the_same_to_click(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    by_click: list[object] = []
+    monkeypatch.setattr("usbvfiod_core.front.front", lambda options, crashes: by_click.append(([*options], crashes)))
+    if (found := plain(words)) is not None:
+        application(Registry()).main(["front", *words], standalone_mode=False)
+        assert by_click == [found]
 
 
 def test_mistakes_are_those_of_the_server_or_its_own(run: Run, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import click
 from ..daemon.config import CommandLine
 from ..daemon.config_file import ConfigFile
 from ..hooks.registry import Registry
+from .completing import COMPLETING
 from .ending import FAILURE, INTERRUPTED, OK, USAGE, fail
 from .groups import Commands, SectionedGroup
-from .plain import COMPLETING, file_of, selection, with_file
+from .plain import file_of, selection, with_file
 from .serve import serve, told
 from .server_options import server_options
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
+COMPLETING = "_USBVFIOD_COMPLETE"
+"""What click looks at under the name `usbvfiod`, to see whether a shell asks; it asks without arguments."""
 PATIENCE = 2.0
 """Seconds in which a server must answer somebody who waits behind a key."""
 

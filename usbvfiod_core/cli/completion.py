@@ -14,7 +14,7 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from .plain import COMPLETING
+from .completing import COMPLETING
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,5 +200,5 @@ def _server(connect: Connect) -> Iterator[Finding]:
         label = attachment["name"] or attachment["spec"]
         verdict = {"plugged": "ok", "retrying": "wrong", "refused": "wrong"}.get(attachment["state"], "note")
         reason = f": {attachment['reason']}" if attachment["reason"] else ""
-        fix = f"usbvfiod why {attachment['spec']}" if verdict == "wrong" else ""
+        fix = f"usbvfiod why {shlex.quote(attachment['spec'])}" if verdict == "wrong" else ""
         yield Finding("attachment", verdict, f"{label} is {attachment['state']}{reason}", fix)

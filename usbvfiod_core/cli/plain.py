@@ -6,7 +6,6 @@ everything that is wrong, is click's (`command`), which understands the same of 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,11 @@ from ..errors import ConfigError
 from ..hooks.settings import PluginSelection
 from ..pci.interrupts import Mechanism
 
-COMPLETING: Final = "_USBVFIOD_COMPLETE"
-"""What click looks at under the name `usbvfiod`, to see whether a shell asks."""
-
 _SHORT: Final = {"v": "verbose", "q": "quiet"}
 _SEVERAL: Final = ("device", "plugin", "no-plugin")
 
 
-def read(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> CommandLine | None:
+def read(words: Sequence[str]) -> CommandLine | None:
     """What these words say, if they have a server serve and all is right, each for itself and beside the others; None
     for what click has to see."""
     given: dict[str, Any] = {}
@@ -64,7 +60,7 @@ def read(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> C
                 return None
         else:
             return None
-    if not (given or file) or COMPLETING in environment:
+    if not (given or file):
         return None
     try:
         ServerSettings(**given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -396,3 +397,14 @@ def test_nobody_is_connected(socket: str, where: str, capsys: pytest.CaptureFixt
     look._print_status(status)
     on = f" on {socket}" if socket else ""
     assert capsys.readouterr().out.startswith(f"server   process 1 (pure), serving{on}, for 0:01:05\n")
+
+
+def test_what_would_help_an_attachment_can_be_pasted() -> None:
+    attachment = {"name": "", "spec": "virtual:flash?image=/a b&speed=high", "state": "retrying", "reason": "no"}
+    server = {"pid": 1, "serving": True, "socket": "", "missing": []}
+    memory = {"shared": 0, "unshared": 0}
+    status = {"server": server, "client": None, "memory": memory, "attachments": [attachment]}
+    connection = nullcontext(SimpleNamespace(request=lambda name: status))
+    found = {finding.check: finding for finding in doctor._server(lambda: connection)}  # type: ignore[arg-type, return-value]
+    assert shlex.split(found["attachment"].fix) == ["usbvfiod", "why", attachment["spec"]]
+    assert "'" in found["attachment"].fix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import click
@@ -55,7 +54,7 @@ def by_click(monkeypatch: pytest.MonkeyPatch) -> list[CommandLine]:
 @example(["--usb2-ports", "255", "--fd", "0"])
 @example(["--usb2-ports", "200", "--usb3-ports", "200", "--fd", "0"])
 def test_what_is_read_means_the_same_to_click(by_click: list[CommandLine], words: list[str]) -> None:
-    read = plain.read(words, {})
+    read = plain.read(words)
     if read is None:
         return
     by_click.clear()
@@ -73,7 +72,7 @@ def test_every_option_of_a_server_is_read() -> None:
         if isinstance(option.type, click.Choice):
             value = option.type.choices[0]
         values = [] if option.is_flag or option.count else [value]
-        read = plain.read(["--socket-path", "a.sock", "--metrics", "/m", "--pcap-size", "8", name, *values], {})
+        read = plain.read(["--socket-path", "a.sock", "--metrics", "/m", "--pcap-size", "8", name, *values])
         assert (read is None) == (name in ("--no-color", "--print-capabilities", "--version")), name
 
 
@@ -89,7 +88,7 @@ def test_values_are_of_the_types_of_the_settings() -> None:
         "--sandbox",
         "off",
     ]
-    read = plain.read([*words, "--device", "x", "--device=y", "--config", "c.toml"], {})
+    read = plain.read([*words, "--device", "x", "--device=y", "--config", "c.toml"])
     assert read is not None
     assert read.server == {
         "socket_path": Path("a"),
@@ -111,11 +110,7 @@ def test_values_are_of_the_types_of_the_settings() -> None:
     ],
 )
 def test_the_rest_is_for_click(line: str) -> None:
-    assert plain.read(line.split(), {}) is None
-
-
-def test_a_shell_that_completes_asks_click() -> None:
-    assert plain.read(["--fd", "3"], {**os.environ, plain.COMPLETING: "bash_complete"}) is None
+    assert plain.read(line.split()) is None
 
 
 def test_interrupts_that_there_are_not() -> None:
