@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from fake_usbfs import FakeKernel, Submitted, handle_of, sysfs_device
+from fake_usbfs import FakeKernel, Submitted, sysfs_device
 from usbvfiod_usbfs import handle as handle_module
 from usbvfiod_usbfs import ioctl as usbfs
 from usbvfiod_usbfs.device import UsbfsDevice, open_device
@@ -41,7 +41,7 @@ class Usbfs(Hosted):
         )
         placeholder = Configuration(())
         device = sysfs_device(placeholder, descriptors=raw, speed=speed, configuration=configuration)
-        handle = handle_of(self.kernel)
+        handle = self.kernel.handle()
         options = HostOptions(reset=act.pick(tuple(ResetPolicy)), remote_wakeup=act.flag(), reattach=act.flag())
         if act.rarely():
             self.refuse()
