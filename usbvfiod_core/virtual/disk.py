@@ -26,6 +26,7 @@ _CDB_16: Final = Struct(">BBQIBB")
 
 _PROTECT: Final = 0xE0  # RDPROTECT, WRPROTECT, VRPROTECT: there is no protection information
 _FUA: Final = 0x08
+_NDOB: Final = 0x01
 _PARAMETER_LIMIT: Final = 4096
 _Handler = Callable[[bytes], Command]
 
@@ -160,61 +161,25 @@ class Disk:
 
     # -- reading and writing (SBC-3 5.8 to 5.11, 5.22, 5.27, 5.32 to 5.35) ---------------------------------------------
 
-    def read_6(self, cdb: bytes) -> Command:
-        _, high, low, count, _ = _CDB_6.unpack_from(cdb)
-        return self._range(READ, (high & 0x1F) << 16 | low, count or 256, 0)
-
-    def read_10(self, cdb: bytes) -> Command:
-        _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
+    def read(self, cdb: bytes) -> Command:
+        flags, block, count = _extent(cdb)
         return self._range(READ, block, count, flags & _PROTECT)
 
-    def read_12(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_12.unpack_from(cdb)
-        return self._range(READ, block, count, flags & _PROTECT)
-
-    def read_16(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_16.unpack_from(cdb)
-        return self._range(READ, block, count, flags & _PROTECT)
-
-    def write_6(self, cdb: bytes) -> Command:
-        _, high, low, count, _ = _CDB_6.unpack_from(cdb)
-        return self._write(0, (high & 0x1F) << 16 | low, count or 256)
-
-    def write_10(self, cdb: bytes) -> Command:
-        _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
+    def write(self, cdb: bytes) -> Command:
+        flags, block, count = _extent(cdb)
         return self._write(flags, block, count)
 
-    def write_12(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_12.unpack_from(cdb)
-        return self._write(flags, block, count)
-
-    def write_16(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_16.unpack_from(cdb)
-        return self._write(flags, block, count)
-
-    def write_and_verify_10(self, cdb: bytes) -> Command:
-        _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
+    def write_and_verify(self, cdb: bytes) -> Command:
+        flags, block, count = _extent(cdb)
         return self._write(flags & _PROTECT | _FUA, block, count)
 
-    def write_and_verify_12(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_12.unpack_from(cdb)
-        return self._write(flags & _PROTECT | _FUA, block, count)
-
-    def write_and_verify_16(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_16.unpack_from(cdb)
-        return self._write(flags & _PROTECT | _FUA, block, count)
-
-    def verify_10(self, cdb: bytes) -> Command:
-        _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
-        return self._verify(flags, block, count)
-
-    def verify_12(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_12.unpack_from(cdb)
-        return self._verify(flags, block, count)
-
-    def verify_16(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_16.unpack_from(cdb)
-        return self._verify(flags, block, count)
+    def verify(self, cdb: bytes) -> Command:
+        flags, block, count = _extent(cdb)
+        compare = flags >> 1 & 3  # BYTCHK
+        if compare > 1:
+            return self.fail(scsi.INVALID_FIELD_IN_CDB)
+        command = self._range(COMPARE, block, count, flags & _PROTECT)
+        return command if compare or command.failed else GOOD
 
     def _range(self, kind: int, block: int, count: int, protect: int) -> Command:
         if protect:
@@ -236,13 +201,6 @@ class Disk:
             command.work = self.image.sync
         return command
 
-    def _verify(self, flags: int, block: int, count: int) -> Command:
-        compare = flags >> 1 & 3  # BYTCHK
-        if compare > 1:
-            return self.fail(scsi.INVALID_FIELD_IN_CDB)
-        command = self._range(COMPARE, block, count, flags & _PROTECT)
-        return command if compare or command.failed else GOOD
-
     # -- the rest of the medium: capacity, cache, provisioning, removal ------------------------------------------------
 
     def test_unit_ready(self, cdb: bytes) -> Command:
@@ -263,15 +221,8 @@ class Disk:
         capacity = min(self.blocks, 0xFFFFFFFF).to_bytes(4, "big") + bytes((kind,)) + self.block_size.to_bytes(3, "big")
         return self._send(bytes((0, 0, 0, len(capacity))) + capacity, int.from_bytes(cdb[7:9], "big"))
 
-    def synchronize_cache_10(self, cdb: bytes) -> Command:
-        _, _, block, _, count, _ = _CDB_10.unpack_from(cdb)
-        return self._synchronize(block, count)
-
-    def synchronize_cache_16(self, cdb: bytes) -> Command:
-        _, _, block, count, _, _ = _CDB_16.unpack_from(cdb)
-        return self._synchronize(block, count)
-
-    def _synchronize(self, block: int, count: int) -> Command:
+    def synchronize_cache(self, cdb: bytes) -> Command:
+        _, block, count = _extent(cdb)
         if block + count > self.blocks:
             return self.fail(scsi.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE._replace(information=block))
         return self._after(self.image.sync)
@@ -337,15 +288,10 @@ class Disk:
 
         return self._filling(work) if ranges else GOOD
 
-    def write_same_10(self, cdb: bytes) -> Command:
-        _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
-        return self._write_same(flags & ~1, block, count)
-
-    def write_same_16(self, cdb: bytes) -> Command:
-        _, flags, block, count, _, _ = _CDB_16.unpack_from(cdb)
-        return self._write_same(flags, block, count)
-
-    def _write_same(self, flags: int, block: int, count: int) -> Command:
+    def write_same(self, cdb: bytes) -> Command:
+        flags, block, count = _extent(cdb)
+        if cdb[0] == scsi.WRITE_SAME_10:
+            flags &= ~_NDOB
         if self.image.readonly:
             return self.fail(scsi.WRITE_PROTECTED)
         size = self.block_size
@@ -358,7 +304,7 @@ class Disk:
         def received(data: bytes) -> Command:
             return self._filling(lambda: self.image.fill(data, block * size, count * size))
 
-        if flags & 1:  # NDOB: zeros without a data phase
+        if flags & _NDOB:  # zeros without a data phase
             return received(bytes(size))
         return self._receive(size, received)
 
@@ -437,3 +383,19 @@ class Disk:
             return self.fail(refusal) if refusal else self._after(self.image.sync)
 
         return self._receive(length, received)
+
+
+def _extent(cdb: bytes) -> tuple[int, int, int]:
+    """Byte 1 of a CDB that is about a range of blocks, the first of them, and their number: where these are depends on
+    its length, which the three highest bits of the operation code say (SPC-4 4.2.5.1)."""
+    group = cdb[0] >> 5
+    if group == 0:
+        _, high, low, count, _ = _CDB_6.unpack_from(cdb)
+        return 0, (high & 0x1F) << 16 | low, count or 256
+    if group == 4:
+        _, flags, block, count, _, _ = _CDB_16.unpack_from(cdb)
+    elif group == 5:
+        _, flags, block, count, _, _ = _CDB_12.unpack_from(cdb)
+    else:
+        _, flags, block, _, count, _ = _CDB_10.unpack_from(cdb)
+    return flags, block, count
