@@ -124,22 +124,23 @@ class HandingOver:
         return self._frozen
 
     def begin(self, channel: Channel) -> None:
-        """Somebody wants to take the place. Raises DeviceError."""
+        """Somebody wants to take the place. Raises DeviceError, and ChannelClosed for one that has gone already; then
+        nothing has begun, and the channel is still the caller's."""
         if self._frozen:
             raise DeviceError("another process is about to take the place of the server")
         if self._parts.hindrance:
             raise DeviceError(self._parts.hindrance)
-        if self._channel is not None:
-            self._drop("another process wants to take the place of the server, too")
-        self._channel = channel
         environment = {
             name: value
             for name, value in os.environ.items()
             if name in PASSED_ON or (name.startswith("USBVFIOD_") and name != HANDOVER)
         }
+        channel.send("prepare", pack(Prepare(sys.argv[1:], os.getcwd(), environment, os.geteuid())))
+        if self._channel is not None:
+            self._drop("another process wants to take the place of the server, too")
+        self._channel = channel
         self._asked += 1
         self._loop.add_reader(channel.fileno(), self._readable, channel)
-        channel.send("prepare", pack(Prepare(sys.argv[1:], os.getcwd(), environment, os.geteuid())))
 
     def abandon(self, reason: str) -> bool:
         """Nobody is to take the place any more; whether somebody has done so in this moment."""

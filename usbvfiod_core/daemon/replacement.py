@@ -87,19 +87,16 @@ class Replacement:
         """The request `upgrade`: `fd` is the other process's end of a channel, and belongs to this if nothing is
         raised. Raises ConfigError and DeviceError."""
         try:
-            sock = socket.socket(fileno=os.dup(fd))
+            sock = socket.socket(fileno=fd)
         except OSError as error:
             raise ConfigError(f"upgrade: its descriptor is not a socket: {error.strerror}") from None
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-            sock.close()
-            raise ConfigError("upgrade: its descriptor is to be an end of a pair of sockets, SOCK_SEQPACKET")
-        channel = Channel(sock, plain=True)
         try:
-            self._handing.begin(channel)
+            if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+                raise ConfigError("upgrade: its descriptor is to be an end of a pair of sockets, SOCK_SEQPACKET")
+            self._handing.begin(Channel(sock, plain=True))
         except UsbvfiodError:
-            channel.close()
+            sock.detach()
             raise
-        os.close(fd)
 
     def signalled(self) -> None:
         """SIGUSR2: start a process with this server's options, which takes its place. From inside of a sandbox the

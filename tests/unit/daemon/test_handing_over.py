@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from usbvfiod_core.daemon.channel import Channel
+from usbvfiod_core.daemon.channel import Channel, ChannelClosed
 from usbvfiod_core.daemon.handing_over import MIDWAY, HandingOver, Parts
+from usbvfiod_core.daemon.replacement import Replaced, Replacement
 from usbvfiod_core.daemon.steps import Freeze
+from usbvfiod_core.errors import ConfigError
 from usbvfiod_core.state import pack
 from usbvfiod_core.testing.loop import StepLoop
 
@@ -52,3 +56,39 @@ def test_a_key_that_is_down_is_let_go_of_before(ends: bool) -> None:
         loop.close()
         own.close()
         other.close()
+
+
+def test_whoever_has_gone_already_leaves_nothing_behind() -> None:
+    """A watched descriptor that was closed would keep the next one of its number from being heard."""
+    loop, server = StepLoop(), parts()
+    handing = HandingOver(loop, cast(Parts, server))
+    first, sock = Channel.pair()
+    other = Channel(sock)
+    gone, nobody = Channel.pair()
+    nobody.close()
+    try:
+        handing.begin(first)
+        before = loop.watched
+        with pytest.raises(ChannelClosed):
+            handing.begin(gone)
+        assert loop.watched == before
+        other.send("freeze", pack(Freeze()))
+        loop.advance(MIDWAY + 0.01)
+        assert handing.frozen  # the one that was there before is still heard
+    finally:
+        loop.close()
+        for channel in (first, other, gone):
+            channel.close()
+
+
+def test_descriptors_that_are_no_end_of_a_pair_stay_whose_they_were() -> None:
+    server = SimpleNamespace(**dict.fromkeys(("loop", "transport", "controller", "attachments", "devices")))
+    replacement = Replacement(cast(Replaced, server), None)
+    one, other = socket.socketpair()
+    with one, other, open("/dev/null", "rb") as file:
+        before = os.listdir("/proc/self/fd")
+        for fd, message in ((file.fileno(), "is not a socket"), (one.fileno(), "is to be an end of a pair")):
+            with pytest.raises(ConfigError, match=message):
+                replacement.begin(fd)
+        assert os.listdir("/proc/self/fd") == before
+        one.sendall(b"still open")
