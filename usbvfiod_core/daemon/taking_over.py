@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..state import StateError, check_format, pack, unpack
@@ -73,7 +73,7 @@ class TakingOver:
         """Whether this process can go on with what there is: its configuration, with sockets that whoever has started
         the server has handed down to that. Raises UsbvfiodError."""
         try:
-            self._channel.send("offer")
+            self._say("offer")
             message = self._expect("offer")
             check_format(message.body.get("format"))  # of another one nothing else is expected to be understood
             self.log_fd = descriptor(message, "log")
@@ -106,7 +106,7 @@ class TakingOver:
 
     def freeze(self) -> ServerState:
         """Have the server stop, and get its state. The guest waits from now on. Raises UsbvfiodError."""
-        self._channel.send("freeze", pack(Freeze(self._replug)))
+        self._say("freeze", pack(Freeze(self._replug)))
         message = self._expect("state", UNPLUGGED)
         self._fds = message.fds
         return unpack(ServerState, message.body)
@@ -125,9 +125,9 @@ class TakingOver:
 
     def accept(self) -> None:
         """Everything is there: have the server go, and return when this process is the server. Raises UsbvfiodError."""
-        self._channel.send("accept", pack(Accept(os.getpid())))
+        self._say("accept", pack(Accept(os.getpid())))
         self._expect("go")
-        self._channel.send("gone")
+        self._say("gone")
         # From here on its log goes where the server's went.
         os.dup2(self.log_fd, 1)
         os.dup2(self.log_fd, 2)
@@ -162,6 +162,16 @@ class TakingOver:
             pass
 
     # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _say(self, step: str, body: Mapping[str, Any] | None = None) -> None:
+        """Raises DeviceError with what the server has said instead of waiting for this, and ChannelClosed."""
+        try:
+            self._channel.send(step, body)
+        except ChannelClosed as error:
+            try:
+                self._expect("nothing", 0.0)
+            except ChannelClosed:
+                raise error from None
 
     def _expect(self, step: str, timeout: float = ANSWER) -> Message:
         """Raises DeviceError with what the server says instead, and ChannelClosed."""

@@ -132,6 +132,15 @@ def test_the_error_says_where(
         taking.prepared(CONFIG, {"virtual": VirtualBackend()})
 
 
+@pytest.mark.parametrize("step", ["freeze", "accept"])
+def test_a_server_that_did_not_wait_is_quoted(ends: tuple[TakingOver, Channel], step: str) -> None:
+    taking, server = ends
+    server.send("failed", pack(Failed("the other process takes too long")))
+    server.close()
+    with pytest.raises(UsbvfiodError, match=r"^the server goes on as it was: the other process takes too long$"):
+        getattr(taking, step)()
+
+
 def test_what_has_not_come_is_named() -> None:
     with pytest.raises(ChannelClosed, match="state has no descriptor 'page'"):
         descriptor(Message("state", {}, {}), "page")
