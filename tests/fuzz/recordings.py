@@ -112,7 +112,10 @@ class Recorder:
             kind, type, flags = act.pick(KINDS), act.byte(), (act.pick(DATA_FLAGS), act.pick(DATA_FLAGS))
         where = (endpoint, 7, 3) if not act.rarely() else (act.byte(), act.byte(), act.number(2))
         head = pack(self.order + "QBBBBHBB", self.number, kind, type, *where, *flags)
-        kept = len(data) if not act.rarely() else act.number(4)
+        kept = len(data)
+        if act.rarely():
+            kept = act.number(4)
+            asked = act.pick((asked, kept))
         head += pack(self.order + "qiiII", self.time // 1_000_000, 0, status, asked, kept)
         head += setup.ljust(8, b"\0") if setup else pack(self.order + "II", act.byte(), act.byte())
         descriptors = 0 if not act.rarely() else act.number(4)

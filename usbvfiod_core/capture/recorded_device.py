@@ -15,13 +15,16 @@ from ..usb import descriptors, requests
 from ..usb.speed import Speed
 from ..usb.told_speed import by_endpoint
 from ..usb.transfer import TransferStatus, TransferType
-from .recording import Exchange, Recording, Traffic
+from .recording import MAX_BYTES, Exchange, Recording, Traffic
 from .usbmon import BITS_A_SECOND
 
 CLASS_HUB = 0x09
 CLASS_STORAGE = 0x08
 PROTOCOL_BULK_ONLY = 0x50
 PROTOCOL_UAS = 0x62
+
+MAX_DESCRIPTORS = 4096
+"""That are kept of a device, which has some dozens."""
 
 _OF_PORTS = requests.TYPE_CLASS | requests.RECIPIENT_OTHER
 
@@ -46,12 +49,24 @@ class RecordedDevice:
         """As they were answered; whole ones only, that can be read as such."""
         self.problems: list[str] = []
         self._take_identity()
+        self._check_missing()
+
+    def _check_missing(self) -> None:
+        """Lengths cost nothing in a file, and zeros take the place of what is missing."""
+        missing = sum(each.missing for each in self.traffic.exchanges)
+        if missing > MAX_BYTES:
+            self.problems.append(
+                f"{missing >> 20} MiB of its data were not captured{_BY_SNAP_LENGTH}; {MAX_BYTES >> 20} MiB of zeros"
+                " can take the place of what is missing"
+            )
 
     def _take_descriptor(self, exchange: Exchange) -> None:
         setup = exchange.setup
         if setup is None or (setup.request_type, setup.request) != GET_DESCRIPTOR or exchange.status is None:
             return
         key = (setup.value >> 8, setup.value & 0xFF, setup.index)
+        if key not in self._descriptors and len(self._descriptors) + len(self.refused) >= MAX_DESCRIPTORS:
+            return
         if exchange.status is TransferStatus.STALL and key not in self._descriptors:
             self.refused.add(key)
         data = bytes(exchange.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from typing import BinaryIO
 from ..errors import CaptureError
 from ..usb.requests import SetupPacket
 from ..usb.transfer import TransferStatus, TransferType
+from .bulk import gathered, let_go, uncollected
 from .pcapng import Interface, Reader
 from .usbmon import COMPLETE, FAILED, LINK_TYPES, STATUS, SUBMIT, Record, parse
 
@@ -24,6 +25,10 @@ MAX_BYTES = 256 << 20
 """Of a file: all of it is kept in memory."""
 MAX_RECORDS = 500_000
 """A record takes half a KiB, and 8 us to read."""
+MAX_DEVICES = 256
+"""Whose records are told apart."""
+MAX_OPEN = 65_536
+"""Transfers that have begun and not ended. A dict that grows beyond takes 10 ms to do so."""
 _RUN = 2048
 """Records that are sorted in one go, while no other thread has a turn."""
 _STREAM = re.compile(r"stream ([0-9]{1,5})")
@@ -76,6 +81,13 @@ class Exchange:
         return carrier.data if carrier is not None else b""
 
     @property
+    def missing(self) -> int:
+        """Bytes of a bulk or interrupt transfer that were asked for (OUT) or moved (IN), and are not there."""
+        if self.first.type not in (TransferType.BULK, TransferType.INTERRUPT):
+            return 0
+        return max((self.moved if self.first.is_in else self.asked or 0) - len(self.data), 0)
+
+    @property
     def is_cut(self) -> bool:
         """Whether data were moved that were not captured, or not all."""
         carrier = self.completed if self.first.is_in else self.submitted
@@ -104,9 +116,9 @@ class Traffic:
     interface: Interface
     bus: int
     device: int
-    exchanges: list[Exchange] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=lambda: gathered(()))
     """In the order in which they were submitted."""
-    ended: list[Exchange] = field(default_factory=list)
+    ended: list[Exchange] = field(default_factory=lambda: gathered(()))
     """Those that ended, in the order in which they did."""
     unmatched: int = 0
     """Completions whose submission is not there though others of the endpoint were before: records are missing."""
@@ -115,6 +127,10 @@ class Traffic:
     def where(self) -> str:
         """As Wireshark names it, without the endpoint: `3.60`."""
         return f"{self.bus}.{self.device}"
+
+    def let_go(self) -> None:
+        """Forget all of it, in a thread: nobody waits until that is done."""
+        let_go(self.ended, self.exchanges)
 
 
 @dataclass(slots=True)
@@ -130,12 +146,28 @@ class Recording:
     """Packets that the program which wrote it has lost."""
     records: int = 0
 
+    def let_go(self) -> None:
+        """Forget the traffic of all devices, in a thread: nobody waits until that is done."""
+        for each in self.devices:
+            each.let_go()
+
+
+_Records = deque[tuple[Interface, Record]]
+
 
 def read_recording(file: BinaryIO) -> Recording:
     """Everything in a file. Raises CaptureError for one that is no recording of USB, or that is too large; OSError."""
+    records: _Records = uncollected(deque())
+    try:
+        return _read(file, records)
+    finally:
+        let_go(records)
+
+
+def _read(file: BinaryIO, records: _Records) -> Recording:
+    """`records` are those that nobody has taken away yet."""
     reader = Reader(file, most=MAX_BYTES)
     recording = Recording()
-    records: deque[tuple[Interface, Record]] = deque()
     others: dict[int, int] = {}
     broken, in_front, last, backwards = 0, 0, 0, 0
     for packet in reader:
@@ -147,7 +179,7 @@ def read_recording(file: BinaryIO) -> Recording:
             others[link_type] = others.get(link_type, 0) + 1
             continue
         try:
-            record = parse(packet.data, link_type, packet.order, packet.time)
+            record = uncollected(parse(packet.data, link_type, packet.order, packet.time))
         except CaptureError:
             broken += 1
             continue
@@ -155,11 +187,11 @@ def read_recording(file: BinaryIO) -> Recording:
             record.stream = int(stream[1])
         backwards += record.time < last
         last = max(last, record.time)
-        records.append((packet.interface, record))
+        records.append(uncollected((packet.interface, record)))
     if not records:
         raise CaptureError(_nothing(others, broken))
     if backwards:
-        records = _by_time(records)
+        _sort(records)
         recording.remarks.append(f"{backwards} records are not in the order of their times; they have been sorted")
     recording.application, recording.records = reader.application, len(records)
     recording.dropped = max(in_front, sum(each.dropped or 0 for each in reader.interfaces))
@@ -184,43 +216,70 @@ def _nothing(others: dict[int, int], broken: int) -> str:
     return "there is no packet in it"
 
 
-def _by_time(records: Iterable[tuple[Interface, Record]]) -> deque[tuple[Interface, Record]]:
-    """Records in the order of their times. The guest that is served meanwhile has a turn now and then."""
+def _time(pair: tuple[Interface, Record]) -> int:
+    return pair[1].time
 
-    def time(pair: tuple[Interface, Record]) -> int:
-        return pair[1].time
 
-    rest = iter(records)
+def _taken(records: _Records) -> Iterator[tuple[Interface, Record]]:
+    """One after the other, each taken away: to let go of all of them at once takes long."""
+    while records:
+        yield records.popleft()
+
+
+def _sort(records: _Records) -> None:
+    """Put them into the order of their times. The guest that is served meanwhile has a turn now and then."""
     runs: list[list[tuple[Interface, Record]]] = []
-    while run := sorted(islice(rest, _RUN), key=time):
-        runs.append(run)
-    return deque(heapq.merge(*runs, key=time))
+    rest = _taken(records)
+    while run := sorted(islice(rest, _RUN), key=_time):
+        runs.append(uncollected(run))
+    records.extend(heapq.merge(*runs, key=_time))
+    while runs:
+        runs.pop()
 
 
-def _devices(records: deque[tuple[Interface, Record]]) -> list[Traffic]:
-    """The traffic of each device. Takes the records away one by one: to let go of all of them at once takes long."""
-    found: dict[tuple[int, int, int], Traffic] = {}
-    open_ones: dict[tuple[int, int, int, int], Exchange] = {}
-    seen: set[tuple[int, int, int, int]] = set()
-    for place in range(len(records)):
-        interface, record = records.popleft()
-        key = (id(interface), record.bus, record.device)
+def _devices(records: _Records) -> list[Traffic]:
+    """The traffic of each device; takes the records away."""
+    found: dict[int, Traffic] = {}
+    try:
+        _pair(records, found)
+    except BaseException:
+        for each in found.values():
+            each.let_go()
+        raise
+    return sorted(found.values(), key=lambda each: (each.bus, each.device))
+
+
+def _pair(records: _Records, found: dict[int, Traffic]) -> None:
+    """Put submissions and completions together. Keys of dicts are numbers, at which no collector looks."""
+    interfaces: dict[int, int] = {}
+    open_ones: dict[int, int] = {}
+    """By transfer: the number among the device's exchanges."""
+    seen: dict[int, None] = {}
+    for place, (interface, record) in enumerate(_taken(records)):
+        number = interfaces.setdefault(id(interface), len(interfaces))
+        key = (number << 16 | record.bus) << 8 | record.device
         traffic = found.get(key)
         if traffic is None:
+            if len(found) == MAX_DEVICES:
+                raise CaptureError(f"it has records of more than {MAX_DEVICES} devices")
             traffic = found[key] = Traffic(interface, record.bus, record.device)
         # Drivers use an id again as soon as its transfer is back, and the Rust program's are not even one's alone.
-        transfer = (*key, record.id)
-        endpoint = (*key, record.endpoint & 0x7F if record.type is TransferType.CONTROL else record.endpoint)
+        transfer = key << 64 | record.id
+        endpoint = key << 8 | (record.endpoint & 0x7F if record.type is TransferType.CONTROL else record.endpoint)
+        exchanges = traffic.exchanges
         if record.kind == SUBMIT:
-            seen.add(endpoint)
-            exchange = open_ones[transfer] = Exchange(place, record)
-            traffic.exchanges.append(exchange)
+            seen[endpoint] = None
+            if len(open_ones) >= MAX_OPEN:
+                raise CaptureError(f"it has more than {MAX_OPEN} transfers that do not end")
+            open_ones[transfer] = len(exchanges)
+            exchanges.append(uncollected(Exchange(place, record)))
         elif record.kind in (COMPLETE, FAILED):
-            known = open_ones.pop(transfer, None)
-            if known is None or known.first.endpoint & 0x7F != record.endpoint & 0x7F:
+            index = open_ones.pop(transfer, None)
+            if index is None or exchanges[index].first.endpoint & 0x7F != record.endpoint & 0x7F:
                 traffic.unmatched += endpoint in seen
-                known = Exchange(place)
-                traffic.exchanges.append(known)
+                index = len(exchanges)
+                exchanges.append(uncollected(Exchange(place)))
+            known = exchanges[index]
             known.completed, known.completed_place = record, place
             traffic.ended.append(known)
-    return sorted(found.values(), key=lambda each: (each.bus, each.device))
+    let_go(open_ones, seen)

@@ -11,12 +11,13 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, overload
 
 from ..errors import CaptureError
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
 from ..usb.transfer import TransferStatus, TransferType
+from .bulk import uncollected
 
 LINK_TYPE: Final = 220
 LINK_TYPE_SHORT: Final = 189
@@ -109,6 +110,38 @@ class Packet(NamedTuple):
     """Where its bytes are in the record's data."""
     length: int
     """Bytes asked for (submission of IN), given or moved."""
+
+
+class Packets(Sequence[Packet]):
+    """Those of a record that was read, as its descriptors say; each is made when it is asked for, since a file may have
+    millions of them."""
+
+    __slots__ = ("_descriptors", "_order")
+
+    def __init__(self, descriptors: bytes, order: Literal["<", ">"]) -> None:
+        self._descriptors = descriptors
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._descriptors) // DESCRIPTOR_SIZE
+
+    @overload
+    def __getitem__(self, index: int) -> Packet: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Packet]: ...
+
+    def __getitem__(self, index: int | slice) -> Packet | Sequence[Packet]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        place = range(len(self))[index] * DESCRIPTOR_SIZE
+        return Packet(*DESCRIPTOR[self._order].unpack_from(self._descriptors, place)[:3])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 @dataclass(slots=True)
@@ -248,8 +281,8 @@ def parse(data: bytes | memoryview, link_type: int, order: Literal["<", ">"], ti
             raise CaptureError(f"a record of {len(data)} bytes with {described} descriptors of packets")
     if record.type is TransferType.ISOCHRONOUS:
         record.errors = ISOCHRONOUS[order].unpack(setup)[0]
-        unpack = DESCRIPTOR[order].unpack_from
-        record.packets = [Packet(*unpack(data, size + DESCRIPTOR_SIZE * number)[:3]) for number in range(described)]
+        if described:
+            record.packets = uncollected(Packets(bytes(data[size : size + DESCRIPTOR_SIZE * described]), order))
     start = size + DESCRIPTOR_SIZE * described
     record.data = data[start : start + max(captured - DESCRIPTOR_SIZE * described, 0)]
     return record

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,9 @@ class Replay(VirtualDevice):
         self._requests = Requests(self.name, recorded)
         self._pipes = Pipes(self.name, recorded, Pace(loop, self.serve, real_time=real_time), self.drives)
         self._packets = Packets(recorded)
+        exchanges = recorded.traffic.exchanges
+        self._extent = len(exchanges), sum(len(each.data) for each in exchanges)
+        self._loop = loop
         self.schedule = IsochronousSchedule(self.speed, loop, self._interval_over)
 
     def _configurations(self) -> list[bytes]:
@@ -225,17 +229,21 @@ class Replay(VirtualDevice):
         for number, drive in drives.items():
             drive.take_state(given.drives[number])
 
-    @property
-    def _extent(self) -> tuple[int, int]:
-        exchanges = self.recorded.traffic.exchanges
-        return len(exchanges), sum(len(each.data) for each in exchanges)
-
     def forgotten(self) -> None:
-        self.closed()
-
-    def closed(self) -> None:
         self.schedule.close()
         self._pipes.close()
+
+    def closed(self) -> None:
+        self.forgotten()
+        self._loop.run_blocking(self._let_go, lambda result: None)
+
+    def _let_go(self) -> None:
+        """Of all that was recorded, in a thread; nobody asks for it any more."""
+        self._requests.let_go()
+        self._pipes.let_go()
+        self._packets.let_go()
+        for drive in self.drives.values():
+            drive.let_go()
 
 
 def _is_uas(interface: Interface, number: int) -> bool:
@@ -254,15 +262,28 @@ def _drives(name: str, recorded: RecordedDevice) -> dict[int, ReplayedDrive]:
     return found
 
 
-def read_replay(options: ReplayOptions) -> tuple[Recording, RecordedDevice]:
-    """The recording and the device in it that `options` name. Raises SettingError."""
+@contextmanager
+def read_replay(options: ReplayOptions) -> Iterator[tuple[Recording, RecordedDevice]]:
+    """The recording and the device in it that `options` name; its traffic is let go of when leaving `with`. Raises
+    SettingError."""
     what = f"capture {options.capture}"
     try:
         with os.fdopen(open_file(str(options.capture), os.O_RDONLY, what=what), "rb") as file:
             recording = read_recording(file)
-        recorded = choose(recording, options.device)
     except (OSError, ValueError) as error:
         raise SettingError("capture", f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except (CaptureError, ConfigError) as error:
+        raise SettingError("capture", f"{what} cannot be replayed: {error}") from None
+    try:
+        yield recording, _chosen(recording, options, what)
+    finally:
+        recording.let_go()
+
+
+def _chosen(recording: Recording, options: ReplayOptions, what: str) -> RecordedDevice:
+    """Raises SettingError."""
+    try:
+        recorded = choose(recording, options.device)
     except (CaptureError, ConfigError) as error:
         raise SettingError("capture", f"{what} cannot be replayed: {error}") from None
     problems = list(recorded.problems)
@@ -273,25 +294,25 @@ def read_replay(options: ReplayOptions) -> tuple[Recording, RecordedDevice]:
     assert recorded.device is not None
     if options.serial and not recorded.device.serial_number:
         raise SettingError("serial", f"{recorded.shown} has no serial number, so it cannot have another one")
-    return recording, recorded
+    return recorded
 
 
 def check_replay(options: ReplayOptions) -> Speed:
     """What would be wrong with the recording that `options` name; the device's speed. Raises SettingError."""
-    _, recorded = read_replay(options)
-    return SPEEDS.get(options.speed) or recorded.speed
+    with read_replay(options) as (_, recorded):
+        return SPEEDS.get(options.speed) or recorded.speed
 
 
 def open_replay(options: ReplayOptions, loop: Loop) -> Replay:
     """Open `virtual:replay`. Raises ConfigError."""
-    recording, recorded = read_replay(options)
-    device = Replay(
-        recorded,
-        loop,
-        speed=SPEEDS.get(options.speed),
-        serial=options.serial,
-        real_time=options.timing == "real",
-    )
-    for remark in (*recording.remarks, *recorded.remarks):
-        _log.warning("%s: %s", device.name, remark)
-    return device
+    with read_replay(options) as (recording, recorded):
+        device = Replay(
+            recorded,
+            loop,
+            speed=SPEEDS.get(options.speed),
+            serial=options.serial,
+            real_time=options.timing == "real",
+        )
+        for remark in (*recording.remarks, *recorded.remarks):
+            _log.warning("%s: %s", device.name, remark)
+        return device

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import heapq
+from array import array
+from bisect import bisect_right
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
 
+from ..capture.bulk import gathered, let_go, uncollected
 from ..capture.recording import Exchange
 from ..usb.descriptors import Interface
 from ..usb.transfer import TransferStatus, TransferType
@@ -47,16 +51,49 @@ def function(interface: Interface, interfaces: Iterable[Interface]) -> set[int]:
     return found
 
 
+class Stream:
+    """The bytes of pieces that follow each other. They are not joined: that would take twice the memory, and long."""
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        self._pieces: list[bytes | memoryview] = gathered(())
+        self._ends = array("Q")
+        end = 0
+        for piece in pieces:
+            end += len(piece)
+            self._pieces.append(piece)
+            self._ends.append(end)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def part(self, start: int, count: int) -> bytes:
+        """So many bytes from there, as far as there are."""
+        found = []
+        number = bisect_right(self._ends, start)
+        while count > 0 and number < len(self._pieces):
+            piece = self._pieces[number]
+            offset = start - (self._ends[number] - len(piece))
+            found.append(piece[offset : offset + count])
+            start, count = start + len(found[-1]), count - len(found[-1])
+            number += 1
+        return b"".join(found)
+
+    def let_go(self) -> None:
+        """Forget them, in a thread."""
+        self._ends = array("Q")
+        let_go(self._pieces)
+
+
 def whole(exchange: Exchange) -> bytes | memoryview:
     """A transfer's data; zeros take the place of what was cut."""
-    length = exchange.moved if exchange.first.is_in else exchange.asked or 0
-    missing = length - len(exchange.data)
-    return bytes(exchange.data) + bytes(missing) if missing > 0 else exchange.data
+    missing = exchange.missing
+    return bytes(exchange.data) + bytes(missing) if missing else exchange.data
 
 
 def refusals(exchanges: Iterable[Exchange]) -> set[int]:
     """After how many sent bytes a transfer was answered by a stall."""
-    found, sent = set(), 0
+    found: set[int] = uncollected(set())
+    sent = 0
     for exchange in exchanges:
         if exchange.status is TransferStatus.STALL:
             found.add(sent)
@@ -75,24 +112,32 @@ class Move(NamedTuple):
 
 def moves(awaited: Container[int], outs: Mapping[int, list[Exchange]], ended: Iterable[Exchange]) -> list[Move]:
     """What was moved by these endpoints, in order: OUT from their submissions on, IN from their ends on."""
-    sent = (each for address, exchanges in outs.items() if address in awaited and address < 0x80 for each in exchanges)
-    found = [
-        Move(each.place, each.submitted.time, each.submitted.length)
-        for each in sent
-        if each.submitted is not None and each.status is not TransferStatus.STALL
-    ]
+    sent = (_sent(exchanges) for address, exchanges in outs.items() if address in awaited and address < 0x80)
+    return gathered(heapq.merge(*sent, _received(awaited, ended), key=_place))
+
+
+def _place(move: Move) -> int:
+    return move.place
+
+
+def _sent(exchanges: Iterable[Exchange]) -> Iterator[Move]:
+    for each in exchanges:
+        if each.submitted is not None and each.status is not TransferStatus.STALL:
+            yield uncollected(Move(each.place, each.submitted.time, each.submitted.length))
+
+
+def _received(awaited: Container[int], ended: Iterable[Exchange]) -> Iterator[Move]:
     for each in ended:
         record = each.completed
         if record is not None and record.is_in and record.endpoint in awaited:
-            found.append(Move(each.completed_place, record.time, len(whole(each))))
-    return sorted(found)
+            yield uncollected(Move(each.completed_place, record.time, len(each.data) + each.missing))
 
 
 def chunks(
     ended: Sequence[Exchange], moved: Sequence[Move], address: int, packet_size: int, type: TransferType
 ) -> list[Chunk]:
     """What the IN endpoint gave; `moved` is what its data may have waited for."""
-    found: list[Chunk] = []
+    found: list[Chunk] = gathered(())
     number = needed = 0
     question = last = 0
     for exchange in ended:
@@ -111,7 +156,8 @@ def chunks(
         asked = exchange.submitted.time if exchange.submitted is not None else last or record.time
         short = exchange.asked is None or len(data) < exchange.asked or len(data) % (packet_size or 1) != 0
         before = max(question, last, asked)
-        found.append(Chunk(data, status, type is not _BULK or short, needed, max(record.time - before, 0) / 1e9))
+        after = max(record.time - before, 0) / 1e9
+        found.append(uncollected(Chunk(data, status, type is not _BULK or short, needed, after)))
         last = record.time
     while found and found[-1].status in (TransferStatus.ERROR, TransferStatus.BABBLE):
         found.pop()  # it was unplugged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..capture.bulk import gathered, uncollected
 from ..capture.recording import Exchange
 from .bulk_only import COMMAND_PASSED
 
@@ -18,7 +19,7 @@ class Command:
     key: Key
     is_in: bool
     announced: int
-    data: list[bytes | memoryview] = field(default_factory=list)
+    data: list[bytes | memoryview] = field(default_factory=lambda: gathered(()))
     """Those of its data phase."""
     status: int = COMMAND_PASSED
     ended: bool = False
@@ -29,6 +30,10 @@ class Command:
 
     def take(self, exchange: Exchange) -> None:
         """A transfer of its data phase; zeros take the place of what was not captured."""
-        moved = exchange.moved if exchange.first.is_in else exchange.asked or 0
-        self.missing += max(moved - len(exchange.data), 0)
-        self.data.append(bytes(exchange.data).ljust(moved, b"\0"))
+        self.missing += exchange.missing
+        self.data.append(bytes(exchange.data).ljust(len(exchange.data) + exchange.missing, b"\0"))
+
+
+def started(key: Key, announced: int, *, is_in: bool) -> Command:
+    """A command of which nothing else is known yet."""
+    return uncollected(Command(key, is_in, announced))

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from struct import Struct
 from typing import Final
 
+from ..capture.bulk import gathered, let_go, uncollected
 from ..capture.recording import Exchange, Traffic
 from ..state import StateError
 from ..usb.descriptors import Interface
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .bulk_only import CBW_LENGTH, CBW_SIGNATURE, COMMAND_FAILED, COMMAND_PASSED, CSW_LENGTH, CSW_SIGNATURE
 from .endpoint import VirtualEndpoint
-from .replay_commands import Command, Key
-from .replay_requests import first_difference
+from .replay_commands import Command, Key, started
+from .replay_requests import MAX_COMPARED, first_difference
 from .replay_state import DriveState, NextCommand
 from .replay_uas import uas_commands
 from .scsi import INVALID_COMMAND_OPERATION_CODE, READ_10, READ_12, READ_16, REQUEST_SENSE, UNRECOVERED_READ_ERROR
@@ -27,6 +29,10 @@ from .scsi import INVALID_COMMAND_OPERATION_CODE, READ_10, READ_12, READ_16, REQ
 _log = logging.getLogger(__name__)
 
 MAX_TOLD: Final = 64
+MAX_DATA: Final = 16 << 20
+"""Bytes of a command's data phase; one with more is as if it had not been recorded. Systems ask for 1 MiB at a time, or
+a little more."""
+SMALLEST_BLOCK: Final = 512
 
 _CBW = Struct("<IIIBBB16s")
 _CSW = Struct("<IIIB")
@@ -63,18 +69,32 @@ class RecordedDrive:
                 last.take(exchange)
         for command in uas_commands(uas, traffic) if uas is not None else ():
             self._keep(command)
+        uncollected(self.commands)
+        uncollected(self.blocks)
+
+    def let_go(self) -> None:
+        """Forget all of it, in a thread."""
+        for same in self.commands.values():
+            let_go(same)
+        let_go(self.commands, self.blocks)
 
     def _keep(self, command: Command) -> None:
-        self.commands.setdefault(command.key, []).append(command)
+        if sum(map(len, command.data)) > MAX_DATA:
+            return
+        same = self.commands.get(command.key)
+        if same is None:
+            same = self.commands[uncollected(command.key)] = gathered(())
+        same.append(command)
         blocks = _blocks(command.key[1])
         data = b"".join(command.data)
         if blocks is None or command.status != COMMAND_PASSED or command.missing:
             return
         first, count = blocks
         size = len(data) // count
-        if size and size * count == len(data):
+        if size >= SMALLEST_BLOCK and size * count == len(data):
             for number in range(count):
-                self.blocks.setdefault((command.key[0], first + number), data[number * size : (number + 1) * size])
+                key = uncollected((command.key[0], first + number))
+                self.blocks.setdefault(key, data[number * size : (number + 1) * size])
 
 
 class ReplayedDrive:
@@ -111,6 +131,10 @@ class ReplayedDrive:
         self._written = bytearray()
         self._status = COMMAND_PASSED
         self._answer: Command | None = None
+
+    def let_go(self) -> None:
+        """Forget what was recorded, in a thread."""
+        self._recorded.let_go()
 
     def rewind(self) -> None:
         """Begin from the start."""
@@ -219,7 +243,7 @@ class ReplayedDrive:
             failed = answer.status != COMMAND_PASSED
             return b"".join(answer.data), answer.status, sense if failed else b""
         blocks = _blocks(key[1])
-        if blocks is not None:
+        if blocks is not None and blocks[1] <= MAX_DATA // SMALLEST_BLOCK:
             first, count = blocks
             parts: list[bytes] = []
             for number in range(first, first + count):
@@ -239,7 +263,8 @@ class ReplayedDrive:
         if command in self._told or len(self._told) >= MAX_TOLD:
             return
         self._told.add(command)
-        near = min(self._recorded.commands, key=lambda known: _distance(key, known), default=None)
+        known = islice(self._recorded.commands, MAX_COMPARED)
+        near = min(known, key=lambda known: _distance(key, known), default=None)
         closest = f"; the closest that was: {near[1].hex(' ')}" if near is not None else ""
         _log.warning("%s: command %s fails: %s%s", self._name, command.hex(" "), why, closest)
 
@@ -254,16 +279,21 @@ class ReplayedDrive:
         transfer.complete(_COMPLETED, count)
 
     def _receive(self, transfer: Transfer) -> None:
-        self._written += transfer.read()[: self._left]
+        if self._is_compared and len(self._written) <= MAX_DATA:  # which is more than was recorded of any
+            self._written += transfer.read()[: min(self._left, MAX_DATA + 1)]
         self._left -= min(transfer.length, self._left)
         if not self._left:
             self._expects, self._step = self._in, self._send_status
             self._compare()
         transfer.complete(_COMPLETED, transfer.length)
 
+    @property
+    def _is_compared(self) -> bool:
+        return self._answer is not None and not self._answer.missing and not self._differs
+
     def _compare(self) -> None:
-        self._moved = len(self._written) if self._status == COMMAND_PASSED else 0
-        if self._answer is None or self._answer.missing or self._differs:
+        self._moved = self._announced if self._status == COMMAND_PASSED else 0
+        if self._answer is None or not self._is_compared:
             return
         recorded = b"".join(self._answer.data)
         if recorded != self._written:
@@ -290,7 +320,7 @@ def _command(exchange: Exchange) -> Command | None:
     signature, _, announced, flags, lun, size, block = _CBW.unpack(data)
     if signature != CBW_SIGNATURE or not 1 <= size <= 16:
         return None
-    return Command((lun, block[:size]), flags >= 0x80, announced)
+    return started((lun, block[:size]), announced, is_in=flags >= 0x80)
 
 
 def _is_status(exchange: Exchange) -> bool:

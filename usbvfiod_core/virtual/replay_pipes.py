@@ -8,17 +8,21 @@ wait for the bulk data of their function in both directions: a serial port does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterable, Mapping
+from itertools import islice
 
+from ..capture.bulk import gathered, let_go
 from ..capture.recorded_device import RecordedDevice
 from ..capture.recording import Exchange
-from ..capture.usbmon import STATUS
+from ..capture.usbmon import STATUS, Record
 from ..state import StateError
 from ..usb.device import Loop, Timer
 from ..usb.transfer import Transfer, TransferStatus, TransferType
 from .endpoint import VirtualEndpoint
 from .isochronous import fill, finish
-from .replay_chunks import Chunk, chunks, function, moves, outlets, refusals, whole
+from .replay_chunks import Chunk, Stream, chunks, function, moves, outlets, refusals, whole
 from .replay_requests import first_difference
 from .replay_state import PipesState, SinkState, SourceState, StallState
 
@@ -35,16 +39,16 @@ _GIVEN_UP = (TransferStatus.CANCELLED, TransferStatus.DISCONNECTED)
 class SentData:
     """The bytes of an OUT endpoint, which are compared with what was recorded; a difference is told once."""
 
-    def __init__(self, name: str, address: int, pieces: Sequence[bytes | memoryview]) -> None:
+    def __init__(self, name: str, address: int, pieces: Iterable[bytes | memoryview]) -> None:
         self._name = name
         self._address = address
-        self._data = b"".join(pieces)
+        self._data = Stream(pieces)
         self._told = False
         self.sent = 0
 
     def take(self, data: bytes | memoryview) -> None:
         """The driver has sent this."""
-        expected = self._data[self.sent : self.sent + len(data)]
+        expected = b"" if self._told else self._data.part(self.sent, len(data))
         if expected != data and not self._told:
             self._told = True
             place = self.sent + first_difference(expected, data)
@@ -60,9 +64,9 @@ class SentData:
         """Go on where another was."""
         self.sent, self._told = state.sent, state.told
 
-    def text(self, start: int, count: int = 16) -> str:
-        """What was recorded from a byte on, for people."""
-        return self._data[start : start + count].hex(" ")
+    def let_go(self) -> None:
+        """Forget what was recorded, in a thread."""
+        self._data.let_go()
 
 
 class Pace:
@@ -113,7 +117,7 @@ class _Source:
         if state.number > len(self.chunks) or state.offset > rest:
             raise StateError(f"endpoint {self.address:02x}: so much was not recorded")
         self._number, self._offset = state.number, state.offset
-        self.sent = sum(len(chunk.data) for chunk in self.chunks[: state.number]) + state.offset
+        self.sent = sum(len(chunk.data) for chunk in islice(self.chunks, state.number)) + state.offset
         self._since = float("-inf") if state.waited is None else self._pace.loop.time() - state.waited
         self._asking, self._questioned, self._explained = state.asking, state.questioned, state.explained
 
@@ -190,14 +194,11 @@ class Pipes:
     """The bulk and interrupt endpoints of a device, without those of the interfaces `others`."""
 
     def __init__(self, name: str, recorded: RecordedDevice, pace: Pace, others: Container[int] = ()) -> None:
-        self._exchanges = recorded.traffic.ended
         self._sources: dict[int, _Source] = {}
         self._sinks: dict[int, SentData] = {}
         self._refused: dict[int, set[int]] = {}
-        outs = {
-            address: [each for each in recorded.traffic.exchanges if each.first.endpoint == address]
-            for address in {each.first.endpoint for each in recorded.traffic.exchanges if _is_pipe(each)}
-        }
+        outs = _by_address(recorded.traffic.exchanges)
+        ended = recorded.traffic.ended
         interfaces = [each for each in recorded.interfaces() if each.number not in others]
         awaited: dict[int, set[int]] = {}
         for interface in interfaces:
@@ -208,11 +209,12 @@ class Pipes:
                 if endpoint.is_in:
                     of_bulk = endpoint.type is _BULK
                     awaited[address] = outlets(interface) if of_bulk else function(interface, interfaces)
-                    moved = moves(awaited[address], outs, self._exchanges)
-                    given = chunks(self._exchanges, moved, address, endpoint.packet_size, endpoint.type)
+                    moved = moves(awaited[address], outs, ended)
+                    given = chunks(ended, moved, address, endpoint.packet_size, endpoint.type)
+                    let_go(moved)
                     self._sources[address] = _Source(name, address, given, pace)
                 else:
-                    pieces = [whole(each) for each in outs.get(address, ()) if each.status is not TransferStatus.STALL]
+                    pieces = (whole(each) for each in outs.get(address, ()) if each.status is not TransferStatus.STALL)
                     self._sinks[address] = SentData(name, address, pieces)
                     self._refused[address] = refusals(outs.get(address, ()))
         for address, source in self._sources.items():
@@ -286,12 +288,21 @@ class Pipes:
             source.live = None
             source.stop()
 
+    def let_go(self) -> None:
+        """Forget what was recorded, in a thread, once it is closed."""
+        for source in self._sources.values():
+            let_go(source.chunks)
+        for sink in self._sinks.values():
+            sink.let_go()
+
 
 class Packets:
     """The packets of all isochronous endpoints, in order. Behind the last one there are empty ones."""
 
     def __init__(self, recorded: RecordedDevice) -> None:
-        self._packets: dict[int, list[tuple[TransferStatus, bytes | memoryview]]] = {}
+        self._records: dict[int, list[Record]] = {}
+        self._ends: dict[int, array[int]] = {}
+        """Packets up to the end of each record."""
         self._next: dict[int, int] = {}
         for exchange in recorded.traffic.ended:
             record = exchange.completed
@@ -299,12 +310,15 @@ class Packets:
                 continue
             if exchange.status in _GIVEN_UP:
                 continue
-            packets = self._packets.setdefault(record.endpoint, [])
-            for packet in record.packets:
-                data = record.data[packet.offset : packet.offset + packet.length]
-                missing = packet.length - len(data) if not packet.status else 0
-                status = STATUS.get(packet.status, TransferStatus.ERROR)
-                packets.append((status, bytes(data) + bytes(missing) if missing else data))
+            if record.packets:
+                ends = self._ends.setdefault(record.endpoint, array("Q"))
+                ends.append((ends[-1] if ends else 0) + len(record.packets))
+                self._records.setdefault(record.endpoint, gathered(())).append(record)
+
+    def let_go(self) -> None:
+        """Forget them, in a thread."""
+        self._ends.clear()
+        let_go(*self._records.values())
 
     def state(self) -> dict[str, int]:
         """What another process has to know: how many packets have gone, by the endpoint's address."""
@@ -320,21 +334,41 @@ class Packets:
 
     def move(self, address: int, transfer: Transfer) -> None:
         """A transfer's intervals are over."""
-        packets = self._packets.get(address, [])
         for packet in transfer.packets:
             if address < 0x80:
                 packet.actual = packet.length
                 continue
             number = self._next.get(address, 0)
             self._next[address] = number + 1
-            status, data = packets[number] if number < len(packets) else (_COMPLETED, b"")
-            packet.status = status
+            packet.status, data = self._packet(address, number, packet.length)
             fill(transfer, packet, data)
         finish(transfer)
 
+    def _packet(self, address: int, number: int, room: int) -> tuple[TransferStatus, bytes | memoryview]:
+        """Zeros take the place of what was not captured, but for what there is no `room` for anyway."""
+        ends = self._ends.get(address)
+        if ends is None or number >= ends[-1]:
+            return _COMPLETED, b""
+        index = bisect_right(ends, number)
+        record = self._records[address][index]
+        packet = record.packets[number - ends[index]]
+        data = record.data[packet.offset : packet.offset + packet.length]
+        missing = min(packet.length, room + 1) - len(data) if not packet.status else 0
+        return STATUS.get(packet.status, TransferStatus.ERROR), bytes(data) + bytes(missing) if missing > 0 else data
 
-def _is_pipe(exchange: Exchange) -> bool:
-    return exchange.first.type in (TransferType.BULK, TransferType.INTERRUPT)
+
+def _by_address(exchanges: Iterable[Exchange]) -> dict[int, list[Exchange]]:
+    """Those of the endpoints that have bulk or interrupt transfers."""
+    found: dict[int, list[Exchange]] = {}
+    pipes: set[int] = set()
+    for each in exchanges:
+        address = each.first.endpoint
+        if address not in found:
+            found[address] = gathered(())
+        found[address].append(each)
+        if each.first.type in (_BULK, TransferType.INTERRUPT):
+            pipes.add(address)
+    return {address: found[address] for address in found if address in pipes}
 
 
 def _write(transfer: Transfer, data: bytes | memoryview) -> None:

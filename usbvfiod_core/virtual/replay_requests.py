@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
+from itertools import islice
 from typing import NamedTuple
 
+from ..capture.bulk import gathered, let_go, uncollected
 from ..capture.recorded_device import RecordedDevice
 from ..state import StateError
 from ..usb.requests import SetupPacket
@@ -15,6 +18,12 @@ _log = logging.getLogger(__name__)
 
 MAX_TOLD = 64
 """Requests that were never recorded, of which the log tells; each once."""
+_PIECE = 4096
+"""Bytes that are compared at once: one by one they take long."""
+MAX_KINDS = 65_536
+"""Of requests that are kept."""
+MAX_COMPARED = 1000
+"""Recorded ones among which the closest is looked for."""
 
 _Key = tuple[int, int, int, int]
 
@@ -36,18 +45,31 @@ class Requests:
     def __init__(self, name: str, recorded: RecordedDevice) -> None:
         self._name = name
         self._answers: dict[_Key, list[_Answer]] = {}
-        self._setups: dict[_Key, SetupPacket] = {}
+        self._lengths: dict[_Key, int] = {}
+        """wLength of the last one."""
         for exchange in recorded.traffic.exchanges:
             setup, status = exchange.setup, exchange.status
             if setup is not None and status is not None and status is not TransferStatus.CANCELLED:
-                answer = _Answer(exchange.place, status is TransferStatus.COMPLETED, exchange.data)
-                self._answers.setdefault(_key(setup), []).append(answer)
-                self._setups[_key(setup)] = setup
+                key = uncollected(_key(setup))
+                answers = self._answers.get(key)
+                if answers is None:
+                    if len(self._answers) == MAX_KINDS:
+                        continue
+                    answers = self._answers[key] = gathered(())
+                answers.append(uncollected(_Answer(exchange.place, status is TransferStatus.COMPLETED, exchange.data)))
+                self._lengths[key] = setup.length
+        uncollected(self._answers)
         self._refused = recorded.refused
         self._told: set[_Key] = set()
         self._differs = False
         self._place = -1
         self._next: dict[_Key, int] = {}
+
+    def let_go(self) -> None:
+        """Forget what was recorded, in a thread."""
+        for answers in self._answers.values():
+            let_go(answers)
+        let_go(self._answers, self._lengths)
 
     def rewind(self) -> None:
         """Begin from the start."""
@@ -104,8 +126,7 @@ class Requests:
         if answers is None:
             return None
         number = self._next.get(key, 0)
-        while number < len(answers) and answers[number].place < self._place:
-            number += 1
+        number = bisect_left(answers, self._place, min(number, len(answers)), key=_place)
         answer = answers[min(number, len(answers) - 1)]
         self._next[key] = number + 1
         if not setup.is_in:
@@ -118,9 +139,14 @@ class Requests:
         self._told.add(key)
         if setup.request_type == 0x80 and (setup.value >> 8, setup.value & 0xFF, setup.index) in self._refused:
             return
-        near = min(self._setups.values(), key=lambda known: _distance(setup, known), default=None)
+        known = (SetupPacket(*key, self._lengths[key]) for key in islice(self._answers, MAX_COMPARED))
+        near = min(known, key=lambda known: _distance(setup, known), default=None)
         closest = f"; the closest that was: {shown(near)}" if near is not None else ""
         _log.warning("%s: request %s was never recorded, and is refused%s", self._name, shown(setup), closest)
+
+
+def _place(answer: _Answer) -> int:
+    return answer.place
 
 
 def _key(setup: SetupPacket) -> _Key:
@@ -147,7 +173,9 @@ def shown(setup: SetupPacket) -> str:
 
 def first_difference(one: bytes | bytearray | memoryview, other: bytes | bytearray | memoryview) -> int:
     """The offset of the first byte that is not the same, or where the shorter one ends."""
-    for offset, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
+    end = min(len(one), len(other))
+    start = next((at for at in range(0, end, _PIECE) if one[at : at + _PIECE] != other[at : at + _PIECE]), end)
+    for offset in range(start, min(start + _PIECE, end)):
+        if one[offset] != other[offset]:
             return offset
-    return min(len(one), len(other))
+    return end

@@ -17,7 +17,7 @@ from ..usb.descriptors import Interface
 from ..usb.transfer import TransferStatus
 from . import information_units as iu
 from .bulk_only import COMMAND_FAILED, COMMAND_PASSED
-from .replay_commands import Command
+from .replay_commands import Command, started
 
 _HEADER = iu.HEADER.size
 _STATUS, _SENSE_LENGTH, _SENSE = 6, 14, 16
@@ -59,7 +59,7 @@ class _Pipes:
             return
         _, tag, _, _, lun, block = iu.COMMAND_IU.unpack_from(unit)
         self._unknown.discard(tag)
-        self._open[tag] = Command((lun[1], block[: _LENGTHS.get(block[0] >> 5, 16)]), True, 0)
+        self._open[tag] = started((lun[1], block[: _LENGTHS.get(block[0] >> 5, 16)]), 0, is_in=True)
 
     def _move(self, exchange: Exchange, usage: int) -> None:
         if exchange.status not in (TransferStatus.COMPLETED, TransferStatus.STALL, TransferStatus.CANCELLED):

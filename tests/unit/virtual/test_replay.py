@@ -152,9 +152,9 @@ def test_its_speed(
     talk.enumerate(device, Configuration((Interface(0, 0xFF, endpoints=(endpoint,)),)))
     talk.transfer(0x81, TransferType(endpoint.attributes & 3), answer=b"x", interval=interval)
     options = from_text(ReplayOptions, {"capture": str(talk.write_to(tmp_path / "a.pcapng"))})
-    _, found = read_replay(options)
-    assert found.known_speed is speed
-    assert any("speed= says otherwise" in remark for remark in found.remarks) == (speed is None)
+    with read_replay(options) as (_, found):
+        assert found.known_speed is speed
+        assert any("speed= says otherwise" in remark for remark in found.remarks) == (speed is None)
     assert check_replay(options) is (speed or Speed.FULL)
     chosen = from_text(ReplayOptions, {"capture": str(options.capture), "speed": "high"})
     assert check_replay(chosen) is Speed.HIGH
