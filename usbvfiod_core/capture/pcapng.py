@@ -40,7 +40,6 @@ _LAST_TIME: Final = (1 << 64) - 1
 NANOSECONDS: Final = 9
 """if_tsresol: a power of ten."""
 
-_BLOCK = Struct("<II")
 _LENGTH = Struct("<I")
 _SECTION = Struct("<IIIHHq")
 _INTERFACE = Struct("<IIHHI")

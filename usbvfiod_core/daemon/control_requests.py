@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, nearest, unknown
+from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError, unknown
 from ..files import Descriptor, Grant
 from ..hooks.options import backend_options
 from ..options import paths_of
@@ -22,9 +22,8 @@ from .capture_requests import CaptureRequests
 from .captures import Captures
 from .config import DeviceSpec
 from .control_client import ControlClient, Reply
-from .escapes import escaped
 from .intents import Attachment, State
-from .matching import describe, matching
+from .lookup import Lookup, NotAttached
 from .opening import AttachmentRefused
 from .peers import Gate
 from .quiescing import LONGEST, Quiescing
@@ -48,20 +47,12 @@ _KINDS: Final = (
 )
 
 
-REMEMBERED: Final = 64
-"""Names of attachments that were detached."""
-
-
 class RequestError(UsbvfiodError):
     """A request that is none; the message says what would be."""
 
 
 class Forbidden(UsbvfiodError):
     """A request that its peer may not make."""
-
-
-class NotAttached(UsbvfiodError):
-    """No attachment is meant, or more than one."""
 
 
 class _Argument(NamedTuple):
@@ -107,9 +98,8 @@ class ControlRequests:
         self._log_level = log_level
         self._quiescing = quiescing
         self._upgrade = upgrade
-        self._detached: dict[str, str] = {}
-        """Specifications of attachments that are no more, by their names; the last of them."""
-        self.capturing = capturing = CaptureRequests(captures, self._select)
+        self._lookup = Lookup(attachments, backends.keys())
+        self.capturing = capturing = CaptureRequests(captures, self._lookup.find)
         self._table: dict[str, tuple[Callable[..., None], dict[str, _Argument]]] = {
             "attach": (
                 self._attach,
@@ -193,7 +183,7 @@ class ControlRequests:
         def done(result: Attachment | UsbvfiodError) -> None:
             self._answer(reply, result)
 
-        known = self._named(device)
+        known = self._lookup.named(device)
         if known is not None:
             # It keeps what was given when it was made: whoever made it decides what is in it.
             self._attachments.plug(known, done, fd=fd)
@@ -203,8 +193,8 @@ class ControlRequests:
         except ConfigError as error:
             if ":" in device or "?" in device:
                 raise
-            found = "" if device in self._detached else f", and {error}"
-            raise ConfigError(f"there is no attachment {device}{self._near(device)}{found}") from None
+            found = "" if device in self._lookup.gone else f", and {error}"
+            raise ConfigError(f"there is no attachment {device}{self._lookup.hint(device)}{found}") from None
         spec = replace(spec, grant=self._grant(client, spec, files or {}))
         attachments = list(self._attachments)
         if len(attachments) >= MAX_ATTACHMENTS:
@@ -235,21 +225,18 @@ class ControlRequests:
 
     def _detach(self, client: ControlClient, reply: Reply, attachment: str, hold: bool = False) -> None:
         """`hold`: keep it, with the descriptors it was given, so that `attach` can bring it back as it was."""
-        found = self._select(attachment)
+        found = self._lookup.find(attachment)
         done = partial(self._answer, reply)
         forget = not (hold or found.configured)
-        if forget and found.spec.name:
-            self._detached.pop(found.spec.name, None)
-            self._detached[found.spec.name] = found.spec.text
-            if len(self._detached) > REMEMBERED:
-                self._detached.pop(next(iter(self._detached)))
+        if forget:
+            self._lookup.leaves(found)
         self._attachments.detach(found, done, forget=forget)
 
     def _move(self, client: ControlClient, reply: Reply, attachment: str, port: int) -> None:
-        self._attachments.move(self._select(attachment), port, lambda result: self._answer(reply, result))
+        self._attachments.move(self._lookup.find(attachment), port, lambda result: self._answer(reply, result))
 
     def _send(self, client: ControlClient, reply: Reply, attachment: str, words: list[str]) -> None:
-        found = self._select(attachment)
+        found = self._lookup.find(attachment)
         if found.device is None or found.state is not State.PLUGGED:
             raise DeviceError(f"{found} is not plugged in{f': {found.reason}' if found.reason else ''}")
         try:
@@ -360,44 +347,6 @@ class ControlRequests:
         if len(set(wanted)) != len(wanted):
             raise RequestError(f"{name}: files names an option twice")
         return function, request
-
-    def _named(self, who: str) -> Attachment | None:
-        """The attachment of this number, name or specification."""
-        who = escaped(who)
-        for attachment in self._attachments:
-            if who in (str(attachment.number), attachment.spec.name, attachment.spec.text):
-                return attachment
-        return None
-
-    def _select(self, who: str) -> Attachment:
-        """The attachment that somebody means by its number, name or specification, or by an address of its device.
-
-        Raises NotAttached.
-        """
-        named = self._named(who)
-        if named is not None:
-            return named
-        backend, _, address = who.partition(":")
-        found = [each for each in self._attachments if matching(who, [each.info])]
-        if not found and backend in self._backends:
-            found = [
-                each for each in self._attachments if each.spec.backend == backend and matching(address, [each.info])
-            ]
-        if len(found) > 1:
-            choices = "; ".join(f"{each.number} ({each}, {describe(each.info)})" for each in found)
-            raise NotAttached(f"{who} is more than one attachment, give a number: {choices}")
-        if not found:
-            raise NotAttached(f"there is no attachment {who}{self._near(who)}; `usbvfiod list` shows what there is")
-        return found[0]
-
-    def _near(self, who: str) -> str:
-        """Behind the name of an attachment that there is not: which may have been meant, or how to have it again."""
-        if who in self._detached:
-            from shlex import quote  # which only mistakes need
-
-            return f" any more; `usbvfiod attach {quote(self._detached[who])}` plugs it in again"
-        near = nearest(who, [each.spec.name for each in self._attachments if each.spec.name])
-        return f" ({near})" if near else ""
 
 
 def _is(value: Any, kind: type) -> bool:

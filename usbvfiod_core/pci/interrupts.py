@@ -102,11 +102,6 @@ class Interrupts:
     # -- the function's side -----------------------------------------------------------------------------------------
 
     @property
-    def in_force(self) -> Mechanism:
-        """The mechanism by which the next interrupt goes."""
-        return self._in_force
-
-    @property
     def pin_asserted(self) -> bool:
         """The status register's Interrupt Status: pending, and not a matter of messages (PCI 3.0 6.2.3)."""
         return self._in_force is Mechanism.INTX and Mechanism.INTX in self.mechanisms and bool(self._pending)

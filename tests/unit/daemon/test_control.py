@@ -18,7 +18,8 @@ from tests.unit.daemon.toys import TOYS, ToyOptions
 from usbvfiod_core import ConfigError, DeviceError
 from usbvfiod_core.daemon import peers
 from usbvfiod_core.daemon.control import MAX_CLIENTS, MAX_OF_USER, MAX_OTHERS, ControlSocket
-from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS, REMEMBERED
+from usbvfiod_core.daemon.control_requests import MAX_ATTACHMENTS
+from usbvfiod_core.daemon.lookup import REMEMBERED
 from usbvfiod_core.daemon.peers import Peer, Policy, Rule
 from usbvfiod_core.vfio_user.listener import listening
 from usbvfiod_core.xhci.statistics import EndpointStatistics
