@@ -65,6 +65,8 @@ class Port:
         """What is plugged in and kept from the driver, which sees an empty port."""
         self.draining = False
         """Transfers of the device that was withheld last are not all back; kept by the hub."""
+        self.missed = False
+        """The driver has a slot for a device that has not come from another process; kept by the hub."""
         self.counters: dict[int, EndpointCounters] = {}
         self.tap: Tap | None = None
         """Who looks on at the device's transfers."""

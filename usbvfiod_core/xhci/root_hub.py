@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..errors import ConfigError
 from ..state import require
@@ -24,6 +24,14 @@ from .statistics import EndpointCounters, EndpointStatistics, describe
 from .xhc import Tap
 
 log = logging.getLogger(__name__)
+
+MISSED_SECONDS: Final = 5.0
+"""Time that a driver has to disable the next slot of a device that has not come from another process, until another
+device appears at its port. Linux goes through the ports, and takes a fraction of a second for each. If it sees a
+SuperSpeed device there already, it asks the one that is gone whether it is still the same, and waits for the answer
+for as long as this."""
+_PAUSE: Final = 0.02
+"""Seconds between two looks at such slots."""
 
 
 class HubHost(Protocol):
@@ -117,7 +125,7 @@ class RootHub:
             if port.occupant is not None:
                 raise ConfigError(f"port {port_id} is taken by {port.occupant.name}")
         device.attach(_Events(self, port, device))
-        if self.withholding:
+        if self.withholding or port.missed:
             port.withheld = device
         else:
             port.plug(device)
@@ -291,6 +299,9 @@ class RootHub:
                     log.exception("%s: attach raised; it is unplugged", device.name)
                     self.unplug(port.port_id)
             port.go_on(missing=occupied and device is None)
+        for port in self.ports:
+            port.missed = port.occupant is None and bool(self._host.table.endpoints(port.port_id))
+        self._look_for_missed(0, 0.0)
         if self.dirty:
             self._host.work_due()
 
@@ -340,10 +351,23 @@ class RootHub:
 
     # -- own -----------------------------------------------------------------------------------------------------
 
+    def _look_for_missed(self, count: int, deadline: float) -> None:
+        """Show what is plugged in where the driver has let go of the device before it. It was to do so at `count` ports
+        when this was called last, and has until `deadline` for the next one."""
+        now = self._host.loop.time()
+        late = not self._host.running or (count and now >= deadline)
+        for port in self.ports:
+            port.missed = port.missed and not late and bool(self._host.table.endpoints(port.port_id))
+            self._show(port)
+        left = sum(port.missed for port in self.ports)
+        if left:
+            until = deadline if left == count else now + MISSED_SECONDS
+            self._host.loop.call_later(_PAUSE, self._look_for_missed, left, until)
+
     def _drained(self, port: Port) -> None:
         port.draining = False
         self._show(port)
 
     def _show(self, port: Port) -> None:
-        if not self.withholding and not port.draining:
+        if not (self.withholding or port.draining or port.missed):
             port.reveal()

@@ -13,6 +13,7 @@ from usbvfiod_core.state import StateError, pack, unpack
 from usbvfiod_core.xhci.controller import Controller
 from usbvfiod_core.xhci.kept import within
 from usbvfiod_core.xhci.recovery import recovered
+from usbvfiod_core.xhci.root_hub import MISSED_SECONDS
 from usbvfiod_core.xhci.state import ControllerState
 
 
@@ -46,6 +47,58 @@ def test_the_driver_goes_on(mechanism: Mechanism) -> None:
     read(rig)
     assert rig.running
     assert rig.driver.lost_interrupts == 0
+
+
+@pytest.mark.parametrize("ending", ["slot disabled", "controller reset", "time"])
+def test_the_next_device_comes_when_the_driver_has_let_go_of_the_one_before(ending: str) -> None:
+    """Whatever is plugged in at once: Linux would ask the device that is gone whether it is still the same."""
+    rig = Rig(Speed.SUPER, bus=KilledBus())
+    controller = recover(rig.bus)
+    rig.device = FakeDevice(Speed.SUPER)
+    assert rig.bus.plug(rig.device, rig.port_id) == rig.port_id
+    assert controller.hub.name_at(rig.port_id) == rig.device.name
+    rig.bus.pause(MISSED_SECONDS / 2)
+    rig.driver.handle_events()
+    assert not rig.port.connected
+    rig.port.clear_changes()
+    if ending == "slot disabled":
+        rig.usb.disable()
+        rig.bus.pause(MISSED_SECONDS / 10)
+    elif ending == "controller reset":
+        rig.driver.start()
+        rig.bus.pause(MISSED_SECONDS / 10)
+    else:
+        rig.bus.pause(MISSED_SECONDS)
+        rig.driver.handle_events()
+        assert rig.port.connected
+        rig.usb.disable()
+    rig.controller = controller
+    rig.usb = rig.driver.enumerate(rig.port_id)
+    rig.works()
+
+
+def test_a_driver_that_goes_through_its_ports_has_time_for_each() -> None:
+    rig = Rig(Speed.SUPER, bus=KilledBus())
+    other = rig.driver.enumerate(rig.bus.plug(FakeDevice(Speed.SUPER)))
+    recover(rig.bus)
+    for port_id in (rig.port_id, other.port.port_id):
+        rig.bus.plug(FakeDevice(Speed.SUPER), port_id)
+    rig.bus.pause(0.8 * MISSED_SECONDS)
+    rig.driver.handle_events()
+    rig.usb.disable()
+    rig.bus.pause(0.8 * MISSED_SECONDS)
+    assert (rig.port.connected, other.port.connected) == (True, False)
+    rig.bus.pause(0.4 * MISSED_SECONDS)
+    assert other.port.connected
+
+
+def test_a_driver_that_is_not_there_is_not_waited_for() -> None:
+    """Its controller is halted: it looks at the ports anew when it starts it."""
+    rig = Rig(Speed.SUPER, bus=KilledBus())
+    rig.driver.halt()
+    recover(rig.bus)
+    rig.bus.plug(FakeDevice(Speed.SUPER), rig.port_id)
+    assert rig.port.connected
 
 
 def test_an_interrupt_that_was_not_sent_is_sent() -> None:
