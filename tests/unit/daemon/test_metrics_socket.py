@@ -18,7 +18,8 @@ from tests.unit.daemon.test_exposition import status
 from usbvfiod_core import ConfigError
 from usbvfiod_core.daemon.exposition import OPENMETRICS, TEXT
 from usbvfiod_core.daemon.metrics_address import MetricsAddress, metrics_address
-from usbvfiod_core.daemon.metrics_socket import IDLE, MAX_CLIENTS, MAX_READS, MAX_REQUEST, PATIENCE, MetricsSocket
+from usbvfiod_core.daemon.metrics_client import IDLE, MAX_READS, MAX_REQUEST, PATIENCE
+from usbvfiod_core.daemon.metrics_socket import MAX_CLIENTS, MetricsSocket
 from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.daemon.share import SHARE
 from usbvfiod_core.testing.loop import StepLoop
