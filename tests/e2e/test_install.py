@@ -53,6 +53,10 @@ def check_beside(prefix: Path, root: Path = Path("/")) -> None:
     contributed = (path.name for path in (ROOT / "contrib/systemd").iterdir())
     wanted = {name for name in contributed if name.endswith((".service", ".socket", ".timer"))}
     assert {unit.name for unit in units} == (wanted if str(prefix) in ("/usr", "/usr/local") else set())
+    of_users = sorted((root / prefix.relative_to("/") / "share/systemd/user").glob("usbvfiod*"))
+    has_page = str(prefix) == "/usr/local" or prefix.name == ".local"
+    assert [unit.name for unit in of_users] == ["usbvfiod-web.service"] * has_page
+    units += of_users
     started = [match[1] for unit in units for match in re.finditer(r"^ExecStart=(\S+)", unit.read_text(), re.M)]
     description = root / prefix.relative_to("/") / "share/vfio-user/50-usbvfiod.json"
     for program in (*started, json.loads(description.read_text())["binary"]):
@@ -77,14 +81,14 @@ def test_make_install_and_uninstall(tmp_path: Path) -> None:
     assert [path for path in prefix.rglob("*") if not path.is_dir()] == []
 
 
-@pytest.mark.parametrize(("prefix", "units"), [("/usr/local/", True), ("/opt/usb", False)])
+@pytest.mark.parametrize(("prefix", "units"), [("/usr/", True), ("/usr/local", True), ("/opt/usb", False)])
 def test_units_are_installed_where_systemd_looks(tmp_path: Path, prefix: str, units: bool) -> None:
     program = tmp_path / prefix.strip("/") / "bin/usbvfiod"
     program.parent.mkdir(parents=True)
     for name in ("usbvfiod", "usbvfiod-opener"):
         (program.parent / name).symlink_to("/bin/true")  # which makes empty pages
     said = shell(shlex.join(["contrib/install-files", str(program), str(tmp_path), prefix]))
-    assert ("no systemd units" in said) != units
+    assert ("no units of the system" in said) != units
     check_beside(Path(prefix), tmp_path)
     shell(shlex.join(["contrib/install-files", "remove", str(tmp_path), prefix]))
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {program, program.with_name("usbvfiod-opener")}
