@@ -300,7 +300,7 @@ class RootHub:
                     self.unplug(port.port_id)
             port.go_on(missing=occupied and device is None)
         for port in self.ports:
-            port.missed = port.occupant is None and bool(self._host.table.endpoints(port.port_id))
+            port.missed = port.device is None and bool(self._host.table.endpoints(port.port_id))
         self._look_for_missed(0, 0.0)
         if self.dirty:
             self._host.work_due()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.xhci.crash import KilledBus, recover
 from tests.unit.xhci.kit import FakeDevice, Rig, Speed, make, spec
+from tests.unit.xhci.succession import succeed
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.state import StateError, pack, unpack
 from usbvfiod_core.xhci.controller import Controller
@@ -90,6 +91,21 @@ def test_a_driver_that_goes_through_its_ports_has_time_for_each() -> None:
     assert (rig.port.connected, other.port.connected) == (True, False)
     rig.bus.pause(0.4 * MISSED_SECONDS)
     assert other.port.connected
+
+
+def test_an_upgrade_meanwhile_waits_for_the_driver_as_well() -> None:
+    rig = Rig(Speed.SUPER, bus=KilledBus())
+    rig.controller = recover(rig.bus)
+    rig.device = FakeDevice(Speed.SUPER)
+    rig.bus.plug(rig.device, rig.port_id)
+    succeed(rig, device_of={rig.port_id: rig.device}.get)
+    rig.bus.pause(MISSED_SECONDS / 2)
+    assert not rig.port.connected
+    rig.driver.handle_events()
+    rig.usb.disable()
+    rig.bus.pause(MISSED_SECONDS / 10)
+    rig.usb = rig.driver.enumerate(rig.port_id)
+    rig.works()
 
 
 def test_a_driver_that_is_not_there_is_not_waited_for() -> None:
