@@ -1,4 +1,4 @@
-"""What a server that has a device of another machine is replaced under: a drive at work, and a keyboard that types."""
+"""What a server that has a real device is replaced under: a drive at work, and a keyboard that types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from usbvfiod_core.usb.transfer import TransferType
 
 TIMES = 10
 """How often a server is replaced; less with `--rounds`."""
-TRIES = 5
+TRIES = 10
+"""How often that is tried each time: an emulated processor may take longer than a server lets its guest wait."""
 TOO_SLOW = re.compile("the server goes on as it was: the other process (takes too long|does not go on)")
 MEBIBYTES = 4
 STEP = 128 << 10
@@ -93,7 +94,7 @@ def check_keyboard(machine: Machine, given: Given, directory: Path, most_rounds:
                         trying = executor.submit(replacing.upgrade)
                         while not trying.done():
                             read()
-                            wait([trying], 0.005)
+                            wait([trying], 0.05)  # leaves the processor to it
                         trying.result()
                 typing.end()
 
