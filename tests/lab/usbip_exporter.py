@@ -105,9 +105,10 @@ class Exporter:
             stream.close()
             return
         device = self.devices[busid]()
-        stream.sendall(head + record(busid, device))
         stream.settimeout(None)
+        # Before the answer: whoever has it may look here.
         self.servers.append(Server(stream, device))
+        stream.sendall(head + record(busid, device))
 
 
 class Reset(Exported):
