@@ -229,8 +229,10 @@ class IsochronousSchedule:
         latest = -1
         for transfer in pace.endpoint.queue:
             start = self._start(end, transfer)
+            if start < 0:  # it ends with the one before it
+                break
             end = start + pace.interval * (len(transfer.packets) or 1)
-            if start < 0 or not transfer.no_interrupt:
+            if not transfer.no_interrupt:
                 break
             if latest < 0:
                 latest = end + LAZY
