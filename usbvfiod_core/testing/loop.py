@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 STEP_LIMIT = 100_000
 """Callbacks that one call of `run_ready` executes at most; a loop that keeps itself busy for ever is a bug."""
+_PACE = 0.02
+"""Seconds of real time after which `run_until` asks its condition again."""
 
 
 class LoopError(RuntimeError):
@@ -138,7 +140,8 @@ class StepLoop:
         callback(*args)
 
     def run_until(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Run until `condition()` holds, for at most `timeout` seconds of this loop's time; whether it holds."""
+        """Run until `condition()` holds, for at most `timeout` seconds of this loop's time; whether it holds. In real
+        time it is asked even if nothing happens here: it may be about another thread."""
         deadline = self.time() + timeout
         while True:
             self.run_ready()
@@ -173,7 +176,7 @@ class StepLoop:
             return True
         remaining = due - time.monotonic()
         if remaining > 0:
-            self._collect(remaining)
+            self._collect(min(remaining, _PACE))
         return bool(self._ready) or time.monotonic() < deadline or due < deadline
 
     def _collect(self, timeout: float) -> None:

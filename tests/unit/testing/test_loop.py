@@ -102,6 +102,18 @@ def test_another_thread_ends_a_wait() -> None:
     loop.close()
 
 
+def test_what_another_thread_makes_true_is_seen_without_a_word() -> None:
+    loop = StepLoop(virtual_time=False)
+    seen = threading.Event()
+    thread = threading.Timer(0.01, seen.set)
+    thread.start()
+    begin = time.monotonic()
+    assert loop.run_until(seen.is_set, 2 * PATIENCE)
+    assert time.monotonic() < begin + PATIENCE
+    thread.join()
+    loop.close()
+
+
 def test_a_loop_without_end_is_reported(loop: StepLoop) -> None:
     def again() -> None:
         loop.call_soon(again)
