@@ -244,13 +244,13 @@ class Attachments:
 
     def _consider(self, attachment: Attachment, info: DeviceInfo | None, event: bool) -> None:
         spec = attachment.spec
-        if info is None:
-            if kind_of(spec.address) is not Kind.OWN:
-                self._absent(attachment)
-                return
-            info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        if info is None and kind_of(spec.address) is not Kind.OWN:
+            self._absent(attachment)
+            return
+        # What is not listed may be what was lost, for all that is known.
+        attachment.found(info or attachment.info, self._loop.time())
+        info = info or DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
         same = instance(info) == instance(attachment.info)
-        attachment.found(info, self._loop.time())
         attachment.info = info
         if not attachment.allowed:
             if attachment.state is not State.ASKING:

@@ -65,6 +65,20 @@ def test_it_comes_back_to_its_port(rig: Rig) -> None:
     assert attachment.port_id == 4
 
 
+def test_a_device_that_is_lost_as_soon_as_it_is_there_is_tried_ever_more_seldom(rig: Rig) -> None:
+    """The guest's port does not come and go as fast as its server can hang up."""
+    assert isinstance(rig.backend, RemoteToys)
+    rig.backend.there = DeviceInfo("toys", "server/1-2", 0x1234, 1, "Ball", serial="7")
+    attachment = rig.attach("toys:server/1-2?port=4")
+    waits = []
+    for _ in RETRIES:
+        rig.backend.disconnect("server/1-2", "it hangs up")
+        lost = rig.loop.time()
+        assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, RETRIES[-1] + 1)
+        waits.append(rig.loop.time() - lost)
+    assert waits == pytest.approx(RETRIES)
+
+
 def test_after_a_long_time_a_device_is_back_soon_and_its_host_was_not_asked_often(rig: Rig) -> None:
     rig.backend.failure = DeviceAway(DOWN)
     attachment = rig.attach("toys:server/1-2")
