@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.counted_time import counted_time
 from tests.unit.virtual.drive import read_10
 from usbvfiod_core.pci.interrupts import Mechanism
 from usbvfiod_core.shared_area import possible
@@ -89,8 +90,9 @@ def test_many_events_move_the_pointer_on_the_way_and_end_the_interrupt_once() ->
     waiting = [usb.submit_in(BULK_IN, 8) for _ in range(150)]
     bus.seen.clear()
     bus.written.clear()
-    fake.answers(BULK_IN, *[b"x"] * 150)
-    assert all(td.result() == b"x" for td in waiting)
+    with counted_time(0):  # one turn is enough for all
+        fake.answers(BULK_IN, *[b"x"] * 150)
+        assert all(td.result() == b"x" for td in waiting)
     assert bus.seen == [*OF_AN_INTERRUPT, *OF_THE_RING, *OF_THE_RING]
     first, last = (value for offset, value in bus.written if offset == ERDP)
     assert not first & spec.ERDP_EHB
