@@ -8,6 +8,7 @@ from the collector, and containers are emptied bit by bit, in a thread.
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -22,7 +23,8 @@ _untrack.restype = None  # type: ignore[attr-defined]
 def uncollected(value: _T) -> _T:
     """The object itself, at which the collector does not look any more. It must never be part of a cycle. A dict that
     gets another key or value later may be looked at again."""
-    _untrack(value)
+    if gc.is_tracked(value):  # for what never is, the call below would be a wild write
+        _untrack(value)
     return value
 
 
