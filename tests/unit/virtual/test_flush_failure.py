@@ -158,12 +158,13 @@ def breaking(tmp_path: Path) -> Iterator[Path]:
         file.touch()
         os.truncate(file, 32 << 20)
         device = run("losetup", "--find", "--show", str(file))
-        try:
-            yield Path(device)
-        finally:
-            run("losetup", "--detach", device)
     finally:
-        run("umount", str(small))
+        # The loop device keeps the file. If this process is killed, no mount is left that other tests cannot clean up.
+        run("umount", "--lazy", str(small))
+    try:
+        yield Path(device)
+    finally:
+        run("losetup", "--detach", device)
 
 
 def test_a_disk_that_really_breaks(breaking: Path) -> None:
