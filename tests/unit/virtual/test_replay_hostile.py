@@ -228,6 +228,22 @@ def test_the_collector_does_not_look_at_each_record(tmp_path: Path, talk: Callab
         assert not any(each._recorded.commands or each._recorded.blocks for each in device.drives.values())
 
 
+def test_a_recording_is_read_in_large_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the lock goes to and fro for small ones, the thread that serves a guest may wait for half a second."""
+    seen: list[int] = []
+
+    def look(file: io.BufferedReader) -> Recording:
+        seen.append(len(file.peek(1)))
+        return read_recording(file)
+
+    monkeypatch.setattr(replay, "read_recording", look)
+    talk = conversation()
+    for _ in range(20):
+        talk.read(0x81, bytes(MIB // 10))
+    with opened(talk, tmp_path):
+        assert seen == [MIB]
+
+
 @pytest.mark.parametrize("wanted", ["", "9.9"])
 def test_records_are_let_go_of_whether_the_recording_is_used_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
