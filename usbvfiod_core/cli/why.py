@@ -117,7 +117,7 @@ def decide(registry: Registry, text: str, ports: GuestPorts) -> tuple[list[Step]
         except UsbvfiodError as error:
             return [*steps, Step("device", "no", str(error))], None
     if info is None:
-        info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        info = spec.unseen
         steps.append(Step("device", "yes", "the backend can say more only when it opens it"))
     else:
         identity = f"{info.vendor_id:04x}:{info.product_id:04x}"

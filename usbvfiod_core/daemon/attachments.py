@@ -249,7 +249,7 @@ class Attachments:
             return
         # What is not listed may be what was lost, for all that is known.
         attachment.found(info or attachment.info, self._loop.time())
-        info = info or DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        info = info or spec.unseen
         same = instance(info) == instance(attachment.info)
         attachment.info = info
         if not attachment.allowed:

@@ -21,7 +21,7 @@ from ..hooks.settings import PluginSelection, Settings
 from ..host.paths import FORMS
 from ..installation import installation
 from ..options import SettingError
-from ..usb.backend import Backend
+from ..usb.backend import Backend, DeviceInfo
 from .address_forms import meant
 from .escapes import escaped, unescaped_address, unescaped_option
 from .guest_ports import no_such_port
@@ -88,6 +88,11 @@ class DeviceSpec:
     def settings(self) -> Settings:
         """What hooks are given of it."""
         return Settings(self.options, self.plugin_options)
+
+    @property
+    def unseen(self) -> DeviceInfo:
+        """What stands for its device where no backend says anything of it: only the address is known."""
+        return DeviceInfo(self.backend, self.address, 0, 0, self.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class Attachment:
         self.spec = spec
         self.configured = configured
         """Of the command line or the configuration file; else of a request."""
-        self.info = DeviceInfo(spec.backend, spec.address, 0, 0, spec.address)
+        self.info = spec.unseen
         self.last: DeviceInfo | None = None
         self.state = State.WAITING
         self.reason = ""
