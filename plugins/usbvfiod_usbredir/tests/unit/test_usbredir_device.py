@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -59,10 +58,7 @@ def configured(bench: DeviceBench, value: int = 1) -> None:
 
 def run(bench: DeviceBench, condition: Callable[[], object]) -> None:
     """Until a condition holds, which may be the other thread's."""
-    deadline = time.monotonic() + bench.timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        bench.loop.run_until(lambda: bool(condition()), 0.005)
+    assert bench.loop.run_until(lambda: bool(condition()), bench.timeout)
 
 
 @pytest.mark.parametrize("type", [TransferType.BULK, TransferType.INTERRUPT])

@@ -46,10 +46,7 @@ class Rig(Relay):
 
     def run(self, condition: Callable[[], object]) -> None:
         """Until a condition holds, which may be the other thread's."""
-        for _ in range(int(PATIENCE / 0.005)):
-            if self.loop.run_until(lambda: bool(condition()), 0.005):
-                return
-        raise AssertionError("it does not come to that")
+        assert self.loop.run_until(lambda: bool(condition()), PATIENCE), "it does not come to that"
 
     def close(self) -> None:
         self.bench.close()

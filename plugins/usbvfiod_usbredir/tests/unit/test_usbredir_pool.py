@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redir_bench import WaitingHost
@@ -67,10 +67,7 @@ class Served:
         return open_device(self.backend, self.address, {"timeout": "1", **options}, self.loop)
 
     def run(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline
-            self.loop.run_until(lambda: bool(condition()), 0.005)
+        assert self.loop.run_until(lambda: bool(condition()), PATIENCE)
 
     def client(self, path: Path, *, connects: bool = True, kind: type[RedirHost] = RedirHost) -> RedirHost:
         stream = socket.socket(socket.AF_UNIX)
@@ -166,12 +163,18 @@ def test_what_a_device_is_shows_before_it_is_opened(served: Served, tmp_path: Pa
     assert UsbredirBackend().look_up("desk7:1", UsbredirOptions()) is None, "no server: it would use it up"
 
 
-def without_a_device(served: Served, directory: Path) -> RedirHost:
-    """A client that has come, and has no device yet."""
+def first(served: Served, directory: Path, **how: Any) -> RedirHost:
+    """The first client, which has come since somebody waits for one."""
     with pytest.raises(DeviceAway):
         served.open()
-    client = served.client(directory / "usb.sock", connects=False)
+    client = served.client(directory / "usb.sock", **how)
     served.run(lambda: served.changes == 1)
+    return client
+
+
+def without_a_device(served: Served, directory: Path) -> RedirHost:
+    """A client that has come, and has no device yet."""
+    client = first(served, directory, connects=False)
     with pytest.raises(DeviceAway, match=r"no client has come|has a device"):
         served.open()
     served.loop.run_ready()
@@ -206,10 +209,7 @@ def test_who_brings_no_other_device_is_sent_away(
 ) -> None:
     """usbredirect stays connected, and only when it has ended a service starts it for the device that is back."""
     monkeypatch.setattr(opening, "LEFT", 0.05)
-    with pytest.raises(DeviceAway):
-        served.open()
-    client = served.client(tmp_path / "usb.sock")
-    served.run(lambda: served.changes == 1)
+    client = first(served, tmp_path)
     pull_and_wait(served, client)
     with pytest.raises(DeviceAway, match="no client has come"):
         served.open()
@@ -222,10 +222,7 @@ def test_who_loses_its_device_before_it_is_opened_is_sent_away(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "LEFT", 0.05)
-    with pytest.raises(DeviceAway):
-        served.open()
-    client = served.client(tmp_path / "usb.sock", kind=Losing)
-    served.run(lambda: served.changes == 1)
+    client = first(served, tmp_path, kind=Losing)
     with pytest.raises(DeviceAway, match="no client has"):
         served.open()
     served.run(lambda: served.changes == 2)
