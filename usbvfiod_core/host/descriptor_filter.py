@@ -13,6 +13,7 @@ from ..usb.descriptors import (
     CONFIGURATION,
     ENDPOINT,
     INTERFACE,
+    INTERFACE_ASSOCIATION,
     SUPERSPEED_ENDPOINT_COMPANION,
     walk,
 )
@@ -47,12 +48,13 @@ def without_streams(configuration: bytes) -> bytes:
 
 
 def without_settings(configuration: bytes, unwanted: Callable[[int, int], bool]) -> bytes:
-    """The configuration without the settings `unwanted(interface, alternate)`, and their endpoints and class parts."""
+    """The configuration without the settings `unwanted(interface, alternate)`, and their endpoints and class parts.
+    An association, which is about the interfaces behind it, is not part of a setting."""
     parts, dropping = [], False
     for kind, part in walk(configuration):
         if kind == INTERFACE and len(part) >= 9:
             dropping = unwanted(part[2], part[3])
-        if not dropping:
+        if not dropping or kind == INTERFACE_ASSOCIATION:
             parts.append(part)
     return _joined(configuration, parts)
 

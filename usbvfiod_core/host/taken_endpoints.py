@@ -21,7 +21,8 @@ _LONGEST: Final = {
     Speed.FULL: {_CONTROL: 64, _ISOCHRONOUS: 1023, _BULK: 64, _INTERRUPT: 64},
     Speed.HIGH: {_CONTROL: 64, _ISOCHRONOUS: 1024, _BULK: 512, _INTERRUPT: 1024},
 }
-"""Bytes of a packet at most (USB 2.0 5.5.3 to 5.8.3); above, it is 512 for control transfers and 1024 for others."""
+"""Bytes of a packet at most (USB 2.0 5.5.3 to 5.8.3); above, it is 512 for control transfers and 1024 for others.
+Linux lets a bulk endpoint at high speed have 1024, and its driver of xHCI has packets of 512 all the same."""
 
 _TRANSACTIONS: Final = 3 << 11
 """Bits of wMaxPacketSize that only periodic endpoints at high speed have (USB 2.0 table 9-13)."""

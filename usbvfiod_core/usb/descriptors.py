@@ -117,17 +117,17 @@ class DeviceDescriptor:
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """SuperSpeed endpoint companion (USB 3.2 9.6.7). `max_burst` is packets less one."""
+    """SuperSpeed endpoint companion (USB 3.2 9.6.7). `max_burst` is packets less one, `tail` what it has behind."""
 
     max_burst: int = 0
     attributes: int = 0
     bytes_per_interval: int = 0
+    tail: bytes = b""
 
     def pack(self) -> bytes:
-        """The 6 bytes on the wire."""
-        return _COMPANION.pack(
-            _COMPANION.size, SUPERSPEED_ENDPOINT_COMPANION, self.max_burst, self.attributes, self.bytes_per_interval
-        )
+        """The bytes on the wire."""
+        head = (_COMPANION.size + len(self.tail), SUPERSPEED_ENDPOINT_COMPANION)
+        return _COMPANION.pack(*head, self.max_burst, self.attributes, self.bytes_per_interval) + self.tail
 
     @property
     def max_streams(self) -> int:
@@ -288,21 +288,19 @@ class Configuration:
         rest = self.extra + b"".join(interface.pack() for interface in self.interfaces) + self.trailing
         numbers = {interface.number for interface in self.interfaces}
         total = _CONFIGURATION.size + len(rest)
-        return (
-            _CONFIGURATION.pack(
-                _CONFIGURATION.size, kind, total, len(numbers), self.value, self.name, self.attributes, self.max_power
-            )
-            + rest
-        )
+        head = (_CONFIGURATION.size, kind, total, len(numbers), self.value, self.name, self.attributes, self.max_power)
+        return _CONFIGURATION.pack(*head) + rest
 
 
 class _Reader:
-    """Puts the descriptors behind a configuration header where they belong."""
+    """Puts the descriptors behind a configuration header where they belong, as Linux does (usb_parse_interface): an
+    association may stand anywhere, and an interface descriptor that is too short is none, with all that follows it."""
 
     def __init__(self) -> None:
         self.interfaces: list[Interface] = []
         self.extra = b""  # of the configuration
         self.before = b""  # of the interface that comes next
+        self._skips = False
         self._head: tuple[int, ...] = ()
         self._own: tuple[bytes, bytes] = (b"", b"")  # before and extra of the open interface
         self._endpoints: list[Endpoint] = []
@@ -312,18 +310,21 @@ class _Reader:
             self.end_interface()
             self._head = _INTERFACE.unpack_from(data)
             self._own = (self.before, b"")
+            self.before, self._skips = b"", False
+        elif kind == INTERFACE or self._skips:
+            self.before += data
+            self._skips = True
+        elif kind == ENDPOINT and len(data) >= _ENDPOINT.size and self._head:
+            self._put_between(self.before)
             self.before = b""
+            _, _, address, attributes, size, interval = _ENDPOINT.unpack_from(data)
+            self._endpoints.append(Endpoint(address, attributes, size, interval, None, data[_ENDPOINT.size :]))
         elif kind == INTERFACE_ASSOCIATION or self.before:
             self.before += data
         elif not self._head:
             self.extra += data
-        elif kind == ENDPOINT and len(data) >= _ENDPOINT.size:
-            _, _, address, attributes, size, interval = _ENDPOINT.unpack_from(data)
-            self._endpoints.append(Endpoint(address, attributes, size, interval, None, data[_ENDPOINT.size :]))
-        elif not self._endpoints:
-            self._own = (self._own[0], self._own[1] + data)
         else:
-            self._behind_endpoint(kind, data)
+            self._put_between(data, kind)
 
     def end_interface(self) -> None:
         if not self._head:
@@ -335,13 +336,16 @@ class _Reader:
         )
         self._head, self._endpoints = (), []
 
-    def _behind_endpoint(self, kind: int, data: bytes) -> None:
+    def _put_between(self, data: bytes, kind: int = 0) -> None:
+        """What stands behind the last endpoint of the open interface, or in front of the first."""
+        if not self._endpoints:
+            self._own = (self._own[0], self._own[1] + data)
+            return
         last = self._endpoints[-1]
-        companion, extra = last.companion, last.extra
-        if kind == SUPERSPEED_ENDPOINT_COMPANION and companion is None and not extra and len(data) == _COMPANION.size:
-            companion = Companion(*_COMPANION.unpack(data)[2:])
-        else:
-            extra += data
+        companion, extra = last.companion, last.extra + data
+        if kind == SUPERSPEED_ENDPOINT_COMPANION and extra == data and not companion and len(data) >= _COMPANION.size:
+            burst, attributes, size = _COMPANION.unpack_from(data)[2:]
+            companion, extra = Companion(burst, attributes, size, data[_COMPANION.size :]), b""
         self._endpoints[-1] = replace(last, companion=companion, extra=extra)
 
 

@@ -10,6 +10,7 @@ import pytest
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.testing.driver import DriverError
 from usbvfiod_core.testing.guest import Guest
+from usbvfiod_core.usb.class_descriptors import interface_association
 from usbvfiod_core.usb.descriptors import Companion, Configuration, DeviceDescriptor, Endpoint, Interface
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import Transfer, TransferStatus, TransferType
@@ -72,6 +73,7 @@ def byte(place: int, value: int) -> bytes:
 
 PAIR = one(bulk(0x81), bulk(0x02))
 HEAD, FACE, FIRST, SECOND = PAIR[:9], PAIR[9:18], PAIR[18:25], PAIR[25:]
+ASSOCIATION = interface_association(0, 1, 255)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +93,14 @@ HEAD, FACE, FIRST, SECOND = PAIR[:9], PAIR[9:18], PAIR[18:25], PAIR[25:]
         (one(bulk(0x00), bulk(0x80), bulk(0x81)), {0x81}),
         (one(bulk(0x81), bulk(0x81, 64), bulk(0x02)), {0x81, 0x02}),
         (one(bulk(0x81, 0), bulk(0x02, 0)), {0x81, 0x02}),
+        (total(HEAD + FACE + ASSOCIATION + FIRST + ASSOCIATION + b"\3\x24\1" + SECOND), {0x81, 0x02}),
+        (total(PAIR + b"\x08" + PAIR[10:17] + bulk(0x83).pack()), {0x81, 0x02}),
     ],
     ids=[
         *("endpoints-1", "endpoints-16", "endpoints-255", "interfaces-0", "interfaces-40"),
         *("audio-endpoint", "endpoint-of-8", "endpoint-of-6", "interface-of-8", "interface-of-10"),
         *("configuration-of-10", "endpoint-0", "endpoint-twice", "size-0"),
+        *("associations", "interface-of-8-behind"),
     ],
 )
 def test_counts_and_lengths_that_are_wrong(raw: bytes, used: set[int]) -> None:

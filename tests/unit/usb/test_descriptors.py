@@ -30,7 +30,7 @@ def other(kind: int, body: bytes) -> bytes:
 
 # A class-specific descriptor, of a type that means nothing to the parser.
 others = st.builds(other, st.sampled_from([0x21, 0x24, 0x25, 0x41]), st.binary(max_size=20))
-companions = st.builds(Companion, byte, byte, word)
+companions = st.builds(Companion, byte, byte, word, st.binary(max_size=3))
 endpoints = st.builds(
     Endpoint,
     byte,
