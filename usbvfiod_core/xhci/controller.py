@@ -19,6 +19,7 @@ from . import registers as reg
 from . import spec
 from .command_ring import CommandRing
 from .complaints import FAILURE, Complaints
+from .endpoint import Endpoint
 from .interrupters import Interrupters
 from .journal import CONTROLLER, Journal
 from .kept import Kept, nowhere
@@ -253,8 +254,8 @@ class Controller:
         return self.hub.plug(device, port_id)
 
     def unplug(self, port_id: int) -> None:
-        """Take the device at a port away, as when it is pulled out: no further event about its transfers, and
-        `device.close` when the last of them is back."""
+        """Take the device at a port away, as when it is pulled out: the driver hears of the transfers that have ended
+        well, and of no other one; `device.close` when the last of them is back."""
         self.hub.unplug(port_id)
 
     def statistics(self) -> list[EndpointStatistics]:
@@ -301,6 +302,12 @@ class Controller:
     def work_due(self) -> None:
         if not self._in_run:
             self.wakeup()
+
+    def report_ended(self, endpoints: list[Endpoint]) -> None:
+        if self.bus_master and not self._remapping.waits():
+            self.memory.check()
+            for endpoint in endpoints:
+                endpoint.report_ended()
 
     def host_system_error(self, error: GuestMemoryError) -> None:
         """HSE (4.24.1): the controller stops; the driver resets it. There is no SERR# that could tell it (HSEE, 5.4.1);

@@ -58,6 +58,11 @@ class HubHost(Protocol):
         """MFINDEX now."""
         ...
 
+    def report_ended(self, endpoints: list[Endpoint]) -> None:
+        """Tell the driver which transfers of these endpoints have ended well, unless guest memory has to be left
+        alone now."""
+        ...
+
 
 class _Events:
     """What a device tells of itself, bound to the port it is plugged into."""
@@ -137,6 +142,8 @@ class RootHub:
         device = port.occupant
         if device is None:
             return
+        endpoints = self._host.table.endpoints(port_id)
+        self._host.report_ended(endpoints)
         port.unplug()
         self.leaving(port_id, device)
 
@@ -149,7 +156,7 @@ class RootHub:
                 return
             device.when_closed(lambda: self.unplugged(port_id, device))
 
-        when_all([endpoint.device_gone for endpoint in self._host.table.endpoints(port_id)], idle)
+        when_all([endpoint.device_gone for endpoint in endpoints], idle)
 
     def withhold(self) -> None:
         """For the driver every device is pulled out, and none is plugged in, until `reveal`. The devices stay as they
@@ -162,9 +169,10 @@ class RootHub:
             slot = self._host.table.slot_of(device)
             if slot is not None:
                 slot.device = None  # when the device is seen again it is another one for this slot
+            endpoints = self._host.table.endpoints(port.port_id)
+            self._host.report_ended(endpoints)
             port.withhold()
             port.draining = True
-            endpoints = self._host.table.endpoints(port.port_id)
             when_all([endpoint.device_gone for endpoint in endpoints], partial(self._drained, port))
 
     def reveal(self) -> None:

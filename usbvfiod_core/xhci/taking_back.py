@@ -103,6 +103,12 @@ class StoppableEngine(TransferEngine):
         """Whether a transfer in flight has a window in these pages of guest memory."""
         return any(withdrawn.meets(td.windows or ()) for ring in self.rings() for td in ring.inflight if not td.ended)
 
+    def report_ended(self) -> None:
+        """Report what has ended well and waits for the endpoint's turn: its device is about to be unplugged."""
+        if self.state == spec.EP_RUNNING:
+            for ring in self.rings():
+                self._retire_completed(ring)
+
     def device_gone(self, then: Callable[[], None]) -> None:
         """The device is unplugged: no event any more, though commands still work; `then` when nothing is in flight."""
 

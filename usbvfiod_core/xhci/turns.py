@@ -19,8 +19,8 @@ RUN_NS: Final = 500_000
 have to wait for the turns of other endpoints."""
 
 MORE: Final = 32
-"""Endpoints that become ready in a run and have their turn in it too: a device that ends transfers of several endpoints
-and is unplugged then has them all reported."""
+"""Endpoints that become ready in a run and have their turn in it too, so that what a device has ended while it was
+given something is told at once."""
 
 
 class Runnable(ABC):

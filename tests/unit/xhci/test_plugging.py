@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.counted_time import PACE, counted_time
 from tests.unit.xhci.hub import Hub
 from tests.unit.xhci.kit import BULK_IN, DirectBus, FakeDevice, Rig, Speed, of_type, spec
 from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.testing.driver import Td
+from usbvfiod_core.testing.fake_device import INTERRUPT_IN
+from usbvfiod_core.usb.transfer import TransferStatus
+from usbvfiod_core.xhci.turns import RUN_NS
 
 CCS, PED, PR = spec.PORTSC_CCS, spec.PORTSC_PED, spec.PORTSC_PR
 CSC, PRC = spec.PORTSC_CSC, spec.PORTSC_PRC
@@ -125,6 +130,61 @@ def test_a_device_that_vanishes_inside_submit(rig: Rig) -> None:
     assert of_type(events, spec.TRB_TRANSFER_EVENT) == []
     assert len([transfer for transfer in rig.device.submitted if transfer.endpoint == BULK_IN]) == 1
     assert rig.device.closed
+
+
+def moved(rig: Rig, count: int) -> list[Td]:
+    """Three TDs of each of three endpoints. The device has just moved the first `count`, and the controller has said
+    nothing of it yet."""
+    pipes = rig.bulk_in, rig.bulk_out, rig.usb.pipe(INTERRUPT_IN)
+    tds = [pipe.submit(b"out" if pipe is rig.bulk_out else None, 8) for pipe in pipes for _ in range(3)]
+    rig.events()
+    for pipe in pipes:
+        for transfer in list(rig.device.held[pipe.address])[:count]:
+            rig.device.finish(transfer, b"in" if transfer.is_in else TransferStatus.COMPLETED)
+    return tds
+
+
+@pytest.mark.parametrize("pace", [0, PACE, 2 * RUN_NS], ids=["no time", "an idle machine", "a turn is over at once"])
+@pytest.mark.parametrize("between", ["nothing", "a run"])
+@pytest.mark.parametrize("end", ["by the device", "by the user", "withheld"])
+def test_what_was_moved_before_is_told(rig: Rig, pace: int, between: str, end: str) -> None:
+    """However far the controller had come with it, and of what was not moved nothing is."""
+    with counted_time(pace):
+        tds = moved(rig, 2)
+        if between == "a run":
+            rig.controller.run()
+        if end == "by the device":
+            rig.device.unplug()
+        elif end == "by the user":
+            rig.controller.unplug(rig.port_id)
+        else:
+            rig.controller.hub.withhold()
+        rig.handle()
+    assert [td.done for td in tds] == [True, True, False] * 3
+    assert not rig.port.connected
+    assert rig.running
+
+
+def test_nothing_is_told_while_memory_is_away_for_a_moment(rig: Rig) -> None:
+    tds = moved(rig, 3)
+    rig.controller.quiesce(0, 1 << 64, lambda: None)
+    rig.bus.memory.unmap_all()
+    rig.device.unplug()
+    rig.bus.map_ram()
+    rig.handle()
+    assert rig.running
+    assert not rig.port.connected
+    assert not any(td.done for td in tds)
+
+
+def test_nothing_is_told_without_bus_master(rig: Rig) -> None:
+    tds = moved(rig, 3)
+    rig.controller.bus_master = False
+    rig.device.unplug()
+    rig.controller.bus_master = True
+    rig.handle()
+    assert rig.running
+    assert not any(td.done for td in tds)
 
 
 def test_unplugged_with_transfers_in_flight(rig: Rig) -> None:
