@@ -21,7 +21,7 @@ from usbvfiod_core.daemon.control_requests import ControlRequests
 from usbvfiod_core.daemon.intents import Attachment
 from usbvfiod_core.daemon.peers import Gate, Policy
 from usbvfiod_core.daemon.quiescing import Quiescing
-from usbvfiod_core.testing.limits import eventually
+from usbvfiod_core.testing.limits import PATIENCE, eventually
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.vfio_user.listener import listening
 from usbvfiod_core.xhci.statistics import EndpointStatistics
@@ -64,23 +64,23 @@ class Talker:
             except BlockingIOError:
                 self.loop.advance(0.001)
 
-    def line(self, timeout: float = 5.0) -> Any:
+    def line(self) -> Any:
         """The next line, None at the end."""
 
         def there() -> bool:
-            try:
-                data = self.socket.recv(1 << 20)
-                self.closed |= not data
+            while b"\n" not in self.input and not self.closed:
+                try:
+                    data = self.socket.recv(1 << 20)
+                except BlockingIOError:
+                    return False
+                except ConnectionError:
+                    data = b""
+                self.closed = not data
                 self.input += data
-            except BlockingIOError:
-                pass
-            except ConnectionError:
-                self.closed = True
-            return b"\n" in self.input or self.closed
+                self.loop.run_ready()  # there is room for more in the socket
+            return True
 
-        assert self.loop.run_until(there, 0) or any(
-            self.loop.run_until(there, 0.005) for _ in range(int(timeout / 0.005))
-        )
+        assert self.loop.run_until(there, PATIENCE)
         if b"\n" not in self.input:
             return None
         line, self.input = self.input.split(b"\n", 1)
