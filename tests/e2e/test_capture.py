@@ -169,3 +169,24 @@ def test_what_is_wrong(run: Run, served: Served, tmp_path: Path) -> None:
         assert (result.returncode, result.stdout) == (code, ""), result.stderr
         assert text in result.stderr
         assert not file.exists()
+
+
+@pytest.mark.parametrize("scrub", [(), ("--scrub",)], ids=["as it is", "scrubbed"])
+@pytest.mark.parametrize("before", [b"", bytes(1 << 20)], ids=["an empty file", "a long one"])
+def test_a_file_is_replaced_when_the_server_has_accepted(
+    run: Run, served: Served, tmp_path: Path, before: bytes, scrub: tuple[str, ...]
+) -> None:
+    """By whatever name, and with its permissions; not if the server refuses."""
+    file, link = tmp_path / "it.pcapng", tmp_path / "link"
+    file.write_bytes(before)
+    file.chmod(0o640)
+    link.symlink_to(file)
+    arguments: tuple[str | Path, ...] = (*scrub, "-w", link, "--control-path", served.control)
+    assert run("capture", "nobody", *arguments).returncode == 6
+    assert file.read_bytes() == before
+    capture = Capture("stick", *arguments)
+    served.talk()
+    code, text = capture.end()
+    assert (code, text) == (0, f"{len(records(file))} packets")
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert link.is_symlink()

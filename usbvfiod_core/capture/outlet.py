@@ -12,14 +12,18 @@ _PATIENCE_MS = 1000
 
 
 class Outlet:
-    """Open descriptors of files, which belong to it. More than one are written in turn, and over again.
+    """Open descriptors of files, which belong to it. More than one are written in turn, and over again. `replaces`:
+    what is in them goes when the first of them is begun.
 
     Used by the thread that writes: everything may block as long as whoever reads likes.
     """
 
-    def __init__(self, fds: Sequence[int], current: int = 0, named: Iterable[int] = ()) -> None:
+    def __init__(
+        self, fds: Sequence[int], current: int = 0, named: Iterable[int] = (), *, replaces: bool = False
+    ) -> None:
         self.fds = tuple(fds)
         self._current = current
+        self._replaces = replaces
         self._named = {self.fds[each] for each in named}
 
     @property
@@ -36,6 +40,12 @@ class Outlet:
     def takes_turns(self) -> bool:
         """Whether there is another file to go on in."""
         return len(self.fds) > 1
+
+    def begin(self) -> None:
+        """Called before anything is written. Raises OSError."""
+        if self._replaces:
+            for fd in self.fds:
+                empty(fd)
 
     def write(self, data: memoryview) -> int:
         """Write, and return how much. Raises OSError."""
@@ -66,7 +76,12 @@ class Outlet:
     def turn(self) -> None:
         """Go on in the next file, in the place of what is in it. Raises OSError."""
         self._current = (self._current + 1) % len(self.fds)
-        fd = self.fds[self._current]
+        empty(self.fds[self._current])
+
+
+def empty(fd: int) -> None:
+    """Take what is in a file out of it, and go to its start; a pipe or a device keeps nothing. Raises OSError."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
 

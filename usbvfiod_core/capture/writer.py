@@ -72,6 +72,7 @@ class WriterThread:
 
     def _write(self) -> str:
         """Returns why it has ended."""
+        self._outlet.begin()
         while True:
             self._event.clear()
             finishing = self._finishing

@@ -55,17 +55,19 @@ def capture(
     """Capture devices of a running server for Wireshark, until Ctrl+C.
 
     WHICH is an attachment as for `detach`; without one, all devices are captured, and those that come. The file is
-    opened here, with the caller's rights. It has what is typed and stored, unless it is scrubbed. The
-    exit code is 4 if the capture ends by itself, except when its reader goes away.
+    opened here, with the caller's rights; what is in it stays if the server refuses. A capture has what is typed and
+    stored, unless it is scrubbed. The exit code is 4 if it ends by itself, except when its reader goes away.
     """
+    named = write != "-"
     with connect() as server:
+        made = named and not os.path.lexists(write)
         fd = _opened(write)
-        scrubbing = Scrubbing(fd, server.hang_up) if scrub else None
+        scrubbing = Scrubbing(fd, server.hang_up, replaces=named) if scrub else None
 
         def started(interfaces: list[dict[str, str]]) -> None:
             if scrubbing is not None:
                 scrubbing.close()
-            elif write != "-":
+            elif named:
                 os.close(fd)
             found = "; ".join(f"{each['name']} ({each['description']})" for each in interfaces)
             say(f"capturing {found or 'what comes'}; Ctrl+C ends it", err=True)
@@ -78,13 +80,14 @@ def capture(
                 attachments=list(attachments),
                 endpoints=list(endpoints),
                 snap_length=snaplen,
+                replace=named,
             )
         except UsbvfiodError:
             if scrubbing is not None:
                 scrubbing.finish()
                 if scrubbing.seen_enough:
                     return
-            if write != "-" and os.path.isfile(write) and os.path.getsize(write) == 0:
+            if made and os.path.isfile(write) and os.path.getsize(write) == 0:
                 os.unlink(write)
             raise
     if scrubbing is not None:
@@ -100,7 +103,7 @@ def _opened(write: str) -> int:
             raise click.UsageError("a capture is nothing for a terminal; give a file with -w FILE, or a pipe")
         return sys.stdout.fileno()
     try:
-        return os.open(write, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return os.open(write, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise click.UsageError(f"{write} cannot be written: {error.strerror}") from None
 

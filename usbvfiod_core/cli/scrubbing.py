@@ -6,22 +6,25 @@ import os
 import threading
 from collections.abc import Callable
 
+from ..capture.outlet import empty
 from ..capture.scrubbed_file import scrub_file
 from ..errors import CaptureError, DeviceError
 
 
 class Scrubbing:
-    """Reads from `fd`, the end of the pipe that the server is given, and writes to `target`, until the pipe ends.
+    """Reads from `fd`, the end of the pipe that the server is given, and writes to `target`, until the pipe ends. If it
+    `replaces`, what is in `target` goes when something comes.
 
     The caller calls `close` when the server has `fd`, and `finish` when the server has ended. `over` is called, in a
     thread, if nothing more can be written: the server would not notice before it writes again.
     """
 
-    def __init__(self, target: int, over: Callable[[], object]) -> None:
+    def __init__(self, target: int, over: Callable[[], object], *, replaces: bool) -> None:
         self.seen_enough = False
         """Whether whoever reads has closed the pipe."""
         self._source, self.fd = os.pipe2(os.O_CLOEXEC)
         self._target = target
+        self._replaces = replaces
         self._over = over
         self._failure = ""
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -54,6 +57,9 @@ class Scrubbing:
                 return  # nothing came, because the server has refused the capture
 
     def _write(self, data: bytes) -> None:
+        if self._replaces:
+            self._replaces = False
+            empty(self._target)
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._target, rest) :]

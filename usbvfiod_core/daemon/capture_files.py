@@ -39,17 +39,18 @@ class CaptureFiles:
         """The captures into them that are not over."""
 
     def open(self) -> None:
-        """Open all of them, in the place of what is in them. Raises ConfigError."""
+        """Open all of them; what is in them stays until `begin`. Raises ConfigError."""
         if len(self._wanted) > MAX_CAPTURES:
             raise ConfigError(f"pcap: there are {len(self._wanted)} files, and {MAX_CAPTURES} captures at most")
         for path in self._wanted:
             self._opened[path] = [_opened(each, several=self._count > 1) for each in names(path, self._count)]
 
     def begin(self) -> None:
-        """Capture. Raises DeviceError."""
+        """Capture, in the place of what is in them. Raises DeviceError."""
         for path, wanted in self._wanted.items():
             fds = self._opened.pop(path)
-            self.running[path] = self._captures.begin(fds, wanted, partial(self._ended, path), limit=self._limit)
+            ended = partial(self._ended, path)
+            self.running[path] = self._captures.begin(fds, wanted, ended, limit=self._limit, replaces=True)
             log.info("a capture is written to %s", path)
 
     def take_over(self, path: Path, state: CaptureState, fds: list[int], where: str) -> None:
@@ -119,7 +120,6 @@ def _opened(path: Path, *, several: bool) -> int:
                 raise ConfigError(f"pcap: {path} is not a file, of which several could be filled in turn")
             return fd
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
     except BlockingIOError:
         os.close(fd)
         raise ConfigError(f"pcap: {path} is written by another server") from None

@@ -36,9 +36,10 @@ class CaptureRequests:
         attachments: Sequence[str] = (),
         endpoints: Sequence[str] = (),
         snap_length: int = SNAP_LENGTH,
+        replace: bool = False,
         fd: int | None = None,
     ) -> None:
-        """Raises ConfigError, DeviceError and NotAttached, and has not taken `fd` then."""
+        """Raises ConfigError, DeviceError and NotAttached, and has not taken or touched `fd` then."""
         if fd is None or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             raise ConfigError('capture: send a file that is open for writing, with "fd": true')
         if not MIN_SNAP_LENGTH <= snap_length <= MAX_SNAP_LENGTH:
@@ -56,6 +57,7 @@ class CaptureRequests:
             partial(self._ended, client, number),
             snap_length=snap_length,
             endpoints=wanted_endpoints,
+            replaces=replace,
         )
         self._runs(client, number, recorder, chosen)
         interfaces = [{"name": each.name, "description": each.description} for each in recorder.interfaces]

@@ -90,9 +90,11 @@ class Captures:
         snap_length: int = SNAP_LENGTH,
         endpoints: Collection[int] | None = None,
         limit: int = 0,
+        replaces: bool = False,
     ) -> Recorder:
         """Capture the devices of the attachments that are `wanted`, now and whenever they come, to open files, which
-        are filled in turn, up to `limit` bytes each. They belong to the capture from then on. Raises DeviceError.
+        are filled in turn, up to `limit` bytes each, if `replaces` in the place of what is in them. They belong to the
+        capture from then on. Raises DeviceError, and has not touched them then.
 
         `on_ended` is called when it is over.
         """
@@ -106,7 +108,7 @@ class Captures:
 
         recorder = Recorder(
             self._loop,
-            Outlet(fds),
+            Outlet(fds, replaces=replaces),
             application=_application(),
             on_ended=ended,
             snap_length=snap_length,

@@ -122,6 +122,7 @@ class ControlRequests:
                     "attachments": _Argument(list, True),
                     "endpoints": _Argument(list, True),
                     "snap_length": _Argument(int, True),
+                    "replace": _Argument(bool, True),
                     "fd": _Argument(bool, True),
                 },
             ),

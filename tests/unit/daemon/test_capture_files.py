@@ -77,10 +77,13 @@ def test_a_disk_that_is_full(rig: ControlRig, caplog: pytest.LogCaptureFixture) 
 def test_files_in_turn(rig: ControlRig, tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
     assert names(path, 3) == [path, tmp_path / "x.1.pcapng", tmp_path / "x.2.pcapng"]
+    for each in names(path, 2):
+        each.write_text("old")
     captures = files(rig, pcap_path=path, pcap_size=1, pcap_files=3)
     captures.open()
-    assert all(each.exists() for each in names(path, 3))
+    assert [each.read_text() for each in names(path, 3)] == ["old", "old", ""], "not before there is a capture"
     captures.begin()
+    assert eventually(lambda: names(path, 2)[1].read_text() == "")
     with pytest.raises(ConfigError, match="not a file, of which several could be filled in turn"):
         files(rig, pcap_path=Path("/dev/null"), pcap_size=1).open()
 

@@ -66,6 +66,24 @@ def test_one_of_them_also_when_it_comes_back(rig: ControlRig, tmp_path: Path) ->
     assert set(names(tmp_path / "it")) == {"two"}
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_is_in_the_file(rig: ControlRig, tmp_path: Path, replace: bool) -> None:
+    """It goes if that is wanted, when the capture is accepted; else the capture begins where the file stands."""
+    path, talker = tmp_path / "it", rig.talk()
+    path.write_bytes(b"old" * 1000)
+    for attachments, ok in ((["nobody"], False), (["one"], True)):
+        fd = os.open(path, os.O_WRONLY)
+        os.lseek(fd, 0, os.SEEK_END)
+        answer = begin(talker, fd, attachments=attachments, replace=replace)
+        assert answer["ok"] is ok
+        assert ok or path.read_bytes() == b"old" * 1000
+    talker.ask("capture-end", capture=answer["capture"])
+    if not replace:
+        assert path.read_bytes()[:3000] == b"old" * 1000
+        path.write_bytes(path.read_bytes()[3000:])
+    assert names(path) == ["one"]
+
+
 def test_it_ends_with_its_client(rig: ControlRig, tmp_path: Path) -> None:
     talker = rig.talk()
     begin(talker, opened(tmp_path / "it"))
