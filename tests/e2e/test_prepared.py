@@ -15,7 +15,8 @@ import pytest
 
 from tests.e2e.conftest import Serve
 from tests.e2e.test_imports import COMMAND, imported, run
-from tests.lab.prepared import FIFOS, PROGRAM, Prepared
+from tests.e2e.upgrade_rig import end, serving
+from tests.lab.prepared import FIFOS, PROGRAM, REPLACING, Prepared
 from tests.vm.inside import prepared
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
@@ -110,6 +111,26 @@ def test_how_a_copy_ends_is_told(requests: Path, tmp_path: Path) -> None:
         killed.wait(0)
     killed.kill()
     assert killed.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_a_copy_takes_the_place_of_a_copy(requests: Path, tmp_path: Path) -> None:
+    log, control = tmp_path / "log", tmp_path / "control.sock"
+    where = ["--control-path", str(control)]
+    with log.open("wb") as output:
+        words = ["--socket-path", str(tmp_path / "usb.sock"), *where, "--device", "virtual:keyboard"]
+        server = Prepared([*PROGRAM, *words], stderr=output.fileno(), requests=requests)
+        wait_until(partial(said, log, "serving on"), log.read_text)
+        refused = Prepared([*REPLACING, *where, "--", "--nonsense"], stderr=output.fileno(), requests=requests)
+        assert refused.wait(PATIENCE) == 2
+        assert serving(control) == server.pid
+        command = [*REPLACING, *where]
+        replacing = Prepared(command, stdout=output.fileno(), stderr=output.fileno(), requests=requests)
+        assert replacing.wait(PATIENCE) == 0, log.read_text()
+    assert server.wait(PATIENCE) == 0
+    other = serving(control)
+    end(other)
+    assert f"process {other} has taken the place of the server" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_it_refuses_what_it_cannot_be() -> None:

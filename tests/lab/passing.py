@@ -15,7 +15,6 @@ from usbvfiod_core.cli.control import ControlConnection
 from usbvfiod_core.testing.bus import SocketBus
 from usbvfiod_core.testing.driver import GuestDriver, UsbDevice
 from usbvfiod_core.testing.limits import PATIENCE
-from usbvfiod_core.testing.served import ServerProcess
 
 BACKENDS = ("usbfs", "libusb")
 
@@ -24,8 +23,8 @@ class Passed:
     """`usbvfiod --backend BACKEND --device NODE` and a guest: `device` is the device as the guest has it.
 
     With `by_port` it is named by its place, where it may come back, or by any other `address`. Without `configure` the
-    guest leaves it in the Address state. With `fresh` the server is not a copy of a prepared process (prepared.py).
-    Leaving `with` ends the server and checks that it ended well.
+    guest leaves it in the Address state. The server is a copy of a prepared process (prepared.py). Leaving `with` ends
+    it and checks that it ended well.
     """
 
     def __init__(
@@ -37,14 +36,12 @@ class Passed:
         by_port: bool = False,
         address: str | None = None,
         configure: bool = True,
-        fresh: bool = False,
     ) -> None:
         if address is None:
             address = device.port if by_port else str(device.node)
         path, self._control = directory / "usbvfiod.sock", directory / "control.sock"
         words = ("--backend", backend, "--device", address, "--control-path", str(self._control), *options)
-        # On a busy machine a start takes a minute here.
-        self.server = ServerProcess(path, words, timeout=5 * PATIENCE) if fresh else PreparedServer(path, words)
+        self.server = PreparedServer(path, words)
         try:
             self.bus: SocketBus = self.server.connect()
             self.driver = GuestDriver(self.bus).start()

@@ -17,11 +17,14 @@ from usbvfiod_core.testing.served import ServerProcess
 
 COMMANDS, SERVERS, PROGRAMS = FIFOS = ("/run/prepared.commands", "/run/prepared.servers", "/run/prepared.programs")
 """For requests, in the lab."""
-PROGRAM = [sys.executable, "-P", "-m", "usbvfiod_core"]
+PYTHON = [sys.executable, "-P", "-m"]
+PROGRAM = [*PYTHON, "usbvfiod_core"]
+REPLACING = [*PYTHON, "tests.lab.replacing"]
+"""`usbvfiod upgrade`, which has a copy of itself take the server's place."""
 
 
 class Prepared(subprocess.Popen[bytes]):
-    """A server, which `command` would start; as `Popen` otherwise. It is not a child of this process."""
+    """A server, or what replaces one, which `command` would start; as `Popen` otherwise, but no child of this one."""
 
     def __init__(
         self,
@@ -32,8 +35,8 @@ class Prepared(subprocess.Popen[bytes]):
         stderr: int = 2,
         requests: str | os.PathLike[str] = SERVERS,
     ) -> None:
-        if command[:4] != PROGRAM:
-            raise ValueError(f"{command} is not {PROGRAM}")
+        if command[:3] != PYTHON:
+            raise ValueError(f"{command} is not {PYTHON}")
         self.args = command
         self.stdin = self.stdout = self.stderr = None
         self.returncode = None

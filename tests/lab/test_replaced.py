@@ -32,7 +32,7 @@ def given(backend: str, tmp_path: Path) -> Given:
             return [keys["DRIVER"] for keys in mine if keys["ACTION"] == "bind" and keys["DRIVER"] != "usbfs"]
 
         with Uevents() as uevents:
-            with Passed(backend, device, tmp_path, fresh=True) as passed:
+            with Passed(backend, device, tmp_path) as passed:
                 yield passed
             uevents.wait("driver that has it again", bound)
             assert bound() == [driver], "once, when the last server has ended"

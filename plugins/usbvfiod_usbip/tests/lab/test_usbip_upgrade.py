@@ -34,7 +34,7 @@ class Rig:
     def give(self, device: HostUsbDevice) -> Iterator[Passed]:
         with self._host.export(device) as self._exported:
             address = f"usbip:{self._exported.address}"
-            with Passed("usbip", device, self._directory, address=address, fresh=True) as passed:
+            with Passed("usbip", device, self._directory, address=address) as passed:
                 yield passed
 
     def state(self) -> tuple[int, list[list[str]]]:

@@ -39,7 +39,7 @@ class Rig:
     def give(self, device: HostUsbDevice) -> Iterator[Passed]:
         with Redirect(device, comes=self._comes, far=self._far) as self._there:
             address = f"usbredir:{self._there.address}"
-            with Passed("usbredir", device, self._directory, address=address, fresh=True) as passed:
+            with Passed("usbredir", device, self._directory, address=address) as passed:
                 yield passed
 
     def starts(self) -> int:
