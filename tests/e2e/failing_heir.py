@@ -2,6 +2,8 @@
 
 A phase is where it fails; a way is `refuse` (an error of its own), `crash` (SIGKILL), `hang` (it is stopped), `exit`
 (it ends without a word) or `fault` (an exception that nobody expects).
+
+In the phase `gone` it has taken the place, and the way is a FIFO: it does nothing more until there is a byte in that.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ def main(phase: str, way: str) -> int:
         send(self, step, *rest, **named)
         if (phase, step) == ("freeze", "freeze"):
             fail(way)
+        elif phase == step == "gone":
+            os.read(waiting, 1)
 
     def receiving(self: Channel, timeout: float = 0.0) -> Message | None:
         message = receive(self, timeout)
@@ -71,6 +75,7 @@ def main(phase: str, way: str) -> int:
 
     if phase == "format":
         change_format(way)
+    waiting = os.open(way, os.O_RDWR) if phase == "gone" else -1  # the sandbox is not closed yet
     replace: Callable[[str, object], None] = lambda name, value: setattr(Channel, name, value)  # noqa: E731
     replace("send", sending)
     replace("receive", receiving)

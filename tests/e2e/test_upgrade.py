@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +210,44 @@ def test_the_old_one_goes_on(
     rig: Upgradable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], phase: str, way: str
 ) -> None:
     goes_on(rig, monkeypatch, capsys, phase, way)
+
+
+def test_whoever_has_taken_the_place_is_not_ended(
+    rig: Upgradable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is up before it has told that it serves; then the old one has gone already."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    monkeypatch.setattr(upgrade, "COMMAND", heir("gone", str(fifo)))
+    said, popen = upgrade._said, subprocess.Popen
+    waited: list[float] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        return started[0]
+
+    def late(told: io.FileIO, patience: float) -> bytes | None:
+        waited.append(patience)
+        if len(waited) == 1:
+            wait_until(lambda: rig.server.process.poll() is not None, lambda: rig.server.log)
+            return None
+        if len(waited) == 3:
+            going.write(b".")
+        return said(told, patience)
+
+    monkeypatch.setattr(upgrade, "_said", late)
+    with fifo.open("r+b", buffering=0) as going, closing(GuestAtWork(rig)) as guest:
+        guest.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", start)
+            assert main(["upgrade", "--wait", str(10 * PATIENCE), "--control-path", str(rig.control)]) == 0
+        rig.follow()
+        assert waited == [10 * PATIENCE, 0.0, 10 * PATIENCE]
+        guest.step()
+        guest.check()
+    started[0].terminate()
+    assert started[0].wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import BinaryIO
 
 import click
 
 from ..daemon.channel import Channel, ChannelClosed
 from ..daemon.steps import Failed, Prepare, said
-from ..daemon.successor import marked
+from ..daemon.successor import GOES, SERVES, marked, passed_on
 from ..errors import ConfigError, DeviceError, UsbvfiodError
+from ..vfio_user.ancillary import note_senders, sender
 from .control import Connect, control_options
 from .numbers import Number
 from .output import say
@@ -56,16 +57,15 @@ def upgrade(replug: bool, wait: float, options: tuple[str, ...], connect: Connec
     refuse_commands(options)
     with connect() as server:
         channel, other = Channel.pair()
-        with other:
-            server.request("upgrade", fd=True, fds=[other.fileno()])
-    server_is = _prepared(channel, wait)
-    if server_is.uid != os.geteuid():
-        raise ConfigError(
-            f"the server is user {server_is.uid}'s, who replaces it; a unit of systemd's does it with "
-            "`systemctl reload`"
-        )
+        with socket.socket(fileno=os.dup(channel.fileno())) as own:
+            with other:
+                note_senders(own)
+                server.request("upgrade", fd=True, fds=[other.fileno()])
+            user = sender(own, wait)
+            note_senders(own, False)
+    server_is = _prepared(channel, user, wait)
     arguments = list(options) or server_is.arguments
-    environment = {**os.environ, **server_is.environment}
+    environment = {**os.environ, **passed_on(server_is.environment, settings=not options)}
     read, write = os.pipe()
     try:
         process = subprocess.Popen(
@@ -80,34 +80,52 @@ def upgrade(replug: bool, wait: float, options: tuple[str, ...], connect: Connec
         raise ConfigError(f"{COMMAND[0]} cannot be started: {error.strerror}") from None
     finally:
         os.close(write)
-    channel.close()
-    _wait(process, read, wait)
+    _wait(process, read, channel, wait)
     say(f"process {process.pid} has taken the place of the server")
 
 
-def _prepared(channel: Channel, patience: float) -> Prepare:
-    message = channel.receive(patience)
-    if message is None:
+def _prepared(channel: Channel, user: int | None, patience: float) -> Prepare:
+    """What is to be started, as the server says. By the kernel it is this `user`'s: one that was taken over might have
+    root start what it likes."""
+    message = channel.receive()
+    if message is None or user is None:
         raise ServerTimeout(f"the server has not answered within {patience:g} s")
     if message.step == "failed":
         raise DeviceError(said(Failed, message).message)
     if message.step != "prepare":
         raise ChannelClosed(f"the server says {message.step!r}, and not with which options it runs")
-    return said(Prepare, message)
+    server_is = said(Prepare, message)
+    for each in (server_is.uid, user):
+        if each != os.geteuid():
+            raise ConfigError(
+                f"the server is user {each}'s, who replaces it; a unit of systemd's does it with `systemctl reload`"
+            )
+    return server_is
 
 
-def _wait(process: subprocess.Popen[bytes], report: int, patience: float) -> None:
+def _wait(process: subprocess.Popen[bytes], report: int, channel: Channel, patience: float) -> None:
     """Until it serves. Raises UsbvfiodError if it does not."""
-    with open(report, "rb") as told:
-        deadline = time.monotonic() + patience
-        if not _readable(told, deadline):
+    with open(report, "rb", buffering=0) as told:
+        word = _said(told, patience)
+        if word is None:
+            # It may take the place in this very moment. From here on it cannot, or has said so before.
+            channel.end()
+            word = _said(told, 0.0)
+        killed = word is None
+        if killed:
             process.kill()
             process.wait()
-            raise ServerTimeout(
-                f"the new process has not taken the place within {patience:g} s, and was ended; --wait gives it more"
-            )
-        if told.read(2) == b"ok":
-            return
+        elif word == GOES:
+            word = _said(told, patience)
+        channel.close()  # the server hears that the process has ended
+    if word == SERVES:
+        return
+    if killed:
+        raise ServerTimeout(
+            f"the new process has not taken the place within {patience:g} s, and was ended; --wait gives it more"
+        )
+    if word is None:
+        raise ServerTimeout(f"process {process.pid} has taken the place, and does not serve after {patience:g} s")
     with suppress(subprocess.TimeoutExpired):
         process.wait(patience)  # it has said why
     code = process.returncode
@@ -117,7 +135,8 @@ def _wait(process: subprocess.Popen[bytes], report: int, patience: float) -> Non
     click.get_current_context().exit(code or 1)
 
 
-def _readable(file: BinaryIO, deadline: float) -> bool:
+def _said(told: io.FileIO, patience: float) -> bytes | None:
+    """What the process says next: `GOES`, `SERVES`, or nothing if it has ended; None if it says nothing in time."""
     poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
+    poll.register(told, select.POLLIN)
+    return told.read(1) if poll.poll(patience * 1000) else None

@@ -116,6 +116,14 @@ class Channel:
         except OSError:
             pass  # it has ended
 
+    def end(self) -> None:
+        """Nobody says anything more at this end, also not other processes that have it. What was said arrives, and
+        what the other end says as well."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the other end has ended
+
     def close(self) -> None:
         """Close it, and the descriptors of a step that has not come."""
         self._socket.close()

@@ -27,7 +27,7 @@ from .server_state import ReplugState, ServerState, directories_of
 from .steering import Steering
 from .steps import Accept, Failed, Freeze, Offer, OfferedDevice, Prepare, said
 from .succession import Succession
-from .successor import HANDOVER
+from .successor import passed_on
 
 if TYPE_CHECKING:
     from .metrics_socket import MetricsSocket
@@ -45,16 +45,6 @@ UNPLUGGING: Final = 10.0
 MIDWAY: Final = 0.25
 """Seconds for devices at which a pause would show, until that is over."""
 _PACE: Final = 0.001
-
-PASSED_ON: Final = (
-    "NOTIFY_SOCKET",
-    "FDSTORE",
-    "WATCHDOG_USEC",
-    "XDG_RUNTIME_DIR",
-    "RUNTIME_DIRECTORY",
-    "STATE_DIRECTORY",
-)
-"""Variables of the environment that say where a server is; with all that begin with `USBVFIOD_`."""
 
 
 class Parts(Protocol):
@@ -108,6 +98,8 @@ class HandingOver:
         self._parts = parts
         self._channel: Channel | None = None
         self._timer: Timer | None = None
+        self._stopping = False
+        """Whether it was asked to stop."""
         self._frozen = False
         self._replug: list[ReplugState] = []
         self._back: Callable[[], object] = _nothing
@@ -130,12 +122,8 @@ class HandingOver:
             raise DeviceError("another process is about to take the place of the server")
         if self._parts.hindrance:
             raise DeviceError(self._parts.hindrance)
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in PASSED_ON or (name.startswith("USBVFIOD_") and name != HANDOVER)
-        }
-        channel.send("prepare", pack(Prepare(sys.argv[1:], os.getcwd(), environment, os.geteuid())))
+        prepare = Prepare(sys.argv[1:], os.getcwd(), passed_on(os.environ), os.geteuid())
+        channel.send("prepare", pack(prepare))
         if self._channel is not None:
             self._drop("another process wants to take the place of the server, too")
         self._channel = channel
@@ -163,9 +151,10 @@ class HandingOver:
             self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
 
     def _step(self, message: Message) -> None:
-        if message.step == "offer" and not self._frozen:
+        if message.step == "offer" and not self._stopping:
             self._say("offer", self._offer(), {"log": 2})
-        elif message.step == "freeze" and not self._frozen:
+        elif message.step == "freeze" and not self._stopping:
+            self._stopping = True
             self._freeze(said(Freeze, message).replug)
         elif message.step == "accept" and self._frozen and not self._going:
             self._go(said(Accept, message).pid)
@@ -218,13 +207,13 @@ class HandingOver:
                 attachments.attach(spec, lambda result: None, configured=configured)
 
         self._back = back
-        asked = self._asked
+        all_left = self._later(self._freeze, False)
 
         def left(attachment: Attachment) -> Callable[[object], None]:
             def done(result: object) -> None:
                 leaving.remove(attachment)
-                if not leaving and asked == self._asked and self._channel is not None:
-                    self._guarded(self._freeze, False)
+                if not leaving:
+                    all_left()
 
             return done
 
@@ -234,8 +223,6 @@ class HandingOver:
     def _when_between(self, deadline: float, midway: float) -> None:
         """Stop as soon as the client is between two messages, and will not map at once what it has just unmapped; and
         no device is in the middle of something, for which there is time until `midway`."""
-        if self._channel is None:
-            return
         parts, now = self._parts, self._loop.time()
         between = parts.transport.between and not parts.controller.memory_expected
         if between and (now > midway or not parts.devices.is_midway()):
@@ -243,7 +230,7 @@ class HandingOver:
         elif now > deadline:
             raise DeviceError("the client is in the middle of a message; try again")
         else:
-            self._loop.call_later(_PACE, self._guarded, self._when_between, deadline, midway)
+            self._loop.call_later(_PACE, self._later(self._when_between, deadline, midway))
 
     def _stop(self, deadline: float) -> None:
         parts = self._parts
@@ -254,22 +241,13 @@ class HandingOver:
         if parts.metrics is not None:
             parts.metrics.stop()
         self._wait(deadline - self._loop.time(), "the devices' transfers do not come back in time; try again")
-        asked = self._asked
-
-        def settled() -> None:
-            if self._frozen and asked == self._asked:
-                self._guarded(self._tell)
-
-        def devices_settled() -> None:
-            if self._frozen and asked == self._asked:
-                self._guarded(parts.captures.settle, settled)
-
-        parts.controller.quiet(lambda: self._guarded(parts.devices.settle, devices_settled))
+        devices_settled = self._later(lambda: parts.captures.settle(self._later(self._tell)))
+        parts.controller.quiet(self._later(lambda: parts.devices.settle(devices_settled)))
 
     def _tell(self) -> None:
         parts = self._parts
         if not parts.transport.between:  # an unmapping waits for transfers, which have just come back
-            self._loop.call_soon(self._guarded, self._tell)
+            self._loop.call_soon(self._later(self._tell))
             return
         fds: dict[str, int] = {}
         kept: dict[str, int] = {}
@@ -384,22 +362,27 @@ class HandingOver:
             self._timer.cancel()
             self._timer = None
         self._channel = None
-        self._frozen = self._going = False
+        self._stopping = self._frozen = self._going = False
         self._replug = []
 
     # -- own ---------------------------------------------------------------------------------------------------------
 
-    def _guarded(self, step: Callable[..., object], *arguments: object) -> None:
-        """A step that nobody's message has brought about."""
-        if self._channel is None:
-            return
-        try:
-            step(*arguments)
-        except UsbvfiodError as error:
-            self._failed(str(error))
-        except Exception as error:
-            log.exception("the server cannot be handed over")
-            self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
+    def _later(self, step: Callable[..., object], *arguments: object) -> Callable[[], None]:
+        """A step that nobody's message brings about; nothing, if by then this conversation is over."""
+        asked = self._asked
+
+        def take() -> None:
+            if self._channel is None or asked != self._asked:
+                return
+            try:
+                step(*arguments)
+            except UsbvfiodError as error:
+                self._failed(str(error))
+            except Exception as error:
+                log.exception("the server cannot be handed over")
+                self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
+
+        return take
 
     def _wait(self, seconds: float, reason: str) -> None:
         if self._timer is not None:

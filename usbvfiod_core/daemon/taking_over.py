@@ -22,7 +22,7 @@ from .channel import Channel, ChannelClosed, Message
 from .config import Config
 from .server_state import ServerState, fixed
 from .steps import Accept, Failed, Freeze, Offer, descriptor, said
-from .successor import HANDOVER
+from .successor import GOES, HANDOVER, SERVES
 
 ANSWER: Final = 10.0
 """Seconds for the server to answer, which may have a lot to do for its guest."""
@@ -127,6 +127,7 @@ class TakingOver:
         """Everything is there: have the server go, and return when this process is the server. Raises UsbvfiodError."""
         self._say("accept", pack(Accept(os.getpid())))
         self._expect("go")
+        self._tell(GOES)
         self._say("gone")
         # From here on its log goes where the server's went.
         os.dup2(self.log_fd, 1)
@@ -143,11 +144,8 @@ class TakingOver:
             alone()
 
         loop.add_reader(self._channel.fileno(), ended)
+        self._tell(SERVES)
         if self._report is not None:
-            try:
-                os.write(self._report, b"ok")
-            except OSError:
-                pass  # whoever has started it did not wait
             os.close(self._report)
             self._report = None
         for fd in self._fds.values():
@@ -162,6 +160,14 @@ class TakingOver:
             pass
 
     # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _tell(self, byte: bytes) -> None:
+        """Whoever has started this process, if it waits."""
+        if self._report is not None:
+            try:
+                os.write(self._report, byte)
+            except OSError:
+                pass  # it has ended
 
     def _say(self, step: str, body: Mapping[str, Any] | None = None) -> None:
         """Raises DeviceError with what the server has said instead of waiting for this, and ChannelClosed."""

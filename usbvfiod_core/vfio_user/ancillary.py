@@ -35,6 +35,25 @@ def peer(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+def note_senders(sock: socket.socket, noted: bool = True) -> None:
+    """Have the kernel note with all that is sent to this socket from now on who has sent it (SO_PASSCRED)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, noted)
+
+
+def sender(sock: socket.socket, timeout: float) -> int | None:
+    """The user of the process that has sent what is to be read next, which is noted; None if nothing comes in time, or
+    the other end is closed."""
+    sock.settimeout(timeout)
+    try:
+        _, ancillary, _, _ = sock.recvmsg(0, socket.CMSG_SPACE(_PEER.size), socket.MSG_PEEK)
+    except (TimeoutError, BlockingIOError):
+        return None
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return int(_PEER.unpack(data)[1])
+    return None
+
+
 def unread(fd: int) -> bool:
     """Whether something that was sent lies in the socket, and the other end has not read it yet."""
     return fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)

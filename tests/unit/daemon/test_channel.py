@@ -185,3 +185,23 @@ def test_who_may_pass_no_descriptor_says_so(ends: Ends, monkeypatch: pytest.Monk
     monkeypatch.setattr(Channel, "_send", refused)
     with pytest.raises(ChannelClosed, match="no descriptor can be passed: programs of this user"):
         one.send("state")
+
+
+def test_what_is_said_before_the_end_arrives_and_nothing_after_it(ends: Ends) -> None:
+    """Also what another process says that has the same end."""
+    one, other, sock = ends
+    shared = Channel(sock.dup())
+    other.send("said")
+    shared.end()
+    for late in (other, shared):
+        with pytest.raises(ChannelClosed):
+            late.send("late")
+    message = one.receive()
+    assert message is not None
+    assert message.step == "said"
+    with pytest.raises(ChannelClosed):
+        one.receive()
+    assert other.receive() is None  # that one has not ended
+    shared.close()
+    one.close()
+    other.end()

@@ -81,6 +81,53 @@ def test_whoever_has_gone_already_leaves_nothing_behind() -> None:
             channel.close()
 
 
+def test_it_stops_for_the_process_that_has_asked_it_to() -> None:
+    """Not for one that has only begun, when another was about to have it stop."""
+    loop, server = StepLoop(), parts()
+    handing = HandingOver(loop, cast(Parts, server))
+    ends = [Channel.pair() for _ in range(2)]
+    first, second = (Channel(sock) for _, sock in ends)
+    try:
+        handing.begin(ends[0][0])
+        first.send("freeze", pack(Freeze()))
+        loop.advance(MIDWAY / 2)
+        handing.begin(ends[1][0])
+        loop.advance(2 * MIDWAY)
+        assert not handing.frozen
+        second.send("freeze", pack(Freeze()))
+        loop.advance(2 * MIDWAY)
+        assert handing.frozen
+    finally:
+        loop.close()
+        for channel in (first, second, ends[0][0], ends[1][0]):
+            channel.close()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_it_is_told_once_to_stop(waits: bool) -> None:
+    """At the second time it does not go on."""
+    loop, server = StepLoop(), parts()
+    stops: list[None] = []
+    server.transport.stop = lambda: stops.append(None)
+    server.transport.go_on = server.steering.go_on = server.controller.resume = nothing
+    server.devices.is_midway = lambda: waits
+    handing = HandingOver(loop, cast(Parts, server))
+    own, sock = Channel.pair()
+    other = Channel(sock)
+    try:
+        handing.begin(own)
+        for _ in range(2):
+            other.send("freeze", pack(Freeze()))
+        loop.advance(2 * MIDWAY)
+        assert not handing.frozen
+        assert len(stops) == (0 if waits else 1)
+        said = [other.receive() for _ in range(2)]
+        assert [message.step for message in said if message is not None] == ["prepare", "failed"]
+    finally:
+        loop.close()
+        other.close()
+
+
 def test_descriptors_that_are_no_end_of_a_pair_stay_whose_they_were() -> None:
     server = SimpleNamespace(**dict.fromkeys(("loop", "transport", "controller", "attachments", "devices")))
     replacement = Replacement(cast(Replaced, server), None)
