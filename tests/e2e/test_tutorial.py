@@ -14,7 +14,7 @@ from usbvfiod_core.testing.limits import scaled
 pytestmark = pytest.mark.timeout(500)
 
 SERVES = "bash -c 'until usbvfiod list; do sleep 0.1; done' >list 2>&1"
-"""The reader takes another terminal meanwhile."""
+"""The reader waits until the server says that it serves."""
 
 
 def test_it_works_as_written(tmp_path: Path) -> None:

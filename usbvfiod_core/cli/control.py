@@ -227,10 +227,15 @@ def running(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def none_found() -> str:
+    """What is said where commands look for servers of this user, and there are none."""
     place = places.directory(os.environ)
-    where = f"in {place}" if place is not None else "without $XDG_RUNTIME_DIR"
+    if place is None:
+        return (
+            "no server of this user is found without $XDG_RUNTIME_DIR; start it with --control-path PATH too, and give "
+            f"the commands the same or set {places.VARIABLE}"
+        )
     return (
-        f"no server of this user is found {where}; `usbvfiod --socket-path PATH` starts one, and if one runs, give "
+        f"no server of this user is found in {place}; `usbvfiod --socket-path PATH` starts one, and if one runs, give "
         f"--control-path PATH or set {places.VARIABLE}"
     )
 

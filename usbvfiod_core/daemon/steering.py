@@ -197,6 +197,8 @@ class Steering:
         """Have a control socket where commands look for it, or a link to the one that there is. A server that cannot
         serves all the same."""
         if self._place is None:
+            if self.control is None and not self._settings.no_control:
+                log.info("no command reaches this server: without $XDG_RUNTIME_DIR it needs --control-path PATH")
             return
         try:
             places.prepare(self._place)

@@ -167,6 +167,12 @@ def test_no_server_of_any_name(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"no server 'web' runs; no server of this user is found in {place}" in said
 
 
+def test_no_place_for_servers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("usbvfiod_core.daemon.places.directory", lambda environment: None)
+    said = wrong(capsys, UNREACHABLE, "list")
+    assert "no server of this user is found without $XDG_RUNTIME_DIR; start it with --control-path PATH too" in said
+
+
 def test_a_file_in_the_place_of_the_control_socket(capsys: pytest.CaptureFixture[str]) -> None:
     assert "d.img: it is not a socket" in wrong(capsys, UNREACHABLE, "list", "--control-path", "d.img")
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from usbvfiod_core import ConfigError
 from usbvfiod_core.daemon import places
+from usbvfiod_core.daemon.attachments import Attachments
+from usbvfiod_core.daemon.peers import Policy
+from usbvfiod_core.daemon.server_settings import ServerSettings
+from usbvfiod_core.daemon.steering import Steering
+from usbvfiod_core.testing.loop import StepLoop
 
 
 class Sockets:
@@ -88,6 +95,22 @@ def test_what_killed_servers_have_left_is_removed_and_nothing_else(tmp_path: Pat
     (place / "file.sock").touch()
     places.prepare(place)
     assert sorted(path.name for path in place.iterdir()) == ["file.sock", "other", "web.sock"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_server_without_a_place_says_what_it_needs(wanted: bool, caplog: pytest.LogCaptureFixture) -> None:
+    loop = StepLoop()
+    settings = ServerSettings(no_control=not wanted)
+    steering = Steering(loop, settings, Policy(), control_fd=None, place=None)
+    with caplog.at_level(logging.INFO):
+        steering.start(_nobody, cast(Attachments, None), {}, None)
+    assert ("needs --control-path PATH" in caplog.text) is wanted
+    steering.close()
+    loop.close()
+
+
+def _nobody(*request: object) -> None:
+    raise AssertionError("nobody can ask for anything")
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
