@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ def why(registry: Registry, spec: str, as_json: bool, connect: Connect | None) -
     steps, info = decide(registry, spec, ports)
     if attachment is None and info is not None:
         attachment = _with_this(attachments, info, registry)
+    elif attachment is None and steps[-1].answer == "later":
+        attachment = _waiting(attachments, spec, registry.backends())
     refused = [step for step in steps if step.answer == "no"]
     if attachment is not None:
         steps.append(_attached(attachment))
@@ -85,6 +88,19 @@ def _with_this(attachments: list[dict[str, Any]], info: DeviceInfo, registry: Re
         if device is not None and device["backend"] in hosts and device["port_path"] == info.port_path:
             return each
     return None
+
+
+def _waiting(attachments: list[dict[str, Any]], spec: str, backends: Collection[str]) -> dict[str, Any] | None:
+    """The attachment that waits for a device that is not there, by whatever backend and with whatever options."""
+    address = _address(spec, backends)
+    return next((each for each in attachments if _address(each["spec"], backends) == address), None)
+
+
+def _address(spec: str, backends: Collection[str]) -> str:
+    """Of a specification, which may do without the name of the backend."""
+    named = spec.partition("?")[0]
+    backend, _, address = named.partition(":")
+    return address if backend in backends else named
 
 
 def decide(registry: Registry, text: str, ports: GuestPorts) -> tuple[list[Step], DeviceInfo | None]:

@@ -19,10 +19,11 @@ import click
 import pytest
 
 from usbvfiod_core import Backend, Device, DeviceAway, DeviceError, DeviceInfo, Loop, hookimpl
-from usbvfiod_core.cli import doctor, look, main
+from usbvfiod_core.cli import doctor, look, main, why
 from usbvfiod_core.cli.command import application
 from usbvfiod_core.cli.man import page
 from usbvfiod_core.daemon import places
+from usbvfiod_core.daemon.guest_ports import GuestPorts
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.host import hotplug, sysfs
 from usbvfiod_core.host.options import HostOptions
@@ -143,6 +144,23 @@ def test_why_a_backend_cannot_list(shelf: Shelf, answers: Answers) -> None:
     shelf.failure = DeviceError("the shelf is empty")
     code, _, error = answers("why", "shelf:2-1")
     assert (code, "backend shelf cannot list its devices: the shelf is empty" in error) == (4, True)
+
+
+@pytest.mark.parametrize("spec", ["shelf:9999:*", "shelf:9999:*?port=3"])
+def test_why_knows_who_waits_for_what_is_not_there(
+    shelf: Shelf, answers: Answers, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attachment = {"number": 4, "name": "far", "spec": "shelf:9999:*?name=far", "state": "waiting", "port": 0}
+    known = GuestPorts(8, 7), [{**attachment, "reason": "it is not there"}]
+    monkeypatch.setattr(why, "_at_server", lambda connect: known)
+    code, answer, _ = answers("why", spec)
+    assert code == 0
+    assert answer["steps"][-1] == {
+        "who": "server",
+        "answer": "yes",
+        "text": "attachment 4 is waiting: it is not there",
+        "fix": "",
+    }
 
 
 def test_why_prints_a_rule_to_paste(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`usbvfiod why` knows a device of the host that is attached by another name than the one it is asked about."""
+"""`usbvfiod why` knows a device that is attached, or waited for, by another name than the one it is asked about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from usbvfiod_core.cli.why import _with_this
+from usbvfiod_core.cli.why import _waiting, _with_this
 from usbvfiod_core.hooks.registry import Registry
 from usbvfiod_core.usb.backend import DeviceInfo
 
@@ -42,4 +42,23 @@ def test_an_attachment_is_found_by_its_place(backend: str, port_path: str, found
     ]
     info = DeviceInfo(backend, "address", 0x10C4, 0xEA60, "adapter", port_path=port_path)
     one = _with_this(attachments, info, cast("Registry", registry))
+    assert (one and one["number"]) == found
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("usbfs:10c4:ea60", 1),
+        ("10c4:ea60", 1),
+        ("libusb:10c4:ea60?port=3", 1),
+        ("usbfs:10c4:ea61", None),
+        ("2-1", 2),
+        ("usbip:host/1-1", 3),
+        ("usbip:other/1-1", None),
+    ],
+)
+def test_an_attachment_that_waits_is_found_by_its_address(spec: str, found: int | None) -> None:
+    specs = ("usbfs:10c4:ea60?name=zigbee", "usbfs:2-1", "usbip:host/1-1?name=far")
+    attachments: list[dict[str, Any]] = [{"number": number, "spec": each} for number, each in enumerate(specs, 1)]
+    one = _waiting(attachments, spec, BACKENDS)
     assert (one and one["number"]) == found
