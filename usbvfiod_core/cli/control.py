@@ -19,7 +19,7 @@ from ..daemon import places
 from ..daemon.answers import understood
 from ..errors import ConfigError, DeviceError, PluginError, UsbvfiodError
 from ..vfio_user.access import group_name, user_name
-from .numbers import Number
+from .numbers import SECONDS
 from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 PROTOCOL = 1
@@ -157,7 +157,7 @@ timeout_option = partial(
     click.option,
     "--timeout",
     metavar="SECONDS",
-    type=Number(min=0, min_open=True),
+    type=SECONDS,
     default=TIMEOUT,
     show_default=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -17,20 +18,40 @@ class WholeNumber(click.IntRange):
             self.fail(f"{value} is not a whole number{_between(self)}.", param, ctx)
 
 
+class Descriptor(WholeNumber):
+    """The number of a file descriptor."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number >= 1 << 31:  # an int of C
+            self.fail(f"there is no descriptor {value}.", param, ctx)
+        return number
+
+
 class Number(click.FloatRange):
     """A number, with fractions, from `min` to `max`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return super().convert(value, param, ctx)
+            number = super().convert(value, param, ctx)
         except click.BadParameter:
+            number = math.nan
+        if math.isnan(number):  # also if that was given: it is neither below `min` nor above `max`
             self.fail(f"{value} is not a number{_between(self)}.", param, ctx)
+        return number
+
+
+SECONDS = Number(0, 86400, min_open=True)
+"""How long to wait for something; more than a day is more than the system's calls take."""
 
 
 def _between(range_: click.IntRange | click.FloatRange) -> str:
-    low, high = range_.min, range_.max
+    low, high = (None if each is None else f"{each:.12g}" for each in (range_.min, range_.max))
     if low is None:
-        return "" if high is None else f" up to {high:g}"
-    if high is not None:
-        return f" from {low:g} to {high:g}"
-    return f" above {low:g}" if range_.min_open else f" from {low:g} up"
+        return "" if high is None else f" up to {high}"
+    if high is None:
+        return f" from {low} up"
+    return f" above {low}, up to {high}" if range_.min_open else f" from {low} to {high}"

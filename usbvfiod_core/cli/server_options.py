@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from ..hooks.registry import Registry
 from ..pci.interrupts import Mechanism
 from . import completing
-from .numbers import WholeNumber
+from .numbers import Descriptor, WholeNumber
 from .plain import mechanisms
 
 
@@ -58,7 +58,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--fd"],
             metavar="N",
-            type=WholeNumber(min=0),
+            type=Descriptor(),
             help="Serve on this inherited socket instead. With a connected one, the server ends with the connection.",
         ),
         click.Option(
@@ -80,7 +80,7 @@ def server_options() -> list[click.Parameter]:
         click.Option(
             ["--hotplug-fd"],
             metavar="N",
-            type=WholeNumber(min=0),
+            type=Descriptor(),
             help="The same, on this inherited listening socket.",
         ),
         click.Option(

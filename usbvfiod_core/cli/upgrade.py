@@ -19,7 +19,7 @@ from ..daemon.successor import GOES, SERVES, marked, passed_on
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..vfio_user.ancillary import note_senders, sender
 from .control import Connect, control_options
-from .numbers import Number
+from .numbers import SECONDS
 from .output import say
 from .server_options import refuse_commands
 from .unreached import ServerTimeout
@@ -40,7 +40,7 @@ part of the last one only."""
 @click.option(
     "--wait",
     metavar="SECONDS",
-    type=Number(min=0, min_open=True),
+    type=SECONDS,
     default=PATIENCE,
     show_default=True,
     help="How long the new process may take; on a busy machine it needs more to start.",
