@@ -23,7 +23,9 @@ from .numbers import SECONDS
 from .unreached import NotAttached, ServerTimeout, ServerUnreachable
 
 PROTOCOL = 1
+"""Version of the control socket that is understood here (docs/control.md)."""
 TIMEOUT = 10.0
+"""Seconds that an answer may take if `--timeout` does not say."""
 _GLANCE = 1.0
 """Seconds between two looks for signals while a wait has no end: one that comes just before the system call, as Ctrl+C
 may, does not interrupt it."""

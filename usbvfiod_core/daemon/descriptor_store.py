@@ -24,6 +24,7 @@ PREFIX: Final = "held."
 ROOM: Final = "FDSTORE"
 """In the environment: how many descriptors are held for this unit. systemd says so from version 254 on."""
 TRIES: Final = 100
+"""Times that the service manager is told of one descriptor before that is given up."""
 PAUSE: Final = 0.05
 """Seconds until the service manager is told again what there was no room for."""
 

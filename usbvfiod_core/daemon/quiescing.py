@@ -15,6 +15,7 @@ PATIENCE: Final = 30
 """Seconds that a guest has by default to let its devices go. Linux takes a fraction of one, unless it is in the middle
 of recovering from an error."""
 LONGEST: Final = 3600
+"""Seconds that may be asked for."""
 _PAUSE: Final = 0.02
 """Seconds between two looks at what the guest has not let go yet."""
 

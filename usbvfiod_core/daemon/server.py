@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT = 3.0
 """Seconds that devices have to end what they do before the process ends without them."""
 FINISH_INTERVAL = 0.005
+"""Seconds between two looks whether all of that is done."""
 
 
 def serve(

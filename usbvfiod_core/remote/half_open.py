@@ -16,6 +16,7 @@ from typing import Any, Final
 MOST: Final = 32
 """Ports that are remembered for one place: a device has one connection."""
 PLACES: Final = 256
+"""Places that are remembered; one more, and all are forgotten."""
 
 _LOCAL_PORT_RANGE: Final = 51
 """ip(7)."""

@@ -12,6 +12,7 @@ from ..host.options import EnumeratedOptions
 from ..options import SettingError, option
 
 TIMEOUT = 10
+"""Seconds."""
 
 
 def _check_command(text: str) -> None:

@@ -68,7 +68,6 @@ class BulkOnly(VirtualDevice):
         self._out: VirtualEndpoint | None = None
         self._expects: VirtualEndpoint | None = None
         self._step: Callable[[Transfer], object] = self._command
-        self._steps = (self._command, self._data_in, self._data_out, self._status)
         self._held = False  # another transport's threads still use the image
         self._working = False  # a thread works for a command; whatever happens, nothing begins before it is done
         self._epoch = 0  # changes when the command that a thread works for is forgotten
@@ -180,10 +179,10 @@ class BulkOnly(VirtualDevice):
             self._halt(self._in if flags >= 0x80 else self._out)
             return
         elif flags >= 0x80:
-            self._expects, self._step = self._in, self._steps[1]
+            self._expects, self._step = self._in, self._data_in
         else:
             self._parameters.clear()
-            self._expects, self._step = self._out, self._steps[2]
+            self._expects, self._step = self._out, self._data_out
         transfer.complete(_COMPLETED, CBW_LENGTH)
 
     def _refuse(self, transfer: Transfer) -> None:
@@ -233,7 +232,7 @@ class BulkOnly(VirtualDevice):
         if ended or not self._left:
             self._finish()
         else:
-            self._expects, self._step = self._in, self._steps[1]
+            self._expects, self._step = self._in, self._data_in
         if not ended:
             transfer.complete(_COMPLETED, total)
             return
@@ -289,7 +288,7 @@ class BulkOnly(VirtualDevice):
         if stall or not self._left:
             self._finish()
         else:
-            self._expects, self._step = self._out, self._steps[2]
+            self._expects, self._step = self._out, self._data_out
         transfer.complete(_COMPLETED, transfer.length)
         if stall:
             self._halt(self._out)
@@ -312,7 +311,7 @@ class BulkOnly(VirtualDevice):
             if doing.work is not None:
                 self._in_thread(doing.work, partial(self._worked, doing.done))
                 return
-        self._expects, self._step = self._in, self._steps[3]
+        self._expects, self._step = self._in, self._status
 
     def _worked(self, done: Callable[[], object] | None, result: object) -> None:
         if isinstance(result, BaseException):
@@ -320,12 +319,12 @@ class BulkOnly(VirtualDevice):
             self._result = COMMAND_FAILED
         elif done is not None:
             done()
-        self._expects, self._step = self._in, self._steps[3]
+        self._expects, self._step = self._in, self._status
 
     def _status(self, transfer: Transfer) -> None:
         csw = _CSW.pack(CSW_SIGNATURE, self._tag, self._residue, self._result)
         window = transfer.windows[0] if transfer.windows else memoryview(b"")
-        self._expects, self._step = self._out, self._steps[0]
+        self._expects, self._step = self._out, self._command
         if len(window) >= CSW_LENGTH:
             window[:CSW_LENGTH] = csw
             transfer.complete(_COMPLETED, CSW_LENGTH)
@@ -352,6 +351,11 @@ class BulkOnly(VirtualDevice):
             settling, self._settling = self._settling, []
             for done in settling:
                 self.when_settled(done)
+
+    @property
+    def _steps(self) -> tuple[Callable[[Transfer], object], ...]:
+        """As in `STEPS`."""
+        return self._command, self._data_in, self._data_out, self._status
 
     def transport_state(self) -> BulkOnlyState:
         """The command at hand, which no thread works for."""
@@ -402,7 +406,7 @@ class BulkOnly(VirtualDevice):
             if epoch == self._epoch:
                 then(result)
             else:
-                self._expects, self._step = (None if self._held else self._out), self._steps[0]
+                self._expects, self._step = (None if self._held else self._out), self._command
                 if transfer is not None:
                     failed = isinstance(result, BaseException)
                     transfer.complete(TransferStatus.ERROR if failed else _COMPLETED, 0 if failed else count)
@@ -420,4 +424,4 @@ class BulkOnly(VirtualDevice):
         self._epoch += 1
         self._doing = GOOD
         self._left = self._wanted = 0
-        self._expects, self._step = (None if self._working or self._held else self._out), self._steps[0]
+        self._expects, self._step = (None if self._working or self._held else self._out), self._command

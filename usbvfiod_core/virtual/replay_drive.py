@@ -29,10 +29,12 @@ from .scsi import INVALID_COMMAND_OPERATION_CODE, READ_10, READ_12, READ_16, REQ
 _log = logging.getLogger(__name__)
 
 MAX_TOLD: Final = 64
+"""Commands without an answer in the recording that are logged, each once."""
 MAX_DATA: Final = 16 << 20
 """Bytes of a command's data phase; one with more is as if it had not been recorded. Systems ask for 1 MiB at a time, or
 a little more."""
 SMALLEST_BLOCK: Final = 512
+"""Bytes."""
 
 _CBW = Struct("<IIIBBB16s")
 _CSW = Struct("<IIIB")

@@ -18,6 +18,7 @@ from .ring import ConsumerRing, RingLoopError, Trb
 from .state import CommandRingState
 
 COMMANDS_PER_RUN: Final = 64
+"""Commands after which the endpoints have their turn."""
 
 _CRCR: Final = reg.OPERATIONAL_BASE + spec.CRCR
 _EVENT: Final = spec.TRB_COMMAND_COMPLETION << spec.TRB_TYPE_SHIFT

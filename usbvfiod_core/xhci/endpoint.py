@@ -108,13 +108,13 @@ class Endpoint(StoppableEngine):
         self.emit_code(code, trb, residue)
 
     def _trb_error(self, ring: TransferRing, dequeue: int, trb: Trb | None) -> None:
-        self._give_up_at(ring, dequeue, trb, states.TRB_FAULT, spec.CC_TRB_ERROR)
+        self._leave_running(ring, dequeue, trb, states.TRB_FAULT, spec.CC_TRB_ERROR)
 
     def _ring_unreachable(self, ring: TransferRing, dequeue: int) -> None:
         # A driver recovers from a halt at once, and gives the transfer back; what follows a TRB Error takes minutes.
-        self._give_up_at(ring, dequeue, None, states.HALT, spec.CC_TRANSACTION_ERROR)
+        self._leave_running(ring, dequeue, None, states.HALT, spec.CC_TRANSACTION_ERROR)
 
-    def _give_up_at(self, ring: TransferRing, dequeue: int, trb: Trb | None, event: str, code: int) -> None:
+    def _leave_running(self, ring: TransferRing, dequeue: int, trb: Trb | None, event: str, code: int) -> None:
         """Leave the state Running with the ring at `dequeue`, for an error that no transfer has ended with."""
 
         def stopped() -> None:

@@ -69,7 +69,15 @@ class TransferEngine(Runnable):
         self.outstanding = 0
         """Transfers that the device has."""
         self._due: list[TransferRing] = []
-        self._revoking = self._running = self._owed = self._fetched = False
+        """The rings to look at in the next `run`, in this order."""
+        self._running = False
+        """What becomes due now is seen to without another `run`."""
+        self._owed = False
+        """Whether this run has still to fetch something, even after its deadline."""
+        self._fetched = False
+        """Whether something was fetched from the ring that is being looked at."""
+        self._revoking = False
+        """Whether what the device keeps is not revoked yet."""
         self._drained: list[Callable[[], None]] = []
         self._deadline: Timer | None = None
 

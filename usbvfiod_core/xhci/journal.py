@@ -24,6 +24,7 @@ LINES: Final = 20
 PERIOD: Final = 10.0
 """Seconds; twice as many after each period that was too short for what there was to say, up to LONGEST_PERIOD."""
 LONGEST_PERIOD: Final = 320.0
+"""Seconds."""
 
 
 class _Period:

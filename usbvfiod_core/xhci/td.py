@@ -249,7 +249,8 @@ def _cut(trbs: list[Trb], ring: ConsumerRing, memory: GuestMemory, context: int,
             continue
         if packet_size < 0:
             packet_size = int.from_bytes(memory.read(context + _PACKET_SIZE, 2), "little") if context else 1
-        if (packet_size and total % packet_size == 0) if total else begun:
+        may_end = packet_size > 0 and total % packet_size == 0 if total else begun
+        if may_end:
             end = index + 1
     if not end:
         return False

@@ -12,6 +12,7 @@ from .wrappers import BULK_ONLY_RESET, CSW_LENGTH, CommandBlockWrapper, CommandS
 
 COMMAND_SECONDS = 30.0
 CONTROL_SECONDS = 5.0
+"""What a bulk transfer and a control request of ours may take, as in Linux."""
 
 Control = Callable[[bool], object]
 """Is told whether a request went well."""
@@ -58,7 +59,6 @@ class Client:
 
     def control(self, setup: SetupPacket, then: Control) -> None:
         """Any request without data."""
-
         self._begin(
             lambda ended: self.interceptor.control_request(setup, ended),
             CONTROL_SECONDS,

@@ -16,6 +16,7 @@ from .peer import Peer
 from .spec import SPEEDS, Capability, Status, Type, endpoint_index
 
 MOST_STREAMS: Final = 256
+"""Of one endpoint that are asked for."""
 
 
 def describe(peer: Peer, patience: Patience) -> Description:

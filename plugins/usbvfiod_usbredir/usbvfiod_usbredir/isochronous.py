@@ -23,6 +23,7 @@ from .spec import Status
 IDLE: Final = 0.5
 """Seconds without a transfer after which the stream is stopped."""
 URB_SECONDS: Final = 0.004
+"""What one URB should last."""
 MOST_PACKETS, MOST_URBS = 32, 16
 """What stock hosts take in one URB, and how many URBs."""
 

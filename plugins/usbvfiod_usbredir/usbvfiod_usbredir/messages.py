@@ -18,6 +18,7 @@ MOST_CONTROL: Final = 0xFFFF
 MOST_BULK: Final = 16 << 20
 """Bytes of data of one bulk packet that this side reads or sends. A request for more is sent in pieces."""
 MOST_FILTER: Final = 8192
+"""Bytes of a filter."""
 MOST_CAPABILITIES: Final = 16
 """Words of capabilities of a hello that are read."""
 _VERSION: Final = 64
