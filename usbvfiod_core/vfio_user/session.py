@@ -72,8 +72,7 @@ _unpack: Final = REGISTER_FIELDS.unpack_from
 _WRITTEN: Final = Struct("<HIII").pack(REGION_WRITE, _READ_SIZE, TYPE_REPLY, 0)
 _READ: Final = Struct("<HIII").pack(REGION_READ, _WRITE_SIZE, TYPE_REPLY, 0)
 """What all replies to such an access have in their headers, behind the ID."""
-_SHUT: Final = -1
-"""The fence while every message is looked at in full: before VERSION, and where descriptors are on their way."""
+_SHUT: Final = -1  # no offset: before VERSION, and while descriptors are on their way
 _ONES: Final = 0xFFFF_FFFF
 
 
@@ -144,8 +143,7 @@ class Session:
         """Part of a message has been received, and `process` has returned False."""
         self.consumed = 0
         """Bytes of messages that have been processed."""
-        self._fence = _SHUT
-        """Up to this offset an access of a register goes the short way, in `process` itself."""
+        self._fence = _SHUT  # up to this offset an access of a register goes the short way, in `process` itself
         self._hold: _Hold | None = None
         self._complaints = 0
         self._carried_fds: list[int] = []  # of the message that the last chunk left incomplete
