@@ -20,11 +20,11 @@ _KEEPALIVES: Final = 3
 
 
 def connect(place: Place, options: RemoteOptions) -> Link:
-    """Connect `place` in the way that `options` say. In a thread; takes `options.timeout` seconds at most.
+    """Connect `place` in the way that `options` say. In a thread. When its name is known, which takes as long as the
+    system's resolver does, the other end has `options.timeout` seconds to be there, and as many for TLS.
 
     Raises DeviceAway if nobody is there now, DeviceError if that will not change by itself.
     """
-    deadline = time.monotonic() + options.timeout
     child = None
     try:
         if options.unix is not None:
@@ -35,13 +35,13 @@ def connect(place: Place, options: RemoteOptions) -> Link:
             stream, child = _command(options.command)
         else:
             where = str(place)
-            stream = _tcp(place, options.timeout, deadline)
+            stream = _tcp(place, options.timeout)
     except OSError as error:
         raise _refusal(where, error) from error
     if not options.tls:
         return Link(stream, child)
     try:
-        return encrypted(stream, child, place.host, options, max(deadline - time.monotonic(), 0.1))
+        return encrypted(stream, child, place.host, options)
     except BaseException as error:
         end(stream, child)
         if isinstance(error, OSError | ValueError):
@@ -63,9 +63,10 @@ def _unix(path: str, timeout: float) -> socket.socket:
     return stream
 
 
-def _tcp(place: Place, timeout: int, deadline: float) -> socket.socket:
+def _tcp(place: Place, timeout: int) -> socket.socket:
     failure: OSError | None = None
     found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=_numeric(place.host))
+    deadline = time.monotonic() + timeout
     for number, (family, *_, address) in enumerate(found):
         left = max(deadline - time.monotonic(), 0.1) / (len(found) - number)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ IOV_MAX: Final = 1024
 """Windows that one system call takes."""
 _TLS_ALERTS: Final = (b"\x15\x03\x00", b"\x15\x03\x01", b"\x15\x03\x02", b"\x15\x03\x03")
 """The beginning of an alert (RFC 8446 5.1), with which a server answers to what is no TLS."""
+_RESET: Final = struct.pack("ii", 1, 0)
+"""Of SO_LINGER (socket(7)): nothing is waited for."""
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 half_open: Final = HalfOpen()
 
@@ -102,6 +105,8 @@ class Link:
         if self._ends is not None and self.silent:
             half_open.remember(*self._ends)
             self._ends = None
+            # With a reset, which does not wait for the other end, so that the port can be used again.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         end(self._socket, self._child)
         self._child = None
 

@@ -104,18 +104,15 @@ def encrypted(
     child: subprocess.Popen[bytes] | None,
     host: str,
     options: RemoteOptions,
-    timeout: float,
 ) -> TlsLink:
-    """Speak TLS from now on, to `host` unless the options have another name. In a thread. Raises OSError, ValueError.
-
-    timeout  seconds
-    """
+    """Speak TLS from now on, to `host` unless the options have another name. In a thread. Raises OSError, ValueError,
+    also where the other end takes longer than `options.timeout`."""
     import ssl
 
     context = ssl.create_default_context(cafile=None if options.tls_ca is None else str(options.tls_ca))
     if options.tls_cert is not None:
         context.load_cert_chain(options.tls_cert, options.tls_key, password=_no_password)
-    stream.settimeout(timeout)
+    stream.settimeout(options.timeout)
     made = context.wrap_socket(stream, server_hostname=options.tls_name or host)
     return TlsLink(made, child, has_certificate=options.tls_cert is not None)
 

@@ -289,6 +289,7 @@ class UsbredirDevice(EnumeratedDevice):
 
     def _silent(self, patience: float) -> None:
         self._timer = None
+        self._peer.link.silent = True
         self._link_lost(f"it has not answered for {patience:.0f} s")
 
     def _change_streams(self, transfer: Transfer) -> None:

@@ -6,7 +6,8 @@ memory as a rule. A request that is given up, or withdrawn before it was sent, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from usbvfiod_core import Loop
@@ -72,14 +73,17 @@ class Exchange:
         """Packets that have been taken."""
         self.backlog = False
         """Whether there may be more that have come."""
+        self._early: deque[Packet] = deque()
+        """Those that came before `start`, and are not taken yet."""
         peer.place = self._place
         self._channel = Channel(loop, peer.link, self, lost, timeout=timeout)
 
     def start(self) -> None:
-        """Receive from now on, and begin with what has come before."""
+        """Receive from now on, and begin, when this turn of the loop is over, with what has come before: whoever
+        plugs the device in hears only then that it has gone."""
+        self._early.extend(self._peer.take_unread())
+        self.backlog = bool(self._early)
         self._channel.start()
-        for packet in self._peer.take_unread():
-            self._packet(packet)
 
     def tell(self, message: Any, *data: memoryview) -> None:
         """Send what needs no answer; `data` must not change until it is sent."""
@@ -205,7 +209,7 @@ class Exchange:
         """Take so many bytes, and no more than `MESSAGES` packets. Raises PeerError."""
         most = self.messages + MESSAGES
         self.backlog = False
-        for packet in self._peer.parser.received(count):
+        for packet in self._packets(count):
             self._packet(packet)
             if self._detached:
                 continue
@@ -216,6 +220,11 @@ class Exchange:
                 return
 
     # -- own ---------------------------------------------------------------------------------------------------------
+
+    def _packets(self, count: int) -> Iterator[Packet]:
+        while self._early:
+            yield self._early.popleft()
+        yield from self._peer.parser.received(count)
 
     def _send(self, message: Any, id: int, data: Sequence[memoryview], *, soon: bool = False) -> Outgoing:
         length = sum(map(len, data))

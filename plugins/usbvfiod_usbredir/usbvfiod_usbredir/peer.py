@@ -177,7 +177,7 @@ class Peer:
             try:
                 self._receive(patience)
             except TimeoutError:
-                raise LinkLost(f"{self.name} does not say hello") from None
+                raise self._silence("the other end does not say hello") from None
         if self._filter is not None and self.has(Capability.FILTER):
             data = self._filter.encode("ascii", "replace") + b"\0"
             self.link.send_all(self.packed(FilterFilter(), data=data), patience)
@@ -228,7 +228,7 @@ class Peer:
             try:
                 self._receive(patience)
             except TimeoutError:
-                raise LinkLost(f"{self.name} does not answer") from None
+                raise self._silence("the other end does not answer") from None
 
     def read_descriptors(self, patience: Patience) -> bytes:
         """The device descriptor and the configurations behind it, up to the first that the device refuses: Linux reads
@@ -255,11 +255,13 @@ class Peer:
         return answer.configuration if answer.status == Status.SUCCESS and answer.configuration else None
 
     def read_string(self, index: int, patience: Patience) -> str:
-        """A string of the device; empty if it has none."""
+        """A string of the device; empty if it has none. Raises DeviceAway, LinkLost, PeerError."""
         if not index:
             return ""
         try:
             return parse_string(self._descriptor(STRING, index, 255, patience, language=_ENGLISH))
+        except DeviceAway:
+            raise
         except DeviceError:
             return ""
 
@@ -275,6 +277,10 @@ class Peer:
         if answer.message.status != Status.SUCCESS or answer.length > length:
             raise DeviceError(f"{self.name}: the device does not give descriptor {kind:#04x} {index}")
         return bytes(answer.data)
+
+    def _silence(self, reason: str) -> LinkLost:
+        self.link.silent = True
+        return LinkLost(reason)
 
     def _receive(self, patience: Patience) -> None:
         """Read what there is, when there is something. Raises TimeoutError."""

@@ -8,14 +8,17 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.unit.remote.slow_link import Clock
 from tests.unit.remote.tls_peer import TlsPeer, certificates
 from usbvfiod_core import ConfigError, DeviceAway, DeviceError
 from usbvfiod_core.options import Schema
 from usbvfiod_core.remote import Link, LinkLost, Patience, Place, RemoteOptions, connect
+from usbvfiod_core.remote import connecting
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 __all__ = ["certificates"]
@@ -95,17 +98,34 @@ def test_the_other_end_forgets_a_connection_that_the_network_has_ended(listener:
     check(link, listener.accept()[0])
 
 
+def test_the_port_of_a_connection_that_was_given_up_is_free_at_once(listener: socket.socket) -> None:
+    place = place_of(listener)
+    seen = []
+    for _ in range(3):
+        link = connect(place, options())
+        peer, remote = listener.accept()
+        seen.append(remote[1])
+        link.silent = True
+        link.close()
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+        peer.close()
+    assert len(set(seen)) == 1
+
+
 def test_a_connection_that_has_not_ended_here_is_in_nobodys_way(listener: socket.socket) -> None:
     place = place_of(listener)
     links = [connect(place, options()) for _ in range(2)]
     peers = [listener.accept()[0] for _ in range(2)]
+    inherited = socket.socket(fileno=os.dup(links[0].fileno()))  # as by a process that is being started
     links[0].silent = True
-    links[0].close()  # it waits for the other end to close too
+    links[0].close()
     links.append(connect(place, options()))
     peers.append(listener.accept()[0])
     for link, peer in zip(links[1:], peers[1:], strict=True):
         check(link, peer)
     peers[0].close()
+    inherited.close()
 
 
 def test_tcp(listener: socket.socket) -> None:
@@ -158,6 +178,24 @@ def refused(place: Place, **given: Any) -> DeviceError:
     with pytest.raises(DeviceError) as error:
         connect(place, options(**given))
     return error.value
+
+
+def test_a_slow_resolver_takes_no_time_from_the_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, given, find = Clock(), [], socket.getaddrinfo
+
+    def slow(*arguments: Any, **how: Any) -> Any:
+        clock.now += 30
+        return find(*arguments, **how)
+
+    def given_up(family: int, address: Any, timeout: float) -> socket.socket:
+        given.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(connecting, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(connecting.socket, "getaddrinfo", slow)
+    monkeypatch.setattr(connecting.half_open, "connect", given_up)
+    error = refused(Place("127.0.0.1", 3240), timeout=8)
+    assert (str(error), given) == ("127.0.0.1:3240 does not answer", [8.0])
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from redir_host import RedirHost
 from usbvfiod_usbredir import messages as m
 from usbvfiod_usbredir import opening
 from usbvfiod_usbredir.backend import UsbredirBackend
+from usbvfiod_usbredir.messages import pack
 from usbvfiod_usbredir.options import UsbredirOptions
 from usbvfiod_usbredir.parser import Packet
 from usbvfiod_usbredir.pool import MOST_WAITING
@@ -27,7 +28,11 @@ from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.device_bench import DeviceBench
 from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
+from usbvfiod_core.usb.descriptors import STRING
 from usbvfiod_core.virtual.loopback import Loopback
+
+MANUFACTURER, PRODUCT = 3, 4
+"""Strings of `Loopback`, of which the second is the last thing that it is asked for before it is open."""
 
 
 def loopback(loop: StepLoop) -> Device:
@@ -84,6 +89,21 @@ class Losing(RedirHost):
             self.pull_out()
         else:
             super()._packet(packet)
+
+
+def hasty(index: int, *messages: Any) -> type[RedirHost]:
+    """One that sends these right behind string `index` of its device, of which `None` is that answer again."""
+
+    class Hasty(RedirHost):
+        def send(self, message: Any, id: int = 0, data: bytes = b"") -> None:
+            wanted = isinstance(message, m.ControlPacket) and message.value == STRING << 8 | index
+            more = messages if wanted else ()
+            common = self.parser.common
+            packets = [pack(message, id=id, common=common, data=data)]
+            packets += [packets[0] if each is None else pack(each, common=common) for each in more]
+            self.send_bytes(b"".join(packets))
+
+    return Hasty
 
 
 @pytest.fixture
@@ -231,6 +251,31 @@ def test_who_loses_its_device_before_it_is_opened_is_sent_away(
         served.open()
 
 
+def test_who_loses_its_device_while_it_tells_its_name_is_sent_away(served: Served, tmp_path: Path) -> None:
+    first(served, tmp_path, kind=hasty(MANUFACTURER, m.DeviceDisconnect()))
+    with pytest.raises(DeviceAway, match="no client has"):
+        served.open()
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [
+        (m.DeviceDisconnect(), "it has been unplugged there"),
+        (None, "does not keep to the protocol: it answers CONTROL_PACKET"),
+    ],
+    ids=["is gone", "answers twice"],
+)
+def test_a_device_that_is_gone_as_soon_as_it_is_open(served: Served, tmp_path: Path, behind: Any, said: str) -> None:
+    """Whoever plugs it in hears of it behind that, when it is known which port it is in."""
+    first(served, tmp_path, kind=hasty(PRODUCT, behind))
+    device = served.open()
+    bench = DeviceBench(device, served.loop)
+    assert not bench.events.disconnections
+    served.run(lambda: bench.events.disconnections)
+    assert said in device.why_gone()
+    give_back(device, served.loop)
+
+
 def pull_and_wait(served: Served, client: RedirHost) -> None:
     device = served.open()
     bench = DeviceBench(device, served.loop)
@@ -284,6 +329,22 @@ def test_a_filter_is_told_and_kept(served: Served, tmp_path: Path) -> None:
         served.open(filter="8,-1,-1,-1,1")
     served.run(lambda: client.heard(m.FilterReject))
     assert client.heard(m.FilterFilter)
+
+
+def test_a_host_that_falls_silent_is_connected_from_the_same_port() -> None:
+    """One that still believes in the old connection ends that one then, and would take no other before."""
+    loop = StepLoop(virtual_time=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        ports = []
+        for _ in range(2):
+            with pytest.raises(DeviceAway, match=f"^{place}: the other end does not say hello"):
+                open_device(UsbredirBackend(), place, {"timeout": "1"}, loop)
+            stream, (_, port) = listener.accept()
+            stream.close()
+            ports.append(port)
+    assert ports[0] == ports[1]
+    loop.close()
 
 
 def test_a_host_without_a_device_is_asked_no_second_time(tmp_path: Path) -> None:
