@@ -269,7 +269,7 @@ class Attachments:
         attachment.cancel_timer()
         attachment.info = info
         attachment.trying(self._loop.time())
-        self._set(attachment, State.OPENING)
+        self._set(attachment, State.OPENING, attachment.away)
         self.openings.open(attachment, fd)
 
     def _finish(self, attachment: Attachment, result: Device | BaseException) -> None:
@@ -307,7 +307,7 @@ class Attachments:
         if attachment.failures:  # what has kept it away may have kept others, which need not wait for their own turn
             self.inventory.look(attachment.spec.backend, event=True)
         attachment.failures = 0
-        attachment.complaint = ""
+        attachment.away = attachment.complaint = ""
         attachment.drop_fd()
         log.info("%s is plugged into port %d at %s speed", attachment.title, port_id, device.speed.word)
         self._arrive(attachment, State.PLUGGED)
@@ -328,7 +328,7 @@ class Attachments:
             attachment.tell_absence()
         self._arrive(attachment, State.WAITING, attachment.absence)
         if self.inventory.has_events(attachment.spec.backend):
-            attachment.failures = 0
+            attachment.failures, attachment.away = 0, ""
         else:
             self._later(attachment, attachment.missed())
 
@@ -337,7 +337,7 @@ class Attachments:
         if self._is_over(attachment):
             return
         attachment.complain(explained(attachment.spec, error))
-        delay = attachment.missed() if isinstance(error, DeviceAway) else attachment.withhold()
+        delay = attachment.put_off(error, self._loop.time())
         self._arrive(attachment, State.WAITING, str(error))
         self._later(attachment, delay)
 
@@ -362,12 +362,12 @@ class Attachments:
             attachment.answer(told)
             self._rest(attachment)
             return
-        attachment.failures += 1
+        delay = attachment.missed()
         attachment.complain(told)
         refused = isinstance(error, AttachmentRefused)
         self._set(attachment, State.REFUSED if refused else State.RETRYING, str(error))
         if not refused:
-            self._later(attachment, attachment.delay)
+            self._later(attachment, delay)
         attachment.answer(told)
 
     def _is_over(self, attachment: Attachment) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
-from ..errors import DeviceError, UsbvfiodError
+from ..errors import DeviceAway, DeviceError, DeviceWithheld, UsbvfiodError
 from ..hooks.layers import Layer
 from ..usb.backend import DeviceInfo
 from ..usb.device import Device, Loop, Timer
@@ -118,6 +118,8 @@ class Attachment:
         self.plugs = 0
         """How often it was plugged in."""
         self.failures = 0
+        self.away = ""
+        """Why its host was not there, or did not give it, at the last try; empty if it was otherwise."""
         self.losses = 0
         """How often its device was lost soon after it had come."""
         self._lost: tuple[object, ...] | None = None
@@ -200,11 +202,24 @@ class Attachment:
         if loss and not self.wanted:
             self.answer(DeviceError(f"device {self.spec.text} is detached, but {loss}"))
 
-    def withhold(self) -> float:
-        """The host does not give its device, which is no failure. Seconds until it is asked again."""
-        self.failures = 0
-        self.withheld = instance(self.info)
+    def put_off(self, error: DeviceWithheld | DeviceAway, now: float) -> float:
+        """Its host does not give its device, which is no failure, or is not there. Seconds until it is asked again.
+
+        Between two tries there are `delay`, from the beginning of one to that of the next: one that waits for a host
+        that is silent sees it as soon as that is there.
+        """
+        if isinstance(error, DeviceAway):
+            self.failures += 1
+            self.away = str(error)
+            return max(self._last_try + self.delay - now, PACE)
+        self.withhold()
         return WITHHELD_PACE
+
+    def withhold(self) -> None:
+        """The host does not give its device."""
+        self.failures = 0
+        self.away = ""
+        self.withheld = instance(self.info)
 
     @property
     def is_withheld(self) -> bool:
@@ -212,8 +227,9 @@ class Attachment:
         return self.withheld is not None and self.withheld == instance(self.info)
 
     def missed(self) -> float:
-        """Its device is not there. Seconds until it is looked for again."""
+        """Its device is not there, or could not be used. Seconds until it is looked for again."""
         self.failures += 1
+        self.away = ""
         return self.delay
 
     def answer(self, result: Attachment | UsbvfiodError) -> None:
@@ -264,6 +280,7 @@ class Attachment:
     def soon(self) -> None:
         """Somebody asks for it: what happened before is forgotten."""
         self.failures = self.losses = 0
+        self.away = ""
         self._lost = self.withheld = None
         self._last_try = float("-inf")
 

@@ -128,7 +128,8 @@ class Openings:
         self._loop.call_later(OPEN_NOTICE, self._slow, attachment, attachment.since)
 
     def _slow(self, attachment: Attachment, since: float) -> None:
-        if attachment.state is State.OPENING and attachment.since == since and attachment in self._running:
+        runs = attachment.state is State.OPENING and attachment.since == since and attachment in self._running
+        if runs and not attachment.away:  # else that is what it waits for
             log.warning("device %s takes long to open", attachment.spec.text)
             self._changed(attachment, State.OPENING, SLOW)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ from tests.unit.daemon.toys import Rig, ToyBackend, rig_of
 from usbvfiod_core import DeviceAway, DeviceInfo
 from usbvfiod_core.daemon.config import Config, parse_device
 from usbvfiod_core.daemon.confinement import Confinement
-from usbvfiod_core.daemon.intents import AFTER_EVENT, RETRIES, State
+from usbvfiod_core.daemon.intents import AFTER_EVENT, PACE, RETRIES, State
+from usbvfiod_core.daemon.opening import open_device
 from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.sandbox.needs import DNS
 
@@ -90,6 +91,30 @@ def test_after_a_long_time_a_device_is_back_soon_and_its_host_was_not_asked_ofte
     assert rig.loop.run_until(lambda: len(rig.backend.opened) > asked, 60)
     rig.backend.failure = None  # right behind a try
     assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, 10.1)
+
+
+def test_a_host_that_is_silent_is_waited_for_all_the_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that is under way hears of the host as soon as it is there; and people read what it waits for."""
+    run, tries = rig.loop.run_blocking, 10
+
+    def slow(call: Any, then: Callable[[Any], object]) -> None:
+        rig.loop.call_later(RETRIES[-1] + 2 if getattr(call, "func", None) is open_device else 0, run, call, then)
+
+    rig.backend.failure = DeviceAway(DOWN)
+    attachment = rig.attach("toys:server/1-2")
+    rig.loop.advance(600)
+    monkeypatch.setattr(rig.loop, "run_blocking", slow)
+    assert rig.loop.run_until(lambda: attachment.state is State.OPENING, RETRIES[-1])
+    asked = len(rig.backend.opened)
+    for _ in range(tries):
+        rig.loop.advance(RETRIES[-1] + 2 + PACE)
+        assert (attachment.state, attachment.reason) == (State.OPENING, DOWN)
+    assert tries - 1 <= len(rig.backend.opened) - asked <= tries
+    assert "takes long" not in caplog.text
+    monkeypatch.undo()
+    rig.loop.advance(RETRIES[-1] + 2)
 
 
 def test_one_that_is_back_brings_the_others_back(rig: Rig) -> None:
