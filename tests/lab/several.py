@@ -4,7 +4,7 @@ server keeps."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -29,6 +29,19 @@ class Moments:
 
     went: list[float] = field(default_factory=list)
     had: list[float] = field(default_factory=list)
+
+    def go(self, ways: Iterable[Callable[[], object]]) -> None:
+        """Have them go away one after the other, each in its way."""
+        for leave in ways:
+            self.went.append(time.monotonic())
+            leave()
+
+    def come(self, ways: Iterable[Callable[[], object]]) -> None:
+        """Have them come back to the far end one after the other, each in its way."""
+        self.had.clear()
+        for arrive in ways:
+            arrive()
+            self.had.append(time.monotonic())
 
 
 Way = Callable[[], AbstractContextManager[Moments]]

@@ -3,7 +3,6 @@ back at the same ports; nothing is left behind."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,9 +31,7 @@ class Away:
     def unbind(self) -> Iterator[Moments]:
         """`usbip unbind`, and later `usbip bind`."""
         moments = Moments()
-        for each in self.exported:
-            moments.went.append(time.monotonic())
-            each.unbind()
+        moments.go(each.unbind for each in self.exported)
         yield moments
         self._bind(moments)
 
@@ -42,9 +39,7 @@ class Away:
     def pull(self) -> Iterator[Moments]:
         """They are pulled out there, and plugged in again."""
         moments = Moments()
-        for each in self.gadgets:
-            moments.went.append(time.monotonic())
-            each.unbind()
+        moments.go(each.unbind for each in self.gadgets)
         yield moments
         for each in self.gadgets:
             each.bind()
@@ -65,13 +60,10 @@ class Away:
                 each.unbind()
             yield moments
         self.host.start_server()
-        moments.had.clear()
         self._bind(moments)
 
     def _bind(self, moments: Moments) -> None:
-        for each in self.exported:
-            each.bind()
-            moments.had.append(time.monotonic())
+        moments.come(each.bind for each in self.exported)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,22 +35,16 @@ class Away:
         """They are pulled out there, and plugged in again later. usbredirect hears of it by a transfer alone: one of
         the guest's that is under way, or the one that is asked for of a device that is not used."""
         moments = Moments()
-        for gadget in self.gadgets:
-            moments.went.append(time.monotonic())
-            gadget.unbind()
+        moments.go(each.unbind for each in self.gadgets)
         yield moments
-        for gadget in self.gadgets:
-            gadget.bind()
-            moments.had.append(time.monotonic())
+        moments.come(each.bind for each in self.gadgets)
 
     @contextmanager
     def kill(self) -> Iterator[Moments]:
         """usbredirect is killed, and started again later."""
         moments = Moments()
         with ExitStack() as stack:
-            for each in self.there:
-                moments.went.append(time.monotonic())
-                stack.enter_context(each.stopped())
+            moments.go(partial(stack.enter_context, each.stopped()) for each in self.there)
             yield moments
         moments.had = [time.monotonic()] * len(self.there)
 
@@ -75,8 +70,9 @@ def rig(directory: Path, comes: Sequence[bool], *, timeout: int) -> Iterator[tup
     guest that has them."""
     with ExitStack() as stack:
         far = stack.enter_context(Far())
-        # A connection of which nothing is heard usbredirect keeps as long as its kernel does.
-        far.keepalive(2, 1, 2)
+        # A connection of which nothing is heard usbredirect keeps as long as its kernel does: longer than anybody here
+        # waits, so that a pause is none for it either.
+        far.keepalive(2, 1, timeout)
         gadgets = stack.enter_context(sources(len(comes)))
         there = []
         for gadget, each in zip(gadgets, comes, strict=True):
