@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from usbvfiod_core import Device, DeviceAway, DeviceError, Handover, Loop
+from usbvfiod_core import Device, DeviceAway, DeviceError, DeviceWithheld, Handover, Loop
 from usbvfiod_core.host.description import Description
 from usbvfiod_core.remote import LinkLost, Patience, PeerError, Place, connect, link_taken_over
 from usbvfiod_core.state import unpack
@@ -66,10 +66,13 @@ def _found(pool: Pool, where: Address, options: UsbredirOptions) -> tuple[Peer, 
         except BaseException:
             peer.link.close()
             raise
-    if where.listens:
-        raise DeviceAway("no client has come" if not pool.waits else "no client has a device to give")
     if pool.waits:
-        raise DeviceAway(f"{where} has no device to give now")
+        # It says when it has one, or is sent away; what is tried behind that is the first try.
+        raise DeviceWithheld(
+            "no client has a device to give" if where.listens else f"{where} has no device to give now"
+        )
+    if where.listens:
+        raise DeviceAway("no client has come")
     link = connect(where.place or Place("", 0), _on_the_way(where, options))
     peer = Peer(link, str(where), options.filter)
     try:

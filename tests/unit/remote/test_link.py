@@ -17,8 +17,8 @@ from tests.unit.remote.slow_link import Clock
 from tests.unit.remote.tls_peer import TlsPeer, certificates
 from usbvfiod_core import ConfigError, DeviceAway, DeviceError
 from usbvfiod_core.options import Schema
-from usbvfiod_core.remote import Link, LinkLost, Patience, Place, RemoteOptions, connect
-from usbvfiod_core.remote import connecting
+from usbvfiod_core.remote import Link, LinkLost, Patience, Place, RemoteOptions, connect, connecting
+from usbvfiod_core.remote.link import half_open
 from usbvfiod_core.testing.limits import PATIENCE, wait_until
 
 __all__ = ["certificates"]
@@ -192,8 +192,8 @@ def test_a_slow_resolver_takes_no_time_from_the_other_end(monkeypatch: pytest.Mo
         raise TimeoutError
 
     monkeypatch.setattr(connecting, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(connecting.socket, "getaddrinfo", slow)
-    monkeypatch.setattr(connecting.half_open, "connect", given_up)
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(half_open, "connect", given_up)
     error = refused(Place("127.0.0.1", 3240), timeout=8)
     assert (str(error), given) == ("127.0.0.1:3240 does not answer", [8.0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +15,11 @@ import redir_host
 from redir_bench import bench_at_host
 from redir_host import RedirHost, some
 from usbvfiod_usbredir import messages as m
+from usbvfiod_usbredir.backend import UsbredirBackend
 from usbvfiod_usbredir.messages import bulk_packet
 from usbvfiod_usbredir.spec import ALL_CAPABILITIES, Capability, Status
 
-from usbvfiod_core import Device, Speed, Transfer, TransferStatus, TransferType
+from usbvfiod_core import Device, DeviceAway, Speed, Transfer, TransferStatus, TransferType
 from usbvfiod_core.remote import unwanted
 from usbvfiod_core.testing.backend import open_device
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
@@ -357,3 +359,19 @@ def test_statuses_that_nobody_knows_are_errors(status: int) -> None:
         host.call(lambda: host.answer(bulk_packet(BULK_OUT, 0, status=status), id))
         bench.wait(transfer)
         assert transfer.status is TransferStatus.ERROR
+
+
+def test_a_host_that_falls_silent_is_connected_from_the_same_port() -> None:
+    """One that still believes in the old connection ends that one then, and would take no other before."""
+    loop = StepLoop(virtual_time=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        ports = []
+        for _ in range(2):
+            with pytest.raises(DeviceAway, match=f"^{place}: the other end does not say hello"):
+                open_device(UsbredirBackend(), place, {"timeout": "1"}, loop)
+            stream, (_, port) = listener.accept()
+            stream.close()
+            ports.append(port)
+    assert ports[0] == ports[1]
+    loop.close()
