@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 QUEUED = 0  # behind one of its endpoint that is held; its method has not been called
 DOWN = 1  # in its method on the way down
 HOLDING = 2  # the same, which has asked for it to be held
-HELD = 3
+HELD = 3  # held on the way down
 PASSED = 4  # with the device
 UP = 5  # in its method on the way up
-HOLDING_UP = 6
-HELD_UP = 7
+HOLDING_UP = 6  # the same, which has asked for it to be held
+HELD_UP = 7  # held on the way up
 ENDED = 8
 
 
@@ -177,8 +177,10 @@ class InterceptedTransfer(Transfer):
     def pass_on(self) -> None:
         """Go on with a transfer that is held, down to the device or up to the guest."""
         self._stop_timer()
-        if self.stage in (HOLDING, HOLDING_UP):
-            self.stage -= HOLDING - DOWN
+        if self.stage == HOLDING:
+            self.stage = DOWN
+        elif self.stage == HOLDING_UP:
+            self.stage = UP
         elif self.stage == HELD:
             self.path.release(self)
         elif self.stage == HELD_UP:
