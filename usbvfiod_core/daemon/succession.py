@@ -80,9 +80,8 @@ class Succession:
         """While `held` no device is opened or plugged in: the other server may be about to do that."""
         self._attachments.inventory.held = self._attachments.openings.held = held
         if not held:
-            for attachment in self._attachments:
-                if attachment.device is not None:
-                    attachment.device.go_on()
+            for attachment in list(self._attachments):
+                self._goes_on(attachment)
             self._backends_go_on()
             self._attachments.openings.settle()
             self._look()
@@ -124,7 +123,21 @@ class Succession:
         for attachment in self._attachments:
             attachment.cancel_timer()
             if attachment.device is not None:
-                attachment.device.forget()
+                try:
+                    attachment.device.forget()
+                except Exception:  # a plugin's; the others are forgotten, and this process ends
+                    log.exception("%s: forget raised", attachment)
+
+    def _goes_on(self, attachment: Attachment) -> None:
+        """Here, after all."""
+        if attachment.device is None:
+            return
+        try:
+            attachment.device.go_on()
+        except Exception:
+            log.exception("%s: go_on raised", attachment)
+            if attachment.state is State.PLUGGED:
+                self._attachments.unplug(attachment, "it cannot go on")
 
     def _state(self, attachment: Attachment) -> Entry:
         now, spec = self._loop.time(), attachment.spec
@@ -272,8 +285,11 @@ class Succession:
         self._loop.run_blocking(call, partial(self._made, attachment, plugged, ended))
 
     def _backends_go_on(self) -> None:
-        for backend in self._backends.values():
-            backend.go_on_shared()
+        for name, backend in self._backends.items():
+            try:
+                backend.go_on_shared()
+            except Exception:
+                log.exception("backend %s: go_on_shared raised", name)
 
     def _look(self) -> None:
         """See whether devices have come that any attachment waits for."""

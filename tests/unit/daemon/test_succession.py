@@ -263,6 +263,56 @@ def test_nothing_is_plugged_in_while_it_is_held(servers: Servers) -> None:
     assert [*states, waiting.state] == [State.WAITING, State.PLUGGED]
 
 
+class Faulty(RuntimeError):
+    """Of a plugin."""
+
+
+def fails(*_: object) -> None:
+    raise Faulty
+
+
+@pytest.mark.faults("toys:ball.*: go_on raised", "backend toys: go_on_shared raised")
+def test_a_device_that_cannot_go_on_is_unplugged_and_the_others_go_on(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = servers.old
+    faulty, well = old.attach("toys:ball?port=1"), old.attach("toys:cube?port=2")
+    went_on: list[str] = []
+    monkeypatch.setattr(faulty.device, "go_on", fails)
+    monkeypatch.setattr(well.device, "go_on", lambda: went_on.append("device"))
+    monkeypatch.setattr(old.backend, "go_on_shared", fails)
+    servers.giving.hold(True)
+    servers.giving.hold(False)
+    old.loop.run_ready()
+    assert went_on == ["device"]
+    assert well.state is State.PLUGGED
+    old.loop.advance(10)
+    assert (faulty.state, faulty.plugs) == (State.PLUGGED, 2)  # as one that was gone
+    old.backend.devices.append(type(old.backend.devices[0])("toys", "new", 0x1234, 0x0009, "New"))
+    assert old.attach("1234:0009").state is State.PLUGGED  # nothing is held any more
+
+
+@pytest.mark.faults("toys:ball: forget raised", "backend toys: go_on_shared raised")
+def test_all_devices_are_forgotten_whatever_one_of_them_does(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = servers.old
+    faulty, well = old.attach("toys:ball"), old.attach("toys:cube")
+    assert isinstance(faulty.device, Lasting)
+    assert isinstance(well.device, Lasting)
+    assert servers.take() is None
+    forget = faulty.device.forget
+
+    def fails_at_last() -> None:
+        forget()
+        raise Faulty
+
+    monkeypatch.setattr(faulty.device, "forget", fails_at_last)
+    monkeypatch.setattr(servers.new.backend, "go_on_shared", fails)
+    servers.go()
+    assert well.device.forgotten == 1
+    assert [each.state for each in servers.new.attachments] == [State.PLUGGED] * 2
+    assert [event for _, _, event in servers.new.seen] == ["plugged"] * 2
+
+
 # -- what plugins put around a device --------------------------------------------------
 
 
