@@ -7,7 +7,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, TypeVar
 
 from usbvfiod_core import (
@@ -30,6 +31,11 @@ HOSTS: Final = "USBVFIOD_USBIP_HOSTS"
 """In the environment: the hosts where there is no configuration, as for `usbvfiod devices`."""
 LIST_SECONDS: Final = 3
 """For which a server is asked that nobody has named in a device's address."""
+LIST_LIMIT: Final = 10.0
+"""Seconds for which all of them are waited for: a resolver that hangs takes longer, and all devices of the plugin wait
+for the list."""
+OPEN_LIMIT: Final = 3600.0
+"""The same where a device is to be opened, for which each has the seconds of its options."""
 SILENCE: Final = 30.0
 """Seconds for which a server that has not answered is not asked again what it exports, to list it."""
 
@@ -80,7 +86,7 @@ class UsbipBackend(Backend):
         now = time.monotonic()
         places = [place for place in self.places() if now - self._silent.get(place, float("-inf")) > SILENCE]
         found = []
-        for place, result in _each(places, lambda place: _exports(place, UsbipOptions(timeout=LIST_SECONDS))):
+        for place, result in _listed(places):
             if isinstance(result, DeviceError):
                 self._silent[place] = time.monotonic()
             else:
@@ -118,7 +124,7 @@ class UsbipBackend(Backend):
         return _info(address, place, device, parsed.serial or "")
 
     def problems(self) -> Iterable[str]:
-        for _, result in _each(self.places(), lambda place: _exports(place, UsbipOptions(timeout=LIST_SECONDS))):
+        for _, result in _listed(self.places()):
             if isinstance(result, DeviceError):
                 yield str(result)
 
@@ -183,8 +189,16 @@ def _info(address: str, place: Place, device: Exported, serial: str = "") -> Dev
     return DeviceInfo("usbip", address, device.vendor_id, device.product_id, name, serial, device.speed)
 
 
-def _each(places: Sequence[Place], ask: Callable[[Place], T]) -> Iterator[tuple[Place, T | DeviceError]]:
-    """Ask all at the same time, as one that does not answer takes long; in their order."""
+def _listed(places: Sequence[Place]) -> Iterator[tuple[Place, list[Exported] | DeviceError]]:
+    """What they export, for a list that nobody waits long for."""
+    return _each(places, lambda place: _exports(place, UsbipOptions(timeout=LIST_SECONDS)), LIST_LIMIT)
+
+
+def _each(
+    places: Sequence[Place], ask: Callable[[Place], T], limit: float = OPEN_LIMIT
+) -> Iterator[tuple[Place, T | DeviceError]]:
+    """Ask all at the same time, as one that does not answer takes long; in their order. Those that have not answered
+    after `limit` seconds are away."""
     answers: SimpleQueue[tuple[int, T | BaseException]] = SimpleQueue()
 
     def run(number: int) -> None:
@@ -195,9 +209,15 @@ def _each(places: Sequence[Place], ask: Callable[[Place], T]) -> Iterator[tuple[
 
     for number in range(len(places)):
         threading.Thread(target=run, args=(number,), name="usbip-ask", daemon=True).start()
-    results = dict(answers.get() for _ in places)
+    results: dict[int, T | BaseException] = {}
+    deadline = time.monotonic() + limit
+    with suppress(Empty):
+        while len(results) < len(places):
+            number, answer = answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+            results[number] = answer
     for number, place in enumerate(places):
-        result = results[number]
+        late = DeviceAway(f"{place} has not answered in {limit:.0f} s")
+        result = results.get(number, late)
         if isinstance(result, BaseException) and not isinstance(result, DeviceError):
             raise result
         yield place, result

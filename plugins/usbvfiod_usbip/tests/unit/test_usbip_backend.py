@@ -19,7 +19,7 @@ from tests.lab.usbip_exporter import Exporter, virtual_keyboard
 from tests.unit.remote.slow_link import Clock, SlowLink
 from usbvfiod_core import ConfigError, Device, DeviceAway, DeviceError, Speed
 from usbvfiod_core.remote import Patience, Place
-from usbvfiod_core.testing.limits import PATIENCE
+from usbvfiod_core.testing.limits import PATIENCE, wait_until
 from usbvfiod_core.testing.loop import StepLoop
 from usbvfiod_core.usb.descriptors import string_descriptor
 
@@ -204,6 +204,26 @@ def test_a_host_that_is_down_is_not_asked_all_the_time(monkeypatch: pytest.Monke
     made.config = UsbipConfig(("far",))
     assert made.list_devices() == made.list_devices() == []
     assert asked == [FAR]
+
+
+def test_a_resolver_that_hangs_holds_up_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All devices of the plugin wait for the list, also those of which it says nothing."""
+    asked, over = [], threading.Event()
+
+    def exports(place: Place, options: UsbipOptions) -> list[wire.Exported]:
+        asked.append(place)
+        over.wait()
+        return []
+
+    monkeypatch.setattr(backend, "_exports", exports)
+    monkeypatch.setattr(backend, "LIST_LIMIT", 0.01)
+    made = UsbipBackend()
+    made.config = UsbipConfig(("far",))
+    assert made.list_devices() == made.list_devices() == []
+    wait_until(lambda: asked, "nobody is asked")
+    assert asked == [FAR]
+    assert list(made.problems()) == [f"{FAR} has not answered in 0 s"]
+    over.set()
 
 
 def test_hosts_of_the_environment(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
