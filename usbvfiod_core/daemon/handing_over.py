@@ -234,6 +234,8 @@ class HandingOver:
 
     def _stop(self, deadline: float) -> None:
         parts = self._parts
+        if parts.hindrance:  # since it was asked
+            raise DeviceError(parts.hindrance)
         self._frozen = True
         parts.devices.hold(True)
         parts.transport.stop()

@@ -128,6 +128,26 @@ def test_it_is_told_once_to_stop(waits: bool) -> None:
         other.close()
 
 
+def test_what_hinders_it_may_come_while_the_other_process_starts() -> None:
+    """Devices that are kept from the guest, say: the other server would not know of it."""
+    loop, server = StepLoop(), parts()
+    handing = HandingOver(loop, cast(Parts, server))
+    own, sock = Channel.pair()
+    other = Channel(sock)
+    try:
+        handing.begin(own)
+        other.send("freeze", pack(Freeze()))
+        loop.advance(MIDWAY / 2)
+        server.hindrance = "the devices are kept from the guest"
+        loop.advance(MIDWAY)
+        assert not handing.frozen
+        said = [other.receive() for _ in range(2)]
+        assert [message.body for message in said if message is not None][1:] == [{"message": server.hindrance}]
+    finally:
+        loop.close()
+        other.close()
+
+
 def test_descriptors_that_are_no_end_of_a_pair_stay_whose_they_were() -> None:
     server = SimpleNamespace(**dict.fromkeys(("loop", "transport", "controller", "attachments", "devices")))
     replacement = Replacement(cast(Replaced, server), None)
