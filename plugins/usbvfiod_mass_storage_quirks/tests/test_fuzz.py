@@ -40,7 +40,7 @@ class Recorder(WrappedDevice):
         self.device.submit(transfer)
 
 
-class Host:
+class Sender:
     """A controller that is made to send anything."""
 
     def __init__(self, device: Device, loop: StepLoop) -> None:
@@ -180,32 +180,32 @@ exchanges = st.lists(
 )
 
 
-def perform(host: Host, step: tuple[object, ...]) -> None:
+def perform(sender: Sender, step: tuple[object, ...]) -> None:
     match step:
         case ("out", int(endpoint), TransferType() as type, bytes(data), int(stream_id), bytes(later)):
-            host.submit(endpoint, type, data, stream_id=stream_id, later=later)
+            sender.submit(endpoint, type, data, stream_id=stream_id, later=later)
         case ("in", int(endpoint), TransferType() as type, int(length), int(stream_id)):
-            host.submit(endpoint, type, length, stream_id=stream_id)
+            sender.submit(endpoint, type, length, stream_id=stream_id)
         case ("control", (int(request_type), int(request), int(value), int(index), data)):
             assert isinstance(data, bytes | int)
-            host.control(request_type, request, value, index, data)
+            sender.control(request_type, request, value, index, data)
         case ("exchange", bytes(wrapper), bytes(data), int(fetches), bool(recovers)):
-            host.submit(OUT, TransferType.BULK, wrapper)
-            host.submit(OUT, TransferType.BULK, data)
+            sender.submit(OUT, TransferType.BULK, wrapper)
+            sender.submit(OUT, TransferType.BULK, data)
             for _ in range(fetches):
-                host.submit(IN, TransferType.BULK, 512)
-            host.loop.run_ready()
+                sender.submit(IN, TransferType.BULK, 512)
+            sender.loop.run_ready()
             if recovers:
-                host.control(0x21, 0xFF, 0, 0)
-                host.control(0x02, 1, 0, IN)
-                host.control(0x02, 1, 0, OUT)
+                sender.control(0x21, 0xFF, 0, 0)
+                sender.control(0x02, 1, 0, IN)
+                sender.control(0x02, 1, 0, OUT)
         case ("cancel",):
-            for transfer in host.transfers[-3:]:
+            for transfer in sender.transfers[-3:]:
                 if transfer.status is None:
-                    host.device.cancel(transfer)
+                    sender.device.cancel(transfer)
         case ("reset",):
-            host.device.reset(lambda: None)
-    host.loop.run_ready()
+            sender.device.reset(lambda: None)
+    sender.loop.run_ready()
 
 
 @pytest.fixture(scope="module")
@@ -237,15 +237,15 @@ def play(
     path.write_bytes(CONTENT)
     loop = StepLoop()
     recorder = Recorder(open_flash(path, loop, **flash))
-    host = Host(guarded(recorder, loop, readonly=readonly), loop)
-    host.control(0x00, 9, 1, 0)
+    sender = Sender(guarded(recorder, loop, readonly=readonly), loop)
+    sender.control(0x00, 9, 1, 0)
     loop.run_ready()
     for step in story:
-        perform(host, step)
-    host.device.close()
+        perform(sender, step)
+    sender.device.close()
     loop.run_until(lambda: False, 1.0)
     loop.close()
-    assert all(transfer.status is not None for transfer in host.transfers)
+    assert all(transfer.status is not None for transfer in sender.transfers)
     return path.read_bytes(), recorder.given
 
 
@@ -302,15 +302,15 @@ def test_what_was_inspected_is_what_the_device_gets(directory: Path, open_flash:
         path = directory / "slow.img"
         path.write_bytes(CONTENT)
         loop: StepLoop = StepLoop()
-        host = Host(guarded(Slow(open_flash(path, loop)), loop, readonly=readonly), loop)
-        host.control(0x00, 9, 1, 0)
+        sender = Sender(guarded(Slow(open_flash(path, loop)), loop, readonly=readonly), loop)
+        sender.control(0x00, 9, 1, 0)
         loop.advance(1.0)
-        host.submit(OUT, TransferType.BULK, read, later=write)
-        host.submit(OUT, TransferType.BULK, b"\xff" * 512)
-        status = host.submit(IN, TransferType.BULK, 13)
+        sender.submit(OUT, TransferType.BULK, read, later=write)
+        sender.submit(OUT, TransferType.BULK, b"\xff" * 512)
+        status = sender.submit(IN, TransferType.BULK, 13)
         loop.advance(1.0)
         assert status.status is TransferStatus.COMPLETED
-        host.device.close()
+        sender.device.close()
         loop.advance(1.0)
         loop.close()
         assert (path.read_bytes() == CONTENT) == readonly
@@ -323,8 +323,8 @@ def test_nothing_reaches_a_drive_that_is_not_configured(
     path.write_bytes(CONTENT)
     loop: Loop = StepLoop()
     recorder = Recorder(open_flash(path, loop))
-    host = Host(guarded(recorder, loop), loop)  # type: ignore[arg-type]
-    transfer = host.submit(OUT, TransferType.BULK, _CBW.pack(0x43425355, 1, 0, 0, 0, 6, bytes(16)))
+    sender = Sender(guarded(recorder, loop), loop)  # type: ignore[arg-type]
+    transfer = sender.submit(OUT, TransferType.BULK, _CBW.pack(0x43425355, 1, 0, 0, 0, 6, bytes(16)))
     assert transfer.status is TransferStatus.STALL
     assert recorder.given == []
-    host.device.close()
+    sender.device.close()
