@@ -337,6 +337,8 @@ def test_what_cannot_be_handed_over_is_plugged_in_again_if_that_is_wanted(tmp_pa
     plugin.chmod(0o644)
     options: list[str | Path] = ["--plugin-files", "--plugin", plugin, "--device", "virtual:tablet?name=tablet"]
     with Upgradable(tmp_path, options) as rig:
+        moved = rig.ask("move", "tablet", "5")
+        assert moved.returncode == 0, moved.stderr
         with closing(GuestAtWork(rig)) as guest:
             guest.step()
             done = rig.ask("upgrade")
@@ -344,13 +346,16 @@ def test_what_cannot_be_handed_over_is_plugged_in_again_if_that_is_wanted(tmp_pa
             assert "device virtual:tablet?name=tablet: plugin guard: Interceptor does not say" in done.stderr
             assert "--replug unplugs what cannot be handed over" in done.stderr
             assert rig.serving() == rig.server.process.pid
+            plugged = "Tablet (virtual:tablet?name=tablet) is plugged into port"
+            # Where it had been moved to: if the other process fails, and if it does not.
+            assert patient(rig.control, "--replug", command=heir("state", "refuse")).returncode != 0
+            wait_until(lambda: rig.server.log.count(f"{plugged} 5 ") == 2, lambda: rig.server.log)
             rig.upgrade("--replug")
+            wait_until(lambda: rig.server.log.count(f"{plugged} 5 ") == 3, lambda: rig.server.log)
             guest.step()
             with ControlConnection(rig.control, PATIENCE) as control:
                 numbers = {each["name"]: each["number"] for each in control.request("list")["attachments"]}
-            assert numbers == {"bot": 1, "uas": 2, "keys": 3, "tablet": 5}, "none is used again"
-        plugged = "Tablet (virtual:tablet?name=tablet) is plugged into port"
-        wait_until(lambda: rig.server.log.count(plugged) == 2, lambda: rig.server.log)
+            assert numbers == {"bot": 1, "uas": 2, "keys": 3, "tablet": 6}, "none is used again"
         assert rig.server.log.count(" goes on at port ") == 3  # the drives and the keyboard
 
 

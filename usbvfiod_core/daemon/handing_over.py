@@ -200,11 +200,11 @@ class HandingOver:
             )
             for each in leaving
         ]
-        specs = [(each.spec, each.configured) for each in leaving]
+        were = [(each.spec, each.configured, state.ports) for each, state in zip(leaving, self._replug, strict=True)]
 
         def back() -> None:
-            for spec, configured in specs:
-                attachments.attach(spec, lambda result: None, configured=configured)
+            for spec, configured, ports in were:
+                attachments.attach(spec, lambda result: None, configured=configured, ports=ports)
 
         self._back = back
         all_left = self._later(self._freeze, False)

@@ -28,7 +28,7 @@ from .config import Config, DeviceSpec
 from .descriptor_store import DescriptorStore, room
 from .intents import Attachment
 from .quiescing import Quiescing
-from .server_state import ReplugState, directories_of, fixed, granted_spec
+from .server_state import ReplugState, directories_of, fixed, granted_spec, ports_of
 
 if TYPE_CHECKING:
     from .recovered import Recovered
@@ -143,13 +143,9 @@ class Survival:
         if self._store is not None:
             self._store.hold(False)
 
-    def ports_of(self, spec: str, configured: bool) -> list[int]:
-        """The ports that a device had before the crash, each device once."""
-        for each in self.devices:
-            if (each.spec, each.configured) == (spec, configured):
-                self.devices.remove(each)
-                return each.ports
-        return []
+    def ports_of(self, spec: DeviceSpec) -> list[int]:
+        """The ports that a device of the configuration had before the crash."""
+        return ports_of(self.devices, spec)
 
     def attach_others(self, server: Surviving) -> None:
         """The devices that somebody had attached to the server that has crashed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -116,11 +116,16 @@ def compare(attachments: Attachments, old: Config, new: Config) -> Changes:
     return Changes(tuple(added), tuple(removed), tuple(ignored))
 
 
-def carry_out(attachments: Attachments, changes: Changes, done: Callable[[dict[str, Any]], object]) -> None:
+def carry_out(
+    attachments: Attachments,
+    changes: Changes,
+    done: Callable[[dict[str, Any]], object],
+    ports_of: Callable[[DeviceSpec], Iterable[int]] = lambda spec: (),
+) -> None:
     """Detach, then attach, because what is new may want the port or the device of what goes.
 
     `done` is told what came of it, on the loop's thread, in this call if there is nothing to do. A device that does
-    not give its transfers back is waited for.
+    not give its transfers back is waited for. `ports_of` gives the ports that a device has had.
     """
     leaving, coming = len(changes.removed), len(changes.added)
     errors: list[str] = []
@@ -152,7 +157,7 @@ def carry_out(attachments: Attachments, changes: Changes, done: Callable[[dict[s
 
     def attach() -> None:
         for spec in changes.added:
-            attachments.attach(spec, attached, configured=True)
+            attachments.attach(spec, attached, configured=True, ports=ports_of(spec))
         proceed()
 
     for attachment in changes.removed:

@@ -26,7 +26,7 @@ from .loop import ServerLoop
 from .quiescing import Quiescing
 from .recovery import Survival
 from .reload import carry_out, compare
-from .server_state import ServerState, fixed, granted_spec
+from .server_state import ServerState, fixed, granted_spec, ports_of
 from .steering import Steering
 from .succession import Succession
 from .successor import start
@@ -290,7 +290,7 @@ class Replacement:
                     attachments.attach(spec, partial(_tell, each.spec), ports=each.ports)
                 except UsbvfiodError as error:
                     _tell(each.spec, error)
-        carry_out(attachments, compare(attachments, config, config), _changed)
+        carry_out(attachments, compare(attachments, config, config), _changed, partial(ports_of, state.replug))
 
 
 def _tell(spec: str, result: Attachment | UsbvfiodError) -> None:

@@ -282,7 +282,7 @@ class Server:
             return
         # Ports that are asked for are reserved here, before any device is opened and takes the next free one.
         for spec in self.config.devices:
-            ports = self.survival.ports_of(spec.text, configured=True)
+            ports = self.survival.ports_of(spec)
             self.attachments.attach(spec, partial(self._attached, spec), configured=True, ports=ports)
         self.survival.attach_others(self)
         self._proceed()

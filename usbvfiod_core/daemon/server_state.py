@@ -73,6 +73,16 @@ def granted_spec(spec: DeviceSpec, state: ReplugState) -> DeviceSpec:
     return spec if state.directories is None else replace(spec, grant=Grant({}, tuple(map(Path, state.directories))))
 
 
+def ports_of(devices: list[ReplugState], spec: DeviceSpec) -> list[int]:
+    """The ports that a device of the configuration keeps: of several alike each is asked for once, and is not in the
+    list any more."""
+    for each in devices:
+        if each.configured and each.spec == spec.text:
+            devices.remove(each)
+            return each.ports
+    return []
+
+
 def fixed(settings: ServerSettings) -> dict[str, str]:
     """What the guest, or whoever is connected, sees of the settings, so that it stays while they are: by the names of
     options, as text."""
