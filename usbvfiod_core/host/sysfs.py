@@ -52,8 +52,6 @@ _SPEEDS = {
     "12": Speed.FULL,
     "480": Speed.HIGH,
     "5000": Speed.SUPER,
-    "10000": Speed.SUPER_PLUS,
-    "20000": Speed.SUPER_PLUS,
 }
 """The attribute `speed`, in Mbit/s."""
 
@@ -210,7 +208,7 @@ def read(directory: Path) -> SysfsDevice | None:
             manufacturer="" if is_hub else text.get("manufacturer"),
             product="" if is_hub else text.get("product"),
             serial="" if is_hub else text.get("serial"),
-            speed=_SPEEDS.get(text["speed"]),
+            speed=_speed(text["speed"]),
             device_class=device_class,
             configuration=None if is_hub else _configuration(text.get("bConfigurationValue")),
             descriptors=(directory / "descriptors").read_bytes(),
@@ -363,6 +361,12 @@ class _Attributes:
             return self[name]
         except OSError:
             return ""
+
+
+def _speed(text: str) -> Speed | None:
+    """Everything above SuperSpeed is one speed here, 10000 and 20000 and what the next USB brings."""
+    faster = text.isdecimal() and int(text) > 5000
+    return Speed.SUPER_PLUS if faster else _SPEEDS.get(text)
 
 
 def interface_drivers(directory: Path) -> dict[int, str]:

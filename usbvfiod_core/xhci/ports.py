@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from ..state import require
 from ..usb.device import Device
+from ..usb.speed import Speed
 from . import registers as reg
 from . import spec
 from .state import PortState
@@ -243,7 +244,9 @@ class Port:
     # -- own ---------------------------------------------------------------------------------------------------------
 
     def _connect(self, device: Device) -> None:
-        state = spec.PORTSC_CCS | device.speed << spec.PORTSC_SPEED_SHIFT
+        # The ports say that they are of USB 3.0, of which SuperSpeed is the fastest (7.2.2.1.1). SeaBIOS, U-Boot and iPXE
+        # refuse a device of a speed that is none of these, and nothing is faster or slower for what is written here.
+        state = spec.PORTSC_CCS | min(device.speed, Speed.SUPER) << spec.PORTSC_SPEED_SHIFT
         if self.is_usb3:
             state |= spec.PORTSC_PED | spec.PLS_U0 << _SHIFT
         else:

@@ -83,8 +83,8 @@ class Slot:
     def address(self, source: InputContext, block_set_address: bool, finish: Finish) -> None:
         """Enable EP0 and give the device an address; with BSR the slot stays in Default without one.
 
-        The slot context's Speed and Context Entries are not looked at: xHCI 1.2 wants the first to be 0, drivers that
-        do not know of SuperSpeedPlus write that of another speed, and the second is what the driver counts for itself.
+        The slot context's Speed and Context Entries are not looked at: xHCI 1.2 wants the first to be 0, and the second
+        is what the driver counts for itself.
         """
         command = states.ADDRESS_BSR if block_set_address else states.ADDRESS
         if (self.state, command) not in states.SLOT:

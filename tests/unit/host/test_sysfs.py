@@ -71,6 +71,23 @@ def test_a_device_is_read_whole(tmp_path: Path) -> None:
     assert info.port_path == "1-2"
 
 
+@pytest.mark.parametrize(
+    ("text", "speed"),
+    [
+        ("1.5", Speed.LOW),
+        ("480", Speed.HIGH),
+        ("5000", Speed.SUPER),
+        ("20000", Speed.SUPER_PLUS),
+        ("80000", Speed.SUPER_PLUS),
+        ("unknown", None),
+        ("", None),
+    ],
+)
+def test_speeds(tmp_path: Path, text: str, speed: Speed | None) -> None:
+    make(tmp_path, "1-2", speed=text)
+    assert [device.speed for device in sysfs.scan(tmp_path)] == [speed]
+
+
 def test_what_the_host_may_be_busy_with_is_read_once(tmp_path: Path) -> None:
     directory = make(tmp_path, "1-2", drivers={0: "usbhid"}, product="Keyboard", bConfigurationValue="1")
     (before,) = sysfs.scan(tmp_path)

@@ -164,8 +164,8 @@ def test_address_device_at_a_port_without_a_device(enabled: UsbDevice, port_id: 
         (Speed.HIGH, 0),  # reserved, as xHCI 1.2 has it
         (Speed.SUPER_PLUS, 0),
         (Speed.SUPER_PLUS, Speed.SUPER_PLUS),
-        (Speed.SUPER_PLUS, Speed.SUPER),  # Linux, at a root hub port of USB 3.0
-        (Speed.SUPER_PLUS, Speed.FULL),  # U-Boot, which takes what it does not know for that
+        (Speed.SUPER_PLUS, Speed.SUPER),
+        (Speed.SUPER_PLUS, Speed.FULL),
         (Speed.HIGH, 15),
     ],
 )

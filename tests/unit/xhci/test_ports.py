@@ -41,8 +41,11 @@ def test_connect_on_usb_2_waits_for_a_reset(hub: Callable[..., Hub], speed: Spee
     assert it.device.resets == 1
 
 
-def test_connect_on_usb_3_is_enabled_at_once(hub: Callable[..., Hub]) -> None:
+@pytest.mark.parametrize("speed", [Speed.SUPER, Speed.SUPER_PLUS])
+def test_connect_on_usb_3_is_enabled_at_once(hub: Callable[..., Hub], speed: Speed) -> None:
+    """It is at SuperSpeed, as there is nothing faster on ports of USB 3.0: firmware knows no other speed."""
     it = hub(USB3, plugged=False)
+    it.device.speed = speed
     it.bus.plug(it.device)
     assert it.port.portsc & (CCS | PED | PR) == CCS | PED
     assert (it.port.link_state, it.port.speed, it.changes) == (spec.PLS_U0, USB3, CSC)
