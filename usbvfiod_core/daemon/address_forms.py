@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Final
 
@@ -24,6 +23,8 @@ _LOOSE_ID: Final = re.compile(
 _ASSIGNMENT: Final = re.compile(r"(hostbus|hostaddr|hostport|hostdevice|vendorid|productid|busid|host)=([^,]+)")
 _BESIDE: Final = re.compile(r"(?:id|bus|port|usb3|pipeline|guest-reset|guest-resets-all|suppress-remote-wake)=[^,]*")
 """What stands beside an address in QEMU's and Proxmox's settings."""
+_PLACES: Final = ("/dev", "/dev/input", "/dev/snd", "/dev/*/by-*", "/sys/bus/usb/devices", "/sys/class/*")
+"""Where what people call by its bare name is: ttyUSB0, event3, usb-Maker_Stick-if00, eth1, hci0. Best places first."""
 _SLOT: Final = re.compile(r"usb\d+:\s*")
 
 
@@ -76,9 +77,10 @@ def meant(address: str) -> str:
     if match is not None and not address.startswith(f"{match[1]:0>4}:{match[2]:0>4}"):
         return f"; if it is vendor and product ID, write {match[1].lower():0>4}:{match[2].lower():0>4}"
     if re.fullmatch(r"\w[\w./-]*", address):
-        for directory in ("/dev", "/sys/class/net", "/sys/bus/usb/devices"):
-            path = os.path.join(directory, address)
-            if os.path.exists(path):
+        from glob import glob  # which only mistakes need
+
+        for place in _PLACES:
+            for path in sorted(glob(f"{place}/{address}")):
                 return f"; did you mean {path}?"
     return ""
 

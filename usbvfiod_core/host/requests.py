@@ -177,7 +177,8 @@ def _interface_feature(device: GuestsView, transfer: Transfer, setup: SetupPacke
 
 
 def _get_status(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
-    """The device's own word, but for the features of which it was not told."""
+    """The device's own word, but for the features of which it was not told. With a wValue it is another status, such as
+    that of Precision Time Measurement (USB 3.2 table 9-7)."""
 
     def edit(transfer: Transfer) -> None:
         data = bytearray(2)
@@ -187,7 +188,7 @@ def _get_status(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> N
             data[0] = data[0] & ~bit | (bit if feature in device.features else 0)
         transfer.write(data[: len(seen)])
 
-    _watch(device, transfer, edit if setup.index == 0 else None)
+    _watch(device, transfer, None if setup.index or setup.value else edit)
     device.forward(transfer, touches=False)
 
 

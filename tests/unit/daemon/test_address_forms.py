@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.daemon.test_matching import DEVICES, MOUSE, STICK, TWIN
 from usbvfiod_core import DeviceInfo
+from usbvfiod_core.daemon import address_forms
 from usbvfiod_core.daemon.address_forms import canonical, listed, meant
 from usbvfiod_core.daemon.matching import find, find_again
 
@@ -124,6 +126,26 @@ def test_a_line_of_lsusb_of_some_time_ago_means_the_same_kind_of_device() -> Non
 )
 def test_the_form_of_what_is_nearly_an_address(text: str, form: str) -> None:
     assert meant(text) == f"; if it is {form}"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("ttyUSB0", "dev/ttyUSB0"),
+        ("event3", "dev/input/event3"),
+        ("hci0", "class/bluetooth/hci0"),
+        ("snd/card1", None),
+        ("*", None),
+    ],
+)
+def test_a_bare_name_is_looked_for(
+    name: str, place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("dev/ttyUSB0", "class/tty/ttyUSB0", "dev/input/event3", "class/input/event3", "class/bluetooth/hci0"):
+        (tmp_path / each).mkdir(parents=True)
+    places = tuple(str(tmp_path / each) for each in ("dev", "dev/input", "class/*"))
+    monkeypatch.setattr(address_forms, "_PLACES", places)
+    assert meant(name) == ("" if place is None else f"; did you mean {tmp_path / place}?")
 
 
 @pytest.mark.parametrize(("text", "hint"), [("0403:6001:A", ""), ("no such thing", ""), ("../../etc", ""), ("\0", "")])

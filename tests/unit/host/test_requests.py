@@ -199,3 +199,5 @@ def test_status_shows_the_features_the_device_was_not_told_of(bench: Bench) -> N
     assert ask(bench, DEVICE_IN, usb.GET_STATUS, 0, 0, 2) == (TransferStatus.COMPLETED, b"\x07\0")
     ask(bench, 0, usb.CLEAR_FEATURE, usb.FEATURE_U1_ENABLE)
     assert ask(bench, DEVICE_IN, usb.GET_STATUS, 0, 0, 1) == (TransferStatus.COMPLETED, b"\x03")
+    ptm_status = ask(bench, DEVICE_IN, usb.GET_STATUS, 1, 0, 2)
+    assert ptm_status == (TransferStatus.COMPLETED, b"\x0f\0"), "as the device has it"
