@@ -44,7 +44,9 @@ class PacketLane(ABC, Generic[K]):
 
     def __init__(self, loop: Loop, interval: float, most: int) -> None:
         self.group = max(1, min(round(0.001 / interval), most))
-        """Packets of a request."""
+        """Packets of a request. Fewer from when the host has no memory in one piece for as many."""
+        self.starved = False
+        """Whether `submit` has said "not now" for want of memory; kept by the subclass."""
         self._lead = max(1, round(LEAD / interval))
         self._loop = loop
         self._jobs: dict[Transfer, Job] = {}
@@ -148,6 +150,12 @@ class PacketLane(ABC, Generic[K]):
             count = min(len(waiting), self.group)
             entries = [waiting[index] for index in range(count)]
             key = self.submit(entries)
+            while key is None and self.starved and count > 1 and not self._flying:
+                # Nothing of ours will come back and make room. Linux wants memory in one piece, and a host that has run
+                # for long may have small pieces only.
+                self.group = count = count // 2
+                entries = entries[:count]
+                key = self.submit(entries)
             if key is None:
                 return
             if isinstance(key, TransferStatus):

@@ -245,7 +245,7 @@ class Port:
 
     def _connect(self, device: Device) -> None:
         # The ports say that they are of USB 3.0, of which SuperSpeed is the fastest (7.2.2.1.1). SeaBIOS does not use a
-        # device of another speed, and U-Boot takes it for one of full speed. Data are no slower for what is said here.
+        # device of another speed, and U-Boot takes it for one of full speed. Data go at the host's speed.
         state = spec.PORTSC_CCS | min(device.speed, Speed.SUPER) << spec.PORTSC_SPEED_SHIFT
         if self.is_usb3:
             state |= spec.PORTSC_PED | spec.PLS_U0 << _SHIFT

@@ -49,6 +49,7 @@ class IsochronousLane(PacketLane[Urb]):
         if code == 0:
             return urb
         self._urbs.free(urb)
+        self.starved = code == -errno.ENOMEM
         if code in RETRY:
             self._urbs.wait_for_memory(self)
             return None

@@ -199,6 +199,42 @@ def test_want_of_memory_keeps_the_order(way: Way) -> None:
     assert {each.status for each in transfers} == {COMPLETED}
 
 
+@pytest.mark.parametrize("room", [1, 2, 3, 7])
+def test_urbs_are_smaller_where_memory_in_one_piece_is(way: Way, room: int) -> None:
+    """Linux has no memory in one piece for eight large packets, although little of it is in use."""
+    way.kernel.limit = room * 192
+    transfers = [way.submit(192) for _ in range(64)]
+    way.loop.run_ready()
+    fits = 4 if room > 3 else 2 if room > 1 else 1
+    while way.kernel.inflight:
+        assert len(way.kernel.inflight[0].packets) <= fits
+        way.finish()
+    assert way.lane.group == fits
+    assert way.ended == transfers
+    assert {each.status for each in transfers} == {COMPLETED}
+
+
+def test_urbs_stay_as_they_are_where_memory_comes_back(way: Way) -> None:
+    way.kernel.limit = 9 * 192
+    transfers = [way.submit(192) for _ in range(32)]
+    way.loop.run_ready()
+    assert way.counts == [8]
+    while way.kernel.inflight:
+        way.finish()
+    assert way.lane.group == 8
+    assert {each.status for each in transfers} == {COMPLETED}
+
+
+def test_a_suspended_device_makes_no_smaller_urbs(way: Way) -> None:
+    way.kernel.submit_errors.extend([-errno.EHOSTUNREACH] * 3)
+    transfers = [way.submit(192) for _ in range(16)]
+    way.loop.advance(1)
+    assert way.counts == [8, 8]
+    while way.kernel.inflight:
+        way.finish()
+    assert {each.status for each in transfers} == {COMPLETED}
+
+
 @pytest.mark.parametrize(
     ("code", "status"), [(-errno.ENOENT, TransferStatus.ERROR), (-errno.ENODEV, TransferStatus.DISCONNECTED)]
 )
