@@ -15,7 +15,7 @@ import click
 
 from ..daemon.channel import Channel, ChannelClosed
 from ..daemon.steps import Failed, Prepare, said
-from ..daemon.successor import GOES, SERVES, marked, passed_on
+from ..daemon.successor import GOES, SERVES, marked, succeeding
 from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..vfio_user.ancillary import note_senders, sender
 from .control import Connect, control_options
@@ -65,7 +65,7 @@ def upgrade(replug: bool, wait: float, options: tuple[str, ...], connect: Connec
             note_senders(own, False)
     server_is = _prepared(channel, user, wait)
     arguments = list(options) or server_is.arguments
-    environment = {**os.environ, **passed_on(server_is.environment, settings=not options)}
+    environment = succeeding(os.environ, server_is.environment, settings=not options)
     read, write = os.pipe()
     try:
         process = subprocess.Popen(

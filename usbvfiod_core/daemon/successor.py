@@ -50,11 +50,22 @@ def start(door: int) -> None:
 def passed_on(environment: Mapping[str, str], *, settings: bool = True) -> dict[str, str]:
     """What whoever takes a server's place has of its environment, with or without the `SETTINGS`. Nothing else: a
     variable may have a program do anything, and the server may have been taken over."""
-    return {
+    return {name: value for name, value in environment.items() if _is_servers(name, settings) and name != HANDOVER}
+
+
+def succeeding(environment: Mapping[str, str], servers: Mapping[str, str], *, settings: bool = True) -> dict[str, str]:
+    """The environment of whoever takes a server's place, started in this one. Of what `passed_on` is about it has the
+    server's and no other: the caller may be in a unit, or in a sandbox, where the server is not."""
+    own = {
         name: value
         for name, value in environment.items()
-        if name in PLACES or (settings and name.startswith(SETTINGS) and name != HANDOVER)
+        if not _is_servers(name, settings) and name not in _OF_THE_PROCESS
     }
+    return {**own, **passed_on(servers, settings=settings)}
+
+
+def _is_servers(name: str, settings: bool) -> bool:
+    return name in PLACES or (settings and name.startswith(SETTINGS))
 
 
 def marked(environment: Mapping[str, str], kind: str, *fds: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 from usbvfiod_core.cli.upgrade import _prepared
 from usbvfiod_core.daemon.channel import Channel
 from usbvfiod_core.daemon.steps import Prepare
-from usbvfiod_core.daemon.successor import HANDOVER, PLACES, passed_on
+from usbvfiod_core.daemon.successor import HANDOVER, PLACES, succeeding
 from usbvfiod_core.errors import ConfigError
 from usbvfiod_core.state import pack
 from usbvfiod_core.vfio_user.ancillary import note_senders, sender
@@ -50,5 +50,12 @@ def test_of_its_environment_nothing_is_believed_that_could_do_anything() -> None
     places = dict.fromkeys(PLACES, "/somewhere")
     settings = {"USBVFIOD_SANDBOX": "off"}
     other = {"LD_PRELOAD": "/tmp/other.so", "PYTHONPATH": "/tmp", "PATH": "/tmp", HANDOVER: "door:0"}
-    assert passed_on({**places, **settings, **other}) == {**places, **settings}
-    assert passed_on({**places, **settings, **other}, settings=False) == places  # those are the caller's then
+    servers = {**places, **settings, **other}
+    assert succeeding({"PATH": "/bin"}, servers) == {"PATH": "/bin", **places, **settings}
+    own = {"USBVFIOD_SANDBOX": "required"}
+    assert succeeding(own, servers, settings=False) == {**places, **own}  # whoever gives options has settings, too
+
+
+def test_where_the_caller_is_and_what_it_has_set_are_not_the_servers() -> None:
+    caller = {**dict.fromkeys(PLACES, "/elsewhere"), "USBVFIOD_SANDBOX": "off", "LISTEN_PID": "1", "HOME": "/root"}
+    assert succeeding(caller, {"NOTIFY_SOCKET": "@manager"}) == {"HOME": "/root", "NOTIFY_SOCKET": "@manager"}
