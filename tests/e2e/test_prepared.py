@@ -121,11 +121,11 @@ def test_a_copy_takes_the_place_of_a_copy(requests: Path, tmp_path: Path) -> Non
         server = Prepared([*PROGRAM, *words], stderr=output.fileno(), requests=requests)
         wait_until(partial(said, log, "serving on"), log.read_text)
         refused = Prepared([*REPLACING, *where, "--", "--nonsense"], stderr=output.fileno(), requests=requests)
-        assert refused.wait(PATIENCE) == 2
+        assert refused.wait(3 * PATIENCE) == 2
         assert serving(control) == server.pid
         command = [*REPLACING, *where]
         replacing = Prepared(command, stdout=output.fileno(), stderr=output.fileno(), requests=requests)
-        assert replacing.wait(PATIENCE) == 0, log.read_text()
+        assert replacing.wait(3 * PATIENCE) == 0, log.read_text()
     assert server.wait(PATIENCE) == 0
     other = serving(control)
     end(other)

@@ -230,7 +230,7 @@ def test_whoever_has_taken_the_place_is_not_ended(
     def late(told: io.FileIO, patience: float) -> bytes | None:
         waited.append(patience)
         if len(waited) == 1:
-            wait_until(lambda: rig.server.process.poll() is not None, lambda: rig.server.log)
+            wait_until(lambda: rig.server.process.poll() is not None, lambda: rig.server.log, 4 * PATIENCE)
             return None
         if len(waited) == 3:
             going.write(b".")
