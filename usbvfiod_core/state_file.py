@@ -70,6 +70,7 @@ class StateFile:
         self._head = self.area("head").cast("Q")
         self._number = 0
         self._parts: dict[str, Any] = {}
+        self._fits, self._complete = True, False
 
     @classmethod
     def create(cls) -> StateFile:
@@ -161,13 +162,15 @@ class StateFile:
         """Say a part of the document, which is plain values; None takes it away."""
         self._parts[part] = value
         text = json.dumps({name: each for name, each in self._parts.items() if each is not None}).encode()
-        if len(text) > _DOCUMENT_SIZE - _ENTRY.size:
+        self._fits = len(text) <= _DOCUMENT_SIZE - _ENTRY.size
+        if not self._fits:
             self._head[_WHOLE_AT] = 0  # what is in the file from now on is not the whole
             return
         self._number += 1
         place = self.area(f"document-{self._number & 1}")
         place[_ENTRY.size : _ENTRY.size + len(text)] = text
         _ENTRY.pack_into(place, 0, self._number, len(text), _checksum(self._number, text))
+        self._head[_WHOLE_AT] = self._complete
 
     def document(self) -> dict[str, Any]:
         """The newest whole document. Raises StateError if there is none."""
@@ -193,7 +196,8 @@ class StateFile:
 
     def complete(self) -> None:
         """All is in it from now on: the server serves."""
-        self._head[_WHOLE_AT] = 1
+        self._complete = True
+        self._head[_WHOLE_AT] = self._fits
 
     @property
     def attempts(self) -> int:

@@ -57,6 +57,21 @@ def test_a_file_that_is_not_whole_is_refused() -> None:
     file.close()
 
 
+def test_what_was_too_long_once_may_be_short_again() -> None:
+    file = StateFile.create()
+    long = "x" * (2 << 20)
+    file.keep("server", long)
+    file.complete()
+    with pytest.raises(StateError, match="could not keep its state"):
+        StateFile.opened(file.fd)
+    for value in ("short", long, "shorter"):
+        file.keep("server", value)
+    other = again(file)
+    assert other.document() == {"server": "shorter"}
+    other.close()
+    file.close()
+
+
 def test_of_a_document_that_is_half_written_the_one_before_counts() -> None:
     file = StateFile.create()
     file.keep("server", 1)
