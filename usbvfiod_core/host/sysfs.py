@@ -348,13 +348,17 @@ def who_has_node(device: SysfsDevice) -> str:
 
 
 class _Attributes:
-    """The text attributes of a directory, without the line's end. `[]` raises OSError where one is missing."""
+    """The text attributes of a directory, without the line's end and blanks. `[]` raises OSError where one is missing.
+
+    Other characters that Python takes for blanks stay: there are devices that differ only in a control character at the
+    end of their serial numbers.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def __getitem__(self, name: str) -> str:
-        return (self._directory / name).read_bytes().decode(errors="replace").strip()
+        return (self._directory / name).read_bytes().decode(errors="replace").strip(" \t\r\n")
 
     def get(self, name: str) -> str:
         try:

@@ -135,7 +135,7 @@ class Usage:
     def _pool(self, name: str) -> str:
         """The imported ZFS pool that a block device is part of, by its label. The kernel does not say it anywhere."""
         entry = _text(self._udev / f"b{_text(self._sys / 'class/block' / name / 'dev')}")
-        values = dict(line.removeprefix("E:").partition("=")[::2] for line in entry.splitlines() if line[:2] == "E:")
+        values = dict(line.removeprefix("E:").partition("=")[::2] for line in entry.split("\n") if line[:2] == "E:")
         pool = values.get("ID_FS_LABEL", "") if values.get("ID_FS_TYPE") == "zfs_member" else ""
         return pool if pool in _names(self._proc / "spl/kstat/zfs") else ""
 
@@ -154,7 +154,7 @@ class Usage:
         numbers = {_text(self._sys / "class/block" / name / "dev"): name for name in self._blocks}
         found: dict[str, list[str]] = {}
         for table in self._mount_tables():
-            for line in table.splitlines():
+            for line in table.split("\n"):  # names may have in them what str.splitlines divides at
                 fields, _, kind = line.partition(" - ")
                 number, place = [*fields.split(" "), *[""] * 5][2:5:2]
                 # File systems on several devices (btrfs, bcachefs) have a number of their own, and name devices.
@@ -195,7 +195,7 @@ class Usage:
 
     @cached_property
     def _swaps(self) -> set[str]:
-        lines = _text(self._proc / "swaps").splitlines()[1:]
+        lines = _text(self._proc / "swaps").split("\n")[1:]
         return {_node_name(_unescaped(line.split()[0])) for line in lines if line.split()}
 
     @cached_property

@@ -71,6 +71,13 @@ def test_a_device_is_read_whole(tmp_path: Path) -> None:
     assert info.port_path == "1-2"
 
 
+@pytest.mark.parametrize("serial", ["UM1321\x1d", "UM1321\x1e", "\u00a0UM1321", "\uffff" * 8, "\u2028"])
+def test_any_character_of_a_serial_number_counts(tmp_path: Path, serial: str) -> None:
+    """Users have devices with each of these; but not a blank, which nobody sees."""
+    make(tmp_path, "1-2", serial=f"{serial} ")
+    assert [device.serial for device in sysfs.scan(tmp_path)] == [serial]
+
+
 @pytest.mark.parametrize(
     ("text", "speed"),
     [

@@ -133,11 +133,12 @@ def test_a_mount_that_only_the_file_system_tells_of(host: Host) -> None:
     assert host.uses == ["sda1 is mounted (ext4)"]
 
 
+@pytest.mark.parametrize("place", ["/home", "/media/a\u2028b", "/media/\x85\x1c"])
 @pytest.mark.parametrize("source", ["/dev/sda1", "/dev/sdb9:/dev/sda1"])
-def test_a_file_system_with_a_number_of_its_own(host: Host, source: str) -> None:
+def test_a_file_system_with_a_number_of_its_own(host: Host, source: str, place: str) -> None:
     host.disk("sda1", "8:1")
-    host.mounts("self", "mnt:[1]", f"30 22 0:45 /@home /home rw - btrfs {source} rw")
-    assert host.uses == ["sda1 is mounted at /home"]
+    host.mounts("self", "mnt:[1]", f"30 22 0:45 /@home {place} rw - btrfs {source} rw")
+    assert host.uses == [f"sda1 is mounted at {place}"]
 
 
 def test_another_device_of_a_file_system_on_several(host: Host) -> None:
