@@ -1,10 +1,11 @@
 """`make bench-against REV=COMMIT`: this checkout beside another commit, in one alternating run.
 
-    python -m tests.bench.against REV [--json] [--svg FILE] [--rounds N] [--no-vm]
+    python -m tests.bench.against REV [--json] [--svg FILE] [--rounds N] [--no-vm] [--awake]
 
 Both are built and installed into temporary environments, and both serve at the same time; the kit's driver of this
 checkout, or one guest with both controllers, uses them in turn. With USBVFIOD_COMPILE=1 in the environment both are
-compiled, as far as they can be; --pure-reference leaves the other one as it is. What this machine cannot measure is
+compiled, as far as they can be; --pure-reference leaves the other one as it is. --awake keeps the processors from
+halting, which in a virtual machine costs both builds as much as some of their work. What this machine cannot measure is
 said, with the reason. Exit status 0 whether targets are met or not; 2 if one of them cannot be built.
 """
 
@@ -17,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from tests.bench import against_guest, against_kit, real_devices
+from tests.bench.awake import awake
 from tests.bench.builds import ROOT, Build, extract, install
 from tests.bench.interpreter import description
 from tests.bench.plot import picture
@@ -116,6 +119,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default 7)")
     parser.add_argument("--count", type=int, default=500, help="reads of a round (default 500)")
     parser.add_argument("--no-vm", action="store_true", help="leave the guests out")
+    parser.add_argument("--awake", action="store_true", help="keep the processors from halting")
     parser.add_argument("--pure-reference", action="store_true", help="do not compile the other commit")
     options = parser.parse_args()
     if options.rounds < 1 or options.count < 1:
@@ -133,10 +137,10 @@ def main() -> int:
             print(f"{description()}\nthis checkout beside {commit}, load average {os.getloadavg()[0]:.1f}\n\n{HEADING}")
         vm = not options.no_vm and why_unavailable() is None
         drawn = []
-        rows = figures(new, old, directory, rounds=options.rounds, count=options.count, vm=vm)
-        for row in rows:
-            print(row.json() if options.json else row.line(), flush=True)
-            drawn.append(json.loads(row.json()))
+        with awake() if options.awake else nullcontext():
+            for row in figures(new, old, directory, rounds=options.rounds, count=options.count, vm=vm):
+                print(row.json() if options.json else row.line(), flush=True)
+                drawn.append(json.loads(row.json()))
         if options.svg:
             options.svg.write_text(picture(drawn))
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import against, against_guest, against_kit, plot, registers
+from tests.bench.awake import awake
 from tests.bench.builds import Build, extract, install
 from tests.bench.guest_registers import at_slot
 from tests.bench.interpreter import description
@@ -22,6 +23,7 @@ from tests.bench.rows import Missing, Row, alternating, measured
 from usbvfiod_core.errors import UsbvfiodError
 from usbvfiod_core.pci.vfio import BAR0_REGION, CONFIG_REGION
 from usbvfiod_core.testing.client import ReplyError, VfioUserClient
+from usbvfiod_core.testing.limits import eventually
 from usbvfiod_core.testing.vmm import CLOUD_HYPERVISOR
 
 OURS = Build("ours", Path(sys.executable))
@@ -229,3 +231,13 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(against, "install", fails)
     assert against.main() == 2
     assert capsys.readouterr().err == "bench-against: it cannot be installed\n"
+
+
+def test_who_keeps_processors_awake_gives_way_to_all_others() -> None:
+    with awake() as pids:
+        assert eventually(lambda: all(os.sched_getscheduler(pid) == os.SCHED_IDLE for pid in pids))
+        kept = [os.sched_getaffinity(pid) for pid in pids]
+    assert kept == [{processor} for processor in sorted(os.sched_getaffinity(0))]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.sched_getscheduler(pid)
