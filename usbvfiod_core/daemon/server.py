@@ -414,8 +414,7 @@ class Server:
     def _serves(self) -> None:
         self._garbage.settle()
         self.survival.begin(self)
-        if self.steering.name:
-            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self.steering.name)
+        self.steering.tell()
         where = self.config.socket_path if self.config.socket_path is not None else f"fd {self.config.fd}"
         self.confinement.log()
         log.info("serving on %s", where)

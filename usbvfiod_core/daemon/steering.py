@@ -147,6 +147,13 @@ class Steering:
             hotplug.start(listening(None, None, adopted=Adopted(state.hotplug, fds["hotplug"])))
             self.hotplug = hotplug
 
+    def tell(self) -> None:
+        """Log how commands find this server, which serves now."""
+        if self.name:
+            log.info("`usbvfiod list` finds this server, or among several `usbvfiod list --vm %s`", self.name)
+        elif self._place is None and self.control is None and not self._settings.no_control:
+            log.info("no command reaches this server: without $XDG_RUNTIME_DIR it needs --control-path PATH")
+
     def close(self) -> None:
         """Hang up on everybody, and remove what was made."""
         for sock in (self.control, self.hotplug):
@@ -197,8 +204,6 @@ class Steering:
         """Have a control socket where commands look for it, or a link to the one that there is. A server that cannot
         serves all the same."""
         if self._place is None:
-            if self.control is None and not self._settings.no_control:
-                log.info("no command reaches this server: without $XDG_RUNTIME_DIR it needs --control-path PATH")
             return
         try:
             places.prepare(self._place)

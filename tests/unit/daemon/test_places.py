@@ -104,6 +104,8 @@ def test_a_server_without_a_place_says_what_it_needs(wanted: bool, caplog: pytes
     steering = Steering(loop, settings, Policy(), control_fd=None, place=None)
     with caplog.at_level(logging.INFO):
         steering.start(_nobody, cast(Attachments, None), {}, None)
+        assert caplog.text == "", "it may not come to serve"
+        steering.tell()
     assert ("needs --control-path PATH" in caplog.text) is wanted
     steering.close()
     loop.close()
