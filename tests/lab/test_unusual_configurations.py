@@ -3,11 +3,14 @@ nobody can claim. Each is used through both backends, and given back as it was f
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.lab import usbip_devices
 from tests.lab.opened import open_bench
 from tests.lab.usbip import Server, Urb, attach
 from usbvfiod_core.testing.conformance.enumeration import configurations, get_configuration, set_configuration
 from usbvfiod_core.testing.device_bench import DeviceBench
+from usbvfiod_core.usb.class_descriptors import interface_association
 from usbvfiod_core.usb.descriptors import DEVICE, Configuration, Endpoint, Interface, bulk_endpoint
 from usbvfiod_core.usb.requests import SetupPacket
 from usbvfiod_core.usb.speed import Speed
@@ -85,6 +88,25 @@ def test_an_interface_without_a_setting_0(backend: str) -> None:
             assert read(bench, IN[2].address) is COMPLETED
             bench.reset()
         bench.close()
+
+
+def test_associations_between_endpoints(backend: str) -> None:
+    """Linux passes over them, and takes an interface descriptor that is too short, with what follows, for none."""
+    association = interface_association(0, 1, 255)
+    ends = (replace(IN[0], extra=association), replace(IN[1], extra=b"\x08\x04\1\0\1\xff\0\0" + IN[2].pack()))
+    with attach(Several(Configuration((Interface(0, 255, endpoints=ends, extra=association),)))) as attachment:
+        device = attachment.wait()
+        assert list(device.drivers) == [0]
+        bench = open_bench(backend, device)
+        for _ in range(2):
+            assert set_configuration(bench, 1).status is COMPLETED
+            for address in (0x81, 0x82):
+                assert bench.control(SetupPacket(2, 1, 0, address, 0)).status is COMPLETED
+                assert read(bench, address) is COMPLETED
+            assert read(bench, 0x83) is TransferStatus.ERROR
+            bench.reset()
+        bench.close()
+        assert bench.events.disconnections == 0
 
 
 def test_bulk_endpoints_at_low_speed(backend: str) -> None:
