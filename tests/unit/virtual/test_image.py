@@ -64,7 +64,7 @@ def test_a_character_device() -> None:
 
 
 def test_a_path_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="cannot be opened: embedded null byte"):
+    with pytest.raises(DeviceError, match=r"cannot be opened: .*embedded null"):
         Image("a\0b")
     (tmp_path / "file").touch()
     with pytest.raises(DeviceError, match="Not a directory"):
