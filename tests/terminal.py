@@ -46,7 +46,7 @@ class Terminal:
             stderr=its,
             start_new_session=True,
             env={**_inherited(), "TERM": "xterm-256color", **(environment or {})},
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_in_a_window,
         )
         os.close(its)
 
@@ -101,3 +101,9 @@ class Terminal:
     def hang_up(self) -> None:
         """The window is closed."""
         os.killpg(self.process.pid, signal.SIGHUP)
+
+
+def _as_in_a_window() -> None:
+    """In the program's process: the terminal is its own, and its end ends it, also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
