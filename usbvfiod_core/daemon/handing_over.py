@@ -140,15 +140,12 @@ class HandingOver:
     # -- its steps ---------------------------------------------------------------------------------------------------
 
     def _readable(self, channel: Channel) -> None:
-        try:
-            message = channel.receive()
-            if message is not None:
-                self._step(message)
-        except UsbvfiodError as error:
-            self._failed(str(error))
-        except Exception as error:
-            log.exception("the server cannot be handed over")
-            self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
+        self._guarded(self._hear, channel)
+
+    def _hear(self, channel: Channel) -> None:
+        message = channel.receive()
+        if message is not None:
+            self._step(message)
 
     def _step(self, message: Message) -> None:
         if message.step == "offer" and not self._stopping:
@@ -374,17 +371,20 @@ class HandingOver:
         asked = self._asked
 
         def take() -> None:
-            if self._channel is None or asked != self._asked:
-                return
-            try:
-                step(*arguments)
-            except UsbvfiodError as error:
-                self._failed(str(error))
-            except Exception as error:
-                log.exception("the server cannot be handed over")
-                self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
+            if self._channel is not None and asked == self._asked:
+                self._guarded(step, *arguments)
 
         return take
+
+    def _guarded(self, step: Callable[..., object], *arguments: object) -> None:
+        """Take a step; whatever it raises ends the conversation, and the server goes on."""
+        try:
+            step(*arguments)
+        except UsbvfiodError as error:
+            self._failed(str(error))
+        except Exception as error:
+            log.exception("the server cannot be handed over")
+            self._failed(f"a fault of the server's own: {type(error).__name__}: {error}")
 
     def _wait(self, seconds: float, reason: str) -> None:
         if self._timer is not None:

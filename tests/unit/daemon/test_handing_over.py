@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -35,117 +37,99 @@ def parts() -> Any:
     )
 
 
+class Asked:
+    """A server that another process, the `other` end, has asked to let it take its place."""
+
+    def __init__(self) -> None:
+        self.loop, self.server = StepLoop(), parts()
+        self.handing = HandingOver(self.loop, cast(Parts, self.server))
+        self._own, sock = Channel.pair()
+        self.other = Channel(sock)
+        self.handing.begin(self._own)
+
+    def freeze(self) -> None:
+        self.other.send("freeze", pack(Freeze()))
+
+    def close(self) -> None:
+        self.loop.close()
+        self._own.close()
+        self.other.close()
+
+
+@pytest.fixture
+def asked() -> Iterator[Asked]:
+    with closing(Asked()) as rig:
+        yield rig
+
+
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_key_that_is_down_is_let_go_of_before(ends: bool) -> None:
-    loop, server = StepLoop(), parts()
-    handing = HandingOver(loop, cast(Parts, server))
-    own, sock = Channel.pair()
-    other = Channel(sock)
-    try:
-        handing.begin(own)
-        other.send("freeze", pack(Freeze()))
-        loop.advance(MIDWAY - 0.05)
-        assert not handing.frozen
-        if ends:
-            server.devices.is_midway = lambda: False
-            loop.advance(0.01)
-        else:
-            loop.advance(0.1)  # nobody fetches what lets go of it
-        assert handing.frozen
-    finally:
-        loop.close()
-        own.close()
-        other.close()
+def test_a_key_that_is_down_is_let_go_of_before(asked: Asked, ends: bool) -> None:
+    asked.freeze()
+    asked.loop.advance(MIDWAY - 0.05)
+    assert not asked.handing.frozen
+    if ends:
+        asked.server.devices.is_midway = lambda: False
+        asked.loop.advance(0.01)
+    else:
+        asked.loop.advance(0.1)  # nobody fetches what lets go of it
+    assert asked.handing.frozen
 
 
-def test_whoever_has_gone_already_leaves_nothing_behind() -> None:
+def test_whoever_has_gone_already_leaves_nothing_behind(asked: Asked) -> None:
     """A watched descriptor that was closed would keep the next one of its number from being heard."""
-    loop, server = StepLoop(), parts()
-    handing = HandingOver(loop, cast(Parts, server))
-    first, sock = Channel.pair()
-    other = Channel(sock)
     gone, nobody = Channel.pair()
     nobody.close()
-    try:
-        handing.begin(first)
-        before = loop.watched
+    with closing(gone):
+        before = asked.loop.watched
         with pytest.raises(ChannelClosed):
-            handing.begin(gone)
-        assert loop.watched == before
-        other.send("freeze", pack(Freeze()))
-        loop.advance(MIDWAY + 0.01)
-        assert handing.frozen  # the one that was there before is still heard
-    finally:
-        loop.close()
-        for channel in (first, other, gone):
-            channel.close()
+            asked.handing.begin(gone)
+        assert asked.loop.watched == before
+        asked.freeze()
+        asked.loop.advance(MIDWAY + 0.01)
+        assert asked.handing.frozen  # the one that was there before is still heard
 
 
-def test_it_stops_for_the_process_that_has_asked_it_to() -> None:
+def test_it_stops_for_the_process_that_has_asked_it_to(asked: Asked) -> None:
     """Not for one that has only begun, when another was about to have it stop."""
-    loop, server = StepLoop(), parts()
-    handing = HandingOver(loop, cast(Parts, server))
-    ends = [Channel.pair() for _ in range(2)]
-    first, second = (Channel(sock) for _, sock in ends)
-    try:
-        handing.begin(ends[0][0])
-        first.send("freeze", pack(Freeze()))
-        loop.advance(MIDWAY / 2)
-        handing.begin(ends[1][0])
-        loop.advance(2 * MIDWAY)
-        assert not handing.frozen
+    own, sock = Channel.pair()
+    second = Channel(sock)
+    with closing(own), closing(second):
+        asked.freeze()
+        asked.loop.advance(MIDWAY / 2)
+        asked.handing.begin(own)
+        asked.loop.advance(2 * MIDWAY)
+        assert not asked.handing.frozen
         second.send("freeze", pack(Freeze()))
-        loop.advance(2 * MIDWAY)
-        assert handing.frozen
-    finally:
-        loop.close()
-        for channel in (first, second, ends[0][0], ends[1][0]):
-            channel.close()
+        asked.loop.advance(2 * MIDWAY)
+        assert asked.handing.frozen
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_it_is_told_once_to_stop(waits: bool) -> None:
+def test_it_is_told_once_to_stop(asked: Asked, waits: bool) -> None:
     """At the second time it does not go on."""
-    loop, server = StepLoop(), parts()
+    server = asked.server
     stops: list[None] = []
     server.transport.stop = lambda: stops.append(None)
     server.transport.go_on = server.steering.go_on = server.controller.resume = nothing
     server.devices.is_midway = lambda: waits
-    handing = HandingOver(loop, cast(Parts, server))
-    own, sock = Channel.pair()
-    other = Channel(sock)
-    try:
-        handing.begin(own)
-        for _ in range(2):
-            other.send("freeze", pack(Freeze()))
-        loop.advance(2 * MIDWAY)
-        assert not handing.frozen
-        assert len(stops) == (0 if waits else 1)
-        said = [other.receive() for _ in range(2)]
-        assert [message.step for message in said if message is not None] == ["prepare", "failed"]
-    finally:
-        loop.close()
-        other.close()
+    for _ in range(2):
+        asked.freeze()
+    asked.loop.advance(2 * MIDWAY)
+    assert not asked.handing.frozen
+    assert len(stops) == (0 if waits else 1)
+    said = [asked.other.receive() for _ in range(2)]
+    assert [message.step for message in said if message is not None] == ["prepare", "failed"]
 
 
-def test_what_hinders_it_may_come_while_the_other_process_starts() -> None:
+def test_what_hinders_it_may_come_while_the_other_process_starts(asked: Asked) -> None:
     """Devices that are kept from the guest, say: the other server would not know of it."""
-    loop, server = StepLoop(), parts()
-    handing = HandingOver(loop, cast(Parts, server))
-    own, sock = Channel.pair()
-    other = Channel(sock)
-    try:
-        handing.begin(own)
-        other.send("freeze", pack(Freeze()))
-        loop.advance(MIDWAY / 2)
-        server.hindrance = "the devices are kept from the guest"
-        loop.advance(MIDWAY)
-        assert not handing.frozen
-        said = [other.receive() for _ in range(2)]
-        assert [message.body for message in said if message is not None][1:] == [{"message": server.hindrance}]
-    finally:
-        loop.close()
-        other.close()
+    asked.freeze()
+    asked.loop.advance(MIDWAY / 2)
+    asked.server.hindrance = "the devices are kept from the guest"
+    asked.loop.advance(MIDWAY)
+    assert not asked.handing.frozen
+    said = [asked.other.receive() for _ in range(2)]
+    assert [message.body for message in said if message is not None][1:] == [{"message": asked.server.hindrance}]
 
 
 def test_descriptors_that_are_no_end_of_a_pair_stay_whose_they_were() -> None:
