@@ -22,6 +22,10 @@ _OUT_INTERFACE = usb.RECIPIENT_INTERFACE
 _OUT_ENDPOINT = usb.RECIPIENT_ENDPOINT
 _IN_DEVICE = usb.DIRECTION_IN | usb.RECIPIENT_DEVICE
 
+_ENDPOINT_BITS = usb.DIRECTION_IN | 0x0F
+"""Of a wIndex that is an endpoint (USB 2.0 figure 9-2). There are drivers that send something in the others, which are
+reserved, and devices that do not look at them."""
+
 _STATUS_BITS = {
     usb.FEATURE_DEVICE_REMOTE_WAKEUP: 1 << 1,
     usb.FEATURE_U1_ENABLE: 1 << 2,
@@ -145,8 +149,9 @@ def _get_descriptor(device: GuestsView, transfer: Transfer, setup: SetupPacket) 
 def _clear_endpoint_feature(device: GuestsView, transfer: Transfer, setup: SetupPacket) -> None:
     """Sent as it is, the device's toggle would start anew and the host controller's would not: the next packet is
     lost."""
-    if setup.value == usb.FEATURE_ENDPOINT_HALT and device.has_endpoint(setup.index):
-        device.end_halt(setup.index, _end(transfer))
+    endpoint = setup.index & _ENDPOINT_BITS
+    if setup.value == usb.FEATURE_ENDPOINT_HALT and device.has_endpoint(endpoint):
+        device.end_halt(endpoint, _end(transfer))
     else:
         _forward(device, transfer, setup)
 

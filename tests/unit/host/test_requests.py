@@ -175,8 +175,9 @@ def test_an_unconfigured_device_has_no_settings(bench: Bench) -> None:
     assert ask(bench, INTERFACE, usb.SET_INTERFACE, 0, 0)[0] is TransferStatus.STALL
 
 
-def test_a_halt_is_cleared_on_both_sides(bench: Bench) -> None:
-    assert ask(bench, ENDPOINT, usb.CLEAR_FEATURE, usb.FEATURE_ENDPOINT_HALT, IN) == DONE
+@pytest.mark.parametrize("reserved", [0, 0x0100, 0xFF00, 0x0070, 0xFF70])
+def test_a_halt_is_cleared_on_both_sides(bench: Bench, reserved: int) -> None:
+    assert ask(bench, ENDPOINT, usb.CLEAR_FEATURE, usb.FEATURE_ENDPOINT_HALT, reserved | IN) == DONE
     assert bench.scripted.asked() == [("clear_halt", IN)]
 
 
