@@ -6,6 +6,9 @@ what is handed over in one turn of the loop is sent together. What does not fill
 in flight, and no longer than LEAD where nothing is: the first request then does not run dry before the second is there.
 
 The host's controller gives each packet the next free interval; the frame that the guest names is of its own clock.
+
+A guest's driver may give a packet IN more room than its endpoint can fill. Linux refuses a request with such a packet,
+and with it its neighbours, so that it is asked for as much as there can be.
 """
 
 from __future__ import annotations
@@ -40,9 +43,11 @@ Entry = tuple[Job, IsochronousPacket]
 
 class PacketLane(ABC, Generic[K]):
     """The transfers of one isochronous endpoint; `interval` is the seconds between two packets, `most` the packets that
-    a request takes. K is what a subclass knows a request by."""
+    a request takes, `longest` the bytes that a packet can have, 0 if that is not known. K is what a subclass knows a
+    request by."""
 
-    def __init__(self, loop: Loop, interval: float, most: int) -> None:
+    def __init__(self, loop: Loop, interval: float, most: int, longest: int = 0) -> None:
+        self._longest = longest
         self.group = max(1, min(round(0.001 / interval), most))
         """Packets of a request. Fewer from when the host has no memory in one piece for as many."""
         self.starved = False
@@ -61,6 +66,11 @@ class PacketLane(ABC, Generic[K]):
         job = Job(transfer)
         if not transfer.packets:
             transfer.complete(TransferStatus.ERROR)  # Linux takes no URB without packets
+            return
+        if not transfer.is_in and any(self.room(packet) < packet.length for packet in transfer.packets):
+            for packet in transfer.packets:
+                packet.status = TransferStatus.ERROR
+            transfer.complete(TransferStatus.ERROR)
             return
         self._jobs[transfer] = job
         self._waiting.extend((job, packet) for packet in transfer.packets)
@@ -108,6 +118,10 @@ class PacketLane(ABC, Generic[K]):
         """Take a request back; it comes back soon."""
 
     # -- what it calls -----------------------------------------------------------------------------------------------
+
+    def room(self, packet: IsochronousPacket) -> int:
+        """Bytes to ask the host for."""
+        return min(packet.length, self._longest) if self._longest else packet.length
 
     def take(self, key: K) -> list[Entry]:
         """A request is back: its packets, for each of which `over` is to be called."""
@@ -183,8 +197,8 @@ class PacketLane(ABC, Generic[K]):
             job.transfer.complete(job.status, sum(packet.actual for packet in job.transfer.packets))
 
 
-def packet_windows(transfer: Transfer, packet: IsochronousPacket) -> list[memoryview]:
-    """The windows of one packet."""
-    if packet.length == transfer.length:
+def packet_windows(transfer: Transfer, packet: IsochronousPacket, room: int) -> list[memoryview]:
+    """The windows of the first `room` bytes of one packet."""
+    if room == transfer.length:
         return transfer.windows
-    return part(transfer.windows, packet.offset, packet.length)
+    return part(transfer.windows, packet.offset, room)

@@ -28,6 +28,12 @@ _TRANSACTIONS: Final = 3 << 11
 """Bits of wMaxPacketSize that only periodic endpoints at high speed have (USB 2.0 table 9-13)."""
 
 
+_MOST_BURST: Final = 15
+_MOST_MULT: Final = 2
+_FASTER_COMPANION: Final = 0x80
+"""Of an isochronous endpoint's companion (USB 3.2 table 9-28): another descriptor has the bytes of an interval."""
+
+
 def as_taken(endpoint: Endpoint, speed: Speed) -> Endpoint:
     """The endpoint as the kernel treats it. At low speed one of type bulk is an interrupt endpoint (USB 2.0 5.8.3)."""
     if speed is Speed.LOW and endpoint.type is _BULK:
@@ -41,6 +47,18 @@ def as_taken(endpoint: Endpoint, speed: Speed) -> Endpoint:
     if size <= longest and interval == endpoint.interval:
         return endpoint
     return replace(endpoint, max_packet_size=min(size, longest) | transactions, interval=interval)
+
+
+def longest_packet(endpoint: Endpoint, speed: Speed) -> int:
+    """Bytes in a service interval of an isochronous endpoint, at most, which is as it is taken: Linux refuses
+    a request with a packet that has room for more (usb_submit_urb). 0 where its descriptors do not tell."""
+    companion = endpoint.companion
+    if speed < Speed.SUPER:
+        return endpoint.packet_size * endpoint.transactions
+    if companion is None or companion.attributes & _FASTER_COMPANION:
+        return 0
+    burst, mult = min(companion.max_burst, _MOST_BURST), min(companion.attributes & 3, _MOST_MULT)
+    return endpoint.packet_size * (burst + 1) * (mult + 1)
 
 
 def serves(endpoint: TransferType, transfer: TransferType) -> bool:

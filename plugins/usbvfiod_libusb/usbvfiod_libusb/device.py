@@ -23,6 +23,7 @@ from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.host.taken import Taken
+from usbvfiod_core.host.taken_endpoints import longest_packet
 from usbvfiod_core.state import pack
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.handover import NotSettled
@@ -75,6 +76,8 @@ class LibusbDevice(HostDevice):
         self._alternates: dict[int, int] = {}
         """Alternate settings other than 0, by interface."""
         self._ways = Ways(self._packet_size, self._start, self._stop)
+        self._longest: dict[int, int] = {}
+        """Bytes of a packet of an isochronous endpoint in the present setting; 0 where that is not known."""
         self._is_over = False
         self._taken = taken
         self._hands = NodeHands(node.fd) if hands is None else hands
@@ -165,6 +168,7 @@ class LibusbDevice(HostDevice):
 
     def resume(self) -> None:
         self._ways.look_again()
+        self._longest.clear()
         self._events_of_context.watch()
         self._waiting.resume()
 
@@ -276,6 +280,12 @@ class LibusbDevice(HostDevice):
         found = self.find_endpoint(endpoint, self._alternates)
         return 0 if found is None else found[1].packet_size
 
+    def _longest_packet(self, endpoint: int) -> int:
+        if endpoint not in self._longest:
+            found = self.find_endpoint(endpoint, self._alternates)
+            self._longest[endpoint] = 0 if found is None else longest_packet(found[1], self.speed)
+        return self._longest[endpoint]
+
     def _send(self, transfer: Transfer, length: int | None = None) -> bool:
         """Submit it, or complete it if that is refused; False if the kernel has no memory for it now."""
         if transfer.type is TransferType.ISOCHRONOUS and not transfer.packets:
@@ -283,7 +293,8 @@ class LibusbDevice(HostDevice):
             return True
         native = None
         try:
-            native = self._natives.prepare(transfer, length)
+            longest = self._longest_packet(transfer.endpoint) if transfer.packets else 0
+            native = self._natives.prepare(transfer, length, longest)
             if native is None:
                 self._loop.call_soon(self._skip, transfer)
                 return True

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from usbvfiod_core import Transfer, TransferStatus, TransferType
+from usbvfiod_core.usb.transfer import behind, scatter
 
 from .binding import Handle, NativeTransfer
 from .status import TRANSFER_STATUS
@@ -34,20 +35,24 @@ class NativeTransfers:
         self._ended = ended
         self._spare: list[NativeTransfer] = []
 
-    def prepare(self, transfer: Transfer, length: int | None = None) -> NativeTransfer | None:
+    def prepare(self, transfer: Transfer, length: int | None = None, longest: int = 0) -> NativeTransfer | None:
         """A native transfer, ready to be submitted; None if nothing of it can be sent.
 
-        `length` takes the place of wLength in a control transfer. Raises USBError.
+        `length` takes the place of wLength in a control transfer. A packet IN is asked for `longest` bytes at most,
+        unless that is 0: Linux refuses one with more room than its endpoint can fill. Raises USBError.
         """
         kind = transfer.type
         if kind is _ISOCHRONOUS:
-            lengths = [packet.length for packet in transfer.packets if packet.length]
-            if not lengths:
+            rooms = [packet.length for packet in transfer.packets if packet.length]
+            if not rooms:
                 return None  # the binding takes no empty packet
-            native = self._handle.getTransfer(len(lengths))
             buffer = _buffer(transfer)
+            if longest and transfer.is_in and max(rooms) > longest:
+                rooms = [min(room, longest) for room in rooms]
+                buffer = bytearray(sum(rooms))
+            native = self._handle.getTransfer(len(rooms))
             native.setIsochronous(
-                transfer.endpoint, buffer, self._ended, (transfer, buffer), iso_transfer_length_list=lengths
+                transfer.endpoint, buffer, self._ended, (transfer, buffer, rooms), iso_transfer_length_list=rooms
             )
             return native
         native = self._spare.pop() if self._spare else self._handle.getTransfer()
@@ -56,22 +61,22 @@ class NativeTransfers:
             wanted = setup.length if length is None else length
             data: bytes | int = wanted if setup.is_in else transfer.read()
             native.setControl(
-                setup.request_type, setup.request, setup.value, setup.index, data, self._ended, (transfer, None)
+                setup.request_type, setup.request, setup.value, setup.index, data, self._ended, (transfer, None, [])
             )
         else:
             buffer = _buffer(transfer)
             fill = native.setBulk if kind is _BULK else native.setInterrupt
-            fill(transfer.endpoint, buffer, self._ended, (transfer, buffer))
+            fill(transfer.endpoint, buffer, self._ended, (transfer, buffer, []))
         return native
 
     def finish(self, native: NativeTransfer) -> Result:
         """Read what a native transfer that has come back says, and put its data where it belongs."""
-        transfer, buffer = native.getUserData()
+        transfer, buffer, rooms = native.getUserData()
         status = TRANSFER_STATUS.get(native.getStatus(), TransferStatus.ERROR)
         if transfer.type is _ISOCHRONOUS:
             actual = _finish_packets(transfer, native.getISOSetupList())
-            if transfer.is_in and len(transfer.windows) != 1:
-                transfer.write(buffer)
+            if transfer.is_in and buffer is not transfer.windows[0]:
+                _spread(transfer, memoryview(buffer), rooms)
             native.close()
             return transfer, status, actual
         moved = native.getActualLength()
@@ -126,6 +131,15 @@ def _finish_packets(transfer: Transfer, results: list[dict[str, int]]) -> int:
         packet.actual = min(result["actual_length"], packet.length)
         total += packet.actual
     return total
+
+
+def _spread(transfer: Transfer, data: memoryview, rooms: list[int]) -> None:
+    """Put what came where it belongs; each packet that was sent had so much room in `data`."""
+    sent = iter(rooms)
+    for packet in transfer.packets:
+        if packet.length:
+            scatter(data[: packet.actual], behind(transfer.windows, packet.offset))
+            data = data[next(sent) :]
 
 
 def _ignore(native: NativeTransfer) -> None:

@@ -18,6 +18,7 @@ from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.state import EnumeratedState, TakenState
 from usbvfiod_core.host.sysfs import SysfsDevice, who_has_node
 from usbvfiod_core.host.taken import Taken
+from usbvfiod_core.host.taken_endpoints import longest_packet
 from usbvfiod_core.state import U8, U16, pack
 from usbvfiod_core.usb import requests
 from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
@@ -284,8 +285,10 @@ class UsbfsDevice(HostDevice):
         if transfer.type is not TransferType.ISOCHRONOUS:
             packet_size = 0 if found is None else found[1].packet_size
             return Lane(self.urbs, bulk_cut(self._capabilities, packet_size), packet_size)
-        frames = 1 if found is None else found[1].period(self.speed)
-        return IsochronousLane(self.urbs, self._loop, frames * self.speed.frame)
+        if found is None:
+            return IsochronousLane(self.urbs, self._loop, self.speed.frame)
+        seconds = found[1].period(self.speed) * self.speed.frame
+        return IsochronousLane(self.urbs, self._loop, seconds, longest_packet(found[1], self.speed))
 
     def _change_streams(self, transfer: Transfer) -> None:
         """Allocate an endpoint's streams before the first transfer that wants one, free them before one that wants

@@ -15,10 +15,11 @@ from .urb import Urb, Urbs
 
 
 class IsochronousLane(PacketLane[Urb]):
-    """The transfers of one isochronous endpoint; `interval` is the seconds between two packets."""
+    """The transfers of one isochronous endpoint; `interval` is the seconds between two packets, `longest`
+    the bytes that one can have, 0 if that is not known."""
 
-    def __init__(self, urbs: Urbs, loop: Loop, interval: float) -> None:
-        super().__init__(loop, interval, usbfs.MAX_ISO_PACKETS)
+    def __init__(self, urbs: Urbs, loop: Loop, interval: float, longest: int = 0) -> None:
+        super().__init__(loop, interval, usbfs.MAX_ISO_PACKETS, longest)
         self._urbs = urbs
 
     # -- Owner ---------------------------------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ class IsochronousLane(PacketLane[Urb]):
             packet.actual = 0 if unusable else moved
             packet.status = overall if unusable else PACKET_STATUS.get(code, TransferStatus.ERROR)
             if view is not None and packet.actual and job.transfer.is_in:
-                memory.scatter(view[offset : offset + moved], packet_windows(job.transfer, packet))
+                memory.scatter(view[offset : offset + moved], packet_windows(job.transfer, packet, length))
             offset += length
             self.over(job, packet, overall)
         self.go_on()
@@ -65,11 +66,13 @@ class IsochronousLane(PacketLane[Urb]):
         transfer = entries[0][0].transfer
         views: list[memoryview] = []
         place = usbfs.URB.size
+        length = 0
         for job, packet in entries:
-            usbfs.ISO_PACKET.pack_into(urb.memory, place, packet.length, 0, 0)
+            room = self.room(packet)
+            usbfs.ISO_PACKET.pack_into(urb.memory, place, room, 0, 0)
             place += usbfs.ISO_PACKET.size
-            views += packet_windows(job.transfer, packet)
-        length = sum(packet.length for _, packet in entries)
+            views += packet_windows(job.transfer, packet, room)
+            length += room
         found = memory.contiguous(views) if length else (0, None)
         if found is None:
             urb.bounce = buffer = self._urbs.buffer(length)

@@ -19,7 +19,7 @@ from usbvfiod_core import (
 from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.enumerated import EnumeratedDevice
 from usbvfiod_core.host.operations import OperationFailed, Then
-from usbvfiod_core.host.taken_endpoints import serves
+from usbvfiod_core.host.taken_endpoints import longest_packet, serves
 from usbvfiod_core.remote import Channel, Link
 from usbvfiod_core.state import pack
 from usbvfiod_core.usb import requests
@@ -250,14 +250,14 @@ class UsbipDevice(EnumeratedDevice):
         self._session.submit(request)
 
     def _new_lane(self, transfer: Transfer) -> Lane | IsochronousLane | None:
-        """None for an endpoint that is not there, or of another type: Linux's server drops requests to the one without
-        an answer, and ends the connection because of the other."""
+        """None for an endpoint that is not there, of another type, or whose packets have no bytes: Linux's server drops
+        requests to the first without an answer, and ends the connection because of the others."""
         made: Lane | IsochronousLane
         found = self.find_endpoint(transfer.endpoint, self._alternates)
         endpoint = None if found is None else found[1]
         if transfer.setup is not None:
             made = Lane(self._session, self._loop, self._cut)
-        elif endpoint is None or not serves(endpoint.type, transfer.type):
+        elif endpoint is None or not serves(endpoint.type, transfer.type) or not endpoint.packet_size:
             return None
         elif endpoint.type is TransferType.BULK:
             made = Lane(self._session, self._loop, self._cut, endpoint.packet_size)
@@ -268,6 +268,7 @@ class UsbipDevice(EnumeratedDevice):
                 made = Lane(self._session, self._loop, self._cut, endpoint.packet_size, frames, max(seconds, 0.001))
             else:
                 size = endpoint.packet_size * endpoint.transactions
-                made = IsochronousLane(self._session, self._loop, seconds, frames, size)
+                longest = longest_packet(endpoint, self.speed)
+                made = IsochronousLane(self._session, self._loop, seconds, frames, size, longest)
         self._lanes[transfer.endpoint] = made
         return made

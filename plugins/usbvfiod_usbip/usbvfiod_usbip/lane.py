@@ -135,10 +135,13 @@ class Lane(PieceLane[Request]):
 
 class IsochronousLane(PacketLane[Request]):
     """The transfers of one isochronous endpoint, whose packets have up to `size` bytes; `interval` is the seconds
-    between two packets, `wire_interval` the same in (micro)frames."""
+    between two packets, `wire_interval` the same in (micro)frames, `longest` the bytes of an interval, 0 if that is
+    not known."""
 
-    def __init__(self, session: Session, loop: Loop, interval: float, wire_interval: int, size: int) -> None:
-        super().__init__(loop, interval, wire.MOST_PACKETS)
+    def __init__(
+        self, session: Session, loop: Loop, interval: float, wire_interval: int, size: int, longest: int
+    ) -> None:
+        super().__init__(loop, interval, wire.MOST_PACKETS, longest)
         self._session = session
         self._wire_interval = wire_interval
         self._size = max(size, 1)
@@ -148,9 +151,10 @@ class IsochronousLane(PacketLane[Request]):
         transfer = entries[0][0].transfer
         packets, windows, length = [], [], 0
         for job, packet in entries:
-            packets.append((length, packet.length))
-            windows += packet_windows(job.transfer, packet)
-            length += packet.length
+            room = self.room(packet)
+            packets.append((length, room))
+            windows += packet_windows(job.transfer, packet, room)
+            length += room
         # Linux drops a transfer, without an answer, whose bytes would fit into fewer packets.
         missing = (len(entries) - 1) * self._size + 1 - length
         if missing > 0:

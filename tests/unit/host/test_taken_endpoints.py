@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from usbvfiod_core.host.taken_endpoints import as_taken, serves
+from usbvfiod_core.host.taken_endpoints import as_taken, longest_packet, serves
 from usbvfiod_core.testing.fake_device import FakeDevice
 from usbvfiod_core.testing.guest import Guest
-from usbvfiod_core.usb.descriptors import Configuration, Endpoint, Interface
+from usbvfiod_core.usb.descriptors import Companion, Configuration, Endpoint, Interface
 from usbvfiod_core.usb.speed import Speed
 from usbvfiod_core.usb.transfer import TransferType
 
@@ -67,6 +67,29 @@ def test_packet_sizes_that_no_speed_has(
 ) -> None:
     endpoint = as_taken(Endpoint(0x81, type, size, 1), speed)
     assert (endpoint.packet_size, endpoint.transactions) == (taken, transactions)
+
+
+@pytest.mark.parametrize(
+    ("speed", "size", "companion", "longest"),
+    [
+        (FULL, 1023, None, 1023),
+        (FULL, 1024, None, 1023),
+        (HIGH, 1024, None, 1024),
+        (HIGH, 0x1400, None, 3072),
+        (HIGH, 0, None, 0),
+        (SUPER, 1024, None, 0),
+        (SUPER, 1024, Companion(), 1024),
+        (SUPER, 1024, Companion(15, 2), 1024 * 16 * 3),
+        (SUPER, 1024, Companion(255, 3), 1024 * 16 * 3),
+        (SUPER, 192, Companion(0, 0, 192), 192),
+        (Speed.SUPER_PLUS, 1024, Companion(15, 0x82), 0),
+    ],
+)
+def test_how_much_room_linux_allows_an_isochronous_packet(
+    speed: Speed, size: int, companion: Companion | None, longest: int
+) -> None:
+    """As usb_submit_urb of Linux 6.12 counts it."""
+    assert longest_packet(as_taken(Endpoint(0x81, ISOCHRONOUS, size, 1, companion), speed), speed) == longest
 
 
 def test_a_bulk_endpoint_at_low_speed_is_an_interrupt_endpoint() -> None:

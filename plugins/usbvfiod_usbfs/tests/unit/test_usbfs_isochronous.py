@@ -23,10 +23,10 @@ MICROFRAME = 0.000125
 class Way:
     """A lane on a kernel; eight packets of 192 bytes in a millisecond."""
 
-    def __init__(self, kernel: FakeKernel, loop: StepLoop, interval: float = MICROFRAME) -> None:
+    def __init__(self, kernel: FakeKernel, loop: StepLoop, interval: float = MICROFRAME, longest: int = 0) -> None:
         self.kernel, self.loop = kernel, loop
         self.urbs = urbs_of(kernel, loop)
-        self.lane = IsochronousLane(self.urbs, loop, interval)
+        self.lane = IsochronousLane(self.urbs, loop, interval, longest)
         self.ended: list[Transfer] = []
 
     def submit(self, *packets: int, is_in: bool = True) -> WatchedTransfer:
@@ -99,6 +99,29 @@ def test_data_out_goes_with_its_packets(way: Way) -> None:
     assert urb.data == b"".join(transfer.read() for transfer in transfers)
     way.finish()
     assert [(each.status, each.actual) for each in transfers] == [(COMPLETED, each.length) for each in transfers]
+
+
+def test_packets_in_may_have_more_room_than_the_endpoint_fills(kernel: FakeKernel, loop: StepLoop) -> None:
+    """Linux refuses an URB with such a packet, and with it its neighbours; a real controller takes what comes."""
+    way = Way(kernel, loop, longest=192)
+    transfers = [way.submit(size) for size in (192, 300, 64, 192, 1000, 192, 192, 193)]
+    way.loop.advance(LEAD)
+    (urb,) = kernel.inflight
+    rooms = [length for length, _, _ in urb.packets]
+    assert rooms == [192, 192, 64, 192, 192, 192, 192, 192]
+    way.finish()
+    assert [(each.status, each.actual) for each in transfers] == [(COMPLETED, room) for room in rooms]
+    assert [each.data for each in transfers] == [bytes([index]) * room for index, room in enumerate(rooms)]
+
+
+def test_a_packet_out_that_is_too_long_fails_by_itself(kernel: FakeKernel, loop: StepLoop) -> None:
+    way = Way(kernel, loop, longest=192)
+    sizes = (192, 193, 64, 192, 192, 192, 192, 192)
+    transfers = [way.submit(size, is_in=False) for size in sizes]
+    way.loop.advance(LEAD)
+    while kernel.inflight:
+        way.finish()
+    assert [each.status for each in transfers] == [COMPLETED if size <= 192 else TransferStatus.ERROR for size in sizes]
 
 
 def test_without_packets_there_is_nothing_to_send(way: Way) -> None:

@@ -236,6 +236,23 @@ def test_bulk_endpoints_at_low_speed(type: TransferType) -> None:
         rig.bench.close()
 
 
+class Empty(Far):
+    configuration = Configuration(
+        (Interface(0, 0xFF, endpoints=tuple(Endpoint(0x80 + type, type, 0, 1) for type in (1, 2, 3))),)
+    ).pack()
+
+
+def test_packets_without_bytes_fail_by_themselves() -> None:
+    """Linux gives up the connection when it refuses a transfer, as it does each of such an endpoint."""
+    with Exporter({"1-1": Empty}) as exporter:
+        rig = Rig(exporter)
+        transfers = [rig.bench.submit(address, type, 8) for address, type in ((0x82, BULK), (0x83, INTERRUPT))]
+        transfers.append(rig.bench.submit_packets(0x81, [8]))
+        assert [transfer.status for transfer in transfers] == [TransferStatus.ERROR] * 3
+        assert not {0x81, 0x82, 0x83} & rig.far.asked.keys()
+        rig.bench.close()
+
+
 def test_isochronous_packets_that_are_shorter_than_they_may_be(rig: Rig) -> None:
     """Linux drops a transfer, without an answer, that has more packets than its bytes need."""
     assert set_interface(rig.bench, 1, 1).status is COMPLETED
@@ -254,6 +271,25 @@ def test_isochronous_packets_that_are_shorter_than_they_may_be(rig: Rig) -> None
     assert rig.far.received[ISOCHRONOUS_OUT] == [b"abc"] * 16
     assert sizes
     assert all(count <= -(-length // 192) for count, length in sizes)
+
+
+def test_isochronous_packets_with_more_room_than_the_endpoint_fills(rig: Rig) -> None:
+    """Linux gives up the connection when it refuses a transfer, as it does one with such a packet."""
+    assert set_interface(rig.bench, 1, 1).status is COMPLETED
+    longest: list[int] = []
+    submit = rig.far.submit
+
+    def watched(urb: Urb, server: Server) -> None:
+        longest.extend(length for _, length in urb.packets)
+        submit(urb, server)
+
+    rig.far.submit = watched  # type: ignore[method-assign]
+    transfers = [rig.bench.submit_packets(ISOCHRONOUS_IN, [size]) for size in (192, 1024, 193) * 3]
+    refused = rig.bench.submit_packets(ISOCHRONOUS_OUT, [bytes(193)])
+    rig.bench.wait(refused, *transfers)
+    assert {(transfer.status, transfer.actual) for transfer in transfers} == {(COMPLETED, 192)}
+    assert refused.status is TransferStatus.ERROR
+    assert set(longest) == {192}
 
 
 def test_isochronous_packets_that_are_missed(rig: Rig) -> None:
