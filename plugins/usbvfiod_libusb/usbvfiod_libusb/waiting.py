@@ -8,7 +8,7 @@ from collections.abc import Callable
 from usbvfiod_core import Loop, Transfer, TransferStatus
 
 MEMORY_PATIENCE = 1.0
-"""Seconds that a transfer waits for the kernel to have memory for it."""
+"""Seconds that a transfer waits for the kernel to have memory for it, since that has last had some."""
 _MEMORY_PAUSE = 0.01
 
 
@@ -21,7 +21,9 @@ class Waiting:
         self._send = send
         self._gave_up = gave_up
         self._queue: deque[tuple[Transfer, float]] = deque()
-        """Each with the time at which it is given up."""
+        """Each with the time since when it has waited."""
+        self._last_sent = 0.0
+        """When the last of those that waited was sent."""
         self.paused = False
 
     def __bool__(self) -> bool:
@@ -30,9 +32,9 @@ class Waiting:
     def start(self, transfer: Transfer) -> None:
         """Send it behind those that wait."""
         if self._queue:
-            self._queue.append((transfer, self._loop.time() + MEMORY_PATIENCE))
+            self._queue.append((transfer, self._loop.time()))
         elif not self._send(transfer):
-            self._queue.append((transfer, self._loop.time() + MEMORY_PATIENCE))
+            self._queue.append((transfer, self._loop.time()))
             self._loop.call_later(_MEMORY_PAUSE, self._retry)
 
     def stop(self, transfer: Transfer) -> None:
@@ -58,13 +60,15 @@ class Waiting:
     def _retry(self) -> None:
         """Send what waits, in order. What has waited too long fails."""
         while self._queue and not self.paused:
-            transfer, deadline = self._queue[0]
-            late = self._loop.time() >= deadline
+            transfer, since = self._queue[0]
+            late = self._loop.time() >= max(since, self._last_sent) + MEMORY_PATIENCE
             sent = self._send(transfer)
             if not sent and not late:
                 self._loop.call_later(_MEMORY_PAUSE, self._retry)
                 return
             self._queue.popleft()
-            if not sent:
+            if sent:
+                self._last_sent = self._loop.time()
+            else:
                 self._gave_up()
                 transfer.complete(TransferStatus.ERROR)

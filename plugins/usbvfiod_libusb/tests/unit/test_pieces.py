@@ -1,4 +1,5 @@
-"""Long transfers of endpoints with an odd packet size, on a host whose Linux refuses them or whose libusb cuts them.
+"""Long transfers of endpoints with an odd packet size, on a host whose Linux refuses them or whose libusb cuts them,
+and transfers that are longer than Linux has memory for.
 
 Linux 6.12 makes pieces of 16 KiB of a bulk URB, and refuses it where the host controller wants whole packets in each.
 """
@@ -13,7 +14,7 @@ import pytest
 from fake_libusb import FakeTransfer, descriptors
 from libusb_bench import Bench
 from usbvfiod_libusb import status
-from usbvfiod_libusb.pieces import LIMIT
+from usbvfiod_libusb.pieces import LIMIT, LONG, LONG_PIECE
 
 from usbvfiod_core import TransferStatus, TransferType
 from usbvfiod_core.testing.limits import PATIENCE
@@ -174,3 +175,72 @@ def test_the_setting_says_how_large_packets_are() -> None:
             each.end(status.TRANSFER_COMPLETED, len(each.data))
         bench.wait(transfer)
     bench.close()
+
+
+# -- longer than Linux has memory for --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def even() -> Iterator[Bench]:
+    bench = odd_bench(512)
+    yield bench
+    bench.close()
+    assert all(transfer.closed for transfer in bench.handle.made)
+
+
+def test_what_is_longer_than_the_hosts_memory_goes_out_in_turn(even: Bench) -> None:
+    """A program in the guest sends a kernel of 20 MiB at once; usbfs has 16 MiB, and libusb says NO_MEM for ever."""
+    data = os.urandom(LONG_PIECE) * 20 + b"end"
+    transfer = even.submit(OUT, BULK, data, pieces=[1, 4096, LONG])
+    behind = even.submit(OUT, BULK, b"behind")
+    taken = bytearray()
+    while even.handle.submitted:
+        assert sum(len(each.data) for each in even.handle.submitted) <= LONG + len(b"behind")
+        native = even.handle.submitted[0]
+        taken += native.data
+        native.end(status.TRANSFER_COMPLETED, len(native.data))
+        even.loop.run_ready()
+    even.wait(transfer, behind)
+    assert taken == data + b"behind"
+    assert [(each.status, each.actual) for each in (transfer, behind)] == [(COMPLETED, len(data)), (COMPLETED, 6)]
+
+
+@pytest.mark.parametrize("sent", [0, 100, LONG_PIECE, LONG_PIECE + 1, LONG + 1])
+def test_what_comes_in_may_end_before_its_room(even: Bench, sent: int) -> None:
+    data = os.urandom(sent)
+    transfer = even.submit(IN, BULK, LONG + 1)
+    behind = even.submit(IN, BULK, 100)
+    at = 0
+    while transfer.status is None:
+        native = even.sent(0)
+        size = len(native.data)
+        native.end(status.TRANSFER_COMPLETED, data[at : at + size])
+        at += size
+        even.loop.run_ready()
+    assert (transfer.status, transfer.actual, transfer.data) == (COMPLETED, sent, data)
+    even.sent().end(status.TRANSFER_COMPLETED, b"next")
+    even.wait(behind)
+    assert behind.data == b"next"
+
+
+@pytest.mark.parametrize("address", [IN, OUT])
+def test_one_that_is_too_long_is_cancelled(even: Bench, address: int) -> None:
+    transfer = even.submit(address, BULK, 2 * LONG if address == IN else bytes(2 * LONG))
+    first = even.sent(0)
+    first.end(status.TRANSFER_COMPLETED, bytes(LONG_PIECE) if address == IN else LONG_PIECE)
+    even.loop.run_ready()
+    even.cancel(transfer)
+    even.wait(transfer)
+    assert (transfer.status, transfer.actual) == (CANCELLED, LONG_PIECE)
+    assert not even.handle.submitted
+
+
+def test_others_of_the_endpoint_go_as_they_are_before_and_after(even: Bench) -> None:
+    for size in (LONG, LONG + 1, LONG):
+        transfer = even.submit(OUT, BULK, bytes(size))
+        assert (len(even.sent(0).data) == LONG) is (size == LONG)
+        while transfer.status is None:
+            native = even.sent(0)
+            native.end(status.TRANSFER_COMPLETED, len(native.data))
+            even.loop.run_ready()
+        assert (transfer.status, transfer.actual) == (COMPLETED, size)
