@@ -124,6 +124,39 @@ def test_bulk_endpoints_at_low_speed(backend: str) -> None:
         bench.close()
 
 
+class Choosy(Several):
+    """Refuses configurations whose values are in `refused`, each as often."""
+
+    refused: tuple[int, ...] = ()
+
+    def control(self, request_type: int, request: int, value: int, *rest: int, data: bytes) -> bytes | None:
+        if (request_type, request) == (0, 9) and value in self.refused:
+            at = self.refused.index(value)
+            self.refused = self.refused[:at] + self.refused[at + 1 :]
+            return None
+        return super().control(request_type, request, value, *rest, data=data)
+
+
+def test_a_configuration_that_is_refused(backend: str) -> None:
+    """Linux then has none at all, but the guest's former one goes on."""
+    one, two = (Configuration((Interface(0, 255, endpoints=(IN[0],)),), value=value) for value in (1, 2))
+    choosy = Choosy(one, two)
+    with attach(choosy) as attachment:
+        device = attachment.wait()
+        bench = open_bench(backend, device)
+        assert set_configuration(bench, 1).status is COMPLETED
+        for refused in ((2,), (2, 1)):
+            choosy.refused = refused
+            assert set_configuration(bench, 2).status is STALL
+            assert device.attribute("bConfigurationValue") == ("1" if refused == (2,) else "")
+            assert (read(bench, 0x81) is COMPLETED) is (refused == (2,))
+            assert set_configuration(bench, 1).status is COMPLETED
+            assert read(bench, 0x81) is COMPLETED
+        assert bench.events.notes == []
+        assert bench.events.disconnections == 0
+        bench.close()
+
+
 NUMBERS = (0, 31, 32, 63, 64, 255)
 LIMITS = {"usbfs": 64, "libusb": 32}
 

@@ -23,7 +23,7 @@ from .configurations import configurations
 from .contract import EnumeratedContract
 from .description import Description
 from .descriptor_filter import without_remote_wakeup, without_streams
-from .operations import ClaimLost, Operation, OperationFailed, Operations, Then
+from .operations import ClaimLost, LeftUnconfigured, Operation, OperationFailed, Operations, Then
 from .options import EnumeratedOptions, ResetPolicy
 from .pieces import ends_short
 from .state import EnumeratedState
@@ -118,6 +118,8 @@ class EnumeratedDevice(EnumeratedContract):
                 begin(over)
 
         def over(failure: OperationFailed | None) -> None:
+            if isinstance(failure, LeftUnconfigured):
+                self._host_configuration = None
             if isinstance(failure, ClaimLost):
                 self.lost(str(failure))
             elif failure is not None and failure.status is TransferStatus.DISCONNECTED:

@@ -36,6 +36,11 @@ class ClaimLost(OperationFailed):
         super().__init__(TransferStatus.ERROR, reason)
 
 
+class LeftUnconfigured(OperationFailed):
+    """A configuration is refused, and the former one is not set any more either: Linux forgets it before it asks the
+    device for another (usb_set_configuration)."""
+
+
 def in_thread(loop: Loop, name: str, call: Callable[[], None]) -> Operation:
     """An operation that is a call which may block, of the device that people know as `name`."""
 

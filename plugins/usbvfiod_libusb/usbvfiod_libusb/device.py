@@ -12,13 +12,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 
 from usbvfiod_core import DeviceError, DeviceEvents, Handover, Loop, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host import left_out
 from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.device import HostDevice
 from usbvfiod_core.host.found import Hands, NodeHands
-from usbvfiod_core.host.operations import ClaimLost, OperationFailed
+from usbvfiod_core.host.operations import ClaimLost, LeftUnconfigured, OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
@@ -76,8 +77,7 @@ class LibusbDevice(HostDevice):
         self._alternates: dict[int, int] = {}
         """Alternate settings other than 0, by interface."""
         self._ways = Ways(self._packet_size, self._start, self._stop)
-        self._longest: dict[int, int] = {}
-        """Bytes of a packet of an isochronous endpoint in the present setting; 0 where that is not known."""
+        self._longest = cache(self._longest_packet)
         self._is_over = False
         self._taken = taken
         self._hands = NodeHands(node.fd) if hands is None else hands
@@ -168,7 +168,7 @@ class LibusbDevice(HostDevice):
 
     def resume(self) -> None:
         self._ways.look_again()
-        self._longest.clear()
+        self._longest.cache_clear()
         self._events_of_context.watch()
         self._waiting.resume()
 
@@ -194,15 +194,15 @@ class LibusbDevice(HostDevice):
         failure = None
         try:
             self._interfaces.drop()
+            self._alternates.clear()
             self._configure(value)
             self._set = value
-            self._alternates.clear()
         except self._libusb.USBError as error:
             raise operation_failed("release the interfaces", error) from error
         except ClaimLost:
             raise
         except OperationFailed as error:
-            failure = error  # the former configuration is still there
+            failure = error
         try:
             self._take(self._present())
         except OperationFailed as error:
@@ -210,6 +210,8 @@ class LibusbDevice(HostDevice):
             if failure is None:
                 raise
         if failure is not None:
+            if self._set is not None and self._present() and not self._interfaces.held:
+                self._go_back(self._set, failure)
             raise failure
         self.check_configured(value)
 
@@ -262,8 +264,7 @@ class LibusbDevice(HostDevice):
         try:
             released = self._interfaces.let_go()
             if self.options.reattach and self._is_reset():
-                present = self._set
-                self._taken.give_back(self._hands, configuration=present, released=released, lost=self.is_lost)
+                self._taken.give_back(self._hands, configuration=self._set, released=released, lost=self.is_lost)
             self._natives.close()
             self._node.unwrap()
         finally:
@@ -281,10 +282,8 @@ class LibusbDevice(HostDevice):
         return 0 if found is None else found[1].packet_size
 
     def _longest_packet(self, endpoint: int) -> int:
-        if endpoint not in self._longest:
-            found = self.find_endpoint(endpoint, self._alternates)
-            self._longest[endpoint] = 0 if found is None else longest_packet(found[1], self.speed)
-        return self._longest[endpoint]
+        found = self.find_endpoint(endpoint, self._alternates)
+        return 0 if found is None else longest_packet(found[1], self.speed)
 
     def _send(self, transfer: Transfer, length: int | None = None) -> bool:
         """Submit it, or complete it if that is refused; False if the kernel has no memory for it now."""
@@ -293,8 +292,7 @@ class LibusbDevice(HostDevice):
             return True
         native = None
         try:
-            longest = self._longest_packet(transfer.endpoint) if transfer.packets else 0
-            native = self._natives.prepare(transfer, length, longest)
+            native = self._natives.prepare(transfer, length, self._longest(transfer.endpoint))
             if native is None:
                 self._loop.call_soon(self._skip, transfer)
                 return True
@@ -406,6 +404,20 @@ class LibusbDevice(HostDevice):
             self._take(self.interfaces_to_take(value))
             self._interfaces.drop()
         raise OperationFailed(TransferStatus.ERROR, "the host's drivers took it again each time")
+
+    def _go_back(self, former: int, refusal: OperationFailed) -> None:
+        """Linux has no configuration any more, after it could not set another."""
+        try:
+            self._configure(former)
+            self._take(self._present())
+        except ClaimLost:
+            raise
+        except OperationFailed as failure:
+            log.warning("%s: nor is the former one: %s", self.name, failure)
+        if not self._interfaces.held:
+            self._set = None
+            self._interfaces.left_out.clear()
+            raise LeftUnconfigured(refusal.status, str(refusal)) from refusal
 
     def _present(self) -> Sequence[int]:
         """The interfaces of the present configuration."""

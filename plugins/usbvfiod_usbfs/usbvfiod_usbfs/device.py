@@ -12,7 +12,7 @@ from usbvfiod_core import CannotHandOver, DeviceError, Handover
 from usbvfiod_core.host.configurations import configurations
 from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.device import HostDevice
-from usbvfiod_core.host.operations import ClaimLost, OperationFailed
+from usbvfiod_core.host.operations import ClaimLost, LeftUnconfigured, OperationFailed
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.state import EnumeratedState, TakenState
@@ -167,8 +167,8 @@ class UsbfsDevice(HostDevice):
     def set_configuration(self, value: int) -> None:
         self._free_all_streams()
         before = self.handle.free()
-        self._configure(value, before)
         self._alternates.clear()
+        self._configure(value, before)
         self.handle.left_out.clear()
         self.handle.take_again(self._interfaces[value])
         self.check_configured(value)
@@ -237,9 +237,27 @@ class UsbfsDevice(HostDevice):
             raise OperationFailed(TransferStatus.ERROR, "the host's drivers took it again each time")
         except ClaimLost:
             raise
-        except OperationFailed:
+        except OperationFailed as refusal:
             self.handle.take_again(before)
+            if before and not self.handle.claimed:
+                self._go_back(before, refusal)
             raise
+
+    def _go_back(self, before: list[int], refusal: OperationFailed) -> None:
+        """Linux has no configuration any more, after it could not set another: set the former one, which the device may
+        still have."""
+        former = self._host_configuration
+        try:
+            if former is not None:
+                self.handle.set_configuration(former)
+                self.handle.take_again(before)
+        except ClaimLost:
+            raise
+        except OperationFailed as failure:
+            log.warning("%s: nor is the former one: %s", self.name, failure)
+        if not self.handle.claimed:
+            self.handle.left_out.clear()
+            raise LeftUnconfigured(refusal.status, str(refusal)) from refusal
 
     def _refused(self, urb: Urb, code: int) -> None:
         """SUBMITURB says that an interface is not ours, or not there. Linux claims one that is free by itself."""

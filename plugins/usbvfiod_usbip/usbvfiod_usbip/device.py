@@ -18,7 +18,7 @@ from usbvfiod_core import (
 )
 from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.enumerated import EnumeratedDevice
-from usbvfiod_core.host.operations import OperationFailed, Then
+from usbvfiod_core.host.operations import LeftUnconfigured, OperationFailed, Then
 from usbvfiod_core.host.taken_endpoints import longest_packet, serves
 from usbvfiod_core.remote import Channel, Link
 from usbvfiod_core.state import pack
@@ -105,9 +105,8 @@ class UsbipDevice(EnumeratedDevice):
 
     def begin_configuration(self, value: int, done: Then) -> None:
         def over(failure: OperationFailed | None) -> None:
-            if failure is None:
-                self._alternates.clear()
-            done(failure)
+            self._alternates.clear()
+            done(None if failure is None else LeftUnconfigured(failure.status, str(failure)))
 
         setup = SetupPacket(requests.RECIPIENT_DEVICE, requests.SET_CONFIGURATION, value, 0, 0)
         self._ask(setup, over)

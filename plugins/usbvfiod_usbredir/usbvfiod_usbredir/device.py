@@ -13,7 +13,7 @@ from typing import Any, Final
 from usbvfiod_core import Handover, Loop, NotSettled, Transfer, TransferStatus, TransferType
 from usbvfiod_core.host.description import Description
 from usbvfiod_core.host.enumerated import EnumeratedDevice
-from usbvfiod_core.host.operations import OperationFailed, Then
+from usbvfiod_core.host.operations import LeftUnconfigured, OperationFailed, Then
 from usbvfiod_core.host.pieces import whole_packets
 from usbvfiod_core.host.taken_endpoints import serves
 from usbvfiod_core.state import pack, require
@@ -139,8 +139,12 @@ class UsbredirDevice(EnumeratedDevice):
     def begin_configuration(self, value: int, done: Then) -> None:
         def answered(packet: Packet) -> OperationFailed | None:
             self._settings.clear()
-            good = packet.message.status == Status.SUCCESS and packet.message.configuration == value
-            return None if good else OperationFailed(TransferStatus.STALL, f"{self._peer.name} does not set it")
+            present = packet.message.configuration
+            if packet.message.status == Status.SUCCESS and present == value:
+                return None
+            former = self.active_configuration()
+            failed = LeftUnconfigured if former is None or present != former.value else OperationFailed
+            return failed(TransferStatus.STALL, f"{self._peer.name} does not set it")
 
         self._end_lanes()
         self._ask(SetConfiguration(value), Type.CONFIGURATION_STATUS, answered, done)

@@ -49,12 +49,22 @@ def test_a_configuration_of_value_0_is_one(host: int | None) -> None:
     assert (("configure", 0) in bench.asked()) == (host == 0)
 
 
-def test_a_configuration_that_is_refused_leaves_the_old_one() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("again", [False, True])
+def test_a_configuration_that_is_refused_leaves_the_former_one(again: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Linux has none at all then, and no interface to claim, until the former one is set again."""
+    bench = Bench().configured()
     bench.asked()
-    bench.handle.errors["configure"] = [status.ERROR_OTHER]
+    bench.handle.errors |= {"configure": [status.ERROR_OTHER] * (1 + again), "claim": [status.ERROR_NOT_FOUND] * 2}
     assert bench.control(SetupPacket(0, 9, 2, 0, 0)).status is TransferStatus.STALL
-    assert bench.asked()[-2:] == [("claim", 0), ("claim", 3)]
+    tried = [("release", 3), ("release", 0), ("configure", 2), ("claim", 0), ("claim", 3), ("configure", 1)]
+    claimed = [("claim", 0), ("claim", 3)]
+    assert bench.asked() == tried + claimed * (not again)
+    assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.asked() == ([("configure", 1), *claimed] if again else [])
+    assert bench.handle.claimed == {0, 3}
+    assert bench.events.notes == []
+    assert not [message for message in caplog.messages if "without interface" in message]
+    bench.close()
 
 
 def test_lost_races_for_an_interface_are_tried_again() -> None:

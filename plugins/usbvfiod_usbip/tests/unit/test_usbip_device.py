@@ -14,7 +14,16 @@ from usbvfiod_usbip.options import UsbipOptions
 
 from tests.classes import wordy
 from tests.lab.usbip import Server, Urb
-from tests.lab.usbip_devices import BULK_IN, BULK_OUT, INTERRUPT_IN, ISOCHRONOUS_IN, ISOCHRONOUS_OUT, Fault, SourceSink
+from tests.lab.usbip_devices import (
+    BULK_IN,
+    BULK_OUT,
+    INTERRUPT_IN,
+    ISOCHRONOUS_IN,
+    ISOCHRONOUS_OUT,
+    Fault,
+    Several,
+    SourceSink,
+)
 from tests.lab.usbip_exporter import Exporter
 from usbvfiod_core import SetupPacket, Speed, TransferStatus, TransferType
 from usbvfiod_core.testing.conformance.enumeration import set_configuration, set_interface
@@ -210,6 +219,35 @@ def test_a_reset_is_the_hubs_and_settings_are_0_after_it(rig: Rig) -> None:
     assert rig.far.requests == [PORT_RESET, bytes.fromhex("010b000001000000")]
     assert rig.bench.events.disconnections == 0
     assert set_configuration(rig.bench, 1).status is COMPLETED
+
+
+class Choosy(Several):
+    """Refuses its configuration 2; the newest one is the one that was imported."""
+
+    last: Choosy
+
+    def __init__(self) -> None:
+        ends = (Endpoint(BULK_IN, BULK, 512),)
+        configurations = [Configuration((Interface(0, 0xFF, endpoints=ends),), value) for value in (1, 2)]
+        super().__init__(*(each.pack() for each in configurations))
+        self.asked: list[int] = []
+        Choosy.last = self
+
+    def control(self, request_type: int, request: int, *rest: int, data: bytes) -> bytes | None:
+        if (request_type, request) == (0, 9):
+            self.asked.append(rest[0])
+        return None if self.asked[-1:] == [2] else super().control(request_type, request, *rest, data=data)
+
+
+def test_after_a_configuration_that_is_refused_the_former_one_is_asked_for() -> None:
+    """Linux's server has none at all then, whatever the device has."""
+    with Exporter({"1-1": Choosy}) as exporter:
+        loop = StepLoop(virtual_time=False)
+        bench = DeviceBench(UsbipBackend().open(f"{exporter.host}/1-1", UsbipOptions(), loop), loop)
+        statuses = [set_configuration(bench, value).status for value in (1, 2, 1)]
+        assert statuses == [COMPLETED, STALL, COMPLETED]
+        assert Choosy.last.asked[-3:] == [1, 2, 1]
+        bench.close()
 
 
 class Slow(Far):

@@ -196,6 +196,27 @@ def test_configurations_are_as_many_as_the_device_gives(refused: int) -> None:
         assert [each.status is COMPLETED for each in read] == [index < refused for index in range(3)]
 
 
+@pytest.mark.parametrize("present", [0, 1])
+def test_after_a_configuration_that_is_refused_the_former_one_is_asked_for(present: int) -> None:
+    """A host with Linux has none at all then, and says so; others still have the former one."""
+    ends = (bulk_endpoint(BULK_IN, Speed.HIGH),)
+    held = Held(*(Configuration((Interface(0, 0xFF, endpoints=ends),), value) for value in (1, 2)))
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        configure, asked = host._configure, []
+
+        def refusing(value: int) -> bool:
+            asked.append(value)
+            if value == 2:
+                host.value = present
+            return value != 2 and configure(value)
+
+        host._configure = refusing  # type: ignore[method-assign]
+        assert set_configuration(bench, 2).status is TransferStatus.STALL
+        configured(bench)
+        assert asked == ([2, 1] if present == 0 else [2])
+
+
 @pytest.mark.parametrize("capabilities", [ALL_CAPABILITIES, some(Capability.EP_INFO_MAX_PACKET_SIZE)])
 @pytest.mark.parametrize("packet_size", [48, 60, 511])
 def test_pieces_are_whole_packets(packet_size: int, capabilities: int) -> None:
