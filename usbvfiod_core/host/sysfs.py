@@ -31,6 +31,8 @@ DEVICES = Path("/sys/bus/usb/devices")
 NODES = Path("/dev/bus/usb")
 
 HUB_CLASS = 0x09
+_HUB_DRIVER = "hub"
+"""Linux takes a device for a hub by the class of an interface, too, and unplugs what is behind it with that driver."""
 _RESET_QUIRK = 0x10
 """USB_QUIRK_RESET of the kernel's list: the device loses itself in a reset."""
 
@@ -262,7 +264,7 @@ def unfitness(device: SysfsDevice) -> str | None:
     """Why the device is one that cannot be given to a guest at all; None if it can."""
     if device.is_root_hub:
         return "a root hub belongs to the host's controller; give the devices behind it"
-    if device.device_class == HUB_CLASS:
+    if device.device_class == HUB_CLASS or _HUB_DRIVER in device.drivers.values():
         return "a hub is not passed through; give the devices behind it, each for itself"
     if device.speed is None:
         return "its speed is not known to this host"

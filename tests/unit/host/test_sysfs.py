@@ -214,6 +214,13 @@ def test_a_host_without_usb_has_no_devices(tmp_path: Path) -> None:
     assert sysfs.scan(tmp_path / "missing") == []
 
 
+def test_a_device_with_the_interface_of_a_hub_is_one(tmp_path: Path) -> None:
+    """Taken from that driver, everything behind it would be gone from the host."""
+    make(tmp_path, "1-2", drivers={0: "hub", 1: "usbhid"}, bDeviceClass="00")
+    (device,) = sysfs.scan(tmp_path)
+    assert "a hub is not passed through" in (sysfs.refusal(device) or "")
+
+
 def test_hubs_are_refused_with_the_reason(tmp_path: Path) -> None:
     make(tmp_path, "usb1", bDeviceClass="09")
     make(tmp_path, "1-2", bDeviceClass="09")
