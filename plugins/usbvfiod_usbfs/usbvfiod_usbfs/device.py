@@ -200,7 +200,12 @@ class UsbfsDevice(HostDevice):
         self._alternates.clear()
         if not interfaces and self.host_drivers():
             return  # the host has configured it, and uses it until the guest configures it
-        self.handle.reset()
+        try:
+            self.handle.reset()
+        except OperationFailed as failure:
+            if failure.status is not TransferStatus.DISCONNECTED:  # Linux has not even tried
+                self.handle.take_again(interfaces)
+            raise
         self.handle.take_again(interfaces)
 
     def host_has(self, device: SysfsDevice) -> None:

@@ -185,6 +185,18 @@ def test_a_device_that_was_taken_is_not_reset_at_the_end(kernel: FakeKernel) -> 
     assert case.names() == ["RELEASEINTERFACE"]
 
 
+def test_a_reset_that_linux_does_not_try_leaves_the_claims(kernel: FakeKernel) -> None:
+    """As it says EINPROGRESS while it resets the device for another reason."""
+    case = Case(kernel, ONE_INTERFACE, options={"reset": ResetPolicy.ALWAYS})
+    kernel.answers["RESET"].append(-errno.EINPROGRESS)
+    case.names()
+    case.bench.reset()
+    assert case.names() == ["RELEASEINTERFACE", "RESET", "DISCONNECT_CLAIM"]
+    assert not case.lost
+    assert case.device.handle.claimed == [0]
+    case.bench.close()
+
+
 def test_another_program_that_is_faster_after_a_reset(kernel: FakeKernel) -> None:
     case = Case(kernel, ONE_INTERFACE, options={"reset": ResetPolicy.ALWAYS})
     kernel.answers["DISCONNECT_CLAIM"].extend([-errno.EBUSY] * 100)
