@@ -1,8 +1,8 @@
 """USB Mass Storage Class, Bulk-Only Transport 1.0: commands, data and status over two bulk endpoints.
 
 The protocol is one command at a time: a command block wrapper (CBW), a data phase of exactly as many bytes as it says,
-a command status wrapper (CSW). `_expects` is the endpoint on which the next step happens and `_step` what is done with
-the next transfer there; transfers on the other endpoint wait. A data phase may come as one transfer or as many.
+a command status wrapper (CSW). `_expects` is the endpoint on which the next step happens and `_step` which one it is;
+transfers on the other endpoint wait. A data phase may come as one transfer or as many.
 
 Where driver and device disagree about the data phase (the thirteen cases of section 6.7), the driver gets the data
 phase it announced, zeros to fill up or the rest thrown away, and the CSW tells it what was meant: a residue, or a
@@ -12,16 +12,15 @@ where section 6.7 allows it, as many sticks do, which exercises a driver more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from struct import Struct
+from typing import Final
 
 from ..usb.device import Loop
 from ..usb.requests import SetupPacket
-from ..usb.speed import Speed
 from ..usb.transfer import Transfer, TransferStatus, behind
 from .command import GOOD, READ, RECEIVE, SEND, WRITE
-from .device import VirtualDevice
 from .disk import Disk
 from .disk_state import begin_again, command_state
 from .endpoint import VirtualEndpoint
@@ -29,50 +28,69 @@ from .image import head
 from .transport_state import STEPS, BulkOnlyState, Step
 
 INTERFACE_CLASS = (0x08, 0x06, 0x50)  # mass storage, SCSI transparent, bulk-only (4.3)
-CBW_SIGNATURE = 0x43425355
-CSW_SIGNATURE = 0x53425355
-CBW_LENGTH = 31
-CSW_LENGTH = 13
+DATA_IN: Final = 0x81
+DATA_OUT: Final = 0x02
+"""Addresses of the endpoints."""
+CBW_SIGNATURE: Final = 0x43425355
+CSW_SIGNATURE: Final = 0x53425355
+CBW_LENGTH: Final = 31
+CSW_LENGTH: Final = 13
 
 # bmRequestType and bRequest (section 3)
 BULK_ONLY_RESET = (0x21, 0xFF)
 GET_MAX_LUN = (0xA1, 0xFE)
 
 # bCSWStatus (table 5.3)
-COMMAND_PASSED = 0
-COMMAND_FAILED = 1
-PHASE_ERROR = 2
+COMMAND_PASSED: Final = 0
+COMMAND_FAILED: Final = 1
+PHASE_ERROR: Final = 2
 
-BLOCKING_WRITE = 256 * 1024
+BLOCKING_WRITE: Final = 256 * 1024
 """Writes of this many bytes and more go through a thread; smaller ones reach the page cache before it would start."""
-BLOCKING_READ = 4 << 20
+BLOCKING_READ: Final = 4 << 20
 """Reads of more bytes go through a thread even if they need no waiting: copying them would hold the loop for long."""
 
-_CBW = Struct("<IIIBBB16s")
-_CSW = Struct("<IIIB")
-_COMPLETED = TransferStatus.COMPLETED
+_CBW: Final = Struct("<IIIBBB16s")
+_Cbw = tuple[int, int, int, int, int, int, bytes]
+_CSW: Final = Struct("<IIIB")
+_COMPLETED: Final = TransferStatus.COMPLETED
+# Places in STEPS
+_COMMAND: Final = 0
+_DATA_IN: Final = 1
+_DATA_OUT: Final = 2
+_STATUS: Final = 3
 
 
-class BulkOnly(VirtualDevice):
-    """A bulk-only device with one logical unit. A subclass has an interface with the endpoints IN and OUT."""
+class BulkOnly:
+    """The endpoints of one logical unit while the interface has its bulk-only alternate setting.
 
-    IN = 0x81
-    OUT = 0x02
+    `process` is called for an endpoint with new transfers, `serve` has it called soon; `back` when a thread is back.
+    """
 
-    def __init__(self, speed: Speed, disk: Disk, loop: Loop, *, stalls: bool = False) -> None:
-        super().__init__(speed)
+    def __init__(
+        self,
+        disk: Disk,
+        loop: Loop,
+        serve: Callable[[VirtualEndpoint], None],
+        back: Callable[[], None],
+        *,
+        stalls: bool = False,
+    ) -> None:
         self.disk = disk
         self.stalls = stalls
+        self.working = False
+        """A thread uses the image, for the command at hand or a forgotten one; nothing begins before it is back."""
+        self.wedged = False
+        """Halted until reset recovery (5.3.4)."""
         self._loop = loop
+        self._serve = serve
+        self._back = back
         self._in: VirtualEndpoint | None = None
         self._out: VirtualEndpoint | None = None
         self._expects: VirtualEndpoint | None = None
-        self._step: Callable[[Transfer], object] = self._command
+        self._step = _COMMAND
         self._held = False  # another transport's threads still use the image
-        self._working = False  # a thread works for a command; whatever happens, nothing begins before it is done
         self._epoch = 0  # changes when the command that a thread works for is forgotten
-        self._wedged = False  # halted until reset recovery (5.3.4)
-        self._settling: list[Callable[[], object]] = []
         # the command at hand
         self._doing = GOOD
         self._cdb, self._lun = bytes(16), 0
@@ -84,68 +102,55 @@ class BulkOnly(VirtualDevice):
         self._place = 0  # offset in the image or in the data to send
         self._parameters = bytearray()
 
-    # -- VirtualDevice -----------------------------------------------------------------------------------------------
+    def start(self, endpoints: Mapping[int, VirtualEndpoint], *, held: bool = False) -> None:
+        """The alternate setting was chosen, with these endpoints; the command from before is forgotten.
+
+        `held`: nothing may begin before `release`, because threads of the other transport still use the image.
+        """
+        self._in, self._out = endpoints.get(DATA_IN), endpoints.get(DATA_OUT)
+        self._held = held
+        self.wedged = False
+        self._forget()
+
+    def release(self) -> None:
+        """The image is free: what was held by `start` may begin."""
+        self._held = False
+        if not self.working and self._expects is None and self._out is not None:
+            self._expects = self._out
+            self._serve(self._out)
+
+    def stop(self) -> None:
+        """Another alternate setting, or the end: forget the command. A thread finishes what it is doing."""
+        self.start({})
 
     def process(self, endpoint: VirtualEndpoint) -> None:
+        """Take what is queued where the next step happens."""
         while True:
             expects = self._expects
             if expects is None or not expects.queue:
                 return
-            self._step(expects.queue.popleft())
+            transfer, step = expects.queue.popleft(), self._step
+            if step == _COMMAND:
+                self._command(transfer)
+            elif step == _DATA_IN:
+                self._data_in(transfer)
+            elif step == _DATA_OUT:
+                self._data_out(transfer)
+            else:
+                self._status(transfer)
 
-    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
-        self._in = self.endpoints.get(self.IN)
-        self._out = self.endpoints.get(self.OUT)
-        self._wedged = False
-        self._forget()
-        if not endpoints:
-            self.disk.reset()
-
-    def clear_halt(self, endpoint: VirtualEndpoint) -> None:
-        if not self._wedged:
-            endpoint.halted = False
-
-    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+    def control_request(self, setup: SetupPacket) -> bytes | None:
+        """Answer a request of the class to the interface (section 3), as `VirtualDevice.control_request`."""
         request = (setup.request_type, setup.request)
-        if setup.value or setup.index not in self.alternates:
+        if setup.value:
             return None
         if request == GET_MAX_LUN and setup.length == 1:
             return b"\0"
         if request == BULK_ONLY_RESET and not setup.length:
-            self._wedged = False  # the endpoints stay halted until they are cleared (3.1)
+            self.wedged = False  # the endpoints stay halted until they are cleared (3.1)
             self._forget()
             return b""
         return None
-
-    def closed(self) -> None:
-        self._forget()
-        self._in = self._out = self._expects = None
-        if not self._working:
-            self.given_back()
-
-    def given_back(self) -> None:
-        """The device is closed and no thread uses the image any more."""
-
-    def suspend_transport(self) -> None:
-        """The interface has an alternate setting that is not bulk-only: forget the command at hand."""
-        self._in = self._out = None
-        self._wedged = False
-        self._forget()
-
-    def thread_back(self) -> None:
-        """A thread has come back that worked for a command which is forgotten."""
-
-    @property
-    def is_working(self) -> bool:
-        """Whether a thread works for a bulk-only command, forgotten or not."""
-        return self._working
-
-    def hold(self, held: bool) -> None:
-        """Begin nothing while another transport's threads still use the image."""
-        self._held = held
-        if not held and not self._working and self._expects is None and self._out is not None:
-            self._expects = self._out
-            self.serve(self._out)
 
     # -- the command -------------------------------------------------------------------------------------------------
 
@@ -155,7 +160,8 @@ class BulkOnly(VirtualDevice):
         if len(cbw) != CBW_LENGTH:
             self._refuse(transfer)
             return
-        signature, self._tag, announced, flags, lun, size, cdb = _CBW.unpack(cbw)
+        fields: _Cbw = _CBW.unpack(cbw)
+        signature, self._tag, announced, flags, lun, size, cdb = fields
         self._cdb, self._lun = cdb, lun
         if signature != CBW_SIGNATURE or flags & 0x7F or lun > 15 or not 1 <= size <= 16:
             self._refuse(transfer)
@@ -179,15 +185,15 @@ class BulkOnly(VirtualDevice):
             self._halt(self._in if flags >= 0x80 else self._out)
             return
         elif flags >= 0x80:
-            self._expects, self._step = self._in, self._data_in
+            self._expects, self._step = self._in, _DATA_IN
         else:
             self._parameters.clear()
-            self._expects, self._step = self._out, self._data_out
+            self._expects, self._step = self._out, _DATA_OUT
         transfer.complete(_COMPLETED, CBW_LENGTH)
 
     def _refuse(self, transfer: Transfer) -> None:
         """This is no valid and meaningful CBW: both endpoints halt until reset recovery (6.6.1)."""
-        self._wedged = True
+        self.wedged = True
         transfer.complete(_COMPLETED, transfer.length)
         for endpoint in (self._out, self._in):
             if endpoint is not None:
@@ -232,7 +238,7 @@ class BulkOnly(VirtualDevice):
         if ended or not self._left:
             self._finish()
         else:
-            self._expects, self._step = self._in, self._data_in
+            self._expects, self._step = self._in, _DATA_IN
         if not ended:
             transfer.complete(_COMPLETED, total)
             return
@@ -288,7 +294,7 @@ class BulkOnly(VirtualDevice):
         if stall or not self._left:
             self._finish()
         else:
-            self._expects, self._step = self._out, self._data_out
+            self._expects, self._step = self._out, _DATA_OUT
         transfer.complete(_COMPLETED, transfer.length)
         if stall:
             self._halt(self._out)
@@ -311,7 +317,7 @@ class BulkOnly(VirtualDevice):
             if doing.work is not None:
                 self._in_thread(doing.work, partial(self._worked, doing.done))
                 return
-        self._expects, self._step = self._in, self._status
+        self._expects, self._step = self._in, _STATUS
 
     def _worked(self, done: Callable[[], object] | None, result: object) -> None:
         if isinstance(result, BaseException):
@@ -319,12 +325,12 @@ class BulkOnly(VirtualDevice):
             self._result = COMMAND_FAILED
         elif done is not None:
             done()
-        self._expects, self._step = self._in, self._status
+        self._expects, self._step = self._in, _STATUS
 
     def _status(self, transfer: Transfer) -> None:
         csw = _CSW.pack(CSW_SIGNATURE, self._tag, self._residue, self._result)
         window = transfer.windows[0] if transfer.windows else memoryview(b"")
-        self._expects, self._step = self._out, self._command
+        self._expects, self._step = self._out, _COMMAND
         if len(window) >= CSW_LENGTH:
             window[:CSW_LENGTH] = csw
             transfer.complete(_COMPLETED, CSW_LENGTH)
@@ -334,36 +340,13 @@ class BulkOnly(VirtualDevice):
 
     # -- going on in another process ---------------------------------------------------------------------------------
 
-    def when_settled(self, done: Callable[[], object]) -> None:
-        if self.is_busy:
-            self._settling.append(done)
-        else:
-            done()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any thread works for the device."""
-        return self._working
-
-    def settled(self) -> None:
-        """A thread has come back: tell those who wait, if no other works for the device."""
-        if self._settling and not self.is_busy:
-            settling, self._settling = self._settling, []
-            for done in settling:
-                self.when_settled(done)
-
-    @property
-    def _steps(self) -> tuple[Callable[[Transfer], object], ...]:
-        """As in `STEPS`."""
-        return self._command, self._data_in, self._data_out, self._status
-
-    def transport_state(self) -> BulkOnlyState:
+    def state(self) -> BulkOnlyState:
         """The command at hand, which no thread works for."""
-        step = STEPS[self._steps.index(self._step)]
+        step = STEPS[self._step]
         begun = step in (Step.DATA_IN, Step.DATA_OUT)
         return BulkOnlyState(
             step,
-            self._wedged,
+            self.wedged,
             self._tag,
             self._left,
             self._wanted,
@@ -374,16 +357,16 @@ class BulkOnly(VirtualDevice):
             command_state(self._doing, self._cdb, self._lun) if begun else None,
         )
 
-    def take_transport_state(self, state: BulkOnlyState) -> None:
+    def take_state(self, state: BulkOnlyState) -> None:
         """Go on with the command of another process. The endpoints are there, the disk is new."""
         if state.command is not None:
             self._doing = begin_again(self.disk, state.command)
             self._cdb, self._lun = state.command.cdb.ljust(16, b"\0"), state.command.lun
-        self._wedged = state.wedged
+        self.wedged = state.wedged
         self._tag, self._left, self._wanted, self._residue = state.tag, state.left, state.wanted, state.residue
         self._result, self._place = state.result, state.place
         self._parameters[:] = state.parameters
-        self._step = self._steps[STEPS.index(state.step)]
+        self._step = STEPS.index(state.step)
         self._expects = self._in if state.step in (Step.DATA_IN, Step.STATUS) else self._out
 
     # -- what blocks -------------------------------------------------------------------------------------------------
@@ -398,24 +381,21 @@ class BulkOnly(VirtualDevice):
         """Run `call` in a thread and go on with `then(result)`. `transfer`, whose windows it uses, is completed only
         afterwards, also if the command has been forgotten meanwhile."""
         self._expects = None
-        self._working = True
+        self.working = True
         epoch = self._epoch
 
         def done(result: object) -> None:
-            self._working = False
+            self.working = False
             if epoch == self._epoch:
                 then(result)
             else:
-                self._expects, self._step = (None if self._held else self._out), self._command
+                self._expects, self._step = (None if self._held else self._out), _COMMAND
                 if transfer is not None:
                     failed = isinstance(result, BaseException)
                     transfer.complete(TransferStatus.ERROR if failed else _COMPLETED, 0 if failed else count)
-                self.thread_back()
-                if self._closed:
-                    self.given_back()
             if self._out is not None:
-                self.serve(self._out)
-            self.settled()
+                self._serve(self._out)
+            self._back()
 
         self._loop.run_blocking(call, done)
 
@@ -424,4 +404,4 @@ class BulkOnly(VirtualDevice):
         self._epoch += 1
         self._doing = GOOD
         self._left = self._wanted = 0
-        self._expects, self._step = (None if self._working or self._held else self._out), self._command
+        self._expects, self._step = (None if self.working or self._held else self._out), _COMMAND

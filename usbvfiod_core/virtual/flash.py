@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,14 @@ from ..usb.descriptors import Configuration, Interface, bulk_endpoint
 from ..usb.device import DeviceEvents, Loop
 from ..usb.handover import CannotHandOver, Handover, NotSettled
 from ..usb.moment import Moment
+from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
-from .bulk_only import INTERFACE_CLASS, BulkOnly
+from .bulk_only import DATA_IN, DATA_OUT, INTERFACE_CLASS, BulkOnly
+from .device import VirtualDevice
 from .digest import sha256
 from .disk import Disk
 from .disk_state import DiskState, disk_state, take_disk_state
+from .endpoint import VirtualEndpoint
 from .image import Image, ImageState
 from .kept import descriptor
 from .options import SPEEDS, VirtualOptions
@@ -78,7 +81,7 @@ class FlashState:
     uas: UasState | None
 
 
-class Flash(BulkOnly):
+class Flash(VirtualDevice):
     """A USB flash drive. It owns `image` and closes it when the device is closed and no thread uses it any more.
 
     What the driver flushed (SYNCHRONIZE CACHE, forced unit access) is on the image's storage; all the rest is when
@@ -101,7 +104,11 @@ class Flash(BulkOnly):
         stalls: bool = False,
     ) -> None:
         self.serial = serial or default_serial(image.path)
-        super().__init__(speed, Disk(image, serial=self.serial, removable=removable), loop, stalls=stalls)
+        super().__init__(speed)
+        self.disk = Disk(image, serial=self.serial, removable=removable)
+        self.bulk_only = BulkOnly(self.disk, loop, self.serve, self._thread_back, stalls=stalls)
+        self._loop = loop
+        self._settling: list[Callable[[], object]] = []
         self.name = f"{self.manufacturer} {self.product} ({os.path.basename(image.path)})"
         self.disk.loaded_changed = self._loaded_changed
         self.disk.storage_failed = self._storage_failed
@@ -109,8 +116,27 @@ class Flash(BulkOnly):
         self._failed = self._ejected = self._loss = ""
 
     def describe(self, speed: Speed) -> list[Configuration]:
-        endpoints = (bulk_endpoint(self.IN, speed), bulk_endpoint(self.OUT, speed))
+        endpoints = (bulk_endpoint(DATA_IN, speed), bulk_endpoint(DATA_OUT, speed))
         return [Configuration((Interface(0, *INTERFACE_CLASS, endpoints),))]
+
+    def process(self, endpoint: VirtualEndpoint) -> None:
+        self.bulk_only.process(endpoint)
+
+    def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
+        self.bulk_only.start(self.endpoints)
+        if not endpoints:
+            self.disk.reset()
+
+    def clear_halt(self, endpoint: VirtualEndpoint) -> None:
+        if not self.bulk_only.wedged:
+            endpoint.halted = False
+
+    def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
+        return self.bulk_only.control_request(setup) if setup.index in self.alternates else None
+
+    def closed(self) -> None:
+        self.bulk_only.stop()
+        self._thread_back()
 
     def controller_reset(self) -> None:
         self.disk.power_on()
@@ -130,10 +156,21 @@ class Flash(BulkOnly):
         if self.events is not None:
             self.events.note(self._failed or self._ejected)
 
-    def given_back(self) -> None:
-        image = self.disk.image
-        image.unlock()
-        self._loop.run_blocking(image.close, self._image_closed)
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread uses the image, for a command at hand or a forgotten one."""
+        return self.bulk_only.working
+
+    def _thread_back(self) -> None:
+        """A thread has come back, or none was at work when the device was closed."""
+        if self.is_busy:
+            return
+        if self._closed:
+            self.disk.image.unlock()
+            self._loop.run_blocking(self.disk.image.close, self._image_closed)
+        settling, self._settling = self._settling, []
+        for done in settling:
+            self.when_settled(done)
 
     def _image_closed(self, result: object) -> None:
         failure = result if isinstance(result, BaseException) else self.disk.image.failure
@@ -153,11 +190,17 @@ class Flash(BulkOnly):
 
     # -- going on in another process ---------------------------------------------------------------------------------
 
+    def when_settled(self, done: Callable[[], object]) -> None:
+        if self.is_busy:
+            self._settling.append(done)
+        else:
+            done()
+
     def own_state(self) -> dict[str, Any]:
         if self.is_busy:
             raise NotSettled(f"{self.name} is at work")
         image, disk = self.disk.image.state(), disk_state(self.disk)
-        return pack(FlashState(image, disk, self._failed, self.transport_state(), self.uas_state()))
+        return pack(FlashState(image, disk, self._failed, self.bulk_only.state(), self.uas_state()))
 
     def own_descriptors(self) -> dict[str, int]:
         return {"image": self.disk.image.fd}
@@ -165,7 +208,7 @@ class Flash(BulkOnly):
     def take_own_state(self, state: dict[str, Any]) -> None:
         given = unpack(FlashState, state)
         self.disk.mode.write_cache = given.disk.write_cache
-        self.take_transport_state(given.transport)
+        self.bulk_only.take_state(given.transport)
         if given.uas is not None:
             self.take_uas_state(given.uas)
         take_disk_state(self.disk, given.disk)

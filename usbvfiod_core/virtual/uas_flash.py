@@ -9,6 +9,7 @@ from ..usb.device import Loop
 from ..usb.handover import CannotHandOver
 from ..usb.requests import SetupPacket
 from ..usb.speed import Speed
+from .bulk_only import BulkOnly
 from .endpoint import VirtualEndpoint
 from .flash import Flash
 from .image import Image
@@ -37,8 +38,8 @@ class UasFlash(Flash):
     ) -> None:
         super().__init__(image, loop, speed=speed, serial=serial, removable=removable, stalls=stalls)
         self.max_streams = STREAMS if speed.is_usb3 else 0
-        self._uas = Uas(self.disk, loop, self.serve, self._uas_back)
-        self._chosen = False
+        self._uas = Uas(self.disk, loop, self.serve, self._thread_back)
+        self._transport: BulkOnly | Uas = self.bulk_only
 
     def describe(self, speed: Speed) -> list[Configuration]:
         [configuration] = super().describe(speed)
@@ -48,20 +49,19 @@ class UasFlash(Flash):
         return [Configuration((*configuration.interfaces, setting))]
 
     def process(self, endpoint: VirtualEndpoint) -> None:
-        if self._chosen:
-            self._uas.process(endpoint)
-        else:
-            super().process(endpoint)
+        self._transport.process(endpoint)
 
     def restart(self, endpoints: Sequence[VirtualEndpoint]) -> None:
-        self._chosen = self.alternates.get(0) == 1
-        if self._chosen:
-            self.suspend_transport()
-            self._uas.start(self.endpoints, streams=self.max_streams > 0, held=self.is_working)
+        if self.alternates.get(0) == 1:
+            self._transport = self._uas
+            self.bulk_only.stop()
+            self._uas.start(self.endpoints, streams=self.max_streams > 0, held=self.bulk_only.working)
         else:
+            self._transport = self.bulk_only
             self._uas.stop()
-            self.hold(self._uas.working > 0)
-            super().restart(endpoints)
+            self.bulk_only.start(self.endpoints, held=self._uas.working > 0)
+            if not endpoints:
+                self.disk.reset()
 
     def control_request(self, setup: SetupPacket, data: bytes) -> bytes | None:
         return None if self._chosen else super().control_request(setup, data)
@@ -70,12 +70,9 @@ class UasFlash(Flash):
         self._uas.stop()
         super().closed()
 
-    def given_back(self) -> None:
-        if not self._uas.working:
-            super().given_back()
-
-    def thread_back(self) -> None:
-        self._uas.release()
+    @property
+    def is_busy(self) -> bool:
+        return self.bulk_only.working or self._uas.working > 0
 
     def uas_state(self) -> UasState | None:
         return uas_state(self._uas) if self._chosen else None
@@ -86,13 +83,13 @@ class UasFlash(Flash):
         take_uas_state(self._uas, state)
 
     @property
-    def is_busy(self) -> bool:
-        return super().is_busy or self._uas.working > 0
+    def _chosen(self) -> bool:
+        """Whether the driver has chosen UAS."""
+        return self._transport is self._uas
 
-    def _uas_back(self) -> None:
-        if not self._closed:
-            if not self._chosen:
-                self.hold(False)
-        elif not self.is_working:
-            super().given_back()
-        self.settled()
+    def _thread_back(self) -> None:
+        if not self.bulk_only.working:
+            self._uas.release()
+        if not self._uas.working:
+            self.bulk_only.release()
+        super()._thread_back()

@@ -68,7 +68,7 @@ def test_all_options(image: Path) -> None:
     assert flash.disk.image.readonly
     assert flash.disk.block_size == 4096
     assert not flash.disk.identity.removable
-    assert flash.stalls
+    assert flash.bulk_only.stalls
     flash.disk.image.close()
 
 
