@@ -300,6 +300,25 @@ class EnumeratedDevice(EnumeratedContract):
         """CLEAR_FEATURE(ENDPOINT_HALT) (USB 2.0 9.4.5)."""
         self.operate(lambda done: self.begin_clear_halt(endpoint, done), then)
 
+    def begin_first_settings(self, settings: Mapping[int, int], done: Then) -> None:
+        """For backends of remote devices, after a reset: the other end's kernel has put all interfaces into their first
+        settings, but those that serve the device may believe in what was set before. `settings` are those that are set
+        there, by interface, as `begin_setting` keeps them."""
+        configuration = self.active_configuration()
+        first = {} if configuration is None else configuration.first_settings
+        changed = [number for number, setting in settings.items() if setting != first.get(number, 0)]
+        if not changed:
+            done(None)
+            return
+
+        def over(failure: OperationFailed | None) -> None:
+            if failure is not None:
+                done(failure)
+            else:
+                self.begin_first_settings(settings, done)
+
+        self.begin_setting(changed[0], first.get(changed[0], 0), over)
+
     def had_ended(self, transfer: Transfer, actual: int, *, stopped: bool) -> bool:
         """Whether a transfer that comes back as cancelled with so many bytes had ended before: all were moved, or a
         short packet has ended it, as only that makes so many. `stopped`: it is we who have taken it back."""

@@ -139,7 +139,7 @@ class UsbipDevice(EnumeratedDevice):
             if failure is not None and failure.status is not TransferStatus.STALL:
                 done(failure)
             else:
-                self._settings_zero(done)
+                self.begin_first_settings(self._alternates, done)
 
         self._ask(SetupPacket(_OF_A_PORT, requests.SET_FEATURE, _PORT_RESET, 0, 0), over)
 
@@ -200,21 +200,6 @@ class UsbipDevice(EnumeratedDevice):
         self._readers = None
         if not self._channel.closed:
             self._session.drop_kept()
-
-    def _settings_zero(self, done: Then) -> None:
-        """The server's host has put alternate settings back after a reset: for the guest they are 0."""
-        interfaces = list(self._alternates)
-        if not interfaces:
-            done(None)
-            return
-
-        def next_one(failure: OperationFailed | None) -> None:
-            if failure is not None:
-                done(failure)
-            else:
-                self._settings_zero(done)
-
-        self.begin_setting(interfaces[0], 0, next_one)
 
     def _lost(self, reason: str) -> None:
         """The channel has ended."""

@@ -188,9 +188,15 @@ class UsbredirDevice(EnumeratedDevice):
     def begin_reset(self, done: Then) -> None:
         # A reset has no answer. What is asked behind it is answered when it is over; and a host whose device did not
         # come back says that first.
+        def over(failure: OperationFailed | None) -> None:
+            if failure is not None:
+                done(failure)
+            else:
+                self.begin_first_settings(self._settings, done)
+
         self._end_lanes()
         self._exchange.tell(Reset())
-        self._ask(GetConfiguration(), Type.CONFIGURATION_STATUS, lambda packet: None, done)
+        self._ask(GetConfiguration(), Type.CONFIGURATION_STATUS, lambda packet: None, over)
 
     def begin_release(self, done: Then) -> None:
         if not self.begins_anew or self._exchange.closed:

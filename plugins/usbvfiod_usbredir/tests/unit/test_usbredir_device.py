@@ -257,6 +257,29 @@ def test_serial_ports_are_read_ahead() -> None:
         bench.cancel(reading)
 
 
+def test_after_a_reset_settings_are_the_first_on_both_sides() -> None:
+    """Stock hosts believe in what was set before, and have endpoints of that only."""
+    settings = [
+        Interface(0, 0xFF, endpoints=(Endpoint(BULK_OUT + at, TransferType.BULK, 512),), alternate=at)
+        for at in range(2)
+    ]
+    held = Held(Configuration((*settings, Interface(1, 0xFF), Interface(1, 0xFF, alternate=3))))
+    with bench_at_host(held) as (bench, host):
+        configured(bench)
+        for interface, setting in ((0, 1), (1, 3)):
+            assert set_interface(bench, interface, setting).status is COMPLETED
+        bench.reset()
+        told = [message for message in host.seen if isinstance(message, m.SetAltSetting)]
+        assert told[2:] == [m.SetAltSetting(0, 0), m.SetAltSetting(1, 0)]
+        configured(bench)
+        assert bench.submit(BULK_OUT + 1, TransferType.BULK, b"x").status is TransferStatus.ERROR
+        transfer = bench.submit(BULK_OUT, TransferType.BULK, b"x")
+        run(bench, lambda: held.it.held[BULK_OUT])
+        assert transfer.status is None
+        bench.reset()
+        assert [message for message in host.seen if isinstance(message, m.SetAltSetting)] == told
+
+
 def test_a_device_in_use_is_reset_before_it_is_given_back() -> None:
     held = Held()
     with bench_at_host(held) as (bench, host):
