@@ -20,6 +20,8 @@ _TLS_ALERTS: Final = (b"\x15\x03\x00", b"\x15\x03\x01", b"\x15\x03\x02", b"\x15\
 _RESET: Final = struct.pack("ii", 1, 0)
 """Of SO_LINGER (socket(7)): nothing is waited for."""
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+"""Before an IPv4 address where a socket is of IPv6 (RFC 4291 2.5.5.2)."""
 half_open: Final = HalfOpen()
 
 
@@ -46,6 +48,15 @@ class Link:
     def fileno(self) -> int:
         """What the loop watches."""
         return self._socket.fileno()
+
+    @property
+    def origin(self) -> bytes:
+        """Whose it is, for shares of what there is little of: the other end's IPv4 address, or the 64-bit prefix of its
+        network, as a host has that for itself (RFC 4291 2.5.4). Empty for a way within this host."""
+        if self._ends is None:
+            return b""
+        address = socket.inet_pton(self._socket.family, self._ends[1][0].partition("%")[0])
+        return address[len(_MAPPED) :] if address.startswith(_MAPPED) else address[:8]
 
     @property
     def pending(self) -> bool:

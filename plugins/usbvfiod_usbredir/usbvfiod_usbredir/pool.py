@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,8 @@ from .state import PoolState, WaitingState
 log = logging.getLogger(__name__)
 
 MOST_WAITING: Final = 8
-"""Clients of one address that nobody has taken; others are turned away."""
+"""Clients of one address that are to be heard, and as many that are to be taken. When one more comes, one of the origin
+with most of them is sent away: the oldest of those to be heard, the newest of those to be taken."""
 MOST_UNREAD: Final = 1 << 16
 """Bytes of what one of them has said and nobody has looked at, which are handed over."""
 UNCLAIMED: Final = 60.0
@@ -46,6 +48,8 @@ class Pool:
         self._changed = changed
         self._lock = threading.Lock()
         self._ready: list[Peer] = []
+        self._served = b""
+        """The origin of the one that was taken last."""
         self._parked: dict[Peer, float | None] = {}
         """With the seconds that each has."""
         self._timers: dict[Peer, list[Timer]] = {}
@@ -57,9 +61,17 @@ class Pool:
         self.closed = False
 
     def take(self) -> Peer | None:
-        """One that has something to say; it belongs to the caller then."""
+        """One that has something to say; it belongs to the caller then. It is the one that was looked at, if there is
+        one. Else origins take turns: with each that says hello and nothing more, the caller waits for a while."""
         with self._lock:
-            return self._ready.pop(0) if self._ready else None
+            if not self._ready:
+                return None
+            known = (each for each in self._ready if each.description is not None)
+            other = (each for each in self._ready if each.link.origin != self._served)
+            peer = next(known, None) or next(other, self._ready[0])
+            self._ready.remove(peer)
+            self._served = peer.link.origin
+            return peer
 
     @property
     def waits(self) -> bool:
@@ -83,10 +95,10 @@ class Pool:
     def park(self, peer: Peer, patience: float | None = None) -> None:
         """Wait until it says something, and no longer than `patience` if that is given: then it is sent away."""
         with self._lock:
-            full = self.closed or len(self._parked) >= MOST_WAITING
-            if not full:
+            closed = self.closed
+            if not closed:
                 self._parked[peer] = patience
-        if full:
+        if closed:
             peer.link.close()
         else:
             self._loop.call_soon_threadsafe(self._wait_for, peer)
@@ -94,12 +106,16 @@ class Pool:
     def offer(self, peer: Peer, news: bool = True) -> None:
         """It may be taken; for a while. `news`: others are told; on the loop's thread then."""
         with self._lock:
-            full = self.closed or len(self._ready) >= MOST_WAITING
-            if not full:
-                self._ready.insert(len(self._ready) if news else 0, peer)
-        if full:
-            peer.link.close()
-            return
+            self._ready.insert(len(self._ready) if news else 0, peer)
+            leaver = None
+            if self.closed or len(self._ready) > MOST_WAITING:
+                leaver = peer if self.closed else _one_of_the_most(reversed(self._ready))
+                self._ready.remove(leaver)
+        if leaver is not None:
+            leaver.link.close()
+            self._loop.call_soon_threadsafe(self._end_timers, leaver)
+            if leaver is peer:
+                return
         self._loop.call_soon_threadsafe(self._wait_for_somebody, peer)
         if news:
             self._changed()
@@ -122,6 +138,7 @@ class Pool:
     def pause(self) -> tuple[PoolState, dict[str, int]]:
         """What another process has to know, with the descriptors, which stay here. Until `go_on` nobody is let in,
         heard or sent away."""
+        self._make_room()
         self._paused = True
         self._rest()
         fds = {}
@@ -201,13 +218,19 @@ class Pool:
             return
         if link is None:
             return
-        if len(self._parked) >= MOST_WAITING:
-            log.warning("%s: a client is turned away, %d wait already", self._address, MOST_WAITING)
-            link.close()
-            return
         self.park(Peer(link, f"the client of {self._address}", self._filter))
 
+    def _make_room(self) -> None:
+        """Send those away that are too many."""
+        while len(self._parked) > MOST_WAITING:
+            leaver = _one_of_the_most([*self._parked])
+            log.warning("%s: more than %d clients wait, and one is sent away", self._address, MOST_WAITING)
+            self._leave(leaver)
+            leaver.link.close()
+
     def _wait_for(self, peer: Peer) -> None:
+        if not self._paused:
+            self._make_room()
         if self._paused or peer not in self._parked:
             return
         self._end_timers(peer)
@@ -278,3 +301,10 @@ class Pool:
             self._loop.remove_reader(peer.link.fileno())
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
+
+
+def _one_of_the_most(peers: Iterable[Peer]) -> Peer:
+    """The first of those whose origin has most of them."""
+    each = [(peer, peer.link.origin) for peer in peers]
+    has = Counter(origin for _, origin in each)
+    return max(each, key=lambda pair: has[pair[1]])[0]

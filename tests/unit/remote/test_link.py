@@ -49,6 +49,28 @@ def place_of(listener: socket.socket) -> Place:
     return Place(*listener.getsockname()[:2])
 
 
+@pytest.mark.parametrize(
+    ("family", "far", "origin"),
+    [
+        (socket.AF_INET, "192.0.2.7", bytes([192, 0, 2, 7])),
+        (socket.AF_INET6, "::ffff:192.0.2.7", bytes([192, 0, 2, 7])),
+        (socket.AF_INET6, "2001:db8:1:2:3:4:5:6", bytes.fromhex("20010db800010002")),
+        (socket.AF_INET6, "fe80::1%eth0", bytes.fromhex("fe80000000000000")),
+    ],
+)
+def test_the_origin_of_a_client_is_what_it_cannot_choose(family: int, far: str, origin: bytes) -> None:
+    with socket.socket(family) as stream:
+        link = Link(stream)
+        link._ends = (("", 0), (far, 4000))
+        assert link.origin == origin
+
+
+def test_a_way_within_this_host_has_no_origin() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert Link(ours).origin == b""
+
+
 def check(link: Link, peer: socket.socket) -> None:
     """Both ways, and the end."""
     peer.settimeout(PATIENCE)
