@@ -167,6 +167,7 @@ class EnumeratedDevice(EnumeratedContract):
             if failure is None:
                 self._touched = self.moved = False
             elif not self._gone:
+                self.moved = True  # whatever its endpoints are like now: its configuration is set again
                 log.warning("%s: the reset failed: %s", self.name, failure)
             self.configuration = None
             self.features.clear()

@@ -65,6 +65,22 @@ def test_a_reset_that_fails_is_tried_again_the_next_time(bench: Bench, caplog: p
     assert bench.scripted.asked() == [("reset_port",)]
 
 
+@pytest.mark.parametrize("policy", [ResetPolicy.AUTO, ResetPolicy.NEVER])
+def test_after_a_reset_that_fails_the_configuration_is_set_again(policy: ResetPolicy) -> None:
+    """Linux lets go of all endpoints before it asks the device for its present configuration again."""
+    bench = Bench(HostOptions(policy))
+    assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.COMPLETED
+    bench.scripted.answers[0] = (TransferStatus.COMPLETED, b"")
+    bench.control(SetupPacket(0x40, 1, 0, 0, 0))
+    operation = "reset_port" if policy is ResetPolicy.AUTO else "reset_configuration"
+    bench.scripted.failures[operation] = TransferStatus.ERROR
+    bench.reset()
+    bench.scripted.failures.clear()
+    bench.scripted.asked()
+    assert bench.control(SetupPacket(0, 9, 1, 0, 0)).status is TransferStatus.COMPLETED
+    assert bench.scripted.asked() == [("reset_configuration",)]
+
+
 def test_a_device_that_does_not_survive_its_reset_is_unplugged(bench: Bench) -> None:
     bench.scripted.answers[OUT] = (TransferStatus.COMPLETED, b"")
     bench.submit(OUT, TransferType.BULK, b"data")
