@@ -1,4 +1,4 @@
-"""The data stage of a control transfer for which a driver has less room than its request says, or none.
+"""The data stage of a control transfer for which a driver has less room than its request says, or none, or more.
 
 The length of the Data Stage TD should be wLength, but a driver may break that rule for the sake of a device (xHCI
 4.11.2.2). A controller sends the setup packet as it is and moves as many packets as there is room for:
@@ -7,6 +7,9 @@ The length of the Data Stage TD should be wLength, but a driver may break that r
   stage follows early, which a device has to accept (USB 2.0 8.5.3). Without a data stage, a USB 2 device puts its data
   where the empty packet of the status stage is expected, while a USB 3 device is told of the stage.
 - OUT: the device gets what there is.
+
+A device is not asked for more than wLength, and takes no more. Linux refuses a request with another length, and a
+USB/IP server then gives up the device.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from .transfer import Transfer, TransferStatus
+from .transfer import Transfer, TransferStatus, part
 
 _USB3_PACKET: Final = 512
 
@@ -35,19 +38,26 @@ def answer(transfer: Transfer, data: bytes, packet_size: int) -> None:
 
 
 def fit(transfer: Transfer, packet_size: int) -> None:
-    """Change a control transfer with less room than wLength so that a host's kernel accepts it: the room (IN) or
-    wLength (OUT) is another one until the transfer is completed, and then as before."""
+    """Change a control transfer with less room than wLength, or more, so that a host's kernel accepts it: the room, or
+    wLength (OUT, if there is less), is another one until the transfer is completed, and then as before."""
     setup = transfer.setup
-    if setup is None or transfer.length >= setup.length:
+    if setup is None or transfer.length == setup.length:
         return
     windows, room, tell = transfer.windows, transfer.length, transfer.on_complete
-    if setup.is_in:
+    if room > setup.length:
+        transfer.windows = part(windows, 0, setup.length) if setup.length else []
+        transfer.length = setup.length
+    elif setup.is_in:
         transfer.windows, transfer.length = [memoryview(bytearray(setup.length))], setup.length
     else:
         transfer.setup = replace(setup, length=room)
 
     def ended(transfer: Transfer) -> None:
-        if setup.is_in:
+        if room > setup.length:
+            transfer.windows, transfer.length = windows, room
+            if not transfer.is_in and transfer.status is TransferStatus.COMPLETED:
+                transfer.actual = room
+        elif setup.is_in:
             data = transfer.windows[0]
             transfer.windows, transfer.length = windows, room
             status, moved = received(transfer.actual, room, packet_size)

@@ -77,6 +77,24 @@ def test_a_short_out_transfer_says_how_long_it_is(room: int) -> None:
     assert (transfer.setup, transfer.actual, transfer.faults) == (SETUP_OUT, room, [])
 
 
+@pytest.mark.parametrize("length", [0, 4, 64])
+@pytest.mark.parametrize("pieces", [[], [3, 50]])
+def test_more_room_than_the_request_says_is_not_the_devices_business(length: int, pieces: list[int]) -> None:
+    for setup in (SetupPacket(0xC0, 1, 2, 3, length), SetupPacket(0x40, 1, 2, 3, length)):
+        data = bytes(range(100))
+        transfer = WatchedTransfer(0, TransferType.CONTROL, 100 if setup.is_in else data, setup=setup, pieces=pieces)
+        fit(transfer, 64)
+        assert (transfer.length, sum(map(len, transfer.windows)), transfer.setup) == (length, length, setup)
+        if setup.is_in:
+            transfer.complete(COMPLETED, transfer.write(data[:length]))
+            assert transfer.data == data[:length]
+        else:
+            assert transfer.read() == data[:length]
+            transfer.complete(COMPLETED, length)
+        moved = length if setup.is_in else 100
+        assert (transfer.status, transfer.actual, transfer.length, transfer.faults) == (COMPLETED, moved, 100, [])
+
+
 @pytest.mark.parametrize("setup", [SETUP_IN, SETUP_OUT])
 def test_a_whole_transfer_is_left_alone(setup: SetupPacket) -> None:
     transfer = control(setup, 100 if setup.is_in else bytes(100))
