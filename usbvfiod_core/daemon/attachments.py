@@ -16,6 +16,7 @@ from ..errors import ConfigError, DeviceAway, DeviceError, DeviceWithheld, Usbvf
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device
+from ..usb.guarded import guarded, guarded_text
 from ..vfio_user import expendable
 from .assignment import assign, check_given
 from .config import DeviceSpec, Mode, check_backend
@@ -180,7 +181,7 @@ class Attachments:
             if attachment.device is device and attachment.state is State.PLUGGED:
                 attachment.lost(self._loop.time())
                 attachment.allowed = attachment.spec.mode is not Mode.ASK
-                why = device.why_gone()
+                why = guarded_text(device, "why_gone")
                 log.warning("%s is gone from port %d: %s", attachment.title, port_id, why or "it has disconnected")
                 self._set(attachment, State.LEAVING, why or "it is gone")
 
@@ -189,7 +190,7 @@ class Attachments:
         for attachment in self:
             if attachment.device is device:
                 attachment.device, attachment.port_id = None, 0
-                attachment.tell_loss(device.loss())
+                attachment.tell_loss(guarded_text(device, "loss"))
                 self._registry.observe(attachment.info, port_id, "unplugged")
                 self._rest(attachment)
 
@@ -288,7 +289,7 @@ class Attachments:
 
     def _plug(self, attachment: Attachment, device: Device) -> None:
         if self._closing or not attachment.wanted:
-            device.close()
+            guarded(device, "close")
             raise DeviceError(self._why_not)
         loop = attachment.loop or self._loop
         attachment.layers = []
@@ -299,7 +300,7 @@ class Attachments:
             self._hub.plug(device, port_id)
         except BaseException:
             attachment.device = None
-            device.close()
+            guarded(device, "close")
             raise
         attachment.name, attachment.port_id = device.name, port_id
         attachment.last = attachment.info
@@ -371,8 +372,7 @@ class Attachments:
         attachment.answer(told)
 
     def _is_over(self, attachment: Attachment) -> bool:
-        """Whether it does not matter why a try came to nothing: nobody wants it now, or a descriptor is there to go on
-        with."""
+        """Whether it does not matter why a try failed: nobody wants it now, or there is a descriptor to go on with."""
         if self._closing or not attachment.wanted:
             self._rest(attachment)
         elif attachment.fd is not None:

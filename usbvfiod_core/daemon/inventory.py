@@ -127,12 +127,15 @@ class Inventory:
     def close(self) -> None:
         """End all watches; nothing is listed any more."""
         self._closed = True
-        for scan in self._scans.values():
+        for name, scan in self._scans.items():
             if scan.timer is not None:
                 scan.timer.cancel()
             if scan.stop is not None:
-                scan.stop()
-                scan.stop = None
+                stop, scan.stop = scan.stop, None
+                try:
+                    stop()
+                except Exception:  # a plugin's; the others end, and the server does
+                    log.exception("backend %s: the end of its watch raised", name)
 
     # -- own ---------------------------------------------------------------------------------------------------------
 

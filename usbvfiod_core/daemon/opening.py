@@ -14,6 +14,7 @@ from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Device, Loop
+from ..usb.guarded import guarded
 from .config import DeviceSpec
 from .guest_ports import GuestPorts, wrong_kind
 from .intents import Attachment, DeviceLoop, State
@@ -120,7 +121,7 @@ class Openings:
         log.warning("device %s does not open and is given up; it is closed if it opens", attachment.spec.text)
         late = self._results.pop(attachment, None)
         if isinstance(late, Device):
-            late.close()
+            guarded(late, "close")
         return True
 
     def _begin(self, attachment: Attachment) -> None:
@@ -142,7 +143,7 @@ class Openings:
             self.settle()
         elif not isinstance(result, BaseException):
             log.info("device %s was opened after it had been given up; it is closed", attachment.spec.text)
-            result.close()
+            guarded(result, "close")
 
 
 def open_device(

@@ -18,6 +18,7 @@ from ..hooks.options import backend_options
 from ..hooks.registry import Registry
 from ..usb.backend import Backend
 from ..usb.device import Device
+from ..usb.guarded import guarded, tell
 from ..usb.handover import CannotHandOver, Handover, NotSettled
 from .attachment_state import (
     DEVICE,
@@ -74,7 +75,7 @@ class Succession:
 
     def is_midway(self) -> bool:
         """Whether a pause would show at a device; see `Device`."""
-        return any(each.device is not None and each.device.is_midway() for each in self._attachments)
+        return any(each.device is not None and guarded(each.device, "is_midway") for each in self._attachments)
 
     def hold(self, held: bool) -> None:
         """While `held` no device is opened or plugged in: the other server may be about to do that."""
@@ -123,10 +124,7 @@ class Succession:
         for attachment in self._attachments:
             attachment.cancel_timer()
             if attachment.device is not None:
-                try:
-                    attachment.device.forget()
-                except Exception:  # a plugin's; the others are forgotten, and this process ends
-                    log.exception("%s: forget raised", attachment)
+                guarded(attachment.device, "forget")
 
     def _goes_on(self, attachment: Attachment) -> None:
         """Here, after all."""
@@ -134,8 +132,8 @@ class Succession:
             return
         try:
             attachment.device.go_on()
-        except Exception:
-            log.exception("%s: go_on raised", attachment)
+        except Exception as error:
+            tell(attachment.device, "go_on", error)
             if attachment.state is State.PLUGGED:
                 self._attachments.unplug(attachment, "it cannot go on")
 

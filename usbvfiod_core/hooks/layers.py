@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import PluginError, UsbvfiodError
 from ..usb.device import Device, Loop
+from ..usb.guarded import guarded
 from ..usb.handover import CannotHandOver
 from .interception import intercept
 from .interceptor import Interceptor
@@ -76,7 +77,7 @@ class Wrapping:
             try:
                 device = step(device, layers)
             except PluginError:
-                device.close()
+                guarded(device, "close")
                 raise
         return device
 

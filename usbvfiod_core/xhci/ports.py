@@ -6,20 +6,18 @@ plugged in and is then enabled; a USB 2 port is enabled by the driver's reset.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..state import require
 from ..usb.device import Device
+from ..usb.guarded import guarded, tell
 from ..usb.speed import Speed
 from . import registers as reg
 from . import spec
 from .state import PortState
 from .statistics import EndpointCounters
 from .xhc import Tap
-
-log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 0.010
 """Time in U3 before a wake-up that was signalled earlier resumes the port. The bus must have been idle for 5 ms by then
@@ -139,7 +137,7 @@ class Port:
         """What was withheld appears, as if it were plugged in now."""
         device, self.withheld = self.withheld, None
         if device is not None:
-            _meets_another_driver(device)
+            guarded(device, "controller_reset")
             self.plug(device)
 
     def controller_reset(self) -> None:
@@ -150,7 +148,7 @@ class Port:
         self._wakeup = None
         device = self.device
         if device is not None:
-            _meets_another_driver(device)
+            guarded(device, "controller_reset")
             self._connect(device)
 
     def remote_wakeup(self) -> None:
@@ -328,8 +326,8 @@ class Port:
                 return
             try:
                 device.reset(finish)
-            except Exception:
-                log.exception("%s: reset raised", device.name)
+            except Exception as error:
+                tell(device, "reset", error)
                 finish()
 
         self._hub.rewind_port(self, reset)
@@ -345,10 +343,3 @@ class Port:
         if first:
             self._event_due = True
             self._hub.port_dirty(self)
-
-
-def _meets_another_driver(device: Device) -> None:
-    try:
-        device.controller_reset()
-    except Exception:
-        log.exception("%s: controller_reset raised", device.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
@@ -10,6 +9,7 @@ from typing import Final, Protocol
 from ..errors import ConfigError
 from ..state import require
 from ..usb.device import Device, Loop
+from ..usb.guarded import tell
 from ..usb.transfer import TransferType
 from . import spec
 from .endpoint import Endpoint
@@ -22,8 +22,6 @@ from .slot_table import SlotTable
 from .state import PortState
 from .statistics import EndpointCounters, EndpointStatistics, describe
 from .xhc import Tap
-
-log = logging.getLogger(__name__)
 
 MISSED_SECONDS: Final = 5.0
 """Time that a driver has to disable the next slot of a device that has not come from another process, until another
@@ -147,14 +145,21 @@ class RootHub:
         port.unplug()
         self.leaving(port_id, device)
 
+        told = False
+
+        def closed() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                self.unplugged(port_id, device)
+
         def idle() -> None:
             try:
                 device.close()
-            except Exception:
-                log.exception("%s: close raised", device.name)
-                self.unplugged(port_id, device)
-                return
-            device.when_closed(lambda: self.unplugged(port_id, device))
+                device.when_closed(closed)
+            except Exception as error:
+                tell(device, "close", error)
+                closed()
 
         when_all([endpoint.device_gone for endpoint in endpoints], idle)
 
@@ -303,8 +308,8 @@ class RootHub:
             if device is not None:
                 try:
                     device.attach(_Events(self, port, device))
-                except Exception:
-                    log.exception("%s: attach raised; it is unplugged", device.name)
+                except Exception as error:
+                    tell(device, "attach", error)
                     self.unplug(port.port_id)
             port.go_on(missing=occupied and device is None)
         for port in self.ports:

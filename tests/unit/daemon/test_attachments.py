@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.daemon.toys import TOYS, Rig, Toy, ToyBackend, ToyOptions, rig_of
+from tests.unit.daemon.toys import TOYS, Rig, Toy, ToyBackend, ToyOptions, close_and_raise, rig_of
 from usbvfiod_core import ConfigError, DeviceError, DeviceInfo, PluginError, Speed, UsbvfiodError
 from usbvfiod_core.daemon.config import DeviceSpec, parse_device
 from usbvfiod_core.daemon.intents import State
@@ -169,6 +169,52 @@ def test_whoever_detaches_a_device_is_told_what_could_not_be_kept(rig: Rig) -> N
         assert ball.state is (State.GONE if forget else State.HELD)
         rig.attachments.detach(ball, forget=True)
         rig.loop.run_ready()
+
+
+def _breaks() -> str:
+    raise RuntimeError("oops")
+
+
+@pytest.mark.faults("ball: (why_gone|loss) raised")
+@pytest.mark.parametrize("method", ["why_gone", "loss"])
+@pytest.mark.parametrize("answer", [_breaks, lambda: 12], ids=["raises", "no text"])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_device_that_cannot_say_what_it_is_asked_at_the_end(
+    rig: Rig, method: str, answer: Callable[[], str], wanted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It leaves all the same, and comes back if it is wanted."""
+    ball = rig.attach("toys:ball")
+    toy = rig.backend.toys[0]
+    setattr(toy, method, answer)
+    results: list[object] = []
+    if wanted:
+        rig.backend.disconnect("ball")
+    else:
+        rig.attachments.detach(ball, results.append)
+    rig.hub.finish()
+    expected = State.PLUGGED if wanted else State.HELD
+    assert rig.loop.run_until(lambda: ball.state is expected, 10.0)
+    assert results == ([] if wanted else [ball])
+    told = caplog.text.count(f"ball: {method} raised (plugin tests)")
+    assert told == (method == "loss" or wanted), "once, if it was asked"
+
+
+@pytest.mark.faults("plugin wraps: usbvfiod_wrap_device failed", "ball: close raised")
+@pytest.mark.parametrize("where", ["wrapped", "plugged in"])
+def test_a_device_that_cannot_be_closed_hides_nothing(
+    rig: Rig, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever attaches it is told why it is not, and not what went wrong behind that."""
+    monkeypatch.setattr(Toy, "close", close_and_raise)
+    if where == "wrapped":
+        rig.plugin("wraps", usbvfiod_wrap_device=lambda device: 1 / 0)
+        message = "device toys:ball: plugin wraps cannot wrap the device: ZeroDivisionError: division by zero"
+    else:
+        rig.hub.ports[1] = Toy("other", Speed.HIGH)
+        message = "device toys:ball: port 1 cannot be used"
+    assert str(rig.refused("toys:ball")) == message
+    rig.hub.ports.clear()
+    assert "ball: close raised (plugin tests)" in caplog.text
 
 
 def test_a_detached_device_can_be_forgotten(rig: Rig) -> None:

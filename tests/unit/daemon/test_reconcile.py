@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests.unit.daemon.toys import Rig, ToyBackend, WatchedToys, cycle, rig_of
-from usbvfiod_core import ConfigError, DeviceError, Speed
+from usbvfiod_core import ConfigError, DeviceError, Loop, Speed
 from usbvfiod_core.daemon.intents import RETRIES, Attachment, State
 from usbvfiod_core.daemon.inventory import SCAN_PACE
 
@@ -455,6 +455,29 @@ def test_a_backend_that_cannot_list_is_asked_again(rig: Rig, monkeypatch: pytest
     rig.backend.put_in("2-1")
     rig.loop.advance(30)
     assert attachment.state.value == "plugged"
+
+
+@pytest.mark.faults("backend toys: the end of its watch raised")
+def test_a_watch_that_does_not_want_to_end(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The server ends all the same."""
+    watch, backend = rig.backend.watch, rig.backend
+
+    def raising(loop: Loop, changed: Callable[[], object]) -> Callable[[], object]:
+        stop = watch(loop, changed)
+
+        def end() -> None:
+            stop()
+            raise RuntimeError("oops")
+
+        return end
+
+    backend.watch = raising  # type: ignore[method-assign]
+    rig.attach("toys:2-1")
+    done: list[bool] = []
+    rig.attachments.close(lambda: done.append(True))
+    rig.loop.run_ready()
+    assert done == [True]
+    assert caplog.text.count("the end of its watch raised") == 1
 
 
 def test_a_device_that_is_refused_when_it_is_back(rig: Rig) -> None:

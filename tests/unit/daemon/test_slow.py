@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.unit.daemon.toys import TOYS, Rig, WatchedToys, descriptor, none_left_open, open_descriptors, rig_of
+from tests.unit.daemon.toys import (
+    TOYS,
+    Rig,
+    Toy,
+    WatchedToys,
+    close_and_raise,
+    descriptor,
+    none_left_open,
+    open_descriptors,
+    rig_of,
+)
 from usbvfiod_core import DeviceError
 from usbvfiod_core.daemon.config import parse_device
 from usbvfiod_core.daemon.intents import Attachment, State
@@ -184,6 +194,28 @@ def test_one_that_is_given_up_for_good_is_closed_when_it_opens(rig: Rig, threads
     assert (results, attachment.state, tuple(rig.attachments)) == ([attachment], State.GONE, ())
     threads.finish("2-1")
     assert rig.backend.toys[0].closed == 1
+
+
+@pytest.mark.faults("close raised")
+@pytest.mark.parametrize("held", [False, True])
+def test_one_that_is_given_up_and_cannot_be_closed_is_out_all_the_same(
+    rig: Rig, threads: Threads, held: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`held`: it has opened, and waits for what becomes of a hand-over."""
+    monkeypatch.setattr(Toy, "close", close_and_raise)
+    start(rig, "2-1")
+    [attachment] = rig.attachments
+    if held:
+        rig.attachments.openings.held = True
+        threads.finish("2-1")
+    results: list[object] = []
+    rig.attachments.detach(attachment, results.append)
+    rig.loop.advance(OPEN_NOTICE)
+    assert (results, attachment.state) == ([attachment], State.HELD)
+    threads.finish(*threads.opening)
+    rig.attachments.openings.held = False
+    assert rig.backend.toys[0].closed == 1
+    assert caplog.text.count("close raised (plugin tests)") == 1
 
 
 def test_a_descriptor_that_cannot_be_identified_now_is_closed_when_that_ends(

@@ -60,6 +60,12 @@ class Toy(Device):
         return self.lost
 
 
+def close_and_raise(toy: Toy) -> None:
+    """For `Toy.close`: a plugin with a fault there."""
+    toy.closed += 1
+    raise RuntimeError("oops")
+
+
 @dataclass(frozen=True)
 class ToyOptions:
     """Whatever tests say of devices that nobody opens, and of toys."""

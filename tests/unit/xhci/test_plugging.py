@@ -34,15 +34,27 @@ def test_disconnect(hub: Callable[..., Hub], speed: Speed) -> None:
 
 
 @pytest.mark.faults("fake device: close raised")
-def test_a_device_that_does_not_want_to_close(hub: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("how", ["close", "when_closed", "when it has closed"])
+def test_a_device_that_does_not_want_to_close(
+    hub: Callable[..., Hub], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     it = hub(USB2)
     gone: list[int] = []
     it.bus.controller.hub.unplugged = lambda port_id, device: gone.append(port_id)
-    it.device.close = _refuse  # type: ignore[method-assign]
+    if how == "close":
+        it.device.close = _refuse  # type: ignore[method-assign]
+    else:
+
+        def when_closed(done: Callable[[], object]) -> None:
+            if how != "when_closed":
+                done()
+            _refuse()
+
+        it.device.when_closed = when_closed  # type: ignore[method-assign]
     it.bus.unplug(it.port.port_id)
     assert it.events() == 1
     assert (gone, it.port.connected) == ([1], False)
-    assert "close raised" in caplog.text
+    assert caplog.text.count("close raised (plugin tests)") == 1
 
 
 def _refuse() -> None:
