@@ -100,7 +100,7 @@ class Controller:
         self.read = registers.read
         self.deliver_interrupts = self.interrupters.deliver
         self.share = self.interrupters.share
-        self.quiesce = self._remapping.quiesce
+        self.quiesce, self.memory_away = self._remapping.quiesce, self._remapping.waits
         # What the owner does, when the server is replaced.
         self.quiet, self.resume = self._quiet.quiet, self._quiet.resume
         self.state, self.restore = self._quiet.state, self._quiet.restore
@@ -433,6 +433,6 @@ class Controller:
             done()
 
     def _wrapped(self) -> None:
-        if not self.interrupters.blocked:
+        if not self.interrupters.blocked and not self._remapping.waits():
             status = spec.CC_SUCCESS << spec.EVENT_CODE_SHIFT
             self.interrupters.post(0, 0, status, spec.TRB_MFINDEX_WRAP << spec.TRB_TYPE_SHIFT, False)

@@ -39,6 +39,13 @@ the controller dead after 5 s, and QEMU its server when DMA_UNMAP takes as long.
 
 _EVENT: Final = spec.TRB_TRANSFER_EVENT << spec.TRB_TYPE_SHIFT
 
+Writes = Callable[[], bool]
+"""Whether something needs guest memory, asked when it is to be done."""
+
+
+def _always() -> bool:
+    return True
+
 
 class TransferEngine(Runnable):
     """What all endpoints do while they are Running. `dci` is 1 to 31, `address` that of the endpoint's descriptor."""
@@ -78,7 +85,9 @@ class TransferEngine(Runnable):
         """Whether something was fetched from the ring that is being looked at."""
         self._revoking = False
         """Whether what the device keeps is not revoked yet."""
-        self._drained: list[Callable[[], None]] = []
+        self._drained: list[tuple[Callable[[], None], Writes | None]] = []
+        self._kept = False
+        """Whether the first of these waits for guest memory only."""
         self._deadline: Timer | None = None
 
     @property
@@ -109,18 +118,17 @@ class TransferEngine(Runnable):
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Retire what has ended and fetch nothing: the controller becomes quiet."""
+    def settle(self) -> bool:
+        """Retire what has ended and fetch nothing: the controller becomes quiet. True if that has to wait."""
         if self._drained:
-            if self.outstanding == 0 and not self._revoking:
-                self._finish_drain()
-            return
+            return self.outstanding == 0 and not self._revoking and self._finish_drain()
         self._running = True
         for ring in list(self.rings()):
             inflight = ring.inflight
             while inflight and inflight[0].ended and self._retire(ring, inflight[0]):
                 pass
         self._running = False
+        return False
 
     def run(self, deadline: int) -> bool:
         """Retire what has ended and fetch what is there; True if there may be more to fetch at once.
@@ -129,9 +137,7 @@ class TransferEngine(Runnable):
         the others have their turn. Rings that time was not enough for come first in the next run.
         """
         if self._drained:
-            if self.outstanding == 0 and not self._revoking:
-                self._finish_drain()
-            return False
+            return self.outstanding == 0 and not self._revoking and self._finish_drain()
         self._answer_doorbell()
         device = self._device
         if self.state != spec.EP_RUNNING or device is None:
@@ -308,9 +314,13 @@ class TransferEngine(Runnable):
 
     def _retire_completed(self, ring: TransferRing) -> None:
         """Report the TDs at the head that were done before they could be cancelled."""
-        inflight = ring.inflight
-        while inflight and inflight[0].ended and (not inflight[0].failed or inflight[0].whole):
+        while self._has_completed(ring):
             self._report(ring, ring.pop())
+
+    def _has_completed(self, ring: TransferRing) -> bool:
+        """Whether the TD at the head is done, and the driver has not been told."""
+        head = ring.inflight[0] if ring.inflight else None
+        return head is not None and head.ended and (not head.failed or head.whole)
 
     def _starve(self, ring: TransferRing) -> None:
         """The ring is empty and nothing is in flight on it."""
@@ -344,12 +354,17 @@ class TransferEngine(Runnable):
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
-    def drain(self, then: Callable[[], None], *, again: bool = False) -> None:
+    def drain(self, then: Callable[[], None], *, again: bool = False, writes: Writes | None = _always) -> None:
         """Cancel what is in flight; call `then` once every transfer is back, possibly at once. Until then nothing is
         fetched. Calls made while an earlier one waits are answered in order. `again`: all of it is fetched again as
-        soon as the controller goes on."""
-        self._drained.append(then)
+        soon as the controller goes on.
+
+        `writes` says whether `then` needs guest memory: where that is away for a moment, `then` waits for it, and so do
+        those behind it. One with None never needs any, and waits for nobody but the device."""
+        self._drained.append((then, writes))
         if len(self._drained) > 1:
+            if self._kept and not self.outstanding:
+                self._finish_drain()
             return
         device = self._device
         running, self._running = self._running, True
@@ -367,20 +382,30 @@ class TransferEngine(Runnable):
                             log.exception("%s: cancel raised", device.name)
         self._running = running
         if self.outstanding == 0:
-            self._finish_drain()
+            if self._finish_drain() and not self.queued:
+                self._xhc.ready(self)
         else:
             self._deadline = self._xhc.loop.call_later(CANCEL_TIMEOUT, self._overdue)
 
-    def _finish_drain(self) -> None:
+    def _finish_drain(self) -> bool:
+        """Every transfer is back; returns whether somebody waits for guest memory all the same."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
         waiting, self._drained = self._drained, []
-        for then in waiting:
+        kept: list[tuple[Callable[[], None], Writes | None]] = []
+        away = self._xhc.memory_away()
+        for then, writes in waiting:
+            if away and writes is not None and (kept or writes()):
+                kept.append((then, writes))
+                continue
             try:
                 then()
             except GuestMemoryError as error:
                 self._xhc.host_system_error(error)
+        self._drained[:0] = kept
+        self._kept = bool(kept)
+        return self._kept
 
     def _overdue(self) -> None:
         self._deadline = None

@@ -55,14 +55,14 @@ class Remapping:
 
         def fetch_again() -> None:
             for endpoint in endpoints:
-                endpoint.resume()
+                endpoint.go_on()
 
         def taken_back() -> None:
             if endpoints:
                 self._loop.call_later(REMAP_SECONDS, fetch_again)
             done()
 
-        when_all([endpoint.rewind for endpoint in endpoints], taken_back)
+        when_all([endpoint.release for endpoint in endpoints], taken_back)
 
     @property
     def left(self) -> float:

@@ -44,7 +44,7 @@ class Revocations:
                 endpoint.resume()
             done()
 
-        when_all([endpoint.rewind for endpoint in sharing], taken_back)
+        when_all([endpoint.release for endpoint in sharing], taken_back)
 
     def revoke_now(self) -> None:
         """Give up on all that is being waited for, and take it at once: the driver is told that nothing is in flight.

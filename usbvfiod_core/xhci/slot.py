@@ -252,7 +252,7 @@ class Slot:
         """The controller is reset: forget all endpoints, write nothing; `then` when no transfer is in flight."""
         self.state = spec.SLOT_DISABLED
         self._abandoned = True
-        when_all([endpoint.disable for endpoint in self.active()], then)
+        when_all([endpoint.abandon for endpoint in self.active()], then)
 
     # -- going on in another process -------------------------------------------------------------------------------
 

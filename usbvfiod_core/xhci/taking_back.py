@@ -4,6 +4,7 @@ reset of the port, memory that is mapped anew, a device that is unplugged, a con
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..usb.transfer import TransferType
@@ -19,16 +20,20 @@ class StoppableEngine(TransferEngine):
 
     def disable(self, then: Callable[[], None]) -> None:
         """Leave the state machine for good: no event any more, `then` when nothing is in flight. The context is the
-        caller's business."""
+        caller's business, who may write it: guest memory is there."""
         self.state = spec.EP_DISABLED
+        self.drain(partial(self._gone, then))
 
-        def gone() -> None:
-            for ring in self.rings():
-                ring.clear()
-            self.share.end()
-            then()
+    def abandon(self, then: Callable[[], None]) -> None:
+        """As `disable`, for who writes nothing: the controller is reset."""
+        self.state = spec.EP_DISABLED
+        self.drain(partial(self._gone, then), writes=None)
 
-        self.drain(gone)
+    def _gone(self, then: Callable[[], None]) -> None:
+        for ring in self.rings():
+            ring.clear()
+        self.share.end()
+        then()
 
     def rewind(self, then: Callable[[], None]) -> None:
         """Take everything back to the rings without an event and go on at the next doorbell or `resume`: the port is
@@ -41,7 +46,17 @@ class StoppableEngine(TransferEngine):
                     ring.rewind(keep_progress=True)
             then()
 
-        self.drain(back)
+        self.drain(back, writes=self._has_to_report)
+
+    def release(self, then: Callable[[], None]) -> None:
+        """As `rewind`; but `then` is called as soon as no transfer uses guest memory any more, even if what has ended
+        cannot be reported before it is there again."""
+        self.rewind(_nothing)
+        self.drain(then, writes=None)
+
+    def _has_to_report(self) -> bool:
+        """Whether a TD has ended of which the driver has not been told."""
+        return self.state == spec.EP_RUNNING and any(map(self._has_completed, self.rings()))
 
     def take_back(self, then: Callable[[], None]) -> None:
         """As `rewind`, with nothing lost on the way: what has failed by itself is reported, so that the endpoint halts.
@@ -117,5 +132,9 @@ class StoppableEngine(TransferEngine):
                 ring.rewind(keep_progress=False)
             then()
 
-        self.drain(back)
+        self.drain(back, writes=None)
         self._device = None
+
+
+def _nothing() -> None:
+    pass

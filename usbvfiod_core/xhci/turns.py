@@ -35,8 +35,8 @@ class Runnable(ABC):
         """Whether somebody waits for its transfers to come back."""
 
     @abstractmethod
-    def settle(self) -> None:
-        """Finish what can be finished, and begin nothing."""
+    def settle(self) -> bool:
+        """Finish what can be finished, and begin nothing; returns whether there is more, which has to wait."""
 
     @abstractmethod
     def run(self, deadline: int) -> bool:
@@ -59,11 +59,16 @@ class Turns:
 
     def settle(self) -> None:
         """Let each endpoint finish what can be finished, and wait for nobody's turn."""
+        waiting: list[Runnable] = []
         for queue in (self._new, self._unfinished):
             while queue:
                 endpoint = queue.popleft()
                 endpoint.queued = False
-                endpoint.settle()
+                if endpoint.settle():
+                    waiting.append(endpoint)
+        for endpoint in waiting:
+            if not endpoint.queued:
+                self.add(endpoint)
         self.waiting = bool(self._new)
 
     def run(self, *, fetching: bool) -> None:

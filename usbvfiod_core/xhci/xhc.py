@@ -33,6 +33,10 @@ class Xhc(Protocol):
         """Call `endpoint.run` soon."""
         ...
 
+    def memory_away(self) -> bool:
+        """Whether guest memory has just been unmapped and is expected back: nothing that needs it is done."""
+        ...
+
     def revoke(self, windows: Sequence[memoryview], done: Callable[[], object]) -> None:
         """Take guest memory away from a device that does not give it back; `done` when it has none of it any more."""
         ...
