@@ -206,18 +206,23 @@ class DeviceBench:
             self.device.close()
 
     def close(self) -> None:
-        """End what is in flight, close the device and the loop. Raises AssertionError for everything it did wrong."""
-        for transfer in self.transfers:
-            if transfer.status is None:
-                self.cancel(transfer)
-        self.wait(*self.transfers)
-        self.close_device()
+        """End what is in flight, close the device and the loop. Raises AssertionError for everything it did wrong, and
+        TimeoutError if something does not end; both are closed then as well."""
         closed: list[bool] = []
-        self.device.when_closed(lambda: closed.append(True))
-        self.loop.run_until(lambda: bool(closed), self.timeout)
-        self.loop.run_ready()
-        watched = self.loop.watched
-        self.loop.close()
+        try:
+            for transfer in self.transfers:
+                if transfer.status is None:
+                    self.cancel(transfer)
+            self.wait(*self.transfers)
+        finally:
+            try:
+                self.close_device()
+                self.device.when_closed(lambda: closed.append(True))
+                self.loop.run_until(lambda: bool(closed), self.timeout)
+                self.loop.run_ready()
+            finally:
+                watched = self.loop.watched
+                self.loop.close()
         faults = [f"{transfer!r}: {fault}" for transfer in self.transfers for fault in transfer.faults]
         if len(self._slow) > 1:
             faults += self._slow
@@ -234,28 +239,36 @@ class DeviceBench:
 class _Clock:
     """Seconds that this thread has worked or slept since; not those in which it was kept from running by others.
 
+    Others are also the threads of this process: one that has the interpreter and is not run by the machine keeps all of
+    them from going on, which looks as if they slept. What others have worked or waited for a processor counts for none.
     A thread that waits for a page of its own program to be read from a disk sleeps as well: then only its work counts.
     """
 
     def __init__(self) -> None:
-        self._start = self._read()
+        self._start, self._delays = self._read(), _run_delays()
 
     def taken(self) -> float:
-        wall, worked, waited, sleeps, pages = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return wall - waited if sleeps and not pages else worked
+        wall, worked, all_worked, sleeps, pages = (
+            now - then for now, then in zip(self._read(), self._start, strict=True)
+        )
+        waited = sum(now - self._delays.get(thread, 0.0) for thread, now in _run_delays().items())
+        return max(worked, wall - waited - (all_worked - worked)) if sleeps and not pages else worked
 
     @staticmethod
     def _read() -> tuple[float, float, float, int, int]:
         usage = resource.getrusage(resource.RUSAGE_THREAD)
-        return time.perf_counter(), time.thread_time(), _run_delay(), usage.ru_nvcsw, usage.ru_majflt
+        return time.perf_counter(), time.thread_time(), time.process_time(), usage.ru_nvcsw, usage.ru_majflt
 
 
-def _run_delay() -> float:
-    """Seconds that this thread was ready to run and did not, where the kernel counts them."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
+def _run_delays() -> dict[int, float]:
+    """Seconds that each thread of this process was ready to run and did not, where the kernel counts them."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*"):
+        try:
+            found[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):  # it has ended, or nobody counts
+            continue
+    return found
 
 
 def _nothing(transfer: Transfer) -> None:

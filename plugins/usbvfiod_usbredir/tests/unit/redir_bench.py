@@ -98,5 +98,7 @@ def bench_at_host(
     try:
         yield bench, host
     finally:
-        bench.close()
-        host.close()
+        try:
+            bench.close()
+        finally:
+            host.close()
