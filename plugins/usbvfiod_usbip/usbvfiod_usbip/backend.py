@@ -34,8 +34,6 @@ LIST_SECONDS: Final = 3
 LIST_LIMIT: Final = 10.0
 """Seconds for which all of them are waited for: a resolver that hangs takes longer, and all devices of the plugin wait
 for the list."""
-OPEN_LIMIT: Final = 3600.0
-"""The same where a device is to be opened, for which each has the seconds of its options."""
 SILENCE: Final = 30.0
 """Seconds for which a server that has not answered is not asked again what it exports, to list it."""
 
@@ -195,10 +193,10 @@ def _listed(places: Sequence[Place]) -> Iterator[tuple[Place, list[Exported] | D
 
 
 def _each(
-    places: Sequence[Place], ask: Callable[[Place], T], limit: float = OPEN_LIMIT
+    places: Sequence[Place], ask: Callable[[Place], T], limit: float | None = None
 ) -> Iterator[tuple[Place, T | DeviceError]]:
     """Ask all at the same time, as one that does not answer takes long; in their order. Those that have not answered
-    after `limit` seconds are away."""
+    after `limit` seconds are away; without one all are waited for, each as long as its question takes."""
     answers: SimpleQueue[tuple[int, T | BaseException]] = SimpleQueue()
 
     def run(number: int) -> None:
@@ -210,13 +208,14 @@ def _each(
     for number in range(len(places)):
         threading.Thread(target=run, args=(number,), name="usbip-ask", daemon=True).start()
     results: dict[int, T | BaseException] = {}
-    deadline = time.monotonic() + limit
+    deadline = None if limit is None else time.monotonic() + limit
     with suppress(Empty):
         while len(results) < len(places):
-            number, answer = answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            number, answer = answers.get(timeout=left)
             results[number] = answer
     for number, place in enumerate(places):
-        late = DeviceAway(f"{place} has not answered in {limit:.0f} s")
+        late = DeviceAway(f"{place} has not answered in {limit or 0:.0f} s")
         result = results.get(number, late)
         if isinstance(result, BaseException) and not isinstance(result, DeviceError):
             raise result
