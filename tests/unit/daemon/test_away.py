@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -53,6 +54,26 @@ def test_an_attachment_waits_for_a_host_with_back_off(rig: Rig, caplog: pytest.L
     rig.backend.failure = None
     assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, RETRIES[-1] + 1)
     assert (attachment.port_id, attachment.reason, attachment.failures) == (4, "", 0)
+
+
+def test_another_reason_is_no_new_beginning(rig: Rig) -> None:
+    """A host that comes up has no route, then refuses, then does not export the device yet: it is asked no more often
+    for that, and within the longest delay it is there."""
+    reasons = itertools.cycle(["no route to host", "it refuses", "it exports nothing", "it does not answer"])
+
+    def fail() -> None:
+        rig.backend.failure = DeviceAway(next(reasons))
+
+    fail()
+    attachment = rig.attach("toys:server/1-2")
+    for turn, delay in enumerate([*RETRIES, RETRIES[-1], RETRIES[-1]], 1):
+        assert len(rig.backend.opened) == turn
+        fail()
+        assert attachment.next_try is not None
+        assert attachment.next_try - rig.loop.time() == pytest.approx(delay)
+        rig.loop.advance(delay)
+    rig.backend.failure = None
+    assert rig.loop.run_until(lambda: attachment.state is State.PLUGGED, RETRIES[-1])
 
 
 def test_it_comes_back_to_its_port(rig: Rig) -> None:
