@@ -23,6 +23,7 @@ from .attachments import Attachments
 from .capture_handover import CaptureSuccession
 from .channel import Channel, ChannelClosed, Message
 from .intents import Attachment
+from .reload import Reloading
 from .server_state import ReplugState, ServerState, directories_of
 from .steering import Steering
 from .steps import Accept, Failed, Freeze, Offer, OfferedDevice, Prepare, said
@@ -61,6 +62,8 @@ class Parts(Protocol):
     def captures(self) -> CaptureSuccession: ...
     @property
     def metrics(self) -> MetricsSocket | None: ...
+    @property
+    def reloading(self) -> Reloading: ...
     @property
     def hindrance(self) -> str:
         """Why nobody can take its place now; empty if somebody can."""
@@ -218,14 +221,17 @@ class HandingOver:
             attachments.detach(attachment, left(attachment), forget=True, why="it cannot be handed over")
 
     def _when_between(self, deadline: float, midway: float) -> None:
-        """Stop as soon as the client is between two messages, and will not map at once what it has just unmapped; and
-        no device is in the middle of something, for which there is time until `midway`."""
+        """Stop as soon as the client is between two messages, and will not map at once what it has just unmapped; the
+        configuration is not being read again, which may change what is attached when all of it was told already; and no
+        device is in the middle of something, for which there is time until `midway`."""
         parts, now = self._parts, self._loop.time()
-        between = parts.transport.between and not parts.controller.memory_expected
+        reading = parts.reloading.reading
+        between = parts.transport.between and not (parts.controller.memory_expected or reading)
         if between and (now > midway or not parts.devices.is_midway()):
             self._stop(deadline)
         elif now > deadline:
-            raise DeviceError("the client is in the middle of a message; try again")
+            what = "the configuration is being read again" if reading else "the client is in the middle of a message"
+            raise DeviceError(f"{what}; try again")
         else:
             self._loop.call_later(_PACE, self._later(self._when_between, deadline, midway))
 
@@ -233,7 +239,7 @@ class HandingOver:
         parts = self._parts
         if parts.hindrance:  # since it was asked
             raise DeviceError(parts.hindrance)
-        self._frozen = True
+        self._frozen = parts.reloading.held = True
         parts.devices.hold(True)
         parts.transport.stop()
         parts.steering.stop()
@@ -345,6 +351,7 @@ class HandingOver:
         channel.close()
         parts = self._parts
         if frozen:
+            parts.reloading.held = False
             parts.controller.resume()
             parts.devices.hold(False)
             if parts.metrics is not None:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, UsbvfiodError
+from ..errors import ConfigError, DeviceError, UsbvfiodError
 from ..usb.device import Loop
 from .attachments import Attachments
 from .config import Config, DeviceSpec
@@ -38,7 +38,10 @@ class Reloading:
         self._attachments = attachments
         self._read = read
         self._set_policy = set_policy
-        self._reading = False
+        self.reading = False
+        """Whether one is under way: until then nobody takes the place of the server, who would not know of it."""
+        self.held = False
+        """While it is set, none begins: another process is about to take the place of the server."""
 
     def begin(self, done: Done) -> None:
         """Read the configuration file again, and do what has changed in it. An error changes nothing."""
@@ -46,14 +49,17 @@ class Reloading:
         if config.command_line.file is None:
             done(ConfigError("this server was started without a configuration file"))
             return
-        if self._reading:
+        if self.held:
+            done(DeviceError("another process is about to take the place of the server; try again"))
+            return
+        if self.reading:
             done(ConfigError("the configuration is already being read again"))
             return
-        self._reading = True
+        self.reading = True
 
         def loaded(result: Config | BaseException) -> None:
             if isinstance(result, BaseException):
-                self._reading = False
+                self.reading = False
                 known = isinstance(result, UsbvfiodError)
                 done(result if known else ConfigError(f"{type(result).__name__}: {result}"))  # type: ignore[arg-type]
                 return
@@ -63,7 +69,7 @@ class Reloading:
             carry_out(self._attachments, compare(self._attachments, config, result), finished)
 
         def finished(answer: dict[str, Any]) -> None:
-            self._reading = False
+            self.reading = False
             done(answer)
 
         self._loop.run_blocking(partial(self._read, config), loaded)

@@ -25,7 +25,7 @@ from .intents import Attachment
 from .loop import ServerLoop
 from .quiescing import Quiescing
 from .recovery import Survival
-from .reload import carry_out, compare
+from .reload import Reloading, carry_out, compare
 from .server_state import ServerState, fixed, granted_spec, ports_of
 from .steering import Steering
 from .succession import Succession
@@ -52,6 +52,7 @@ class Replaced(Protocol):
     requests: ControlRequests
     metrics: MetricsSocket | None
     quiescing: Quiescing
+    reloading: Reloading
     survival: Survival
     backends: Mapping[str, Backend]
     host: str | None
@@ -135,6 +136,10 @@ class Replacement:
     @property
     def captures(self) -> CaptureSuccession:
         return self._server.captured
+
+    @property
+    def reloading(self) -> Reloading:
+        return self._server.reloading
 
     @property
     def hindrance(self) -> str:

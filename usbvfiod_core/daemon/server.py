@@ -145,7 +145,7 @@ class Server:
         self.host = host_backend(backends)
         use_opener(config.server.opener)
         self.steering = Steering(loop, config.server, config.control, control_fd=control_fd, place=place)
-        self._reloading = Reloading(loop, self.attachments, config, self._read_again, self.steering.set_policy)
+        self.reloading = Reloading(loop, self.attachments, config, self._read_again, self.steering.set_policy)
         self._manager = ServiceManager(loop)
         self.devices = Succession(self.attachments, loop, registry, backends)
         self.replacement = Replacement(self, taking)
@@ -158,7 +158,7 @@ class Server:
             parse=self.parse,
             status=partial(server_status, self),
             statistics=self.controller.statistics,
-            reload=self._reloading.begin,
+            reload=self.reloading.begin,
             log_level=self._set_log_level,
             captures=self.captures,
             quiescing=self.quiescing,
@@ -180,7 +180,7 @@ class Server:
         """Plug in the devices, serve, and end. Raises UsbvfiodError if a device or the socket cannot be used."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self.stop)
-        self.loop.add_signal_handler(signal.SIGHUP, self._reloading.begin, log_reload)
+        self.loop.add_signal_handler(signal.SIGHUP, self.reloading.begin, log_reload)
         self.loop.add_signal_handler(signal.SIGUSR2, self.replacement.signalled)
         self._manager.feed_watchdog()
         self.loop.call_soon(self._start)
@@ -360,7 +360,7 @@ class Server:
     @property
     def config(self) -> Config:
         """As it was read last."""
-        return self._reloading.config
+        return self.reloading.config
 
     def _read_again(self, config: Config) -> Config:
         return self._capture_files.checked(load(config.command_line, self.backends, self._declared, self.host))

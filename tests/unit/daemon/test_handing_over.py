@@ -6,17 +6,23 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from usbvfiod_core.daemon.attachments import Attachments
 from usbvfiod_core.daemon.channel import Channel, ChannelClosed
-from usbvfiod_core.daemon.handing_over import MIDWAY, HandingOver, Parts
+from usbvfiod_core.daemon.config import CommandLine, Config
+from usbvfiod_core.daemon.handing_over import MIDWAY, QUIET, HandingOver, Parts
+from usbvfiod_core.daemon.reload import Reloading
 from usbvfiod_core.daemon.replacement import Replaced, Replacement
+from usbvfiod_core.daemon.server_settings import ServerSettings
 from usbvfiod_core.daemon.steps import Freeze
-from usbvfiod_core.errors import ConfigError
+from usbvfiod_core.errors import ConfigError, DeviceError
 from usbvfiod_core.state import pack
+from usbvfiod_core.testing.limits import PATIENCE
 from usbvfiod_core.testing.loop import StepLoop
 
 
@@ -34,6 +40,7 @@ def parts() -> Any:
         steering=SimpleNamespace(stop=nothing),
         attachments=(),
         metrics=None,
+        reloading=SimpleNamespace(reading=False, held=False),
     )
 
 
@@ -130,6 +137,56 @@ def test_what_hinders_it_may_come_while_the_other_process_starts(asked: Asked) -
     assert not asked.handing.frozen
     said = [asked.other.receive() for _ in range(2)]
     assert [message.body for message in said if message is not None][1:] == [{"message": asked.server.hindrance}]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_configuration_that_is_being_read_is_read_to_the_end_before(asked: Asked, ends: bool) -> None:
+    """Devices that come and go by it would do so behind what was told of them already."""
+    asked.server.reloading.reading = True
+    asked.server.devices.is_midway = lambda: False
+    asked.freeze()
+    asked.loop.advance(QUIET / 2)
+    assert not asked.handing.frozen
+    asked.server.reloading.reading = not ends
+    asked.loop.advance(0.1 if ends else QUIET)
+    assert asked.handing.frozen is ends
+    assert asked.server.reloading.held is ends, "none begins from then on"
+    if not ends:
+        said = [asked.other.receive() for _ in range(2)]
+        assert [message.body for message in said if message is not None][1:] == [
+            {"message": "the configuration is being read again; try again"}
+        ]
+
+
+def test_after_all_the_configuration_can_be_read_again(asked: Asked) -> None:
+    server = asked.server
+    server.transport.go_on = server.steering.go_on = server.controller.resume = nothing
+    server.devices.is_midway = lambda: False
+    asked.freeze()
+    asked.loop.advance(MIDWAY)
+    assert server.reloading.held
+    asked.handing.abandon("it takes too long")
+    assert not server.reloading.held
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_no_configuration_is_read_by_a_server_that_is_being_replaced(held: bool) -> None:
+    loop = StepLoop()
+    read: list[Config] = []
+
+    def again(config: Config) -> Config:
+        read.append(config)
+        return config
+
+    config = Config(ServerSettings(), command_line=CommandLine(file=Path("usbvfiod.toml")))
+    reloading = Reloading(loop, cast(Attachments, ()), config, again, nothing)
+    reloading.held = held
+    told: list[object] = []
+    reloading.begin(told.append)
+    assert reloading.reading is not held
+    assert loop.run_until(lambda: bool(told), PATIENCE)
+    assert (len(read), isinstance(told[0], DeviceError), reloading.reading) == (not held, held, False)
+    loop.close()
 
 
 def test_descriptors_that_are_no_end_of_a_pair_stay_whose_they_were() -> None:
