@@ -103,7 +103,7 @@ def list_devices(actions: Actions) -> None:
             value = actions.pick(values) if how < 200 else actions.some(30)
             (device / name).write_bytes(listing(actions) if name == "descriptors" else value)
     if actions.flag():
-        (interface / "bInterfaceNumber").write_bytes(actions.pick((b"00", b"1f", b"", b"zz")))
+        (interface / "authorized").write_bytes(actions.pick((b"1", b"0", b"", b"zz")))
         (interface / "driver").symlink_to(actions.pick(("usbhid", "..", "/")))
     if actions.flag():
         (device / "port").mkdir()

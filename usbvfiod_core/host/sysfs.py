@@ -394,10 +394,15 @@ def _configuration(value: str) -> int | None:
 
 
 def _interfaces(directory: Path) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Who holds which interface, and which interfaces are not authorized."""
+    """Who holds which interface, and which interfaces are not authorized.
+
+    Interfaces come and go while this looks, as when somebody on the host sets another configuration: one that has just
+    gone costs nothing but itself. Nothing of it is read that its name says (`2-1.4:1.0`, the last part the number).
+    """
     drivers, unauthorized = {}, []
     for name in os.listdir(directory):
-        if not name.startswith(f"{directory.name}:"):
+        place, _, number = name.rpartition(".")
+        if not place.startswith(f"{directory.name}:"):
             continue
         interface = directory / name
         try:
@@ -405,7 +410,7 @@ def _interfaces(directory: Path) -> tuple[dict[int, str], tuple[str, ...]]:
         except OSError:
             pass
         else:
-            drivers[int((interface / "bInterfaceNumber").read_text(), 16)] = os.path.basename(driver)
+            drivers[int(number)] = os.path.basename(driver)
         if not _is_authorized(interface):
             unauthorized.append(name)
     return drivers, tuple(sorted(unauthorized))

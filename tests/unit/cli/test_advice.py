@@ -241,7 +241,6 @@ def test_each_illness_has_a_fix(
     (host / "sys/1-2/power/control").write_text("auto\n")
     interface = host / "sys/1-2/1-2:1.0"
     interface.mkdir()
-    (interface / "bInterfaceNumber").write_text("00\n")
     (interface / "driver").symlink_to("../../drivers/ftdi_sio")
     (host / "dev/001/004").unlink()
 

@@ -37,7 +37,6 @@ class FakeHost:
             for number, found in self.settings[configuration].items():
                 interface = self._interface(number, configuration)
                 interface.mkdir()
-                (interface / "bInterfaceNumber").write_text(f"{number:02x}\n")
                 self.bind(number, found if drivers is None else drivers.get(number, ""))
         return self
 

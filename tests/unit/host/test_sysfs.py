@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from threading import Event, Timer
@@ -35,7 +36,6 @@ def make(root: Path, name: str, *, drivers: dict[int, str] | None = None, **attr
     for number, driver in (drivers or {}).items():
         interface = directory / f"{name}:1.{number}"
         interface.mkdir()
-        (interface / "bInterfaceNumber").write_text(f"{number:02x}\n")
         target = root / "drivers" / driver
         target.mkdir(parents=True, exist_ok=True)
         (interface / "driver").symlink_to(target)
@@ -208,6 +208,27 @@ def test_an_unconfigured_device_and_odd_texts_are_no_error(tmp_path: Path) -> No
 def test_a_device_that_vanishes_is_not_listed(tmp_path: Path, missing: str) -> None:
     (make(tmp_path, "1-2") / missing).unlink()
     assert sysfs.scan(tmp_path) == []
+
+
+def test_an_interface_that_vanishes_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """usbmuxd or usb_modeswitch sets another configuration while the device is listed; of that comes no event of a
+    device, so one that was left out would not be looked at again."""
+    directory = make(tmp_path, "1-2", drivers={0: "usb-storage", 17: "cdc_acm"})
+    (device,) = sysfs.scan(tmp_path)
+    assert device.drivers == {0: "usb-storage", 17: "cdc_acm"}
+    link = os.readlink
+
+    def vanishing(path: Path) -> str:
+        found = link(path)
+        if "1-2:1.0" in str(path):
+            shutil.rmtree(Path(path).parent)
+        return found
+
+    monkeypatch.setattr(os, "readlink", vanishing)
+    assert [device.name for device in sysfs.scan(tmp_path)] == ["1-2"]
+    assert not (directory / "1-2:1.0").exists()
+    (device,) = sysfs.scan(tmp_path)
+    assert device.drivers == sysfs.interface_drivers(directory) == {17: "cdc_acm"}
 
 
 def test_a_host_without_usb_has_no_devices(tmp_path: Path) -> None:
