@@ -129,13 +129,13 @@ def find_again(
         return _only(address, [info for info in devices if not socket.isdisjoint((info.port_path, info.twin))])
     kind = kind_of(address)
     if kind in (Kind.NODE, Kind.PATH):
-        found = [info for info in devices if _same_place_and_kind(info, last)]
+        found = [info for info in devices if same_place_and_kind(info, last)]
         found = found or [info for info in _now_at(address, devices) if _same_kind(info, last)]
         if not found and kind is Kind.PATH and last.serial:
             found = [info for info in devices if _same_kind(info, last)]
         return _only(address, found)
     found = matching(address, devices)
-    return _only(address, [info for info in found if _same_place_and_kind(info, last)] or found)
+    return _only(address, [info for info in found if same_place_and_kind(info, last)] or found)
 
 
 def describe(info: DeviceInfo) -> str:
@@ -197,7 +197,8 @@ def _same_kind(info: DeviceInfo, other: DeviceInfo) -> bool:
     return (info.vendor_id, info.product_id, info.serial) == (other.vendor_id, other.product_id, other.serial)
 
 
-def _same_place_and_kind(info: DeviceInfo, other: DeviceInfo) -> bool:
+def same_place_and_kind(info: DeviceInfo, other: DeviceInfo) -> bool:
+    """Whether they may be one device that has not been moved."""
     return info.port_path == other.port_path and _same_kind(info, other)
 
 
