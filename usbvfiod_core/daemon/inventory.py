@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
-from ..errors import UsbvfiodError
+from ..errors import PluginError, UsbvfiodError
 from ..usb.backend import Backend, DeviceInfo
 from ..usb.device import Loop, Timer
 
@@ -147,7 +147,7 @@ class Inventory:
         scan.running = True
         event, scan.event = scan.event, False
         asked, scan.asked = scan.asked, []
-        self._loop.run_blocking(self._backends[backend].list_devices, partial(self._ended, backend, event, asked))
+        self._loop.run_blocking(partial(_list, self._backends[backend]), partial(self._ended, backend, event, asked))
 
     def _ended(self, backend: str, event: bool, asked: list[Listed], result: list[DeviceInfo] | BaseException) -> None:
         scan = self._scans[backend]
@@ -170,3 +170,14 @@ class Inventory:
             scan.wanted = False
             urgent, scan.urgent = scan.urgent, False
             self.look(backend, event=scan.event and not urgent, urgent=urgent)
+
+
+def _list(backend: Backend) -> list[DeviceInfo]:
+    """What it lists; in a thread. Raises PluginError for what is no list of devices, or whatever the backend raises."""
+    found: object = backend.list_devices()
+    if not isinstance(found, list | tuple):
+        raise PluginError(f"list_devices returned {found!r} instead of a list")
+    for each in found:
+        if not isinstance(each, DeviceInfo):
+            raise PluginError(f"list_devices returned {each!r} instead of a DeviceInfo")
+    return list(found)

@@ -359,14 +359,27 @@ def test_a_device_that_goes_while_it_is_opened_is_waited_for(rig: Rig) -> None:
     assert (attachment.state.value, attachment.reason) == ("waiting", "it is not there")
 
 
-def test_a_backend_that_cannot_list_is_asked_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lists", "reason"),
+    [
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: None, "list_devices returned None instead of a list"),
+        (lambda: ["2-1"], "list_devices returned '2-1' instead of a DeviceInfo"),
+    ],
+)
+def test_a_backend_that_cannot_list_is_asked_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, lists: Callable[[], object], reason: str
+) -> None:
     attachment = rig.attach("toys:2-1")
+    told: list[object] = []
     with monkeypatch.context() as patch:
-        patch.setattr(rig.backend, "list_devices", lambda: 1 / 0)
+        patch.setattr(rig.backend, "list_devices", lists)
         rig.backend._changed()
+        rig.attachments.inventory.ask("toys", told.append)
         rig.loop.advance(5)
         assert attachment.state is State.RETRYING
-        assert "division by zero" in attachment.reason
+        assert reason in attachment.reason
+        assert [str(each) for each in told] == [reason], "whoever asked is answered"
     rig.backend.devices.clear()
     rig.backend.put_in("2-1")
     rig.loop.advance(30)
