@@ -200,6 +200,16 @@ def test_the_number_of_connections_is_bounded(page: Page) -> None:
         assert sum(map(_closed, clients)) <= 20
 
 
+def test_a_crowd_that_asks_for_nothing_keeps_nobody_out(page: Page) -> None:
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(page.connect()) for _ in range(MAX_CONNECTIONS)]
+        with page.connect() as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 ")
+            wait_until(lambda: _closed(crowd[0]), "the oldest was not closed")
+            assert not any(map(_closed, crowd[1:]))
+
+
 def test_headers_without_end_are_not_read(page: Page) -> None:
     with page.connect() as client:
         with suppress(ConnectionError):

@@ -30,18 +30,28 @@ ENDING: Final = 30.0
 
 
 class Bounded(H11Protocol):
-    """A connection that is not kept for somebody who neither asks nor reads."""
+    """A connection that is not kept for somebody who neither asks nor reads, and for an idle one only while there is
+    room."""
 
     _watch: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _seen: object = None
+    _since = 0.0
+    """When it was made, by the loop's clock."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-            return
+        self._since = self.loop.time()
         self._watch = self.loop.call_later(IDLE, self._look)
+        there = [each for each in self.connections if not each.transport.is_closing()]
+        if len(there) > MAX_CONNECTIONS:
+            idle = [each for each in there if isinstance(each, Bounded) and each._is_idle]
+            min(idle, key=lambda each: each._since).transport.abort()  # this one, if all others are being answered
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -60,7 +70,7 @@ class Bounded(H11Protocol):
 
     def _look(self) -> None:
         """Close the connection if no request was made since the last look, and none is under way."""
-        if (self.cycle is None or self.cycle.response_complete) and self._seen is self.cycle:
+        if self._is_idle and self._seen is self.cycle:
             self.transport.abort()
             return
         self._seen = self.cycle
