@@ -127,11 +127,17 @@ def _devices(devices: list[sysfs.SysfsDevice]) -> Iterator[Finding]:
             yield Finding("in use", "note", text)
     usable = [device for device in devices if sysfs.refusal(device) is None]
     rules = []
+    closed = 0
     for device in usable:
         label = f"{device.name} {device.vendor_id:04x}:{device.product_id:04x} {device.label}"
-        if sysfs.access_problem(device) is not None:
+        problem = sysfs.access_problem(device)
+        if problem is not None and sysfs.RULE in problem:
             rules.append(sysfs.udev_rule(device))
             yield Finding("rights", "wrong", f"no permission for {label}")
+        elif problem is not None:
+            reason, _, fix = problem.partition(sysfs.ALLOW)
+            closed += 1
+            yield Finding("rights", "wrong", f"{label}: {reason}", fix)
         if device.drivers:
             drivers = ", ".join(sorted(set(device.drivers.values())))
             yield Finding("drivers", "note", f"{drivers} has {label}; it gives it up while a guest has it")
@@ -141,9 +147,9 @@ def _devices(devices: list[sysfs.SysfsDevice]) -> Iterator[Finding]:
             yield Finding("autosuspend", "note", text, fix)
     if rules:
         yield Finding("rights", "note", "a udev rule gives them to the group plugdev", udev_advice("\n".join(rules)))
-    elif usable:
+    elif usable and not closed:
         yield Finding("rights", "ok", f"all {len(usable)} devices may be opened")
-    else:
+    elif not usable:
         yield Finding("devices", "note", "no device is connected that could be given to a guest")
 
 

@@ -1,17 +1,21 @@
-"""What every device of the host passes, in a thread, before it is opened: whether it may be taken from the host now."""
+"""What every device of the host passes, in a thread, before it is opened: whether it may be taken from the host now.
+And why its node could not be opened then."""
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Final
 
 from ..errors import DeviceError, DeviceWithheld
+from ..rights import has_opener
 from .options import HostOptions, InUse
-from .sysfs import SysfsDevice, not_authorized, programs, unfitness, users
+from .sysfs import ALLOW, CONTAINER, SysfsDevice, access_problem, not_authorized, programs, unfitness, users
 
 log = logging.getLogger(__name__)
 
 ADVICE: Final = "end that, or give it the option in-use=take"
+_UNIT: Final = "for a unit of systemd: DeviceAllow=char-usb_device rw"
 _NAMED: Final = 4
 """Uses that are named; a drive can have many partitions."""
 
@@ -41,3 +45,17 @@ def admit(device: SysfsDevice, options: HostOptions) -> SysfsDevice:
     if losers:
         log.info("%s (%s) is taken from programs of this host: %s", device.label, device.name, "; ".join(losers))
     return device
+
+
+def open_problem(device: SysfsDevice, error: OSError) -> str:
+    """Why the device's node could not be opened, and what would help. Linux refuses by EPERM what a container or a unit
+    of systemd keeps from its processes, whatever the node's mode says: all devices, or those that came later than it.
+    """
+    if isinstance(error, PermissionError | FileNotFoundError):
+        problem = access_problem(device)
+        if problem is not None:
+            return problem
+    refused = f"{device.node}: {error.strerror}"
+    if error.errno == errno.EPERM and not has_opener():
+        return f"{refused}, whatever its mode says{ALLOW}{CONTAINER}; {_UNIT}"
+    return refused

@@ -45,6 +45,8 @@ _MAJOR, _NUMBERS = 189, 128
 ALLOW = "; this would allow it: "
 """What stands between the reason and what helps, in what `not_authorized` says; the same in `access_problem`."""
 RULE = "; a udev rule would help: "
+CONTAINER = f"for a container of Docker or Podman: -v {NODES}:{NODES} --device-cgroup-rule='c {_MAJOR}:* rw'"
+"""What gives the nodes to a container, those too that come later."""
 
 _DEVICE_NAME = re.compile(r"usb\d+|\d+-\d+(\.\d+)*")
 _PORT = re.compile(r"(?:usb(\d+)|(\d+-\d+(?:\.\d+)*))-port(\d+)")
@@ -291,6 +293,8 @@ def access_problem(device: SysfsDevice) -> str | None:
         if os.access(device.node, os.R_OK | os.W_OK):
             return None
         mode = device.node.stat()
+    except FileNotFoundError as error:
+        return f"{device.node}: {error.strerror}{ALLOW}{CONTAINER}"
     except OSError as error:
         return f"{device.node}: {error.strerror}"
     return (

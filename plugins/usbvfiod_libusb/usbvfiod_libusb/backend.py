@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from usbvfiod_core import Backend, CannotHandOver, Device, DeviceError, DeviceInfo, Handover, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
-from usbvfiod_core.host.gate import admit
+from usbvfiod_core.host.gate import admit, open_problem
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.ownership import Ownership
 from usbvfiod_core.host.sysfs import SysfsDevice
@@ -131,11 +131,9 @@ def _made(node: WrappedNode, loop: Loop, device: SysfsDevice, options: HostOptio
 
 
 def _open_problem(device: SysfsDevice, error: OSError) -> str:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return sysfs.access_problem(device) or f"no permission for {device.node}: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return f"{device.label} ({device.name}) is gone, or {device.node} is not to be seen from here"
-    return f"{device.node}: {error.strerror}"
+    return open_problem(device, error)
 
 
 def _libusb_problem(device: SysfsDevice, error: Exception) -> str:

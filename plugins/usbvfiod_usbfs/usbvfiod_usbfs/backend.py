@@ -9,7 +9,7 @@ from typing import Final
 
 from usbvfiod_core import Backend, CannotHandOver, Device, DeviceError, DeviceInfo, Handover, Loop
 from usbvfiod_core.host import hotplug, sysfs, taken
-from usbvfiod_core.host.gate import admit
+from usbvfiod_core.host.gate import admit, open_problem
 from usbvfiod_core.host.options import HostOptions
 from usbvfiod_core.host.sysfs import SysfsDevice
 from usbvfiod_core.rights import open_node
@@ -35,9 +35,7 @@ class UsbfsBackend(Backend):
         except OSError as error:
             if error.errno in _GONE and device.now() is device:
                 raise DeviceError(f"{device.node} has been unplugged") from None
-            missing = isinstance(error, PermissionError | FileNotFoundError)
-            reason = sysfs.access_problem(device) if missing else None
-            raise DeviceError(reason or f"{device.node}: {error.strerror}") from None
+            raise DeviceError(open_problem(device, error)) from None
         return _open(fd, device, options, loop)
 
     def take_over(self, address: str, options: HostOptions, loop: Loop, handover: Handover) -> Device:

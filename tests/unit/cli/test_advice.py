@@ -242,7 +242,8 @@ def test_each_illness_has_a_fix(
     interface = host / "sys/1-2/1-2:1.0"
     interface.mkdir()
     (interface / "driver").symlink_to("../../drivers/ftdi_sio")
-    (host / "dev/001/004").unlink()
+    may_open = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != host / "dev/001/004" and may_open(path, mode))
 
     def deaf() -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -271,6 +272,16 @@ def test_each_illness_has_a_fix(
     told = capsys.readouterr().out
     assert "ftdi_sio has 1-2 0403:6001 Serial" in told
     assert f"what would help (backends):\n{installation().plugin('usbfs')}\n" in told
+
+
+def test_a_container_without_the_nodes_gets_no_udev_rule(shelf: Shelf, host: Path, answers: Answers) -> None:
+    node = host / "dev/001/004"
+    node.unlink()
+    found = [each for each in answers("doctor")[1]["findings"] if each["check"] == "rights"]
+    assert [(each["verdict"], each["text"]) for each in found] == [
+        ("wrong", f"1-2 0403:6001 Serial: {node}: No such file or directory")
+    ]
+    assert "-v /dev/bus/usb:/dev/bus/usb --device-cgroup-rule='c 189:* rw'" in found[0]["fix"]
 
 
 def test_a_host_without_usb(shelf: Shelf, host: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,7 +55,28 @@ def test_a_device_that_is_there_without_a_node_was_not_unplugged(
     monkeypatch.setattr(sysfs.SysfsDevice, "now", lambda device: replace(device))
     with pytest.raises(DeviceError) as caught:
         UsbfsBackend().open(str(node), HostOptions(), loop)
-    assert str(caught.value) == f"{node}: No such file or directory"
+    assert str(caught.value).startswith(f"{node}: No such file or directory; this would allow it: for a container")
+
+
+@pytest.mark.parametrize(("code", "helps"), [(errno.EPERM, True), (errno.EACCES, False), (errno.ENODEV, False)])
+def test_a_container_that_keeps_a_node_from_its_processes(
+    scan: Callable[..., Path], loop: StepLoop, monkeypatch: pytest.MonkeyPatch, code: int, helps: bool
+) -> None:
+    """`docker run -v /dev/bus/usb:/dev/bus/usb`, or `--device` and the device was replugged. EACCES is AppArmor's."""
+    node = scan()
+    node.parent.mkdir()
+    node.touch()
+    monkeypatch.setattr(sysfs.SysfsDevice, "now", lambda device: replace(device))
+
+    def kept(path: Path, flags: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", kept)
+    with pytest.raises(DeviceError) as caught:
+        UsbfsBackend().open(str(node), HostOptions(), loop)
+    told = str(caught.value)
+    assert told.startswith(f"{node}: {os.strerror(code)}")
+    assert ("--device-cgroup-rule='c 189:* rw'" in told and "DeviceAllow=char-usb_device rw" in told) is helps
 
 
 def test_a_node_that_may_not_be_opened_gets_its_udev_rule(
