@@ -228,7 +228,8 @@ class FakeHandle:
         self._call("reset")
 
     def close(self) -> None:
-        assert not self.submitted
+        # usb1 waits for these. Linux gives all back that are taken back, or does not return from taking them back.
+        assert not self.submitted or not self.cancels
         self.closed = True
 
     def _call(self, name: str, *values: object) -> None:
