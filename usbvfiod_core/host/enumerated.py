@@ -48,6 +48,8 @@ class EnumeratedDevice(EnumeratedContract):
         """The features of the device (selectors) that the guest has set and the device was not told of."""
         self.moved = False
         """Whether something has gone through the endpoints since the configuration was set."""
+        self._changed_by_requests = False
+        """Whether it has had requests since the configuration was set that may have changed it."""
         self._loop = loop
         self._events: DeviceEvents | None = None
         raws = configurations(description.descriptors)
@@ -165,7 +167,7 @@ class EnumeratedDevice(EnumeratedContract):
     def reset(self, done: Callable[[], object]) -> None:
         def forget(failure: OperationFailed | None) -> None:
             if failure is None:
-                self._touched = self.moved = False
+                self._touched = self.moved = self._changed_by_requests = False
             elif not self._gone:
                 self.moved = True  # whatever its endpoints are like now: its configuration is set again
                 log.warning("%s: the reset failed: %s", self.name, failure)
@@ -222,6 +224,7 @@ class EnumeratedDevice(EnumeratedContract):
         """Go on, as a new device, where that of another process was."""
         self.configuration, self._host_configuration = state.configuration, state.host_configuration
         self.features, self.moved, self._touched = set(state.features), state.moved, state.touched
+        self._changed_by_requests = state.touched  # or it is set once more than it need be
 
     # -- what the requests need ----------------------------------------------------------------------------------------
 
@@ -233,6 +236,7 @@ class EnumeratedDevice(EnumeratedContract):
                 transfer.complete(TransferStatus.DISCONNECTED)
                 return
         self._touched |= touches
+        self._changed_by_requests |= touches and transfer.setup is not None and not transfer.is_in
         data_stage.fit(transfer, self.control_packet_size)
         self.start(transfer)
 
@@ -254,7 +258,7 @@ class EnumeratedDevice(EnumeratedContract):
         def over(failure: OperationFailed | None) -> None:
             if failure is None:
                 self.configuration = self._host_configuration = value
-                self.moved = False
+                self.moved = self._changed_by_requests = False
             else:
                 self._complain(f"configuration {value}", failure)
             then(failure)
@@ -264,8 +268,9 @@ class EnumeratedDevice(EnumeratedContract):
         elif value != self._host_configuration:
             self._touched = True
             self.operate(lambda done: self.begin_configuration(value, done), over)
-        elif self.moved or any(self._configurations[value].first_settings.values()):
-            # Linux wants every interface that is given up in setting 0: one that has none is left without endpoints.
+        elif self.moved or self._changed_by_requests or any(self._configurations[value].first_settings.values()):
+            # Programs set what is set to have a device begin anew, also one that is used by requests alone. And Linux
+            # wants every interface that is given up in setting 0: one that has none is left without endpoints.
             self.operate(self.begin_configuration_again, over)
         else:
             over(None)

@@ -122,6 +122,30 @@ def test_a_used_configuration_is_set_again(bench: Bench) -> None:
     assert bench.scripted.asked() == []
 
 
+@pytest.mark.parametrize(
+    ("request_type", "again"), [(0x40, True), (0x21, True), (0x02, True), (0xC0, False), (0xA1, False), (0x81, False)]
+)
+def test_a_device_that_is_used_by_requests_alone_begins_anew(bench: Bench, request_type: int, again: bool) -> None:
+    """Programs set the configuration that is set (pyusb, libmtp, hackrf_transfer): for a real device it is a light
+    reset. Of what only reads, as Windows does before it sets one, it needs none."""
+    assert ask(bench, 0, usb.SET_CONFIGURATION, 1) == DONE
+    bench.scripted.answers[0] = (TransferStatus.COMPLETED, b"")
+    assert ask(bench, request_type, 0x0A)[0] is TransferStatus.COMPLETED
+    bench.scripted.asked()
+    for wanted in ([("reset_configuration",)] if again else [], []):
+        assert ask(bench, 0, usb.SET_CONFIGURATION, 1) == DONE
+        assert bench.scripted.asked() == wanted
+
+
+def test_a_reset_that_was_made_needs_no_other(bench: Bench) -> None:
+    bench.scripted.answers[0] = (TransferStatus.COMPLETED, b"")
+    ask(bench, 0x40, 0x0A)
+    bench.reset()
+    assert bench.scripted.asked()[-1] == ("reset_port",)
+    assert ask(bench, 0, usb.SET_CONFIGURATION, 1) == DONE
+    assert bench.scripted.asked() == []
+
+
 def test_another_configuration_is_set(bench: Bench) -> None:
     assert ask(bench, 0, usb.SET_CONFIGURATION, 2) == DONE
     assert bench.scripted.asked() == [("set_configuration", 2)]
