@@ -4,6 +4,7 @@ Documentation/networking/filter.rst). Pure: a `Filter` in, instructions out.
     the architecture is another one           -> kill: the numbers mean something else there
     a call that is allowed, whatever it does  -> allow, the hottest first, the others by a binary search
     ioctl, socket, clone, prctl, prlimit64    -> as their arguments are
+    tgkill, fcntl                             -> as their arguments are: signals reach this process only
     clone3                                    -> what `without_clone3` answers
     anything else                             -> refuse
 """
@@ -37,6 +38,9 @@ SOCK_STREAM: Final = 1
 PRCTLS: Final = (15, 16, 3, 21, 23, 27, 39)
 """Naming a thread, and asking: PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_GET_SECCOMP, PR_CAPBSET_READ,
 PR_GET_SECUREBITS, PR_GET_NO_NEW_PRIVS. The C library's modules for users' names do."""
+SIGNALLING: Final = (8, 10, 15)
+"""Of fcntl's commands those that have the kernel send a signal of choice to any process: F_SETOWN, F_SETSIG,
+F_SETOWN_EX (include/uapi/asm-generic/fcntl.h)."""
 _X32: Final = 0x40000000
 _TYPE_MASK: Final = 0xF
 _IOC_TYPE: Final = 0xFF00
@@ -72,6 +76,8 @@ class Filter(NamedTuple):
     streams: frozenset[int] = frozenset()
     """Of sockets that are streams."""
     threads: bool = True
+    process: int = 0
+    """The only process whose threads are signalled; 0 for none."""
     refusal: int = ERRNO | EPERM
 
 
@@ -86,6 +92,8 @@ def program(wanted: Filter, machine: str) -> list[Instruction]:
         "clone3": _ALLOWED if wanted.threads else refuse,
         "prctl": [_argument(0), *(each for number in PRCTLS for each in _when(number, _ALLOWED)), *refuse],
         "prlimit64": _prlimit(refuse),
+        "tgkill": [_argument(0), *_when(wanted.process, _ALLOWED), *refuse] if wanted.process else refuse,
+        "fcntl": [_argument(1), *(each for command in SIGNALLING for each in _when(command, refuse)), *_ALLOWED],
     }
     plain = wanted.calls - conditions.keys()
     made = [

@@ -8,7 +8,7 @@ from typing import Final
 _CALLS: Final = """
 # memory; code that is loaded on demand is mapped executable
 brk mmap munmap mremap mprotect madvise membarrier mincore msync
-# threads, their locks and their end; clone, clone3, prctl and prlimit64 are as the filter has them
+# threads, their locks and their end; clone, clone3, prctl, prlimit64 and tgkill are as the filter has them
 futex set_robust_list get_robust_list rseq set_tid_address gettid getpid getppid sched_yield sched_getaffinity exit
 exit_group restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack rt_sigpending tgkill arch_prctl
 # time and randomness
@@ -17,7 +17,7 @@ timerfd_settime timerfd_gettime
 # what one may ask
 uname getuid geteuid getgid getegid getresuid getresgid getgroups getrusage times sysinfo getcpu sched_getparam
 sched_getscheduler sched_get_priority_max sched_get_priority_min capget
-# descriptors
+# descriptors; fcntl is as the filter has it
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range dup dup2 dup3 fcntl lseek
 fstat fsync fdatasync sync_file_range ftruncate fallocate fadvise64 readahead copy_file_range flock pipe pipe2 eventfd
 eventfd2 memfd_create splice fchmod fchown fgetxattr fstatfs

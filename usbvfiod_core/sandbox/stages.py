@@ -34,7 +34,7 @@ class Confined(NamedTuple):
 
 
 def filter_of(needs: Needs, *, kill: bool = False) -> Filter:
-    """The filter of system calls for what the parts need. `kill` ends the process in the place of EPERM."""
+    """The filter of this process's system calls for what the parts need. `kill` ends the process instead of EPERM."""
     families = needs.sockets | {"unix"}
     return Filter(
         DEFAULT_CALLS | needs.system_calls,
@@ -42,6 +42,7 @@ def filter_of(needs: Needs, *, kill: bool = False) -> Filter:
         needs.ioctl_types,
         frozenset(FAMILIES[each] for each in families if each not in _STREAMS),
         frozenset(FAMILIES[each] for each in families if each in _STREAMS),
+        process=os.getpid(),
         refusal=KILL if kill else ERRNO | EPERM,
     )
 

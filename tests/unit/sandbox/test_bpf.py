@@ -16,7 +16,7 @@ from usbvfiod_core.sandbox.needs import Needs
 from usbvfiod_core.sandbox.stages import filter_of
 
 REFUSED = ERRNO | EPERM
-CONDITIONS = {"ioctl", "socket", "clone", "clone3", "prctl", "prlimit64"}
+CONDITIONS = {"ioctl", "socket", "clone", "clone3", "prctl", "prlimit64", "tgkill", "fcntl"}
 
 machines = pytest.mark.parametrize("machine", AUDIT_ARCH)
 
@@ -127,6 +127,22 @@ def test_a_thread_has_a_name_and_limits_are_asked_for_but_not_set(machine: str) 
     assert ask("prlimit64", 0, 7, 1 << 40) == REFUSED
     assert ask("prlimit64", 0, 7, 1) == REFUSED
     assert ask("prlimit64", os.getpid(), 7, 0, 1) == REFUSED
+
+
+@machines
+def test_signals_reach_this_process_only(machine: str) -> None:
+    """Landlock keeps them in from ABI 6 on only; here on every kernel."""
+    ask = Asked(machine, filter_of(Needs()))
+    own = os.getpid()
+    assert ask("tgkill", own, own + 1, 6) == ALLOW
+    for other in (0, 1, own + 1, -1):
+        assert ask("tgkill", other, own, 6) == REFUSED
+    for command in (8, 10, 15):  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+        assert ask("fcntl", 3, command, own) == REFUSED
+        assert ask("fcntl", 3, 1 << 32 | command, own) == REFUSED
+    for command in (1, 2, 3, 4, 6, 37, 1030, 1033):  # flags, locks, copies and seals
+        assert ask("fcntl", 3, command) == ALLOW
+    assert Asked(machine, Filter(DEFAULT_CALLS))("tgkill", 0, 0, 9) == REFUSED
 
 
 @machines

@@ -75,6 +75,34 @@ def test_nothing_is_executed_traced_signalled_or_connected() -> None:
     assert answers(script) == [*["EPERM"] * 3, "-1", *["EPERM"] * 4, "done", "done"]
 
 
+def test_no_other_process_is_signalled_where_landlock_is_not_there_for_that() -> None:
+    """With the filter alone: a signal that came through would be the victim's exit code."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as victim:
+        script = f"""
+            import fcntl, signal
+            from usbvfiod_core.sandbox import bpf, privileges, seccomp
+            privileges.no_new_privileges()
+            seccomp.install(bpf.program(stages.filter_of(Needs()), seccomp.machine()))
+            libc = ctypes.CDLL(None, use_errno=True)
+            tgkill = bpf.numbers(seccomp.machine())["tgkill"]
+            print(libc.syscall(tgkill, {victim.pid}, {victim.pid}, 9), errno.errorcode[ctypes.get_errno()])
+            reading, writing = os.pipe()
+            print(refused(fcntl.fcntl, reading, fcntl.F_SETSIG, 9))
+            print(refused(fcntl.fcntl, reading, fcntl.F_SETOWN, {victim.pid}))
+            fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
+            os.write(writing, b"x")
+            signal.pthread_kill(threading.get_ident(), 0)  # of its own
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", CLOSED + textwrap.dedent(script)], capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["-1", *["EPERM"] * 3]
+        assert victim.stdin is not None
+        victim.stdin.close()
+        assert victim.wait(PATIENCE) == 0
+
+
 def test_only_the_ports_that_were_given_are_connected() -> None:
     script = """
         def connect(port):
