@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tests.heard import Heard, told
@@ -80,10 +80,11 @@ class Watch:
             raise FindError(f"{self.lines} lines of the log")
         if self.blocks > BLOCKS:
             raise FindError(f"{self.blocks} objects were kept")
-        if descriptors() > self._descriptors:
+        if len(descriptors()) > len(self._descriptors):
             gc.collect()  # what is in cycles is not lost, and threads may still close some (`vfio_user.expendable`)
-            if not eventually(lambda: descriptors() <= self._descriptors, LEFT_SECONDS):
-                raise FindError(f"{descriptors() - self._descriptors} descriptors are left")
+            if not eventually(lambda: len(descriptors()) <= len(self._descriptors), LEFT_SECONDS):
+                left = sorted(what for fd, what in descriptors().items() if self._descriptors.get(fd) != what)
+                raise FindError(f"descriptors are left: {', '.join(left)}")
 
     def look(self) -> None:
         """Note how much memory is used now, which is where it may be most."""
@@ -124,6 +125,10 @@ class WatchedLoop(StepLoop):
             super()._step(callback, args)
 
 
-def descriptors() -> int:
-    """How many this process has."""
-    return len(os.listdir("/proc/self/fd"))
+def descriptors() -> dict[str, str]:
+    """Those of this process, and what they are of."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one of this list
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
